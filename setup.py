@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The package for pip and colcon. Every version range of the project stands here, once."""
+
+import sys
+from glob import glob
+from pathlib import Path
+from xml.etree import ElementTree
+
+from setuptools import find_packages, setup
+
+NAME = "dpt_ros"
+MANIFEST = ElementTree.parse(Path(__file__).parent / "package.xml").getroot()
+
+PROGRAMS = {
+    "dpt_node": "dpt_ros.ros.dpt_node:main",
+    "dpt_camera_sim": "dpt_ros.ros.camera_sim:main",
+    "dpt_bag_player": "dpt_ros.ros.bag_player:main",
+    "dpt_demo": "dpt_ros.apps.demo:main",
+    "dpt_train": "dpt_ros.apps.train:main",
+    "dpt_bench": "dpt_ros.apps.bench:main",
+}
+
+REQUIRES = [
+    "numpy>=1.26,<3",
+    "opencv-python>=4.8,<6",
+    "pyyaml>=6",
+    "safetensors>=0.4",
+    "timm>=1.0.11,<2",
+    "torch>=2.4,<3",
+    "torchvision>=0.19",
+    "tqdm>=4.60",
+]
+
+# ROS 2 Kilted from PyPI, for machines without a ROS install.
+ROS = ["ros-rclpy[fastrtps]>=9.1,<10", "rosbags>=0.11,<0.12"] + [
+    f"ros-{package}>=5.5,<6"
+    for package in (
+        "diagnostic-msgs",
+        "geometry-msgs",
+        "lifecycle-msgs",
+        "nav-msgs",
+        "rosgraph-msgs",
+        "sensor-msgs",
+        "std-msgs",
+        "std-srvs",
+    )
+]
+
+TEST = [
+    "colcon-common-extensions>=0.3",
+    "hypothesis>=6.100",
+    "mypy>=1.11",
+    "pytest>=8",
+    "psutil>=5.9",
+    "rosbags-image>=0.10,<0.12",
+    "ruff>=0.6",
+    "transformers>=4.45,<6",
+]
+
+
+def programs_for_ros2_run() -> list[tuple[str, list[str]]]:
+    """Wrappers in lib/dpt_ros, where ros2 run and ros2 launch look; wheels fill only bin."""
+    if "bdist_wheel" not in sys.argv:
+        return []
+    folder = Path("build") / "ros2_run"
+    folder.mkdir(parents=True, exist_ok=True)
+    for program in PROGRAMS:
+        wrapper = folder / program
+        here = '$(dirname "$(readlink -f "$0")")'
+        wrapper.write_text(f'#!/bin/sh\nexec "{here}/../../bin/{program}" "$@"\n')
+        wrapper.chmod(0o755)
+    return [(f"lib/{NAME}", [str(folder / program) for program in PROGRAMS])]
+
+
+setup(
+    name=NAME,
+    version=MANIFEST.findtext("version"),
+    description=MANIFEST.findtext("description"),
+    author=MANIFEST.findtext("maintainer"),
+    license=MANIFEST.findtext("license"),
+    python_requires=">=3.10",
+    packages=find_packages(include=[NAME, f"{NAME}.*"]),
+    package_data={NAME: ["data/*.json", "data/*.safetensors"]},
+    install_requires=REQUIRES,
+    extras_require={"ros": ROS, "test": TEST},
+    data_files=[
+        ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
+        (f"share/{NAME}", ["package.xml"]),
+        (f"share/{NAME}/launch", sorted(glob("launch/*.py"))),
+        (f"share/{NAME}/config", sorted(glob("config/*"))),
+        *programs_for_ros2_run(),
+    ],
+    entry_points={"console_scripts": [f"{name} = {target}" for name, target in PROGRAMS.items()]},
+    zip_safe=False,
+)
