@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What comes with the package: class names, palettes, the embedded network."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+FOLDER = Path(__file__).parent
+
+
+@cache
+def _classes(file_name: str) -> list[dict[str, object]]:
+    return json.loads((FOLDER / file_name).read_text(encoding="utf-8"))["classes"]
+
+
+def class_names(file_name: str) -> tuple[str, ...]:
+    """Names of the classes of a label file in this folder; that of id k + 1 is at k."""
+    return tuple(str(entry["name"]) for entry in _classes(file_name))
+
+
+def palette(file_name: str) -> np.ndarray:
+    """(256, 3) uint8 RGB, indexed by class id; ids without a class are black."""
+    colors = np.zeros((256, 3), np.uint8)
+    for index, entry in enumerate(_classes(file_name), start=1):
+        colors[index] = entry["color"]
+    return colors

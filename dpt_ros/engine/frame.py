@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plain types that travel through the house: camera, frame in, prediction out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class CameraModel:
+    """A rectified pinhole camera: the left 3x3 of ``P`` in sensor_msgs/CameraInfo (REP 104).
+
+    Focal lengths and principal point are in pixels of an image of ``width`` x ``height``.
+    """
+
+    width: int
+    height: int
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+
+    def scaled(self, width: int, height: int) -> CameraModel:
+        """The same camera seen in an image resized to ``width`` x ``height``.
+
+        Pixel centres sit at integer coordinates, so the principal point moves by the half pixel.
+        """
+        sx, sy = width / self.width, height / self.height
+        return CameraModel(
+            width,
+            height,
+            self.fx * sx,
+            self.fy * sy,
+            (self.cx + 0.5) * sx - 0.5,
+            (self.cy + 0.5) * sy - 0.5,
+        )
+
+    def matrix(self) -> np.ndarray:
+        """The intrinsic matrix ``K``: (3, 3) float64, pixels."""
+        return np.array([[self.fx, 0, self.cx], [0, self.fy, self.cy], [0, 0, 1]], np.float64)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One camera image on its way in.
+
+    Args:
+        pixels: the camera's own pixels, as ``encoding`` says: (H, W) or (H, W, C), uint8, uint16
+            or float32; planar YUV as OpenCV stacks it. May be a strided view of a message.
+        encoding: a sensor_msgs encoding name ("rgb8", "bayer_rggb8", ...).
+        stamp_ns: acquisition time, nanoseconds.
+        frame_id: the optical frame of the camera (REP 103).
+        source: the camera's name, "" when there is only one.
+        camera: intrinsics of ``pixels``, if known.
+        context: whatever the caller wants back with the prediction, untouched.
+    """
+
+    pixels: np.ndarray
+    encoding: str
+    stamp_ns: int
+    frame_id: str = ""
+    source: str = ""
+    camera: CameraModel | None = None
+    context: Any = None
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Which results of a frame somebody wants; what nobody wants is not computed."""
+
+    depth: bool = True
+    inverse: bool = False
+    labels: bool = True
+    confidence: bool = False
+
+    @property
+    def any(self) -> bool:
+        return self.depth or self.inverse or self.labels or self.confidence
+
+    def __or__(self, other: Outputs) -> Outputs:
+        return replace(
+            self,
+            depth=self.depth or other.depth,
+            inverse=self.inverse or other.inverse,
+            labels=self.labels or other.labels,
+            confidence=self.confidence or other.confidence,
+        )
+
+
+@dataclass
+class Prediction:
+    """What the networks say of one frame. Every array is C-contiguous and owned by the receiver.
+
+    Args:
+        frame: the frame that was seen.
+        depth: (H, W) float32, metres along optical Z; NaN unknown, +Inf beyond range (REP 117).
+        inverse: (H, W) float32, inverse depth: 1/m for a metric network, else relative, >= 0.
+        labels: (H, W) uint8 class ids; 0 none, 255 unlabelled.
+        confidence: (H, W) uint8, 0..255, probability of the label's class.
+        camera: intrinsics of the arrays above, when the frame's are known.
+        seconds: time spent per step ("preprocess", "network", "postprocess", ...).
+    """
+
+    frame: Frame
+    depth: np.ndarray | None = None
+    inverse: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    confidence: np.ndarray | None = None
+    camera: CameraModel | None = None
+    seconds: dict[str, float] = field(default_factory=dict)

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Network output -> depth and labels of the camera's size."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+# Classes upsampled at a time: 150 full-size maps of a VGA image would take 184 MB.
+_CLASSES = 16
+
+
+def resize_depth(depth: torch.Tensor, size: tuple[int, int], exact: bool = True) -> torch.Tensor:
+    """Bicubic to the picture's size (isl-org/DPT run_monodepth.py); it can overshoot below 0.
+
+    Args:
+        depth: (B, H, W) float32.
+        size: (height, width).
+        exact: torch's arithmetic, as published; else what is fastest on the depth's device.
+            OpenCV places its samples within 1e-4 pixels of torch's.
+
+    Returns:
+        (B, height, width) float32.
+    """
+    if tuple(depth.shape[-2:]) == size:
+        return depth
+    if depth.device.type == "cpu" and not exact:
+        maps = [
+            cv2.resize(one.numpy(), size[::-1], interpolation=cv2.INTER_CUBIC) for one in depth
+        ]
+        return torch.from_numpy(np.stack(maps))
+    return _bicubic(depth[:, None], size)[:, 0]
+
+
+def resize_labels(labels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Nearest to the picture's size, pixel centres aligned: class ids have nothing in between.
+
+    Args:
+        labels: (B, H, W) uint8, class ids or confidence.
+        size: (height, width).
+
+    Returns:
+        (B, height, width) uint8.
+    """
+    if tuple(labels.shape[-2:]) == size:
+        return labels
+    return F.interpolate(labels[:, None], size, mode="nearest-exact")[:, 0]
+
+
+def classify(
+    logits: torch.Tensor, size: tuple[int, int], confidence: bool = False
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Bicubic logits, then argmax + 1 (isl-org/DPT run_segmentation.py).
+
+    Args:
+        logits: (B, C, H, W).
+        size: (height, width).
+        confidence: whether the probability of the chosen class is wanted too.
+
+    Returns:
+        labels (B, height, width) uint8, 1..C; and their softmax probability as uint8, 0..255,
+        or None.
+    """
+    best, index, total = None, None, None
+    for first in range(0, logits.shape[1], _CLASSES):
+        part = _bicubic(logits[:, first : first + _CLASSES], size)
+        part_best, part_index = part.max(dim=1)
+        part_index += first + 1
+        if best is None or index is None:
+            best, index = part_best, part_index
+            if confidence:
+                total = torch.exp(part - best[:, None]).sum(dim=1)
+            continue
+        index = torch.where(part_best > best, part_index, index)
+        new_best = torch.maximum(best, part_best)
+        if total is not None:
+            # Softmax over classes that come in parts: rescale the sum whenever the maximum moves.
+            total = total * torch.exp(best - new_best)
+            total += torch.exp(part - new_best[:, None]).sum(dim=1)
+        best = new_best
+    assert index is not None, "a label network has at least one class"
+    probability = None if total is None else (255.0 / total + 0.5).to(torch.uint8)
+    return index.to(torch.uint8), probability
+
+
+def _bicubic(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    if tuple(maps.shape[-2:]) == size:
+        return maps.float()
+    return F.interpolate(maps.float(), size, mode="bicubic", align_corners=False)

@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every parameter of dpt_ros: name, default, range and meaning, written once.
+
+``config/dpt.yaml``, the parameter table in the docs and ``ros2 param describe`` are made from, or
+tested against, this class.
+"""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, get_type_hints
+
+
+def setting(
+    default: Any,
+    text: str,
+    when: str,
+    *,
+    choices: Sequence[str] = (),
+    low: float = -math.inf,
+    high: float = math.inf,
+    live: bool = False,
+) -> Any:
+    """A dataclass field with what a reader and a validator need to know of it.
+
+    Args:
+        default: the only place where the default is written.
+        text: what it does, one sentence.
+        when: when to change it.
+        choices: the allowed words, if they are few.
+        low: the smallest allowed number.
+        high: the largest allowed number.
+        live: whether a change takes effect while the node runs.
+    """
+    metadata = {
+        "text": text,
+        "when": when,
+        "choices": tuple(choices),
+        "low": low,
+        "high": high,
+        "live": live,
+    }
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All parameters, typed. ``Settings.parse`` builds a checked one from plain values."""
+
+    cameras: tuple[str, ...] = setting(
+        (),
+        "Names of the cameras; each becomes a prefix of that camera's topics.",
+        "Several cameras on one node. Empty: one camera, no prefix.",
+    )
+    image_transport: str = setting(
+        "raw",
+        "Subscribe to image (raw) or to image/compressed (compressed).",
+        "The camera driver offers JPEG or the network between it and the node is slow.",
+        choices=("raw", "compressed"),
+    )
+    image_reliability: str = setting(
+        "auto",
+        "QoS reliability of the image subscription; auto asks for reliable when every publisher"
+        " offers it, else best effort.",
+        "You know better than discovery does; best_effort loses large images on default Fast DDS.",
+        choices=("auto", "reliable", "best_effort"),
+    )
+    depth_network: str = setting(
+        "auto",
+        "Depth network: a name of the zoo, none, or auto (a downloaded one, else the embedded).",
+        "You want a certain published checkpoint, or labels only.",
+    )
+    label_network: str = setting(
+        "auto",
+        "Label network: a name of the zoo, none, or auto (a downloaded one, else the embedded).",
+        "You want a certain published checkpoint, or depth only.",
+    )
+    depth_weights: str = setting(
+        "",
+        "Weights of the depth network: a file, download, random, or empty (cache, else shipped).",
+        "You have a checkpoint file, or allow the node to download one at configure.",
+    )
+    label_weights: str = setting(
+        "",
+        "Weights of the label network: a file, download, random, or empty (cache, else shipped).",
+        "You have a checkpoint file, or allow the node to download one at configure.",
+    )
+    weight_std: str = setting(
+        "timm",
+        "Weight standardisation: timm (today's arithmetic) or timm045 (as the authors ran it).",
+        "You compare with numbers made by isl-org/DPT with its pinned timm 0.4.5.",
+        choices=("timm", "timm045"),
+    )
+    input_width: int = setting(
+        0,
+        "Width that the network input aims at, pixels; 0 takes the network's own.",
+        "Trade accuracy for speed; rounded to the network's multiple, aspect kept.",
+        low=0,
+        high=4096,
+    )
+    input_height: int = setting(
+        0,
+        "Height that the network input aims at, pixels; 0 takes the network's own.",
+        "Trade accuracy for speed; rounded to the network's multiple, aspect kept.",
+        low=0,
+        high=4096,
+    )
+    device: str = setting(
+        "auto",
+        "Where the networks run: auto (the GPU if there is one), cpu, cuda or cuda:N.",
+        "Several GPUs, or a GPU that must stay free.",
+    )
+    precision: str = setting(
+        "auto",
+        "Number format of the networks: auto (fp16 on a GPU, fp32 on a CPU), fp32, fp16 or bf16.",
+        "You need the reference numbers (fp32) or a CPU that is fast in bf16.",
+        choices=("auto", "fp32", "fp16", "bf16"),
+    )
+    threads: int = setting(
+        0,
+        "CPU threads for the networks; 0 leaves the choice to torch.",
+        "The robot's other processes need the cores.",
+        low=0,
+        high=1024,
+    )
+    output_size: str = setting(
+        "input",
+        "Size of every output image: that of the input image, or of the network's own output.",
+        "network saves bandwidth and time on large images.",
+        choices=("input", "network"),
+    )
+    depth_encoding: str = setting(
+        "32FC1",
+        "Encoding of depth/image: 32FC1 (metres) or 16UC1 (millimetres, 0 unknown; REP 118).",
+        "A consumer reads millimetres only, or bandwidth counts.",
+        choices=("32FC1", "16UC1"),
+        live=True,
+    )
+    publish_inverse: bool = setting(
+        False,
+        "Publish depth/inverse also when the depth is metric.",
+        "You want inverse depth beside metres. A relative network always publishes it.",
+    )
+    max_range: float = setting(
+        0.0,
+        "Depth beyond this is published as +Inf, metres; 0 takes the network's own limit.",
+        "Far depth is of no use to you, or misleads a costmap.",
+        low=0.0,
+        live=True,
+    )
+    color_range: float = setting(
+        10.0,
+        "Depth at the far end of the colour map of depth/color, metres.",
+        "Your scenes are much smaller or larger.",
+        low=0.1,
+        live=True,
+    )
+    max_age: float = setting(
+        0.0,
+        "A frame older than this when its turn comes is dropped, seconds; 0 never drops.",
+        "Old depth is worse than none. Leave 0 for bags replayed without a simulated clock.",
+        low=0.0,
+        live=True,
+    )
+    diagnostics_period: float = setting(
+        1.0,
+        "Seconds between messages on /diagnostics.",
+        "Your monitor wants another rate.",
+        low=0.1,
+        high=60.0,
+    )
+    autostart: bool = setting(
+        True,
+        "Configure and activate without being asked.",
+        "A lifecycle manager (Nav2) brings the node up.",
+    )
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Settings:
+        """A checked Settings from names and plain values.
+
+        Raises:
+            ValueError: one sentence per wrong value: what it is, what was expected.
+        """
+        known = {f.name for f in fields(cls)}
+        problems = [
+            f"'{name}' is not a parameter; known are {', '.join(sorted(known))}."
+            for name in values
+            if name not in known
+        ]
+        checked = {}
+        for name in known & values.keys():
+            try:
+                checked[name] = check(name, values[name])
+            except ValueError as error:
+                problems.append(str(error))
+        if problems:
+            raise ValueError(" ".join(problems))
+        return cls(**checked)
+
+
+def check(name: str, value: Any) -> Any:
+    """``value`` as the type of parameter ``name``.
+
+    Raises:
+        ValueError: a sentence with the value and what was expected.
+    """
+    expected = _TYPES[name]
+    meta = _FIELDS[name].metadata
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if expected == tuple[str, ...]:
+        return _camera_names(value)
+    if type(value) is not expected:
+        raise ValueError(f"{name} is {value!r}, but must be of type {expected.__name__}.")
+    if meta["choices"] and value not in meta["choices"]:
+        raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(meta['choices'])}.")
+    is_number = expected in (int, float)
+    if is_number and not (math.isfinite(value) and meta["low"] <= value <= meta["high"]):
+        raise ValueError(f"{name} is {value}, but must be {_range_words(meta)}.")
+    if name == "device":
+        _check_device_name(value)
+    return value
+
+
+def _check_device_name(value: str) -> None:
+    kind, _, index = value.partition(":")
+    if value in ("auto", "cpu", "cuda") or (kind == "cuda" and index.isdecimal()):
+        return
+    raise ValueError(f"device is {value!r}, but must be auto, cpu, cuda or cuda:N.")
+
+
+def _camera_names(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+        raise ValueError(f"cameras is {value!r}, but must be a list of names.")
+    names = tuple(item for item in value if item)
+    for item in names:
+        if not item.replace("_", "a").isalnum() or not item.isascii() or item[0].isdigit():
+            raise ValueError(
+                f"cameras holds {item!r}, but a name may have letters, digits and underscores"
+                " only and must not begin with a digit."
+            )
+    if len(set(names)) != len(names):
+        raise ValueError(f"cameras is {list(names)!r}, but each name may stand only once.")
+    return names
+
+
+def _range_words(meta: types.MappingProxyType[Any, Any]) -> str:
+    low, high = meta["low"], meta["high"]
+    return f"at least {low:g}" if math.isinf(high) else f"between {low:g} and {high:g}"
+
+
+_FIELDS = {f.name: f for f in fields(Settings)}
+_TYPES = get_type_hints(Settings)
