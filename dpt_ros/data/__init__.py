@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,13 +14,13 @@ FOLDER = Path(__file__).parent
 
 
 @cache
-def _classes(file_name: str) -> list[dict[str, object]]:
+def _classes(file_name: str) -> list[dict[str, Any]]:
     return json.loads((FOLDER / file_name).read_text(encoding="utf-8"))["classes"]
 
 
 def class_names(file_name: str) -> tuple[str, ...]:
     """Names of the classes of a label file in this folder; that of id k + 1 is at k."""
-    return tuple(str(entry["name"]) for entry in _classes(file_name))
+    return tuple(entry["name"] for entry in _classes(file_name))
 
 
 def palette(file_name: str) -> np.ndarray:

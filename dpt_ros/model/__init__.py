@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The networks: torch and timm, nothing of cameras or ROS."""
+
+from dpt_ros.model.checkpoint import CheckpointError, save_checkpoint
+from dpt_ros.model.download import DownloadError
+from dpt_ros.model.dpt import DPT
+from dpt_ros.model.factory import cached_checkpoint, create_model, list_models, model_spec
+from dpt_ros.model.zoo import ModelSpec
+
+__all__ = [
+    "DPT",
+    "CheckpointError",
+    "DownloadError",
+    "ModelSpec",
+    "cached_checkpoint",
+    "create_model",
+    "list_models",
+    "model_spec",
+    "save_checkpoint",
+]
