@@ -155,7 +155,7 @@ def load_networks(settings: Settings) -> Networks:
             continue
         key = (name, weights[task])
         if key not in ready:
-            model = _create(name, weights[task], settings)
+            model = _create(name, weights[task], settings, _PARAMETERS[task][1])
             ready[key] = _on_device(model, device, _DTYPES[precision])
         if task not in ready[key].spec.tasks:
             raise NetworkError(
@@ -220,7 +220,7 @@ def _choose(task: str, name: str, weights: str, notes: list[str]) -> str | None:
     return EMBEDDED
 
 
-def _create(name: str, weights: str, settings: Settings) -> DPT:
+def _create(name: str, weights: str, settings: Settings, parameter: str) -> DPT:
     try:
         from dpt_ros.model import create_model
     except RuntimeError as error:
@@ -230,11 +230,10 @@ def _create(name: str, weights: str, settings: Settings) -> DPT:
             "torch and torchvision do not fit together (operator torchvision::nms is missing): "
             "install both from the same source and for the same device."
         ) from error
-    overrides = {} if settings.weight_std == "timm" else {"weight_std": settings.weight_std}
     try:
-        return create_model(name, weights=weights or None, **overrides)
+        return create_model(name, weights=weights or None, weight_std=settings.weight_std)
     except (ValueError, OSError) as error:
-        raise NetworkError(f"{name} cannot be loaded: {error}") from error
+        raise NetworkError(f"{name} cannot be loaded ({parameter}): {error}") from error
 
 
 def _on_device(model: DPT, device: torch.device, dtype: torch.dtype) -> Network:

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Choosing and loading the networks that the settings ask for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dpt_ros.engine.network import EMBEDDED, NetworkError, load_networks
+from dpt_ros.engine.settings import Settings
+from dpt_ros.model import create_model, save_checkpoint
+
+RANDOM = {"depth_weights": "random", "label_weights": "random"}
+
+
+@pytest.fixture(autouse=True)
+def _empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DPT_ROS_CACHE", str(tmp_path / "cache"))
+
+
+def test_without_a_download_auto_is_the_embedded_network_for_both_and_says_so():
+    networks = load_networks(Settings())
+    assert networks.depth is networks.labels
+    assert networks.depth_name == networks.label_name == EMBEDDED
+    assert networks.metric
+    assert networks.max_depth == pytest.approx(50.0)
+    assert networks.class_names[:2] == ("wall", "floor")
+    assert sum("synthetic world only" in note for note in networks.notes) == 2
+    assert not networks.random
+
+
+def test_auto_prefers_a_downloaded_network_and_says_so(monkeypatch):
+    asked = []
+
+    def at_hand(name: str) -> Path | None:
+        asked.append(name)
+        return Path("there.pt") if name == "dpt_hybrid_kitti" else None
+
+    monkeypatch.setattr("dpt_ros.model.cached_checkpoint", at_hand)
+    with pytest.raises(NetworkError, match=r"^dpt_hybrid_kitti cannot be loaded \(depth_w"):
+        load_networks(Settings(label_network="none"))
+    assert asked == ["dpt_hybrid_nyu", "dpt_hybrid_kitti"]
+
+
+def test_random_weights_are_used_only_on_request_and_said():
+    networks = load_networks(Settings(**RANDOM))
+    assert networks.random
+    assert any("predictions mean nothing" in note for note in networks.notes)
+
+
+def test_a_network_for_one_task_leaves_the_other_out():
+    networks = load_networks(Settings(label_network="none"))
+    assert networks.depth is not None
+    assert networks.labels is None
+    assert networks.class_names == ()
+
+
+def test_a_file_is_taken_by_path(tmp_path):
+    path = tmp_path / "mine.safetensors"
+    save_checkpoint(create_model(EMBEDDED, weights="random"), path)
+    networks = load_networks(Settings(depth_network=EMBEDDED, depth_weights=str(path)))
+    assert networks.depth is not networks.labels
+    assert not networks.random
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (Settings(depth_network="dpt_hybrid_nyc"), "did you mean dpt_hybrid_nyu"),
+        (Settings(depth_network="dpt_hybrid_nyu"), 'ask for "download"'),
+        (Settings(depth_weights="/no/such/file.pt"), "no checkpoint file /no/such/file.pt"),
+        (Settings(depth_network="none", label_network="none"), "nothing to compute"),
+        (Settings(precision="fp16", device="cpu"), "precision is fp16, but a CPU"),
+        (
+            Settings(depth_network="dpt_hybrid_ade20k", depth_weights="random"),
+            "dpt_hybrid_ade20k predicts labels, not depth; set depth_network",
+        ),
+    ],
+)
+def test_what_cannot_be_made_ready_is_refused_with_what_to_do(settings, sentence):
+    with pytest.raises(NetworkError) as refusal:
+        load_networks(settings)
+    assert sentence in str(refusal.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused_with_what_to_do():
+    with pytest.raises(NetworkError, match="finds no usable GPU; check the driver"):
+        load_networks(Settings(device="cuda"))
+
+
+@pytest.mark.gpu
+def test_a_gpu_that_is_not_there_is_named_with_those_that_are():
+    with pytest.raises(NetworkError, match="there are only"):
+        load_networks(Settings(device="cuda:99"))
