@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dpt_ros.engine.color import depth_to_color, inverse_to_color, labels_to_color
+from dpt_ros.engine.color import depth_to_color, inverse_to_color, labels_to_color, with_words
 from dpt_ros.engine.postprocess import classify, resize_depth, resize_labels
 
 
@@ -66,6 +66,13 @@ def test_inverse_depth_is_bright_where_near():
     colors = inverse_to_color(np.array([[0.0, 50.0, 100.0, 200.0]], np.float32), 100.0)
     assert colors[0, 0].sum() < colors[0, 1].sum() < colors[0, 2].sum()
     np.testing.assert_array_equal(colors[0, 2], colors[0, 3])
+
+
+def test_words_on_a_picture_can_be_seen_on_any_ground():
+    for shade in (0, 128, 255):
+        picture = with_words(np.full((240, 320, 3), shade, np.uint8), "RANDOM WEIGHTS")
+        assert (picture[:40] != shade).any()
+        assert (picture[60:] == shade).all()
 
 
 def test_labels_take_their_colour_from_the_palette():

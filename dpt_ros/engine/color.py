@@ -24,7 +24,7 @@ def depth_to_color(depth: np.ndarray, far: float) -> np.ndarray:
     """
     # The square root spends more colours where a robot needs them.
     scaled = np.sqrt(np.clip(depth, 0.0, far) / far) * 255
-    colors = _NEAR_TO_FAR[np.nan_to_num(scaled, nan=0.0).astype(np.uint8)]
+    colors = _look_up(np.nan_to_num(scaled, nan=0.0).astype(np.uint8), _NEAR_TO_FAR)
     colors[np.isnan(depth)] = _UNKNOWN
     return colors
 
@@ -40,7 +40,7 @@ def inverse_to_color(inverse: np.ndarray, near: float) -> np.ndarray:
         (H, W, 3) uint8 RGB, bright where near.
     """
     scaled = np.clip(inverse / near, 0.0, 1.0) * 255
-    return _NEAR_TO_FAR[255 - np.nan_to_num(scaled, nan=0.0).astype(np.uint8)]
+    return _look_up(255 - np.nan_to_num(scaled, nan=0.0).astype(np.uint8), _NEAR_TO_FAR)
 
 
 def labels_to_color(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
@@ -53,4 +53,23 @@ def labels_to_color(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
     Returns:
         (H, W, 3) uint8 RGB.
     """
-    return palette[labels]
+    return _look_up(labels, palette)
+
+
+def with_words(picture: np.ndarray, words: str) -> np.ndarray:
+    """The picture with a line of words across its top, in place.
+
+    Args:
+        picture: (H, W, 3) uint8 RGB.
+        words: ASCII.
+    """
+    size = picture.shape[1] / 500
+    at = (4, 4 + round(24 * size))
+    for color, width in ((_UNKNOWN, 4), ((255, 255, 255), 1)):
+        cv2.putText(picture, words, at, cv2.FONT_HERSHEY_SIMPLEX, size, color, width, cv2.LINE_AA)
+    return picture
+
+
+def _look_up(indices: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """``table[indices]`` for (H, W) uint8 and (256, 3) uint8: OpenCV takes a tenth of the time."""
+    return cv2.applyColorMap(indices, table[:, None])

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node ``camera_sim``: a camera in the synthetic world, with the truth beside its images."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import rclpy
+from nav_msgs.msg import Odometry
+from rcl_interfaces.msg import ParameterDescriptor
+from rclpy.executors import ExternalShutdownException
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_msgs.msg import Header
+
+from dpt_ros.ros.command_line import start_ros
+from dpt_ros.ros.messages import camera_info_message, image_message, jpeg_message
+from dpt_ros.world import KINDS, View, World
+
+_PARAMETERS: dict[str, tuple[Any, str]] = {
+    "kind": ("room", f"which world: {', '.join(KINDS)}"),
+    "seed": (0, "chooses its layout, looks, paths and noise"),
+    "width": (320, "of the image, pixels"),
+    "height": (240, "of the image, pixels"),
+    "rate": (30.0, "frames per second"),
+    "reliability": ("reliable", "of the images: reliable or best_effort"),
+    "frames": (0, "how many frames to publish before the node ends; 0 for no end"),
+    "frame_id": ("camera_optical_frame", "of the camera, x right, y down, z forward (REP 103)"),
+}
+_EXAMPLES = """examples:
+  dpt_camera_sim --ros-args -p kind:=yard -p seed:=3
+  dpt_camera_sim --ros-args -p width:=640 -p height:=480 -p rate:=15.0 -r __ns:=/front
+
+parameters:
+""" + "\n".join(
+    f"  {name}: {text} (default {default})" for name, (default, text) in _PARAMETERS.items()
+)
+
+
+class CameraSim(Node):
+    """Publishes image, image/compressed, camera_info, odom, truth/depth and truth/labels.
+
+    Raises:
+        ValueError: a parameter has a value that no world or QoS has.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("camera_sim")
+        values = {name: self._given(name, *row) for name, row in _PARAMETERS.items()}
+        if values["kind"] not in KINDS:
+            raise ValueError(f"kind is '{values['kind']}', but must be one of {', '.join(KINDS)}.")
+        if values["reliability"] not in ("reliable", "best_effort"):
+            raise ValueError(
+                f"reliability is '{values['reliability']}', but must be reliable or best_effort."
+            )
+        self._world = World(
+            values["kind"], values["seed"], values["width"], values["height"], values["rate"]
+        )
+        self._frame_id = values["frame_id"]
+        self._left = values["frames"] or None
+        self._number = 0
+        reliability = ReliabilityPolicy[values["reliability"].upper()]
+        self._outputs = {
+            topic: self.create_publisher(
+                kind,
+                topic,
+                QoSProfile(depth=2, reliability=reliability),
+                qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+            )
+            for topic, kind in (
+                ("image", Image),
+                ("image/compressed", CompressedImage),
+                ("camera_info", CameraInfo),
+                ("odom", Odometry),
+                ("truth/depth", Image),
+                ("truth/labels", Image),
+            )
+        }
+        self.create_timer(1.0 / values["rate"], self._tick)
+
+    def _given(self, name: str, default: Any, text: str) -> Any:
+        # Dynamic, so that a value of the wrong type gets our sentence and 15 may stand for 15.0.
+        about = ParameterDescriptor(description=text, read_only=True, dynamic_typing=True)
+        value = self.declare_parameter(name, default, about).value
+        if isinstance(default, float) and type(value) is int:
+            value = float(value)
+        if type(value) is not type(default):
+            raise ValueError(f"{name} is {value!r}, but must be of type {type(default).__name__}.")
+        return value
+
+    @property
+    def done(self) -> bool:
+        """Whether all frames asked for were published."""
+        return self._left == 0
+
+    def _tick(self) -> None:
+        if self.done:
+            return
+        header = Header(stamp=self.get_clock().now().to_msg(), frame_id=self._frame_id)
+        if any(output.get_subscription_count() for output in self._outputs.values()):
+            self._publish(self._world.frame(self._number), header)
+        self._number += 1
+        if self._left is not None:
+            self._left -= 1
+
+    def _publish(self, view: View, header: Header) -> None:
+        makers = {
+            "image": lambda: image_message(view.rgb, "rgb8", header),
+            "image/compressed": lambda: jpeg_message(view.rgb, header),
+            "camera_info": lambda: camera_info_message(view.camera, header),
+            "odom": lambda: _odometry(view.odom_from_camera, header),
+            "truth/depth": lambda: image_message(view.depth, "32FC1", header),
+            "truth/labels": lambda: image_message(view.labels, "mono8", header),
+        }
+        for topic, make in makers.items():
+            if self._outputs[topic].get_subscription_count():
+                self._outputs[topic].publish(make())
+
+
+def _odometry(odom_from_camera: np.ndarray, header: Header) -> Odometry:
+    """The pose of the camera's optical frame in ``odom``; (4, 4) float64. No twist is given."""
+    msg = Odometry(child_frame_id=header.frame_id)
+    msg.header.stamp, msg.header.frame_id = header.stamp, "odom"
+    position, orientation = msg.pose.pose.position, msg.pose.pose.orientation
+    position.x, position.y, position.z = odom_from_camera[:3, 3].tolist()
+    orientation.x, orientation.y, orientation.z, orientation.w = _quaternion(odom_from_camera)
+    return msg
+
+
+def _quaternion(pose: np.ndarray) -> list[float]:
+    """x, y, z, w of the rotation of a pose, (4, 4)."""
+    r = pose[:3, :3]
+    # The eigenvector of the largest eigenvalue (Bar-Itzhack 2000): good for every rotation.
+    k = np.array(
+        [
+            [r[0, 0] - r[1, 1] - r[2, 2], 0, 0, 0],
+            [r[1, 0] + r[0, 1], r[1, 1] - r[0, 0] - r[2, 2], 0, 0],
+            [r[2, 0] + r[0, 2], r[2, 1] + r[1, 2], r[2, 2] - r[0, 0] - r[1, 1], 0],
+            [r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1], np.trace(r)],
+        ]
+    )
+    _, vectors = np.linalg.eigh(k)
+    q = vectors[:, -1]
+    return (q if q[3] >= 0 else -q).tolist()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the camera until Ctrl-C, SIGTERM or its last frame."""
+    description = "A camera in the synthetic world, as a ROS node, with the truth beside it."
+    start_ros("dpt_camera_sim", description, _EXAMPLES, argv)
+    try:
+        node = CameraSim()
+        while not node.done:
+            rclpy.spin_once(node)
+    except ValueError as error:
+        print(f"dpt_camera_sim: {error}", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    finally:
+        rclpy.try_shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

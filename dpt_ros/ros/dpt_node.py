@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lifecycle node ``dpt``: camera topics in, depth and labels out. Wiring only."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NoReturn
+
+import rclpy
+import torch
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.clock import Clock, ClockType
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from std_srvs.srv import Trigger
+
+from dpt_ros.engine.frame import Frame, Prediction
+from dpt_ros.engine.network import NetworkError, Networks, load_networks
+from dpt_ros.engine.pipeline import Pipeline
+from dpt_ros.engine.settings import Settings
+from dpt_ros.ros.camera_topics import CameraTopics
+from dpt_ros.ros.command_line import start_ros
+from dpt_ros.ros.diagnostics import networks_status
+from dpt_ros.ros.parameters import Parameters
+from dpt_ros.ros.transport import REVIEW_PERIOD, keep_large_buffers
+
+_DESCRIPTION = (
+    "The lifecycle node dpt: takes camera images, publishes metric depth and semantic labels.\n"
+    "Everything is set by ROS parameters; config/dpt.yaml lists them."
+)
+_EXAMPLES = """examples:
+  dpt_node --ros-args -r image:=/camera/image_raw -r camera_info:=/camera/camera_info
+  dpt_node --ros-args --params-file dpt.yaml -p device:=cuda
+  dpt_node --ros-args -p depth_network:=dpt_hybrid_nyu -p depth_weights:=download
+"""
+
+
+class DptNode(LifecycleNode):
+    """Depth and labels from camera topics; see docs/topics.md for its names and parameters."""
+
+    def __init__(self) -> None:
+        super().__init__("dpt")
+        self._networks: Networks | None = None
+        self._pipeline: Pipeline | None = None
+        self._cameras: dict[str, CameraTopics] = {}
+        self._state = "unconfigured"
+        self._why = ""
+        self._given = Parameters(self, self._adopt_settings, lambda: self._networks is not None)
+        # Periods are of real time: a simulated clock may stand still.
+        self._steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 1)
+        self._diagnostics_timer = self.create_timer(
+            self._settings().diagnostics_period, self._publish_diagnostics, clock=self._steady
+        )
+        self.create_timer(REVIEW_PERIOD, self._review, clock=self._steady)
+        self.create_service(Trigger, "~/reset", self._reset)
+        if self._settings().autostart:
+            self._start_timer = self.create_timer(0.0, self._start, clock=self._steady)
+
+    def _settings(self) -> Settings:
+        return self._given.settings
+
+    # Lifecycle
+
+    def _start(self) -> None:
+        self.destroy_timer(self._start_timer)
+        if self._state != "unconfigured":
+            return
+        if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
+            self.trigger_activate()
+        else:
+            self.get_logger().error(
+                "The node stays unconfigured. Set the parameter right, then restart it or run"
+                f" ros2 lifecycle set {self.get_fully_qualified_name()} configure."
+            )
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load, check and warm the networks; FAILURE with a sentence when that cannot be done."""
+        with self._traced("configure"):
+            self._why = " ".join(self._given.problems.values())
+            if not self._why:
+                try:
+                    self._networks = load_networks(self._settings())
+                except NetworkError as error:
+                    self._why = str(error)
+            if self._networks is None:
+                self.get_logger().error(f"Cannot configure: {self._why}")
+                return TransitionCallbackReturn.FAILURE
+            for note in self._networks.notes:
+                self.get_logger().info(note)
+            for name in self._settings().cameras or ("",):
+                self._cameras[name] = CameraTopics(self, name, self._networks, self._settings)
+            self._diagnostics_timer.timer_period_ns = int(
+                self._settings().diagnostics_period * 1e9
+            )
+            self._state = "inactive"
+            return super().on_configure(state)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Subscribe and let frames flow."""
+        with self._traced("activate"):
+            super().on_activate(state)
+            assert self._networks is not None
+            self._pipeline = Pipeline(
+                self._networks,
+                self._settings(),
+                on_prediction=self._publish,
+                on_drop=self._count_drop,
+                on_error=self._report_failure,
+                now_ns=lambda: self.get_clock().now().nanoseconds,
+            )
+            for camera in self._cameras.values():
+                camera.open(self._pipeline.submit)
+            self._state = "active"
+            return TransitionCallbackReturn.SUCCESS
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop the flow; the networks stay loaded."""
+        with self._traced("deactivate"):
+            self._stop()
+            self._state = "inactive"
+            return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Free the networks and take the topics away."""
+        with self._traced("cleanup"):
+            self.release()
+            self._state = "unconfigured"
+            return super().on_cleanup(state)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """As cleanup, from any state and for good."""
+        with self._traced("shutdown"):
+            self.release()
+            self._state = "finalized"
+            return super().on_shutdown(state)
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """After a fault in a transition: back to unconfigured, from where configure may help."""
+        with self._traced("error processing"):
+            self.release()
+            self._state = "unconfigured"
+            self._why = f"The node failed while {state.label}; the log says why."
+            return super().on_error(state)
+
+    @contextmanager
+    def _traced(self, transition: str) -> Iterator[None]:
+        """Log what escapes from a transition, for rclpy swallows it without a word."""
+        try:
+            yield
+        except BaseException as error:
+            if isinstance(error, Exception):
+                text = "".join(traceback.format_exception(error))
+                self.get_logger().error(f"Unexpected failure in {transition}: {text}")
+            raise
+
+    def _stop(self, patience: float = 1.0) -> None:
+        for camera in self._cameras.values():
+            camera.close()
+        if self._pipeline is not None:
+            self._pipeline.close(patience)
+            self._pipeline = None
+
+    def release(self, patience: float = 1.0) -> None:
+        """Stop everything and free the device memory; may be called in any state, repeatedly.
+
+        Args:
+            patience: seconds to wait for the frame being computed.
+        """
+        self._stop(patience)
+        for camera in self._cameras.values():
+            camera.destroy()
+        self._cameras.clear()
+        self._networks = None
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
+    # Frames; called on the pipeline's thread
+
+    def _publish(self, prediction: Prediction) -> None:
+        if camera := self._cameras.get(prediction.frame.source):
+            camera.publish(prediction)
+
+    def _count_drop(self, frame: Frame, reason: str) -> None:
+        if camera := self._cameras.get(frame.source):
+            camera.drop(reason)
+
+    def _report_failure(self, frame: Frame, error: Exception) -> None:
+        camera = self._cameras.get(frame.source)
+        if camera and self.context.ok():
+            camera.fail(error)
+
+    # The rest
+
+    def _adopt_settings(self, settings: Settings) -> None:
+        if self._pipeline is not None:
+            self._pipeline.settings = settings
+
+    def _review(self) -> None:
+        for camera in self._cameras.values():
+            camera.review()
+
+    def _publish_diagnostics(self) -> None:
+        name = f"{self.get_name()}: networks"
+        status = [networks_status(name, self._state, self._networks, self._why)]
+        status += [camera.status() for camera in self._cameras.values()]
+        stamp = self.get_clock().now().to_msg()
+        msg = DiagnosticArray(status=status)
+        msg.header.stamp = stamp
+        self._diagnostics.publish(msg)
+
+    def _reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        response.success = True
+        response.message = (
+            "Frames are predicted one by one, without a temporal filter, so there is no history"
+            " to forget."
+        )
+        return response
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the node until Ctrl-C, SIGTERM or the end of the ROS context."""
+    keep_large_buffers()
+    # rclpy ends the wait for work; this also breaks into a long load. A shell that starts the node
+    # in the background hands it SIGINT ignored, so both are set.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    start_ros("dpt_node", _DESCRIPTION, _EXAMPLES, argv)
+    if argv is None:
+        # What was imported stays: the collector need not walk over torch again and again.
+        gc.freeze()
+    _spin()
+    if argv is None:
+        _end_process()
+    return 0
+
+
+def _spin() -> None:
+    executor = SingleThreadedExecutor()
+    try:
+        executor.add_node(DptNode())
+        executor.spin()
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for node in executor.get_nodes():
+            node.release(patience=0.3)
+            node.destroy_node()
+        rclpy.try_shutdown()
+
+
+def _end_process() -> NoReturn:
+    """End at once: torch alone needs a second or more to be taken down object by object.
+
+    What outlives a process, the middleware's shared memory, goes with the node's last objects.
+    """
+    gc.collect()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

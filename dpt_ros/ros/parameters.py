@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings <-> ROS parameters: declared from Settings, checked by it."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import Field, fields, replace
+from typing import Any, get_type_hints
+
+from rcl_interfaces.msg import (
+    FloatingPointRange,
+    IntegerRange,
+    ParameterDescriptor,
+    SetParametersResult,
+)
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
+from dpt_ros.engine.settings import Settings, check
+from dpt_ros.ros.reference import constraints
+
+_TYPES = get_type_hints(Settings)
+# Parameters that rclpy itself declares, and prefixes of those it declares later.
+_RCLPY_NAMES = ("use_sim_time", "start_type_description_service")
+_RCLPY_PREFIXES = ("qos_overrides.",)
+
+
+class Parameters:
+    """A node's parameters as a `Settings` that is always valid.
+
+    Values given at start-up that are wrong do not stop the process: each is kept out, its
+    parameter stays at the default, and ``problems`` holds a sentence until a right one is set.
+
+    Args:
+        node: declares the parameters there.
+        on_change: called with the new settings after an accepted change of a live parameter.
+        configured: whether the node is configured now, so that only live parameters may change.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        on_change: Callable[[Settings], None],
+        configured: Callable[[], bool],
+    ) -> None:
+        self.settings = Settings()
+        self.problems: dict[str, str] = {}
+        self._on_change = on_change
+        self._configured = configured
+        for spec in fields(Settings):
+            # Overrides are applied below, where a wrong one can be answered with a sentence.
+            node.declare_parameter(
+                spec.name, _plain(spec.default), _descriptor(spec), ignore_override=True
+            )
+        self._apply_overrides(node, node._parameter_overrides)
+        node.add_pre_set_parameters_callback(_integers_as_floats)
+        node.add_on_set_parameters_callback(self._judge)
+        node.add_post_set_parameters_callback(self._adopt)
+
+    def _apply_overrides(self, node: Node, overrides: Mapping[str, Parameter[Any]]) -> None:
+        for name, given in overrides.items():
+            if name not in _TYPES:
+                if name not in _RCLPY_NAMES and not name.startswith(_RCLPY_PREFIXES):
+                    node.get_logger().warning(unknown_name(name))
+                continue
+            try:
+                value = _checked(given)
+            except ValueError as error:
+                self.problems[name] = str(error)
+                continue
+            self.settings = replace(self.settings, **{name: value})
+            node.set_parameters([Parameter(name, value=_plain(value))])
+
+    def _judge(self, changes: list[Parameter[Any]]) -> SetParametersResult:
+        for change in changes:
+            if change.name not in _TYPES:
+                continue
+            try:
+                value = _checked(change)
+            except ValueError as error:
+                return SetParametersResult(successful=False, reason=str(error))
+            same = value == getattr(self.settings, change.name)
+            if self._configured() and not same and not is_live(change.name):
+                return SetParametersResult(
+                    successful=False,
+                    reason=f"{change.name} takes effect at configure: deactivate and clean up"
+                    " first.",
+                )
+        return SetParametersResult(successful=True)
+
+    def _adopt(self, changes: list[Parameter[Any]]) -> None:
+        ours = {p.name: _checked(p) for p in changes if p.name in _TYPES}
+        for name in ours:
+            self.problems.pop(name, None)
+        if ours:
+            self.settings = replace(self.settings, **ours)
+            self._on_change(self.settings)
+
+
+def is_live(name: str) -> bool:
+    """Whether a change of parameter ``name`` takes effect while the node runs."""
+    return bool(Settings.__dataclass_fields__[name].metadata["live"])
+
+
+def unknown_name(name: str) -> str:
+    """A sentence about a parameter that does not exist, with the nearest one that does."""
+    near = difflib.get_close_matches(name, _TYPES, n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return f"'{name}' is not a parameter of this node and is ignored.{hint}"
+
+
+def _integers_as_floats(changes: list[Parameter[Any]]) -> list[Parameter[Any]]:
+    """``ros2 param set ... max_range 5`` sends an integer; take it as the 5.0 that was meant."""
+    return [
+        Parameter(p.name, value=float(p.value))
+        if _TYPES.get(p.name) is float and p.type_ == Parameter.Type.INTEGER
+        else p
+        for p in changes
+    ]
+
+
+def _checked(parameter: Parameter[Any]) -> Any:
+    if parameter.type_ == Parameter.Type.NOT_SET:
+        raise ValueError(f"{parameter.name} cannot be unset; set it to another value.")
+    return check(parameter.name, _plain(parameter.value))
+
+
+def _plain(value: Any) -> Any:
+    """A value as rclpy takes it: lists for tuples, never empty, for an empty one has no type."""
+    return value if isinstance(value, str | bool | int | float) else list(value) or [""]
+
+
+def _descriptor(spec: Field[Any]) -> ParameterDescriptor:
+    meta = spec.metadata
+    descriptor = ParameterDescriptor(
+        # So that a value of the wrong type reaches our own check and gets a sentence.
+        dynamic_typing=True,
+        description=f"{meta['text']} When to change it: {meta['when']}",
+        additional_constraints=constraints(spec),
+    )
+    if math.isfinite(meta["low"]) and math.isfinite(meta["high"]):
+        if _TYPES[spec.name] is int:
+            limits = IntegerRange(from_value=int(meta["low"]), to_value=int(meta["high"]))
+            descriptor.integer_range = [limits]
+        else:
+            bounds = FloatingPointRange(from_value=meta["low"], to_value=meta["high"])
+            descriptor.floating_point_range = [bounds]
+    return descriptor

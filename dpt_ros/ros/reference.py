@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Texts that are made from the code: config/dpt.yaml, config/labels_*.yaml, a parameter table.
+
+``python -m dpt_ros.ros.reference`` rewrites them in a checkout; the tests say when to.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+from dataclasses import Field, fields
+from pathlib import Path
+from typing import Any
+
+from dpt_ros.data import class_names
+from dpt_ros.engine.settings import Settings
+
+_TABLE_BEGIN = "<!-- parameters: python -m dpt_ros.ros.reference -->\n"
+_TABLE_END = "<!-- end of parameters -->\n"
+
+
+def constraints(spec: Field[Any]) -> str:
+    """What values a parameter may have and when a change takes effect, in a few words."""
+    meta = spec.metadata
+    words = []
+    if meta["choices"]:
+        words.append("one of " + ", ".join(meta["choices"]))
+    if math.isfinite(meta["low"]):
+        low, high = meta["low"], meta["high"]
+        words.append(f"{low:g} to {high:g}" if math.isfinite(high) else f"at least {low:g}")
+    words.append("live" if meta["live"] else "takes effect at configure")
+    return "; ".join(words)
+
+
+def parameters_yaml() -> str:
+    """config/dpt.yaml: every parameter at its default, what it does and when to change it."""
+    lines = [
+        "# Every parameter of the node dpt at its default. A live one may change while it runs.",
+        "# Made by python -m dpt_ros.ros.reference from dpt_ros/engine/settings.py.",
+        "/**:",
+        "  ros__parameters:",
+    ]
+    for spec in fields(Settings):
+        text = f"{spec.metadata['text']} Change it: {spec.metadata['when']}"
+        comment = textwrap.wrap(f"{text} ({constraints(spec)})", 93)
+        lines += ["", *(f"    # {line}" for line in comment), f"    {spec.name}: {_value(spec)}"]
+    return "\n".join(lines) + "\n"
+
+
+def parameters_table() -> str:
+    """The table of docs/topics.md: one row per parameter."""
+    rows = [
+        "| parameter | default | values | what it does | change it when |",
+        "|---|---|---|---|---|",
+    ]
+    for spec in fields(Settings):
+        meta = spec.metadata
+        cells = [
+            f"`{spec.name}`",
+            f"`{_value(spec)}`",
+            constraints(spec),
+            meta["text"],
+            meta["when"],
+        ]
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def labels_yaml(file_name: str) -> str:
+    """config/labels_*.yaml: the class ids of a label file of dpt_ros/data, and their names."""
+    names = class_names(file_name)
+    lines = ["# Class ids of semantic/labels. Made by python -m dpt_ros.ros.reference."]
+    lines += ["0: none"]
+    lines += [f"{index}: {json.dumps(name)}" for index, name in enumerate(names, start=1)]
+    lines += ["255: unlabelled"]
+    return "\n".join(lines) + "\n"
+
+
+def with_table(document: str) -> str:
+    """A document with the text between its two markers replaced by the parameter table."""
+    before, rest = document.split(_TABLE_BEGIN)
+    _, after = rest.split(_TABLE_END)
+    return before + _TABLE_BEGIN + parameters_table() + _TABLE_END + after
+
+
+def _value(spec: Field[Any]) -> str:
+    # An empty list has no type in a ROS parameter file; one empty name means no names.
+    default = spec.default
+    return json.dumps(list(default) or [""] if isinstance(default, tuple) else default)
+
+
+def main() -> None:
+    """Rewrite the files in the checkout that this module belongs to."""
+    root = Path(__file__).parents[2]
+    topics = root / "docs" / "topics.md"
+    contents = {
+        root / "config" / "dpt.yaml": parameters_yaml(),
+        root / "config" / "labels_ade20k.yaml": labels_yaml("labels_ade20k.json"),
+        root / "config" / "labels_world.yaml": labels_yaml("labels_world.json"),
+        topics: with_table(topics.read_text(encoding="utf-8")),
+    }
+    for path, text in contents.items():
+        path.write_text(text, encoding="utf-8")
+        print(f"wrote {path.relative_to(root)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starts the node dpt on a camera, or on a bag, with the transport profile that images need.
+
+The node takes itself to active (its parameter ``autostart``), here as by hand; a parameter file
+with ``autostart: false`` leaves that to a lifecycle manager. A bag begins to play when the node is
+active.
+"""
+
+import importlib.util
+import os
+import sys
+
+from ament_index_python.packages import get_package_share_directory
+from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
+from launch.actions import (
+    DeclareLaunchArgument,
+    ExecuteProcess,
+    OpaqueFunction,
+    RegisterEventHandler,
+    SetEnvironmentVariable,
+)
+from launch_ros.actions import LifecycleNode, Node
+from launch_ros.event_handlers import OnStateTransition
+
+from dpt_ros.ros.share import transport_environment
+
+# Name, default, description. An empty one leaves what the parameter file or the node says.
+ARGUMENTS = [
+    ("image", "image", "topic of the camera image"),
+    ("camera_info", "camera_info", "topic of its calibration"),
+    ("namespace", "", "namespace of the node and its topics"),
+    ("params_file", "", "parameter file; empty takes config/dpt.yaml of this package"),
+    ("depth_network", "", "depth network: a name of the zoo, auto or none"),
+    ("label_network", "", "label network: a name of the zoo, auto or none"),
+    ("depth_weights", "", "a file, download or random"),
+    ("label_weights", "", "a file, download or random"),
+    ("device", "", "auto, cpu, cuda or cuda:N"),
+    ("precision", "", "auto, fp32, fp16 or bf16"),
+    (
+        "use_sim_time",
+        "",
+        "true or false; empty is true with a bag that brings a clock, else false",
+    ),
+    ("bag", "", "a bag to play, with its clock"),
+    ("rviz", "false", "true shows image, depth and labels in RViz"),
+]
+PARAMETERS = (
+    "depth_network",
+    "label_network",
+    "depth_weights",
+    "label_weights",
+    "device",
+    "precision",
+)
+
+
+def generate_launch_description() -> LaunchDescription:
+    """The arguments, and what they start."""
+    arguments = [
+        DeclareLaunchArgument(name, default_value=default, description=text)
+        for name, default, text in ARGUMENTS
+    ]
+    return LaunchDescription([*arguments, OpaqueFunction(function=_start)])
+
+
+def _start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    given = {name: context.launch_configurations[name] for name, _, _ in ARGUMENTS}
+    config = os.path.join(get_package_share_directory("dpt_ros"), "config")
+    bag = given["bag"]
+    has_rosbag2 = importlib.util.find_spec("ros2bag") is not None
+    sim_time = given["use_sim_time"].lower() == "true"
+    if not given["use_sim_time"]:
+        sim_time = bool(bag) and has_rosbag2
+    overrides = {name: given[name] for name in PARAMETERS if given[name]}
+    node = LifecycleNode(
+        package="dpt_ros",
+        executable="dpt_node",
+        name="dpt",
+        namespace=given["namespace"],
+        parameters=[
+            given["params_file"] or os.path.join(config, "dpt.yaml"),
+            {**overrides, "use_sim_time": sim_time},
+        ],
+        remappings=[(name, given[name]) for name in ("image", "camera_info")],
+        output="screen",
+    )
+    actions: list[LaunchDescriptionEntity] = []
+    for variable, value in transport_environment().items():
+        actions.append(SetEnvironmentVariable(variable, value))
+    if bag:
+        # Our own player stands in where rosbag2 is not installed; it publishes no clock.
+        command = ["ros2", "bag", "play", bag, "--clock"]
+        if not has_rosbag2:
+            topics = [given["image"], given["camera_info"]]
+            command = [sys.executable, "-m", "dpt_ros.ros.bag_player", bag, "--topics", *topics]
+        player = ExecuteProcess(cmd=command, output="screen")
+        actions.append(
+            RegisterEventHandler(
+                OnStateTransition(
+                    target_lifecycle_node=node, goal_state="active", entities=[player]
+                )
+            )
+        )
+    if given["rviz"].lower() == "true":
+        rviz = os.path.join(config, "dpt.rviz")
+        actions.append(
+            Node(
+                package="rviz2",
+                executable="rviz2",
+                namespace=given["namespace"],
+                arguments=["-d", rviz],
+                parameters=[{"use_sim_time": sim_time}],
+                remappings=[("image", given["image"])],
+            )
+        )
+    return [*actions, node]
