@@ -23,17 +23,16 @@ PROGRAMS = {
 REQUIRES = [
     "numpy>=1.26,<3",
     "opencv-python>=4.8,<6",
-    "pyyaml>=6",
-    "safetensors>=0.4",
+    "safetensors>=0.4,<1",
     "timm>=1.0.11,<2",
     "torch>=2.4,<3",
-    "torchvision>=0.19",
-    "tqdm>=4.60",
+    "torchvision>=0.19,<1",
+    "tqdm>=4.60,<5",
 ]
 
 # ROS 2 Kilted from PyPI, for machines without a ROS install.
 ROS = ["ros-rclpy[fastrtps]>=9.1,<10", "rosbags>=0.11,<0.12"] + [
-    f"ros-{package}>=5.5,<6"
+    f"ros-kilted-{package}"  # pins the right version
     for package in (
         "diagnostic-msgs",
         "geometry-msgs",
@@ -47,13 +46,14 @@ ROS = ["ros-rclpy[fastrtps]>=9.1,<10", "rosbags>=0.11,<0.12"] + [
 ]
 
 TEST = [
-    "colcon-common-extensions>=0.3",
-    "hypothesis>=6.100",
-    "mypy>=1.11",
-    "pytest>=8",
-    "psutil>=5.9",
+    "colcon-common-extensions>=0.3,<0.4",
+    "hypothesis>=6.100,<7",
+    "mypy>=2.4,<3",
+    "pytest>=8,<10",
+    "pyyaml>=6,<7",
     "rosbags-image>=0.10,<0.12",
-    "ruff>=0.6",
+    "ruff>=0.17,<0.18",
+    "setuptools>=70.1,<80",
     "transformers>=4.45,<6",
 ]
 
