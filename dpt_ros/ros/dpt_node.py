@@ -154,10 +154,9 @@ class DptNode(LifecycleNode):
         """Log what escapes from a transition, for rclpy swallows it without a word."""
         try:
             yield
-        except BaseException as error:
-            if isinstance(error, Exception):
-                text = "".join(traceback.format_exception(error))
-                self.get_logger().error(f"Unexpected failure in {transition}: {text}")
+        except Exception as error:
+            text = "".join(traceback.format_exception(error))
+            self.get_logger().error(f"Unexpected failure in {transition}: {text}")
             raise
 
     def _stop(self, patience: float = 1.0) -> None:
