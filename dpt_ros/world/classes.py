@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is in a world: ten classes with their ADE20K names. The id of a class counts from 1."""
+
+CLASSES = (
+    "wall",
+    "floor",
+    "ceiling",
+    "sky",
+    "grass",
+    "person",
+    "box",
+    "column",
+    "door",
+    "table",
+)
+WALL, FLOOR, CEILING, SKY, GRASS, PERSON, BOX, COLUMN, DOOR, TABLE = range(1, 11)

@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flat and round surfaces, and the z-buffer that finds which one every pixel sees.
+
+All of it works on inverse depth. Seen through a pinhole, the inverse depth of a plane is linear in
+the pixel, and so is
+inverse depth times a coordinate on the plane: a rectangle costs a few multiplications per pixel of
+its bounding box.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dpt_ros.engine.frame import CameraModel
+
+NEAR = 0.05  # metres; nothing closer than this is drawn
+Vector = np.ndarray
+
+
+@dataclass(frozen=True)
+class Surface:
+    """How something looks and what it is called.
+
+    Args:
+        label: class id.
+        texture: index into the world's Atlas.
+        tile: (width, height) in metres of one period of the texture; 0 stretches it once over the
+            whole rectangle.
+        tint: multiplies the texture's colour.
+    """
+
+    label: int
+    texture: int
+    tile: tuple[float, float] = (0.0, 0.0)
+    tint: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+
+@dataclass
+class Rectangles:
+    """Rectangles in space, visible from the side that ``u x v`` points to."""
+
+    _rows: list[tuple[Vector, Vector, Vector, Surface, bool]] = field(default_factory=list)
+
+    def add(
+        self, origin: Vector, u: Vector, v: Vector, surface: Surface, disc: bool = False
+    ) -> None:
+        """A rectangle with a corner and two edge vectors, metres; or the disc inscribed in it."""
+        self._rows.append(
+            (np.asarray(origin, float), np.asarray(u, float), np.asarray(v, float), surface, disc)
+        )
+
+    def add_box(
+        self, base: Vector, yaw: float, size: tuple[float, float, float], surface: Surface
+    ) -> None:
+        """A box; ``base`` is the centre of its lower face, ``yaw`` its turn about the vertical."""
+        ex = np.array([np.cos(yaw), np.sin(yaw), 0.0])
+        ey = np.array([-ex[1], ex[0], 0.0])
+        up = np.array([0.0, 0.0, size[2]])
+        hx, hy = ex * size[0] / 2, ey * size[1] / 2
+        base = np.asarray(base, float)
+        self.add(base - hx - hy, 2 * hx, up, surface)
+        self.add(base + hx - hy, 2 * hy, up, surface)
+        self.add(base + hx + hy, -2 * hx, up, surface)
+        self.add(base - hx + hy, -2 * hy, up, surface)
+        self.add(base - hx - hy + up, 2 * hx, 2 * hy, surface)
+        if base[2] > 0.01:
+            self.add(base - hx - hy, 2 * hy, 2 * hx, surface)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def freeze(self) -> RectangleTable:
+        origin, u, v = (np.array([row[k] for row in self._rows]) for k in range(3))
+        surfaces = [row[3] for row in self._rows]
+        length_u, length_v = np.linalg.norm(u, axis=1), np.linalg.norm(v, axis=1)
+        u, v = u / length_u[:, None], v / length_v[:, None]
+        tile = np.array([s.tile for s in surfaces])
+        tile = np.where(tile > 0, tile, np.stack([length_u, length_v], 1))
+        return RectangleTable(
+            origin,
+            u,
+            v,
+            np.cross(u, v),
+            np.stack([length_u, length_v], 1),
+            np.array([row[4] for row in self._rows]),
+            np.array([s.label for s in surfaces], np.uint8),
+            np.array([s.texture for s in surfaces], np.float32),
+            tile,
+            np.array([s.tint for s in surfaces], np.float32),
+        )
+
+
+@dataclass(frozen=True)
+class RectangleTable:
+    """N rectangles as arrays: corner, unit edges, normal (N, 3); size (N, 2) metres; looks."""
+
+    origin: np.ndarray
+    u: np.ndarray
+    v: np.ndarray
+    normal: np.ndarray
+    size: np.ndarray
+    disc: np.ndarray
+    label: np.ndarray
+    texture: np.ndarray
+    tile: np.ndarray
+    tint: np.ndarray
+
+
+@dataclass(frozen=True)
+class Round:
+    """An ellipsoid, or the side of a cylinder: the unit sphere or unit tube under ``axes`` and
+    ``center``.
+
+    Args:
+        center: (3,) metres.
+        axes: (3, 3), its columns are the half axes in metres; a tube's own axis is the third.
+        tube: True for a cylinder's side, False for an ellipsoid.
+        walker: index of the walker it belongs to, -1 for standing things.
+    """
+
+    center: np.ndarray
+    axes: np.ndarray
+    tube: bool
+    surface: Surface
+    walker: int = -1
+
+
+@dataclass(frozen=True)
+class Pose:
+    """odom_from_camera: ``position`` (3,) metres, ``rotation`` (3, 3); optical axes (REP 103)."""
+
+    position: np.ndarray
+    rotation: np.ndarray
+
+    def matrix(self) -> np.ndarray:
+        pose = np.eye(4)
+        pose[:3, :3], pose[:3, 3] = self.rotation, self.position
+        return pose
+
+
+class Rays:
+    """The pixel grid of a camera and linear functions on it."""
+
+    def __init__(self, camera: CameraModel) -> None:
+        self.camera = camera
+        self.x = ((np.arange(camera.width) - camera.cx) / camera.fx).astype(np.float32)
+        self.y = ((np.arange(camera.height) - camera.cy) / camera.fy).astype(np.float32)[:, None]
+
+    def linear(self, c: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
+        """c[0] x + c[1] y + c[2] on the pixels of ``box``; x, y: normalised image coordinates."""
+        x0, x1, y0, y1 = box
+        c = np.asarray(c, np.float32)
+        return (c[0] * self.x[x0:x1] + c[2]) + c[1] * self.y[y0:y1]
+
+    def bounds(self, corners: np.ndarray) -> tuple[int, int, int, int] | None:
+        """The pixels (x0, x1, y0, y1) that hold a convex body with these corners.
+
+        Args:
+            corners: (N, 3) in camera axes, metres.
+
+        Returns:
+            None if it is behind the camera or outside of the picture.
+        """
+        depth = corners[:, 2]
+        front = depth >= NEAR
+        if not front.any():
+            return None
+        camera = self.camera
+        if not front.all():
+            a, b = corners[front], corners[~front]
+            s = ((NEAR - b[None, :, 2]) / (a[:, None, 2] - b[None, :, 2]))[..., None]
+            corners = np.concatenate([a, (b[None] + s * (a[:, None] - b[None])).reshape(-1, 3)])
+            depth = corners[:, 2]
+        px = camera.fx * corners[:, 0] / depth + camera.cx
+        py = camera.fy * corners[:, 1] / depth + camera.cy
+        x0, x1 = max(int(px.min()), 0), min(int(px.max()) + 2, camera.width)
+        y0, y1 = max(int(py.min()), 0), min(int(py.max()) + 2, camera.height)
+        return (x0, x1, y0, y1) if x0 < x1 and y0 < y1 else None
+
+
+_CUBE = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], float)
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """What every pixel sees.
+
+    Args:
+        inverse: (H, W) float32 inverse depth, 1/m; 0 where nothing is.
+        index: (H, W) int16; k < len(rectangles) is a rectangle, then come the rounds; -1 where
+            nothing is.
+        rect_uv: (N, 2, 3) linear forms; form / inverse depth is the coordinate on the rectangle in
+            metres.
+        round_box: the pixel rectangle of every round, None where it is out of sight.
+    """
+
+    pose: Pose
+    inverse: np.ndarray
+    index: np.ndarray
+    rect_uv: np.ndarray
+    rounds: list[Round]
+    round_box: list[tuple[int, int, int, int] | None]
+
+
+def _round_rays(
+    rays: Rays, pose: Pose, part: Round, box: tuple[int, int, int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Camera centre (3,) and ray directions (3, h, w) in the round's own coordinates."""
+    local = np.linalg.inv(part.axes)
+    start = local @ (pose.position - part.center)
+    direction = local @ pose.rotation
+    return start, np.stack([rays.linear(direction[k], box) for k in range(3)])
+
+
+def _round_inverse(
+    rays: Rays, pose: Pose, part: Round, box: tuple[int, int, int, int]
+) -> np.ndarray:
+    """Inverse depth of the near side of a round on ``box``; 0 where the ray misses."""
+    start, ray = _round_rays(rays, pose, part, box)
+    used = slice(0, 2 if part.tube else 3)
+    a = np.einsum("kij,kij->ij", ray[used], ray[used])
+    b = np.einsum("k,kij->ij", start[used].astype(np.float32), ray[used])
+    c = np.float32(start[used] @ start[used] - 1)
+    disc = b * b - a * c
+    hit = disc > 0
+    # t = (-b - sqrt(disc)) / a = c / (-b + sqrt(disc)), so 1/t needs no division by a small a
+    inverse = (np.sqrt(np.where(hit, disc, 0)) - b) / c
+    if part.tube:
+        hit &= np.abs(start[2] * inverse + ray[2]) <= np.abs(inverse)
+    return np.where(hit, inverse, 0)
+
+
+def draw(rays: Rays, pose: Pose, table: RectangleTable, rounds: list[Round]) -> Buffer:
+    """Cast every pixel's ray into the world; the nearest surface wins."""
+    camera = rays.camera
+    inverse = np.zeros((camera.height, camera.width), np.float32)
+    index = np.full((camera.height, camera.width), -1, np.int16)
+
+    away = table.origin - pose.position
+    distance = np.einsum("nk,nk->n", table.normal, away)
+    plane = (
+        table.normal @ pose.rotation / np.where(np.abs(distance) > 1e-9, distance, 1e-9)[:, None]
+    )
+    forms = [
+        axis @ pose.rotation - np.einsum("nk,nk->n", axis, away)[:, None] * plane
+        for axis in (table.u, table.v)
+    ]
+    rect_uv = np.stack(forms, 1)
+    edge_u, edge_v = (axis * table.size[:, k, None] for k, axis in enumerate((table.u, table.v)))
+    corners = (
+        np.stack([away, away + edge_u, away + edge_u + edge_v, away + edge_v], 1) @ pose.rotation
+    )
+    visible = np.flatnonzero((distance < -1e-6) & (corners[..., 2].max(1) > NEAR))
+    for k in visible.tolist():
+        box = rays.bounds(corners[k])
+        if box is None:
+            continue
+        x0, x1, y0, y1 = box
+        iz = rays.linear(plane[k], box)
+        u, v = rays.linear(rect_uv[k, 0], box), rays.linear(rect_uv[k, 1], box)
+        target = inverse[y0:y1, x0:x1]
+        if table.disc[k]:
+            radius = np.float32(table.size[k, 0] / 2) * iz
+            seen = (u - radius) ** 2 + (v - radius) ** 2 <= radius**2
+        else:
+            size_u, size_v = table.size[k].astype(np.float32)
+            seen = (u >= 0) & (v >= 0) & (u <= size_u * iz) & (v <= size_v * iz)
+        seen &= iz > target
+        np.copyto(target, iz, where=seen)
+        np.copyto(index[y0:y1, x0:x1], np.int16(k), where=seen)
+
+    boxes: list[tuple[int, int, int, int] | None] = []
+    for k, part in enumerate(rounds):
+        box = rays.bounds((_CUBE @ part.axes.T + part.center - pose.position) @ pose.rotation)
+        if box is not None:
+            x0, x1, y0, y1 = box
+            iz = _round_inverse(rays, pose, part, box)
+            target = inverse[y0:y1, x0:x1]
+            seen = iz > target
+            np.copyto(target, iz, where=seen)
+            np.copyto(index[y0:y1, x0:x1], np.int16(len(table.label) + k), where=seen)
+        boxes.append(box)
+    return Buffer(pose, inverse, index, rect_uv, rounds, boxes)
+
+
+def round_hits(
+    rays: Rays, buffer: Buffer, k: int, first: int
+) -> tuple[tuple[int, int, int, int], np.ndarray, np.ndarray] | None:
+    """Where round ``k`` is seen, None if nowhere.
+
+    Args:
+        first: the index of round 0 in the buffer.
+
+    Returns:
+        its pixel rectangle, mask (h, w) and hit points (3, h, w) in its own coordinates.
+    """
+    box = buffer.round_box[k]
+    if box is None:
+        return None
+    x0, x1, y0, y1 = box
+    seen = buffer.index[y0:y1, x0:x1] == first + k
+    if not seen.any():
+        return None
+    start, ray = _round_rays(rays, buffer.pose, buffer.rounds[k], box)
+    depth = 1 / np.where(seen, buffer.inverse[y0:y1, x0:x1], 1)
+    return box, seen, start.astype(np.float32)[:, None, None] + ray * depth

@@ -1,0 +1,346 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A camera in a synthetic world: pictures with exact depth, labels, optical flow and poses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from dpt_ros.engine.frame import CameraModel
+from dpt_ros.world import classes, scenes
+from dpt_ros.world.geometry import Buffer, Rays, draw, round_hits
+from dpt_ros.world.textures import fractal
+
+_FOV = np.radians(60.0)  # horizontal field of view
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What the camera does to a perfect picture; all zero gives the perfect picture.
+
+    Args:
+        shake: jitter of the camera's pose, 1 = a wheeled robot on a plain floor.
+        exposure: how far the exposure wanders, as the standard deviation of the log gain.
+        sensor: standard deviation of the image noise at mid grey, in grey levels.
+        shutter: the part of a frame's time the shutter is open; gives motion blur.
+    """
+
+    shake: float = 1.0
+    exposure: float = 0.15
+    sensor: float = 3.0
+    shutter: float = 0.4
+
+
+@dataclass(frozen=True)
+class View:
+    """One frame and the truth about it.
+
+    Args:
+        rgb: (H, W, 3) uint8.
+        depth: (H, W) float32, metres along optical Z, +Inf for sky (REP 117).
+        labels: (H, W) uint8, class ids 1..10, see ``CLASSES``.
+        flow: (H, W, 2) float32, pixels: what is seen at (x, y) was at (x, y) + flow in the frame
+            before.
+        flow_valid: (H, W) bool, False where that place was hidden or outside of the frame before,
+            and all of frame 0.
+        movers: (H, W) bool, True on things that move by themselves.
+        odom_from_camera: (4, 4) float64, pose of the optical frame (REP 103: x right, y down, z
+            forward).
+        camera: intrinsics.
+        stamp_ns: time, nanoseconds, 0 for frame 0.
+    """
+
+    rgb: np.ndarray
+    depth: np.ndarray
+    labels: np.ndarray
+    flow: np.ndarray
+    flow_valid: np.ndarray
+    movers: np.ndarray
+    odom_from_camera: np.ndarray
+    camera: CameraModel
+    stamp_ns: int
+
+
+class World:
+    """A seeded world and a robot's camera in it.
+
+    ``frame(i)`` depends on the arguments and ``i`` alone: the same bytes in any order. A World is
+    not to be shared between threads, since it keeps the last frame's geometry for the flow of the
+    next.
+
+    Args:
+        kind: one of ``KINDS``.
+        seed: chooses layout, looks, paths and noise; not negative.
+        width, height: pixels; the field of view stays 60 degrees wide.
+        fps: frames per second.
+        noise: what the camera adds; ``Noise(0, 0, 0, 0)`` for none.
+    Raises:
+        ValueError: for a kind that does not exist, a negative seed, or a size or rate that is not
+        positive.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        seed: int = 0,
+        width: int = 320,
+        height: int = 240,
+        fps: float = 30.0,
+        noise: Noise = Noise(),
+    ) -> None:
+        if seed < 0:
+            raise ValueError(f"The seed of a world must not be negative, but it is {seed}.")
+        if width < 8 or height < 8 or not fps > 0:
+            raise ValueError(
+                f"A world needs a picture of at least 8x8 pixels and a positive frame rate, but "
+                f"got {width}x{height} at {fps} frames/s."
+            )
+        self.kind, self.seed, self.fps, self.noise = kind, seed, fps, noise
+        focal = width / 2 / np.tan(_FOV / 2)
+        self.camera = CameraModel(width, height, focal, focal, (width - 1) / 2, (height - 1) / 2)
+        self.scene = scenes.build(kind, seed, noise.shake)
+        self._table = self.scene.rectangles.freeze()
+        self._rays = Rays(self.camera)
+        rng = np.random.default_rng([seed, scenes.KINDS.index(kind), 1])
+        self._exposure = rng.uniform(0.05, 0.4, 3), rng.uniform(0, 2 * np.pi, 3)
+        self._clouds = np.clip(fractal(rng, 4, 6) * 0.35 + rng.uniform(-0.2, 0.5), 0, 1).astype(
+            np.float32
+        )
+        rows, columns = np.indices((height, width), sparse=True)
+        self._columns = np.broadcast_to(columns.astype(np.float32), (height, width))
+        self._rows = np.broadcast_to(rows.astype(np.float32), (height, width))
+        self._dither = (0.25 * ((columns + 2 * rows) % 4)).astype(np.float32)
+        self._last: tuple[int, Buffer] | None = None
+
+    def frames(self, count: int, start: int = 0, step: int = 1) -> Iterator[View]:
+        """``count`` frames, from ``start`` on, every ``step``-th."""
+        for k in range(count):
+            yield self.frame(start + k * step)
+
+    def frame(self, i: int) -> View:
+        """Frame number ``i`` >= 0, seen at i / fps seconds."""
+        if i < 0:
+            raise ValueError(f"Frames are numbered from 0, but frame {i} was asked for.")
+        before = self._buffer(i - 1)
+        now = self._buffer(i)
+        self._last = (i, now)
+        inverse, index = now.inverse, now.index
+        first = len(self._table.label)
+        labels = np.append(
+            np.concatenate([self._table.label, [part.surface.label for part in now.rounds]]),
+            classes.SKY,
+        ).astype(np.uint8)[index]
+        depth = np.full_like(inverse, np.inf)
+        np.divide(1.0, inverse, out=depth, where=inverse > 0)
+        flow, before_inverse, movers = self._flow(now, before, first)
+        valid = (
+            self._visible(flow, before_inverse, now, before)
+            if i > 0
+            else np.zeros(index.shape, bool)
+        )
+        rng = np.random.default_rng([self.seed, scenes.KINDS.index(self.kind), 2, i])
+        rgb = self._expose(self._shade(now, labels, depth, i), flow, i, rng)
+        pose = now.pose.matrix()
+        return View(
+            rgb, depth, labels, flow, valid, movers, pose, self.camera, round(i * 1e9 / self.fps)
+        )
+
+    def _buffer(self, i: int) -> Buffer:
+        if self._last is not None and self._last[0] == i:
+            return self._last[1]
+        seconds = i / self.fps
+        rounds = list(self.scene.rounds)
+        for k, walker in enumerate(self.scene.walkers):
+            rounds += walker.parts(seconds, k)
+        return draw(self._rays, self.scene.drive.pose(seconds), self._table, rounds)
+
+    def _flow(
+        self, now: Buffer, before: Buffer, first: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Flow (H, W, 2), every point's inverse depth in the frame before, and who moves."""
+        rays, camera = self._rays, self.camera
+        everything = (0, camera.width, 0, camera.height)
+        turn = before.pose.rotation.T @ now.pose.rotation
+        shift = (before.pose.rotation.T @ (now.pose.position - before.pose.position)).astype(
+            np.float32
+        )
+        # all in units of depth: X_before / Z_now = turn @ ray + shift / Z_now
+        x, y, z = (rays.linear(turn[k], everything) + shift[k] * now.inverse for k in range(3))
+        movers = np.zeros(now.index.shape, bool)
+        for k, part in enumerate(now.rounds):
+            hits = round_hits(rays, now, k, first) if part.walker >= 0 else None
+            if hits is None:
+                continue
+            (x0, x1, y0, y1), seen, local = hits
+            then = before.rounds[k]
+            to_camera = (before.pose.rotation.T @ then.axes).astype(np.float32)
+            offset = (before.pose.rotation.T @ (then.center - before.pose.position)).astype(
+                np.float32
+            )
+            point = np.einsum("ij,jhw->ihw", to_camera, local) + offset[:, None, None]
+            point *= now.inverse[y0:y1, x0:x1]
+            for target, value in zip((x, y, z), point, strict=True):
+                np.copyto(target[y0:y1, x0:x1], value, where=seen)
+            movers[y0:y1, x0:x1] |= seen
+        z = np.maximum(z, 1e-3)
+        flow = np.empty((camera.height, camera.width, 2), np.float32)
+        flow[..., 0] = camera.fx * x / z + camera.cx - self._columns
+        flow[..., 1] = camera.fy * y / z + camera.cy - self._rows
+        return flow, now.inverse / z, movers
+
+    def _visible(
+        self, flow: np.ndarray, inverse: np.ndarray, now: Buffer, before: Buffer
+    ) -> np.ndarray:
+        """Where the point seen now was also seen in the frame before."""
+        x = np.rint(flow[..., 0] + self._columns).astype(np.int32)
+        y = np.rint(flow[..., 1] + self._rows).astype(np.int32)
+        inside = (x >= 0) & (y >= 0) & (x < self.camera.width) & (y < self.camera.height)
+        at = np.where(inside, y * self.camera.width + x, 0)
+        same = before.index.ravel()[at] == now.index
+        near = np.abs(before.inverse.ravel()[at] - inverse) <= 0.02 * inverse
+        return inside & (same | near)
+
+    def _shade(self, now: Buffer, labels: np.ndarray, depth: np.ndarray, i: int) -> np.ndarray:
+        """The picture in linear light, (H, W, 3) float32, about 0..1 before exposure."""
+        scene, table, rays = self.scene, self._table, self._rays
+        everything = (0, self.camera.width, 0, self.camera.height)
+        hit = now.inverse > 0
+        depth = np.where(hit, depth, np.float32(1))
+        first = len(table.label)
+        rect = np.where((now.index >= 0) & (now.index < first), now.index, 0).astype(np.intp)
+        # one gather of everything a rectangle's pixel needs: two linear forms per tile, looks,
+        # normal
+        forms = now.rect_uv / table.tile[:, :, None]
+        packed = np.concatenate(
+            [
+                forms.reshape(first, 6),
+                table.texture[:, None],
+                table.tint,
+                table.normal,
+                table.tile.min(1)[:, None],
+            ],
+            1,
+        ).astype(np.float32)
+        got = np.take(packed, rect, axis=0)
+        x, y = rays.x[None, :], rays.y
+        u = (got[..., 0] * x + got[..., 1] * y + got[..., 2]) * depth
+        v = (got[..., 3] * x + got[..., 4] * y + got[..., 5]) * depth
+        texture, tint, tile = got[..., 6].copy(), got[..., 7:10], got[..., 13].copy()
+        normal = [got[..., 10 + k].copy() for k in range(3)]
+        for k, part in enumerate(now.rounds):
+            hits = round_hits(rays, now, k, first)
+            if hits is None:
+                continue
+            (x0, x1, y0, y1), seen, local = hits
+            size = np.linalg.norm(part.axes, axis=0)
+            around = np.arctan2(local[1], local[0]) * float(size[0] / part.surface.tile[0])
+            up = local[2] * float(size[2] / part.surface.tile[1])
+            out = local.copy()
+            if part.tube:
+                out[2] = 0
+            out = np.einsum("ij,jhw->ihw", (part.axes / size**2).astype(np.float32), out)
+            out /= np.sqrt(np.einsum("kij,kij->ij", out, out)) + 1e-9
+            area = np.s_[y0:y1, x0:x1]
+            values = (
+                around,
+                up,
+                np.float32(part.surface.texture),
+                np.float32(part.surface.tile[0]),
+                *out,
+            )
+            for target, value in zip((u, v, texture, tile, *normal), values, strict=True):
+                np.copyto(target[area], value, where=seen)
+            tint[area][seen] = part.surface.tint
+        ray = [rays.linear(now.pose.rotation[k], everything) for k in range(3)]
+        facing = np.abs(sum(n * r for n, r in zip(normal, ray, strict=True)))
+        footprint = depth / (
+            self.camera.fx * np.sqrt(np.maximum(facing, 0.02)) * np.maximum(tile, 1e-3)
+        )
+        footprint *= 0.8 + 0.4 * self._dither
+        picture = scene.atlas.sample(texture, u, v, footprint).astype(np.float32)
+        picture *= tint
+        point = [now.pose.position[k].astype(np.float32) + depth * ray[k] for k in range(3)]
+        picture *= (self._light(point, normal, labels, i) / 255)[..., None]
+        if scene.sky is not None:
+            rows = np.flatnonzero((~hit).any(1))
+            if len(rows):
+                band = slice(int(rows[0]), int(rows[-1]) + 1)
+                sky = self._sky([r[band] for r in ray])
+                np.copyto(picture[band], sky, where=~hit[band][..., None])
+        return picture
+
+    def _light(
+        self, point: list[np.ndarray], normal: list[np.ndarray], labels: np.ndarray, i: int
+    ) -> np.ndarray:
+        scene = self.scene
+        light = np.full(labels.shape, scene.ambient, np.float32)
+        # surfaces that look up are lit by the whole ceiling or sky, those that look down only by
+        # the floor
+        light *= 0.88 + 0.12 * normal[2]
+        for lamp in scene.lights:
+            way = [np.float32(lamp.position[k]) - point[k] for k in range(3)]
+            square = way[0] ** 2 + way[1] ** 2 + way[2] ** 2
+            cosine = sum(n * w for n, w in zip(normal, way, strict=True)) / np.sqrt(square)
+            light += lamp.power * np.maximum(cosine, 0) / (1 + square / np.float32(lamp.reach**2))
+        ground = (labels == classes.FLOOR) | (labels == classes.GRASS)
+        dark = scene.shadow_at(point[0], point[1])
+        for walker in scene.walkers:
+            (wx, wy), _ = walker.place(i / self.fps)
+            square = (point[0] - np.float32(wx)) ** 2 + (point[1] - np.float32(wy)) ** 2
+            dark *= 1 - 0.45 * np.exp(square * np.float32(-1 / (2 * 0.2**2)))
+        light = np.where(ground, light * dark, light)
+        wall = labels == classes.WALL
+        corner = 0.25 * np.exp(point[2] * -4)
+        if scene.sky is None:
+            corner = corner + 0.2 * np.exp((point[2] - np.float32(scene.height)) * 4)
+        return np.where(wall, light * (1 - corner), light)
+
+    def _sky(self, ray: list[np.ndarray]) -> np.ndarray:
+        """A clear sky with clouds, (h, w, 3), for world ray directions."""
+        assert self.scene.sky is not None
+        x, y, z = ray
+        z = np.maximum(z / np.sqrt(x * x + y * y + z * z), 0) + np.float32(0.08)
+        clouds = cv2.remap(
+            self._clouds,
+            (x / z * 12) % 256,
+            (y / z * 12) % 256,
+            cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_WRAP,
+        )
+        zenith, horizon = (np.array(c, np.float32) for c in self.scene.sky)
+        blue = horizon + (zenith - horizon) * np.clip(z * 2.2, 0, 1)[..., None]
+        return blue + (1 - blue) * clouds[..., None] * np.float32(0.9)
+
+    def _expose(
+        self, picture: np.ndarray, flow: np.ndarray, i: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        """What the camera makes of the light: gain, motion blur, noise, (H, W, 3) uint8."""
+        noise = self.noise
+        seconds = i / self.fps
+        rate, phase = self._exposure
+        wander = (
+            noise.exposure * float(np.sin(2 * np.pi * rate * seconds + phase).sum()) / np.sqrt(1.5)
+        )
+        gain = (0.42 / max(float(picture[::4, ::4].mean()), 0.02)) ** 0.8 * np.exp(wander)
+        picture *= np.float32(gain)
+        # a soft shoulder instead of hard clipping
+        over = np.maximum(picture - np.float32(0.75), 0)
+        picture = 255 * np.where(over > 0, 1 - np.float32(0.25) * np.exp(-4 * over), picture)
+        reach = noise.shutter * float(np.abs(flow).max()) if noise.shutter > 0 else 0.0
+        if reach > 0.7:
+            total = np.zeros_like(picture)
+            samples = 3 if reach < 3 else 5
+            for s in np.linspace(-0.5, 0.5, samples):
+                x = self._columns + np.float32(s * noise.shutter) * flow[..., 0]
+                y = self._rows + np.float32(s * noise.shutter) * flow[..., 1]
+                total += cv2.remap(
+                    picture, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+                )
+            picture = total / samples
+        if noise.sensor > 0:
+            grain = rng.standard_normal(picture.shape, np.float32)
+            picture += grain * (np.float32(noise.sensor / 11.3) * np.sqrt(np.maximum(picture, 8)))
+        return np.clip(picture + 0.5, 0, 255).astype(np.uint8)
