@@ -2,7 +2,7 @@
 """Training losses on inverse depth.
 
 Relative networks: the scale-and-shift-invariant loss of Ranftl et al., "Towards Robust Monocular
-Depth Estimation", arXiv 1907.01341, eq. 5 to 11, which DPT was trained with. Metric networks:
+Depth Estimation", arXiv 1907.01341, which DPT was trained with. Metric networks:
 :func:`metric_loss`.
 
 Shapes: ``prediction`` and ``target`` are (B, H, W) float32 inverse depths, ``mask`` is (B, H, W)
