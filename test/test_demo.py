@@ -23,6 +23,8 @@ FRAMES = 3 * 5
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder that a short demo left, and what it said."""
     out = tmp_path_factory.mktemp("demo") / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("not the demo's")
     done = subprocess.run(
         [sys.executable, "-m", "dpt_ros.apps.demo", "--out", out, "--seconds", "1", "--rate", "5"],
         capture_output=True,
@@ -53,6 +55,35 @@ def test_the_demo_leaves_a_contact_sheet_and_a_film(demo):
     assert sheet.std() > 20
     film = cv2.VideoCapture(str(demo[0] / "demo.mp4"))
     assert film.read()[0]
+
+
+def test_what_else_is_in_the_folder_stays(demo):
+    assert (demo[0] / "mine.txt").read_text() == "not the demo's"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["missing.mcap"], 1, "missing"),
+        ([__file__], 1, "Unrecognized storage format"),
+        (["{camera}", "--topics", "front/image"], 1, "has no topic front/image; it has /camera_"),
+        (["{camera}", "--wait", "0.1"], 1, "Nobody subscribed to /image within 0.1 s; start the"),
+        (["{camera}", "--rate", "0"], 2, "--rate is 0, but must be positive."),
+    ],
+)
+def test_the_player_answers_a_mistake_with_a_sentence(demo, arguments, code, sentence):
+    arguments = [argument.format(camera=demo[0] / "camera") for argument in arguments]
+    done = subprocess.run(
+        [sys.executable, "-m", "dpt_ros.ros.bag_player", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=ROOT,
+        env=os.environ | {"ROS_DOMAIN_ID": "118", "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"},
+    )
+    assert done.returncode == code, done.stderr
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_every_output_has_the_header_of_its_image_and_the_camera_s_geometry(demo):

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from rclpy.executors import ExternalShutdownException
 from tqdm import tqdm
 
 from dpt_ros.apps.demo_bag import TRUTH_TOPICS, Scene, read_images, record, write_camera_bag
@@ -42,11 +43,17 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.seconds <= 0 or args.rate <= 0:
         parser.error("--seconds and --rate must be positive.")
-    shutil.rmtree(args.out, ignore_errors=True)
-    args.out.mkdir(parents=True)
     try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        # Only what an earlier demo left: the folder may hold something else.
+        for bag in ("camera", "predictions"):
+            if (args.out / bag / "metadata.yaml").exists():
+                shutil.rmtree(args.out / bag)
         return run(args.out, args.seconds, args.rate)
-    except KeyboardInterrupt:
+    except OSError as error:
+        print(f"dpt_demo: {error}; choose a folder that can be written.", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, ExternalShutdownException):
         print("Stopped.", file=sys.stderr)
         return 130
 

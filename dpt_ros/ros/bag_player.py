@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from importlib import import_module
@@ -103,6 +104,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--times", type=Path, help="write when each image was published, as CSV")
     args, ros_args = parser.parse_known_args(argv)
+    if not args.rate > 0:
+        parser.error(f"--rate is {args.rate:g}, but must be positive.")
     rclpy.init(args=ros_args)
     node = Node("bag_player")
     try:
@@ -113,6 +116,7 @@ def main(argv: list[str] | None = None) -> int:
     except (KeyboardInterrupt, ExternalShutdownException):
         return 0
     finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not cut this short
         node.destroy_node()
         rclpy.try_shutdown()
     if args.times:
