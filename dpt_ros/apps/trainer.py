@@ -24,7 +24,7 @@ from dpt_ros.engine.metrics import Confusion, depth_metrics
 from dpt_ros.engine.predict import predict_image
 from dpt_ros.model import create_model, save_checkpoint
 from dpt_ros.model.dpt import DPT
-from dpt_ros.model.losses import metric_loss, scale_shift_invariant_loss
+from dpt_ros.model.losses import least_squares_align, metric_loss, scale_shift_invariant_loss
 from dpt_ros.model.zoo import ModelSpec
 from dpt_ros.world.classes import CLASSES
 from dpt_ros.world.dataset import FrameSet
@@ -245,10 +245,9 @@ def evaluate(model: DPT, frames: FrameSet, limit: int | None = None) -> dict[str
 
 def aligned_depth(relative: np.ndarray, inverse: np.ndarray) -> np.ndarray:
     """Metres from relative inverse depth, by the scale and shift that fit the truth best."""
-    known = inverse > 0
-    a = np.stack([relative[known], np.ones(known.sum())], 1)
-    scale, shift = np.linalg.lstsq(a, inverse[known], rcond=None)[0]
-    return 1 / np.maximum(scale * relative + shift, 1e-3)
+    prediction, target = (torch.from_numpy(x).double()[None] for x in (relative, inverse))
+    fitted = least_squares_align(prediction, target, target > 0)[0]
+    return fitted.clamp(min=1e-3).reciprocal().float().numpy()
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

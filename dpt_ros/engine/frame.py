@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -79,15 +79,6 @@ class Outputs:
     @property
     def any(self) -> bool:
         return self.depth or self.inverse or self.labels or self.confidence
-
-    def __or__(self, other: Outputs) -> Outputs:
-        return replace(
-            self,
-            depth=self.depth or other.depth,
-            inverse=self.inverse or other.inverse,
-            labels=self.labels or other.labels,
-            confidence=self.confidence or other.confidence,
-        )
 
 
 @dataclass
