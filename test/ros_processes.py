@@ -31,6 +31,7 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 ROOT = Path(__file__).parents[1]
+RESEND = 3.0  # seconds
 PATIENCE = 60.0  # a loaded machine takes long to import torch
 RANDOM_NETWORKS = {
     "depth_network": "dpt_hybrid_embedded",
@@ -117,6 +118,7 @@ class Domain:
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self.node)
         self.received: dict[str, list[Any]] = defaultdict(list)
+        self._clients: dict[str, Any] = {}
 
     def close(self) -> None:
         for process in self._processes:
@@ -197,14 +199,28 @@ class Domain:
         node.destroy_node()
         rclpy.shutdown(context=context)
 
-    def call(self, kind: type, service: str, request: Any) -> Any:
-        """The answer of a service."""
-        client = self.node.create_client(kind, service)
+    def call(self, kind: type, service: str, request: Any, again: bool = True) -> Any:
+        """The answer of a service.
+
+        A server that has not found its client yet drops the answer, and the client cannot know.
+        So clients are kept, and a request is sent ``again`` while no answer comes.
+        """
+        if service not in self._clients:
+            self._clients[service] = self.node.create_client(kind, service)
+        client = self._clients[service]
         self.spin_until(client.service_is_ready)
-        future = client.call_async(request)
-        self.spin_until(future.done)
-        self.node.destroy_client(client)
-        return future.result()
+        asked = [client.call_async(request)]
+        next_time = time.monotonic() + RESEND
+
+        def answered() -> bool:
+            nonlocal next_time
+            if again and time.monotonic() > next_time:
+                asked.append(client.call_async(request))
+                next_time += RESEND
+            return any(future.done() for future in asked)
+
+        self.spin_until(answered)
+        return next(future for future in asked if future.done()).result()
 
     def state(self) -> str:
         """The lifecycle state of the node dpt."""
@@ -212,9 +228,12 @@ class Domain:
 
     def change(self, transition: str) -> bool:
         """Ask the node dpt for a transition by name."""
-        request = ChangeState.Request()
-        request.transition.label = transition
-        return bool(self.call(ChangeState, "/dpt/change_state", request).success)
+        # A transition may be asked for only once, so one that does not exist finds the way first.
+        for label, again in (("none", True), (transition, False)):
+            request = ChangeState.Request()
+            request.transition.label = label
+            success = self.call(ChangeState, "/dpt/change_state", request, again).success
+        return bool(success)
 
     def set_parameter(self, name: str, value: Any) -> str:
         """The reason for refusing a change of a parameter of the node dpt, "" if accepted."""
