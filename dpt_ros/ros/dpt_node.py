@@ -74,7 +74,7 @@ class DptNode(LifecycleNode):
             return
         if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
             self.trigger_activate()
-        else:
+        elif self.context.ok():
             self.get_logger().error(
                 "The node stays unconfigured. Set the parameter right, then restart it or run"
                 f" ros2 lifecycle set {self.get_fully_qualified_name()} configure."
@@ -89,6 +89,8 @@ class DptNode(LifecycleNode):
                     self._networks = load_networks(self._settings())
                 except NetworkError as error:
                     self._why = str(error)
+            if not self.context.ok():  # a signal came while the networks were made
+                return TransitionCallbackReturn.FAILURE
             if self._networks is None:
                 self.get_logger().error(f"Cannot configure: {self._why}")
                 return TransitionCallbackReturn.FAILURE
@@ -151,12 +153,16 @@ class DptNode(LifecycleNode):
 
     @contextmanager
     def _traced(self, transition: str) -> Iterator[None]:
-        """Log what escapes from a transition, for rclpy swallows it without a word."""
+        """Log what escapes from a transition, for rclpy swallows it without a word.
+
+        Once a signal has ended the ROS context every call of rclpy fails; that is no fault.
+        """
         try:
             yield
         except Exception as error:
-            text = "".join(traceback.format_exception(error))
-            self.get_logger().error(f"Unexpected failure in {transition}: {text}")
+            if self.context.ok():
+                text = "".join(traceback.format_exception(error))
+                self.get_logger().error(f"Unexpected failure in {transition}: {text}")
             raise
 
     def _stop(self, patience: float = 1.0) -> None:
