@@ -82,6 +82,15 @@ def to_rgb(pixels: np.ndarray, encoding: str) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
+def picture_size(shape: tuple[int, ...], encoding: str) -> tuple[int, int]:
+    """(height, width) of the picture that pixels of this shape and encoding hold.
+
+    Planar YUV stacks its planes: 4:2:0 has half as many rows again, 4:4:4 three times as many.
+    """
+    rows = {"nv12": shape[0] * 2 // 3, "nv21": shape[0] * 2 // 3, "nv24": shape[0] // 3}
+    return rows.get(encoding, shape[0]), shape[1]
+
+
 def _nv24_to_rgb(pixels: np.ndarray) -> np.ndarray:
     height, width = pixels.shape[0] // 3, pixels.shape[1]
     luma = np.ascontiguousarray(pixels[:height])
