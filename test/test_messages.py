@@ -21,10 +21,12 @@ from std_msgs.msg import Header
 
 from dpt_ros.engine.preprocess import ENCODINGS, to_rgb
 from dpt_ros.ros import messages
+from dpt_ros.ros.cdr import read_compressed_image, read_image
 from dpt_ros.ros.messages import (
     LAYOUTS,
     MessageError,
     camera_model,
+    compressed_file,
     compressed_pixels,
     image_message,
     image_pixels,
@@ -81,7 +83,9 @@ def test_every_encoding_comes_back_as_it_was_stored(
     encoding: str, padding: int, foreign_order: bool
 ) -> None:
     pixels = stored(encoding, 6, 8)
-    read = image_pixels(message(pixels, encoding, padding, foreign_order))
+    msg = message(pixels, encoding, padding, foreign_order)
+    read = image_pixels(msg)
+    np.testing.assert_array_equal(image_pixels(read_image(serialize_message(msg))), read)
     assert read.dtype == pixels.dtype
     assert read.dtype.isnative
     np.testing.assert_array_equal(read, pixels)
@@ -212,9 +216,12 @@ def smooth(height: int = 48, width: int = 64) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ["jpg", "webp"])
 def test_jpeg_and_webp_are_decoded(kind: str) -> None:
-    read, name = compressed_pixels(compressed(smooth(), kind))
+    msg = compressed(smooth(), kind)
+    read, name = compressed_pixels(msg)
     assert name == "bgr8"
     assert np.abs(read.astype(int) - smooth()).mean() < 3
+    serialised = read_compressed_image(serialize_message(msg))
+    np.testing.assert_array_equal(compressed_pixels(serialised)[0], read)
 
 
 def test_a_jpeg_of_ours_reads_as_the_same_colours() -> None:
@@ -237,6 +244,17 @@ def test_the_format_of_image_transport_tells_the_order_of_colours(
 ) -> None:
     msg = compressed(np.full(shape, 100, np.uint8), "jpg", stored_as)
     assert compressed_pixels(msg)[1] == encoding
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp"])
+def test_the_size_of_a_file_is_known_before_it_is_decoded(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    msg = compressed(smooth(48, 66), kind)
+    monkeypatch.setattr(messages.cv2, "imdecode", lambda *_: pytest.fail("it was decoded"))
+    file = compressed_file(msg)
+    assert (file.width, file.height) == (66, 48)
+    assert np.shares_memory(file.data, np.frombuffer(msg.data, np.uint8))
 
 
 @pytest.mark.parametrize("kind", ["jpg", "png", "webp"])
@@ -270,7 +288,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(
     msg = CompressedImage(format="png")
     msg.data = data
     with pytest.raises(MessageError, match="more than the 64 megapixels allowed"):
-        compressed_pixels(msg)
+        compressed_file(msg)
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
+import cv2
 import numpy as np
 import pytest
 
 pytest.importorskip("rclpy")
 
+from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import QoSProfile
+from rclpy.serialization import serialize_message
 from ros_processes import (
     BEST_EFFORT,
     RELIABLE,
@@ -19,10 +23,21 @@ from ros_processes import (
     camera_picture,
     ros_domain,
 )
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header, String
 
-from dpt_ros.ros.messages import image_message, image_pixels
+from dpt_ros.engine.frame import CameraModel, Frame, Prediction
+from dpt_ros.engine.network import load_networks
+from dpt_ros.engine.settings import Settings
+from dpt_ros.ros.camera_topics import Arrival, CameraTopics
+from dpt_ros.ros.messages import (
+    MessageError,
+    camera_info_message,
+    compressed_pixels,
+    image_message,
+    image_pixels,
+    jpeg_message,
+)
 from dpt_ros.ros.transport import ImageInput, ImageTopic
 
 PROFILE = str(ROOT / "config" / "fastdds.xml")
@@ -88,9 +103,9 @@ def test_a_message_filled_by_the_fast_path_arrives_as_it_was_sent() -> None:
         assert (frames[0].encoding, frames[0].header.frame_id) == ("rgb8", "cam")
 
 
-def image_input(domain: Domain, reliability: str = "auto") -> ImageInput:
+def image_input(domain: Domain, reliability: str = "auto", raw: bool = True) -> ImageInput:
     domain.taken = []
-    topic = ImageTopic("/image", Image, reliability)
+    topic = ImageTopic("/image", Image, reliability, raw)
     found = ImageInput(domain.node, topic, domain.taken.append)
     domain.node.create_timer(0.1, found.review)
     return found
@@ -141,3 +156,154 @@ def test_silence_is_explained_by_what_the_publishers_are() -> None:
         domain.spin_until(lambda: "may be paused" in found.silence, 10)
         domain.spin_until(lambda: quiet.publish(small_image()) or domain.taken, 10)
         assert found.silence == ""
+
+
+@pytest.mark.parametrize("raw", [True, False], ids=["raw", "plain"])
+def test_images_that_gave_way_to_newer_ones_are_counted(raw: bool) -> None:
+    with ros_domain() as domain:
+        found = image_input(domain, raw=raw)
+        publisher = domain.publisher(Image, "image", RELIABLE)
+        domain.spin_until(lambda: publisher.publish(small_image()) or domain.taken, 10)
+        domain.spin_for(0.3)
+        before, taken = found.missed, len(domain.taken)
+        for _ in range(3):
+            publisher.publish(small_image())
+        domain.spin_for(0.5)
+        missed = found.missed - before
+        assert missed > 0
+        assert missed + len(domain.taken) - taken == 3
+        assert isinstance(domain.taken[-1], bytes if raw else Image)
+
+
+class Camera:
+    """The topics of one camera in this process, and the frames that they hand in."""
+
+    def __init__(self, domain: Domain, raw: bool, **given: str) -> None:
+        networks = load_networks(
+            Settings(depth_weights="random", label_network="none", device="cpu", threads=1)
+        )
+        settings = Settings(**given)
+        self.node = LifecycleNode("dpt", context=domain.node.context)
+        self.topics = CameraTopics(self.node, "", networks, lambda: settings, raw)
+        self.node.trigger_configure()
+        self.node.trigger_activate()
+        self.frames: list[Frame] = []
+        domain.listen(Image, "depth/image")
+        domain.spin_for(0.3)
+        self.topics.open(lambda frame, _: self.frames.append(frame))
+        domain.node.executor.add_node(self.node)
+
+    def counts(self) -> dict[str, str]:
+        return {pair.key: pair.value for pair in self.topics.status().values}
+
+    def close(self, domain: Domain) -> None:
+        domain.node.executor.remove_node(self.node)
+        self.topics.destroy()
+        self.node.destroy_node()
+
+
+@contextmanager
+def camera_topics(domain: Domain, raw: bool, **given: str) -> Iterator[Camera]:
+    camera = Camera(domain, raw, **given)
+    yield camera
+    camera.close(domain)
+
+
+def a_header() -> Header:
+    header = Header(frame_id="cam")
+    header.stamp.sec, header.stamp.nanosec = 12, 34
+    return header
+
+
+@pytest.mark.parametrize("raw", [True, False], ids=["raw", "plain"])
+def test_a_frame_is_the_image_that_was_sent(raw: bool) -> None:
+    with ros_domain() as domain, camera_topics(domain, raw) as camera:
+        pixels = camera_picture(33, 20)
+        domain.publisher(Image, "image").publish(image_message(pixels, "bgr8", a_header()))
+        domain.spin_until(lambda: camera.frames, 10)
+        (frame,) = camera.frames
+        assert frame.decoded() is frame
+        assert (frame.encoding, frame.stamp_ns, frame.frame_id) == ("bgr8", 12_000_000_034, "cam")
+        assert frame.context.header == a_header()
+        np.testing.assert_array_equal(frame.pixels, pixels)
+        assert frame.pixels.flags.writeable != raw
+        assert camera.counts()["encoding bgr8"] == "1"
+
+
+@pytest.mark.parametrize("raw", [True, False], ids=["raw", "plain"])
+def test_a_compressed_frame_is_decoded_when_it_is_asked_for(raw: bool) -> None:
+    with (
+        ros_domain() as domain,
+        camera_topics(domain, raw, image_transport="compressed") as camera,
+    ):
+        info = camera_info_message(CameraModel(64, 48, 50, 50, 32, 24), a_header())
+        camera.topics._take_info(info)
+        msg = jpeg_message(camera_picture(64, 48), a_header())
+        domain.publisher(CompressedImage, "image/compressed").publish(msg)
+        domain.spin_until(lambda: camera.frames, 10)
+        (frame,) = camera.frames
+        assert "encoding bgr8" not in camera.counts()
+        assert (frame.encoding, frame.pixels.ndim) == ("JPEG", 1)
+        assert frame.camera == CameraModel(64, 48, 50, 50, 32, 24)
+        decoded = frame.decoded()
+        assert camera.counts()["encoding bgr8"] == "1"
+        pixels, encoding = compressed_pixels(msg)
+        np.testing.assert_array_equal(decoded.pixels, pixels)
+        assert (decoded.encoding, decoded.decode) == (encoding, None)
+        assert (decoded.context, decoded.camera) == (frame.context, frame.camera)
+
+
+def test_a_damaged_file_is_counted_by_its_fault_when_it_is_decoded(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with (
+        ros_domain() as domain,
+        camera_topics(domain, True, image_transport="compressed") as camera,
+    ):
+        msg = CompressedImage(header=a_header(), format="png")
+        file = bytearray(cv2.imencode(".png", camera_picture(64, 48))[1].tobytes())
+        file[60:200] = bytes(140)
+        msg.data = bytes(file)
+        domain.publisher(CompressedImage, "image/compressed").publish(msg)
+        domain.spin_until(lambda: camera.frames, 10)
+        with pytest.raises(MessageError) as caught:
+            camera.frames[0].decoded()
+        camera.topics.fail(caught.value)
+        assert camera.counts()["error: undecodable"] == "1"
+        assert f"image: The PNG image of {len(file)} bytes cannot be" in capfd.readouterr().err
+
+
+def test_bytes_that_are_no_image_are_counted_and_the_next_image_is_seen() -> None:
+    with ros_domain() as domain, camera_topics(domain, True) as camera:
+        publisher = domain.publisher(Image, "image")
+        publisher.publish(serialize_message(small_image())[:40])
+        domain.spin_until(lambda: "error: malformed message" in camera.counts(), 10)
+        publisher.publish(small_image())
+        domain.spin_until(lambda: camera.frames, 10)
+
+
+def test_camera_info_is_scaled_anew_only_when_it_or_the_size_changes() -> None:
+    with ros_domain() as domain, camera_topics(domain, True) as camera:
+        infos = domain.listen(CameraInfo, "depth/camera_info")
+        domain.spin_for(0.3)
+
+        def publish(size: int, fx: float, frame_id: str) -> CameraInfo:
+            header = Header(frame_id=frame_id)
+            model = CameraModel(64, 48, fx, 50, 32, 24)
+            camera.topics._take_info(camera_info_message(model, header))
+            arrival = Arrival(header, camera.topics._info, 0.0)
+            frame = Frame(camera_picture(64, 48), "rgb8", 0, context=arrival)
+            infos.clear()
+            depth = np.ones((size, size), np.float32)
+            camera.topics.publish(Prediction(frame, depth=depth))
+            domain.spin_until(lambda: infos, 10)
+            return infos[0]
+
+        first = publish(32, 50.0, "a")
+        assert (first.width, first.k[0], first.header.frame_id) == (32, 25.0, "a")
+        known = camera.topics._scaled[1]
+        again = publish(32, 50.0, "b")
+        assert camera.topics._scaled[1] is known
+        assert (again.k.tolist(), again.header.frame_id) == (first.k.tolist(), "b")
+        assert publish(16, 50.0, "b").k[0] == 12.5
+        assert publish(16, 60.0, "b").k[0] == 15.0

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,9 @@ class Frame:
         source: the camera's name, "" when there is only one.
         camera: intrinsics of ``pixels``, if known.
         context: whatever the caller wants back with the prediction, untouched.
+        decode: reads pixels that are still a compressed file: ``pixels`` are then its bytes and
+            ``encoding`` names its format. Gives the pixels and their encoding, or raises a
+            ValueError with a sentence.
     """
 
     pixels: np.ndarray
@@ -65,6 +69,18 @@ class Frame:
     source: str = ""
     camera: CameraModel | None = None
     context: Any = None
+    decode: Callable[[], tuple[np.ndarray, str]] | None = None
+
+    def decoded(self) -> Frame:
+        """The frame with its own pixels; itself unless they are still a compressed file.
+
+        Raises:
+            ValueError: the file cannot be decoded.
+        """
+        if self.decode is None:
+            return self
+        pixels, encoding = self.decode()
+        return replace(self, pixels=pixels, encoding=encoding, decode=None)
 
 
 @dataclass(frozen=True)

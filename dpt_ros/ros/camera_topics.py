@@ -22,11 +22,12 @@ from dpt_ros.engine.color import depth_to_color, inverse_to_color, labels_to_col
 from dpt_ros.engine.frame import CameraModel, Frame, Outputs, Prediction
 from dpt_ros.engine.network import Networks
 from dpt_ros.engine.settings import Settings
+from dpt_ros.ros.cdr import read_compressed_image, read_image
 from dpt_ros.ros.diagnostics import Statistics, camera_status
 from dpt_ros.ros.messages import (
     MessageError,
     camera_model,
-    compressed_pixels,
+    compressed_file,
     image_message,
     image_pixels,
     millimetres,
@@ -73,6 +74,7 @@ class CameraTopics:
         name: prefix of the topics, "" for none.
         networks: decide which outputs exist.
         settings: gives the settings of the moment.
+        raw: take images serialised, which is faster; tests compare it with the plain way.
     """
 
     def __init__(
@@ -81,8 +83,10 @@ class CameraTopics:
         name: str,
         networks: Networks,
         settings: Callable[[], Settings],
+        raw: bool = True,
     ) -> None:
         self.name = name
+        self._raw = raw
         self._node = node
         self._networks = networks
         self._settings = settings
@@ -91,11 +95,13 @@ class CameraTopics:
         self._statistics = Statistics()
         self._said: dict[str, float] = {}
         self._input: ImageInput | None = None
+        self._read: Callable[[Any, float], Frame] = self._read_image
         self._info_subscription: Any = None
         self._submit: Callable[[Frame, Outputs], None] | None = None
         self._info: CameraInfo | None = None
         self._camera: CameraModel | None = None
         self._camera_warning = ""
+        self._scaled: tuple[CameraInfo | None, CameraInfo] = (None, CameraInfo())
         self._inverse_near = 0.0
         self._publishers: dict[str, LifecyclePublisher[Any]] = {}
         if networks.depth_name:
@@ -139,8 +145,10 @@ class CameraTopics:
         settings = self._settings()
         topic = self._node.resolve_topic_name(self._prefix + "image")
         kind: type = Image
+        self._read = self._read_image
         if settings.image_transport == "compressed":
             topic, kind = topic + "/compressed", CompressedImage
+            self._read = self._read_compressed
         self._info_subscription = self._node.create_subscription(
             CameraInfo,
             self._prefix + "camera_info",
@@ -150,7 +158,7 @@ class CameraTopics:
         )
         self._input = ImageInput(
             self._node,
-            ImageTopic(topic, kind, settings.image_reliability),
+            ImageTopic(topic, kind, settings.image_reliability, self._raw),
             self._take_image,
         )
 
@@ -174,13 +182,18 @@ class CameraTopics:
             self._input.review()
 
     def _take_info(self, info: CameraInfo) -> None:
+        # The header is the image's. Without it, those of one calibration are equal, and what was
+        # worked out for the first holds for all.
+        info.header = Header()
+        if info == self._info:
+            return
         self._camera, warning = camera_model(info)
         self._info = info
         if warning and warning != self._camera_warning:
             self._log.warning(f"{self._prefix}{warning}")
         self._camera_warning = warning
 
-    def _take_image(self, msg: Image | CompressedImage) -> None:
+    def _take_image(self, msg: Image | CompressedImage | bytes) -> None:
         received = time.monotonic()
         self._statistics.received()
         outputs = self._wanted()
@@ -188,29 +201,42 @@ class CameraTopics:
             self._statistics.dropped("nobody subscribes")
             return
         try:
-            if isinstance(msg, CompressedImage):
-                pixels, encoding = compressed_pixels(msg)
-                width, height = pixels.shape[1], pixels.shape[0]
-            else:
-                pixels, encoding = image_pixels(msg), msg.encoding
-                width, height = msg.width, msg.height
+            frame = self._read(msg, received)
         except MessageError as error:
-            self._statistics.failed(error.reason)
-            self._say_at_times(error.reason, "error", f"{self._prefix}image: {error}")
+            self.fail(error)
             return
-        self._statistics.accepted(encoding)
-        fits = self._info_fits(width, height)
-        stamp = msg.header.stamp
-        frame = Frame(
-            pixels=pixels,
-            encoding=encoding,
-            stamp_ns=stamp.sec * 1_000_000_000 + stamp.nanosec,
-            frame_id=msg.header.frame_id,
-            source=self.name,
-            camera=self._camera if fits else None,
-            context=Arrival(msg.header, self._info if fits else None, received),
-        )
         self._submit(frame, outputs)
+
+    def _read_image(self, msg: Image | bytes, received: float) -> Frame:
+        image = read_image(msg) if isinstance(msg, bytes) else msg
+        pixels = image_pixels(image)
+        self._statistics.accepted(image.encoding)
+        about = self._about(image.header, image.width, image.height, received)
+        return Frame(pixels, image.encoding, **about)
+
+    def _read_compressed(self, msg: CompressedImage | bytes, received: float) -> Frame:
+        """A frame to be decoded by who computes it: here that would hold up every callback."""
+        image = read_compressed_image(msg) if isinstance(msg, bytes) else msg
+        file = compressed_file(image)
+
+        def decode() -> tuple[np.ndarray, str]:
+            pixels, encoding = file.decode()
+            self._statistics.accepted(encoding)
+            return pixels, encoding
+
+        about = self._about(image.header, file.width, file.height, received)
+        return Frame(file.data, file.kind, decode=decode, **about)
+
+    def _about(self, header: Header, width: int, height: int, received: float) -> dict[str, Any]:
+        """What a frame says of itself beside its pixels."""
+        fits = self._info_fits(width, height)
+        return {
+            "stamp_ns": header.stamp.sec * 1_000_000_000 + header.stamp.nanosec,
+            "frame_id": header.frame_id,
+            "source": self.name,
+            "camera": self._camera if fits else None,
+            "context": Arrival(header, self._info if fits else None, received),
+        }
 
     def _info_fits(self, width: int, height: int) -> bool:
         camera = self._camera
@@ -273,13 +299,24 @@ class CameraTopics:
         if self._watched("depth/image"):
             values = millimetres(depth) if encoding == "16UC1" else depth
             self._send_image("depth/image", values, encoding, arrival.header)
-        if arrival.info is not None:
-            height, width = depth.shape
-            info = scaled_camera_info(arrival.info, width, height, arrival.header)
-            self._publishers["depth/camera_info"].publish(info)
+        if arrival.info is not None and self._watched("depth/camera_info"):
+            self._publishers["depth/camera_info"].publish(self._info_of(depth, arrival))
         if self._watched("depth/color"):
             color = depth_to_color(depth, self._settings().color_range)
             self._send_picture("depth/color", color, arrival.header)
+
+    def _info_of(self, depth: np.ndarray, arrival: Arrival) -> CameraInfo:
+        """The camera_info of a depth image, worked out anew when the calibration or size changed.
+
+        The message is filled anew for every frame: publish it at once.
+        """
+        height, width = depth.shape
+        source, scaled = self._scaled
+        if source is not arrival.info or (scaled.width, scaled.height) != (width, height):
+            scaled = scaled_camera_info(arrival.info, width, height, arrival.header)
+            self._scaled = arrival.info, scaled
+        scaled.header = arrival.header
+        return scaled
 
     def _publish_inverse(self, inverse: np.ndarray, header: Header) -> None:
         self._send_image("depth/inverse", inverse, "32FC1", header)
@@ -315,14 +352,16 @@ class CameraTopics:
         self._statistics.dropped(reason)
 
     def fail(self, error: Exception) -> None:
-        """Count and report a frame that could not be computed."""
-        self._statistics.failed(type(error).__name__)
-        sentence = str(error)
-        if not isinstance(error, ValueError):
-            sentence = "".join(traceback.format_exception(error))
-        self._say_at_times(
-            type(error).__name__, "error", f"{self._prefix}image: a frame failed: {sentence}"
-        )
+        """Count and report an image that could not be read or a frame that failed."""
+        if isinstance(error, MessageError):
+            reason, sentence = error.reason, str(error)
+        elif isinstance(error, ValueError):
+            reason, sentence = type(error).__name__, f"a frame failed: {error}"
+        else:
+            reason = type(error).__name__
+            sentence = f"a frame failed: {''.join(traceback.format_exception(error))}"
+        self._statistics.failed(reason)
+        self._say_at_times(reason, "error", f"{self._prefix}image: {sentence}")
 
     def status(self) -> DiagnosticStatus:
         """What /diagnostics says of this camera."""

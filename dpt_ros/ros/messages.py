@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -16,6 +17,9 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
 from dpt_ros.engine.frame import CameraModel
+
+if TYPE_CHECKING:
+    from dpt_ros.ros.cdr import CompressedImageView, ImageView
 
 MAX_SIDE = 16384
 MAX_BYTES = 2**31
@@ -84,14 +88,14 @@ LAYOUTS: dict[str, PixelLayout] = {
 }
 
 
-def image_pixels(msg: Image) -> np.ndarray:
+def image_pixels(msg: Image | ImageView) -> np.ndarray:
     """The pixels of an Image in the camera's own layout, as a view of the message's bytes.
 
     Returns:
         (H, W) or (H, W, C), uint8, uint16 or float32 in this machine's byte order; nv12 and nv21
         as (H * 3 / 2, W), nv24 as (3 * H, W), as OpenCV stacks planes. A copy is made only for the
         other byte order, for a 16 or 32 bit image whose ``step`` is no multiple of its samples,
-        and for a padded nv24.
+        and for a padded nv24. A view of a serialised image is read-only.
 
     Raises:
         MessageError: an unknown encoding, an impossible size, or too few bytes.
@@ -162,18 +166,56 @@ def _nv24_planes(data: np.ndarray, width: int, height: int, step: int) -> np.nda
     return np.concatenate([rows[:height, :width], chroma.reshape(2 * height, width)])
 
 
-def compressed_pixels(msg: CompressedImage) -> tuple[np.ndarray, str]:
-    """The decoded pixels of a CompressedImage and their encoding.
+@dataclass(frozen=True)
+class CompressedFile:
+    """A JPEG, PNG or WebP file of which the header was read, and no more.
+
+    Args:
+        kind: "JPEG", "PNG" or "WebP".
+        width, height: of the picture, pixels.
+        data: the file, (N,) uint8, as a view of the message's bytes.
+        stored_as: the format string of the message.
+    """
+
+    kind: str
+    width: int
+    height: int
+    data: np.ndarray
+    stored_as: str
+
+    def decode(self) -> tuple[np.ndarray, str]:
+        """The pixels and their encoding.
+
+        Returns:
+            (H, W) or (H, W, C), uint8 or uint16, and "bgr8", "mono8", "mono16", ...
+
+        Raises:
+            MessageError: the file is damaged.
+        """
+        damaged = _undecodable(self.kind, self.data.size)
+        try:
+            pixels = cv2.imdecode(self.data, cv2.IMREAD_UNCHANGED)
+        except cv2.error as error:
+            raise damaged from error
+        if pixels is None or pixels.dtype not in (np.uint8, np.uint16):
+            raise damaged
+        if pixels.shape[:2] != (self.height, self.width):
+            raise damaged
+        if pixels.shape[2:] == (1,):
+            pixels = pixels[..., 0]
+        if pixels.shape[2:] == (4,) and pixels.dtype == np.uint16:
+            pixels = pixels[..., :3]
+        return pixels, _decoded_encoding(pixels, self.stored_as)
+
+
+def compressed_file(msg: CompressedImage | CompressedImageView) -> CompressedFile:
+    """The file in a CompressedImage, to be decoded where there is time for it.
 
     JPEG, PNG and WebP are told apart by their bytes. The format string of image_transport
     ("rgb8; jpeg compressed bgr8") only says in which order the colours were stored.
 
-    Returns:
-        (H, W) or (H, W, C), uint8 or uint16, and "bgr8", "mono8", "mono16", ...
-
     Raises:
-        MessageError: another format, an undecodable or truncated file, or a size beyond
-            `MAX_COMPRESSED_PIXELS` (judged by the header, before anything is decoded).
+        MessageError: another format, a truncated file, or a size beyond `MAX_COMPRESSED_PIXELS`.
     """
     data = np.frombuffer(msg.data, np.uint8)
     kind, width, height = _file_header(data.tobytes(), msg.format)
@@ -184,17 +226,15 @@ def compressed_pixels(msg: CompressedImage) -> tuple[np.ndarray, str]:
             f" {MAX_COMPRESSED_PIXELS // 1_000_000} megapixels allowed.",
         )
     _check_side_lengths(width, height)
-    try:
-        pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
-    except cv2.error as error:
-        raise _undecodable(kind, data.size) from error
-    if pixels is None or pixels.dtype not in (np.uint8, np.uint16):
-        raise _undecodable(kind, data.size)
-    if pixels.shape[2:] == (1,):
-        pixels = pixels[..., 0]
-    if pixels.shape[2:] == (4,) and pixels.dtype == np.uint16:
-        pixels = pixels[..., :3]
-    return pixels, _decoded_encoding(pixels, msg.format)
+    return CompressedFile(kind, width, height, data, msg.format)
+
+
+def compressed_pixels(msg: CompressedImage | CompressedImageView) -> tuple[np.ndarray, str]:
+    """The decoded pixels of a CompressedImage and their encoding, at once.
+
+    Returns and raises what ``compressed_file`` and its ``decode`` do.
+    """
+    return compressed_file(msg).decode()
 
 
 def _undecodable(kind: str, size: int) -> MessageError:
@@ -245,7 +285,7 @@ def _jpeg_size(content: bytes) -> tuple[int, int]:
             continue
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             # Inside the entropy-coded data 0xff is always followed by 0, so this ends the image.
-            if content.find(b"\xff\xd9", at) < 0:
+            if content.rfind(b"\xff\xd9", at) < 0:
                 raise _truncated("JPEG", len(content))
             height, width = (int.from_bytes(content[at + i : at + i + 2], "big") for i in (5, 7))
             return width, height

@@ -9,6 +9,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rclpy.event_handler import SubscriptionEventCallbacks, UnsupportedEventTypeError
@@ -67,11 +68,14 @@ class ImageTopic:
         name: the topic, resolved, before remapping.
         msg_type: Image or CompressedImage.
         reliability: "auto", "reliable" or "best_effort".
+        raw: take each message as the bytes it was serialised to, for ``cdr`` to read in place;
+            else as a message, which costs one more copy.
     """
 
     name: str
     msg_type: type
     reliability: str
+    raw: bool = True
 
 
 class ImageInput:
@@ -91,7 +95,7 @@ class ImageInput:
     Args:
         node: subscribes there.
         topic: what to subscribe to.
-        on_message: takes each message.
+        on_message: takes each message, or its bytes.
     """
 
     def __init__(
@@ -159,12 +163,16 @@ class ImageInput:
             matched=lambda _: self.review(),
             message_lost=self._take_loss,
         )
+        subscribe = partial(
+            self._node.create_subscription,
+            *arguments,
+            qos_overriding_options=overriding,
+            raw=self._topic.raw,
+        )
         try:
-            return self._node.create_subscription(
-                *arguments, event_callbacks=events, qos_overriding_options=overriding
-            )
+            return subscribe(event_callbacks=events)
         except UnsupportedEventTypeError:  # a middleware without these; review() polls anyway
-            return self._node.create_subscription(*arguments, qos_overriding_options=overriding)
+            return subscribe()
 
     def _take(self, msg: Any, about: MessageInfo) -> None:
         self._silent_since = time.monotonic()
