@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m dpt_ros.apps.bench`` is dpt_bench."""
+
+import sys
+
+from dpt_ros.apps.bench import main
+
+sys.exit(main())

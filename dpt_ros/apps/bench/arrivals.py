@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What came back of what was sent: the arithmetic of the node's benchmark, without ROS.
+
+A frame is named by its stamp, nanoseconds of the clock that all processes share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dpt_ros.apps.bench.report import Summary, summarize
+
+MAX_LOSS = 0.05
+PEAK_LIMIT = 1000.0  # frames per second; nothing faster is tried
+_KEPT_SCHEDULE = 0.98
+
+
+@dataclass(frozen=True)
+class Account:
+    """What became of the frames of one run, all cameras together; warm-up left out.
+
+    ``sent`` is ``returned`` + ``lost`` + ``dropped``.
+
+    Args:
+        sent: frames published.
+        returned: frames of which every output asked for arrived.
+        lost: frames of which nobody says anything: lost on the way there or back.
+        dropped: frames that the arm says it dropped, because a newer one came or they failed.
+        late: of those returned, how many took longer than a period.
+        out_of_order: of those returned, how many arrived after a newer one of their camera.
+        latency: stamp -> last output received, milliseconds.
+        jitter: absolute second difference of arrival times (as ros2_benchmark), milliseconds.
+    """
+
+    sent: int
+    returned: int
+    lost: int
+    dropped: int
+    late: int
+    out_of_order: int
+    latency: Summary
+    jitter: Summary
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One camera's frames in one run.
+
+    Args:
+        sent: (N,) int64, stamps as published, ascending, those of the warm-up first.
+        warm_up: how many of them were warm-up.
+        outputs: per output topic, (M, 2) int64: stamp and time of arrival, in order of arrival.
+    """
+
+    sent: np.ndarray
+    warm_up: int
+    outputs: Mapping[str, np.ndarray]
+
+    def arrivals(self) -> np.ndarray:
+        """(K, 2) int64: stamp and arrival of the last output of each frame that is complete.
+
+        Frames come in the order of arrival. What was not sent in this run is left out, and so is
+        what arrived a second time.
+        """
+        known = set(self.sent.tolist())
+        complete: dict[int, int] = dict.fromkeys(known, 0)
+        for arrived in self.outputs.values():
+            first: dict[int, int] = {}
+            for stamp, time in arrived.tolist():
+                if stamp in complete:
+                    first.setdefault(stamp, time)
+            complete = {stamp: max(complete[stamp], time) for stamp, time in first.items()}
+        rows = sorted(complete.items(), key=lambda row: row[1])
+        return np.array(rows, np.int64).reshape(-1, 2)
+
+    def measured(self) -> np.ndarray:
+        """`arrivals` without the frames of the warm-up."""
+        arrived = self.arrivals()
+        return arrived[np.isin(arrived[:, 0], self.sent[self.warm_up :])]
+
+
+def latencies(traces: Sequence[Trace]) -> np.ndarray:
+    """Milliseconds from stamp to arrival of every frame returned after the warm-up."""
+    rows = np.concatenate([trace.measured() for trace in traces])
+    return (rows[:, 1] - rows[:, 0]) * 1e-6
+
+
+def jitter(arrived: np.ndarray) -> np.ndarray:
+    """The absolute second difference of arrival times.
+
+    Args:
+        arrived: (K,) int64, nanoseconds, in order.
+
+    Returns:
+        (max(K - 2, 0),) float64, milliseconds.
+    """
+    return np.abs(np.diff(arrived, n=2)) * 1e-6
+
+
+def out_of_order(stamps: np.ndarray) -> int:
+    """How many of ``stamps``, in order of arrival, came after a newer one."""
+    newest = np.maximum.accumulate(stamps)
+    return int((stamps < newest).sum())
+
+
+def missing(traces: Sequence[Trace]) -> int:
+    """Frames that were sent and did not come back, those of the warm-up included."""
+    return sum(len(trace.sent) - len(trace.arrivals()) for trace in traces)
+
+
+def account(traces: Sequence[Trace], period: float, dropped: int) -> Account:
+    """Settle a run.
+
+    An arm counts its drops over the whole run, warm-up included, and does not say which frames
+    they were. So missing frames beyond that count are held to be lost in the measured part: no
+    loss hides in the warm-up.
+
+    Args:
+        traces: one per camera.
+        period: seconds between the frames of a camera.
+        dropped: frames that the arm says it dropped, warm-up included.
+    """
+    measured = [trace.measured() for trace in traces]
+    sent = sum(len(trace.sent) - trace.warm_up for trace in traces)
+    returned = sum(map(len, measured))
+    lost = min(sent - returned, max(missing(traces) - dropped, 0))
+    spent = latencies(traces)
+    return Account(
+        sent=sent,
+        returned=returned,
+        lost=lost,
+        dropped=sent - returned - lost,
+        late=int((spent > period * 1e3).sum()),
+        out_of_order=sum(out_of_order(rows[:, 0]) for rows in measured),
+        latency=summarize(spent),
+        jitter=summarize(np.concatenate([jitter(rows[:, 1]) for rows in measured])),
+    )
+
+
+def together(accounts: Sequence[Account], traces: Sequence[Trace]) -> Account:
+    """Several runs of one arm as one: counts added, percentiles of all frames.
+
+    Args:
+        accounts: of the runs.
+        traces: of all of them.
+    """
+    counts = ("sent", "returned", "lost", "dropped", "late", "out_of_order")
+    added = {name: sum(getattr(one, name) for one in accounts) for name in counts}
+    # Differences are taken inside a run: between two runs lies a pause.
+    steps = np.concatenate([jitter(trace.measured()[:, 1]) for trace in traces])
+    return Account(**added, latency=summarize(latencies(traces)), jitter=summarize(steps))
+
+
+def achieved_rate(sent: np.ndarray) -> float:
+    """Frames per second of the stamps of one camera; NaN for less than two."""
+    if len(sent) < 2:
+        return float("nan")
+    return float((len(sent) - 1) / ((sent[-1] - sent[0]) * 1e-9))
+
+
+def sustains(trial: Account, achieved: float, rate: float) -> bool:
+    """Whether a run at ``rate`` counts for the peak: under 5 % missing, and sent as fast."""
+    gone = (trial.sent - trial.returned) / max(trial.sent, 1)
+    return gone < MAX_LOSS and achieved >= _KEPT_SCHEDULE * rate
+
+
+def peak_rate(holds: Callable[[float], bool], start: float, limit: float = PEAK_LIMIT) -> float:
+    """The highest rate that holds, found within 5 %: doubling or halving, then bisection.
+
+    Args:
+        holds: tries a rate, frames per second.
+        start: the first rate to try.
+        limit: not tried beyond.
+
+    Returns:
+        The highest rate that held; 0 when not even 1/64 of ``start`` did.
+    """
+    low, high = 0.0, start
+    if holds(start):
+        low = start
+        while low < limit and holds(high := min(2 * low, limit)):
+            low = high
+        if low >= limit:
+            return low
+    else:
+        while low == 0.0:
+            if high <= start / 64:
+                return 0.0
+            if holds(high / 2):
+                low = high / 2
+            else:
+                high /= 2
+    while high > 1.05 * low:
+        middle = (low * high) ** 0.5
+        if holds(middle):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def choose_rate(answer: float, rates: Sequence[float]) -> float:
+    """The highest of ``rates`` whose period leaves a third more than the time of an answer.
+
+    Args:
+        answer: seconds from stamp to depth, at the 90th percentile.
+        rates: to choose from, frames per second, falling; the last is taken if none fits.
+    """
+    return next((rate for rate in rates if 1.33 * answer <= 1.0 / rate), rates[-1])
