@@ -25,8 +25,8 @@ REQUIRES = [
     "opencv-python>=4.8,<6",
     "safetensors>=0.4,<1",
     "timm>=1.0.11,<2",
-    "torch>=2.4,<3",
-    "torchvision>=0.19,<1",
+    "torch>=2.9,<3",
+    "torchvision>=0.24,<1",
     "tqdm>=4.60,<5",
 ]
 
@@ -45,7 +45,11 @@ ROS = ["ros-rclpy[fastrtps]>=9.1,<10", "rosbags>=0.11,<0.12"] + [
     )
 ]
 
+# Another way to run the networks on a CPU (backend: openvino).
+OPENVINO = ["openvino>=2025.2,<2027"]
+
 TEST = [
+    *OPENVINO,
     "colcon-common-extensions>=0.3,<0.4",
     "hypothesis>=6.100,<7",
     "mypy>=2.4,<3",
@@ -82,7 +86,7 @@ setup(
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
     package_data={NAME: ["data/*.json", "data/*.safetensors"]},
     install_requires=REQUIRES,
-    extras_require={"ros": ROS, "test": TEST},
+    extras_require={"ros": ROS, "openvino": OPENVINO, "test": TEST},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),

@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from dpt_ros.engine.fold import fold
+from dpt_ros.engine.fuse import fuse
 from dpt_ros.engine.network import EMBEDDED, NetworkError, load_networks
+from dpt_ros.engine.preprocess import network_input
 from dpt_ros.engine.settings import Settings
 from dpt_ros.model import create_model, save_checkpoint
+from dpt_ros.world import World
 
 RANDOM = {"depth_weights": "random", "label_weights": "random"}
 
@@ -73,6 +77,8 @@ def test_a_file_is_taken_by_path(tmp_path):
         (Settings(depth_weights="/no/such/file.pt"), "no checkpoint file /no/such/file.pt"),
         (Settings(depth_network="none", label_network="none"), "nothing to compute"),
         (Settings(precision="fp16", device="cpu"), "precision is fp16, but a CPU"),
+        (Settings(compile=True, device="cpu"), "on a CPU torch.compile is slower"),
+        (Settings(backend="openvino", device="cuda"), "device is cuda"),
         (
             Settings(depth_network="dpt_hybrid_ade20k", depth_weights="random"),
             "dpt_hybrid_ade20k predicts labels, not depth; set depth_network",
@@ -95,3 +101,29 @@ def test_a_gpu_that_is_not_there_is_refused_with_what_to_do():
 def test_a_gpu_that_is_not_there_is_named_with_those_that_are():
     with pytest.raises(NetworkError, match="there are only"):
         load_networks(Settings(device="cuda:99"))
+
+
+@pytest.mark.parametrize("kind", ["room", "yard"])
+def test_half_precision_says_what_single_precision_says(kind):
+    # In float16 on the CPU: the rounding is a GPU's, the time is not.
+    model = create_model(EMBEDDED)
+    fold(model)
+    fuse(model)
+    rgb = World(kind, 9001, 192, 144).frame(5).rgb
+    images = network_input(rgb, (144, 192), model.spec.mean, model.spec.std)
+    with torch.inference_mode():
+        exact = model(images)
+        half = model.half()(images.half())
+    error = ((half["depth"] - exact["depth"]).abs() / exact["depth"]).mean()
+    same = (half["labels"].argmax(1) == exact["labels"].argmax(1)).double().mean()
+    assert 0 < error <= 1e-3
+    assert same >= 0.995
+
+
+def test_openvino_says_what_torch_says():
+    pytest.importorskip("openvino")
+    images = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(1))
+    expected = load_networks(Settings(label_network="none")).depth(images)["depth"]
+    networks = load_networks(Settings(label_network="none", backend="openvino", threads=1))
+    error = (networks.depth(images)["depth"] - expected).abs() / expected
+    assert error.max() < 1e-3

@@ -3,13 +3,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dpt_ros.data import class_names, palette
+from dpt_ros.engine.fold import fold
+from dpt_ros.engine.fuse import fuse
+from dpt_ros.engine.onednn import pack, supports_bf16, unavailable
 from dpt_ros.engine.preprocess import network_size
 from dpt_ros.engine.settings import Settings
 
@@ -34,20 +40,65 @@ class NetworkError(Exception):
 
 
 class Network:
-    """One DPT in eval mode on its device and in its number format.
+    """One DPT made ready to run: folded, in its number format, with fused operations.
 
     Args:
-        model: what ``create_model`` gave.
+        model: what ``create_model`` gave; it is rewritten and must not be used otherwise.
         device: where it runs.
         dtype: of weights and activations; a metric head computes its metres in float32.
+        backend: "torch", or "openvino" on a CPU.
+        threads: of the CPU; 0 leaves the choice to the backend. Used by openvino only.
+        compiled: rewrite it with torch.compile, which happens at the first call of each shape.
+
+    Attributes:
+        input_dtype: what ``images`` are best given in.
+        notes: sentences on what is not as it should be.
+
+    Raises:
+        ImportError: openvino is asked for and not installed; the message says how to get it.
     """
 
-    def __init__(self, model: DPT, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        model: DPT,
+        device: torch.device,
+        dtype: torch.dtype,
+        backend: str = "torch",
+        threads: int = 0,
+        compiled: bool = False,
+    ) -> None:
         self.spec = model.spec
         self.device = device
         self.dtype = dtype
-        self._model = model.to(device, dtype).to(memory_format=torch.channels_last)
-        self._model.requires_grad_(False)
+        self.input_dtype = torch.float32 if backend == "openvino" else dtype
+        self.notes: tuple[str, ...] = ()
+        fold(model)
+        model.requires_grad_(False)
+        self._predict: Callable[[Tensor, bool, bool], dict[str, Tensor]]
+        if backend == "openvino":
+            from dpt_ros.engine.openvino_backend import OpenVinoModel
+
+            runs = OpenVinoModel(model, "bf16" if dtype == torch.bfloat16 else "fp32", threads)
+            self._predict = lambda images, depth, labels: runs(images)
+            return
+        if device.type == "cpu":
+            self._prepare_for_cpu(model)
+        else:
+            fuse(model)
+            model.to(device, dtype).to(memory_format=torch.channels_last)
+        self._predict = partial(_predict, model)
+        if compiled:
+            self._predict = torch.compile(
+                self._predict, mode="max-autotune-no-cudagraphs", dynamic=False
+            )
+
+    def _prepare_for_cpu(self, model: DPT) -> None:
+        problem = unavailable(self.dtype)
+        if problem is None:
+            pack(model, self.dtype)
+            return
+        model.to(self.dtype).to(memory_format=torch.channels_last)
+        self.notes = (f"The networks run on the CPU without oneDNN, which is slower: {problem}",)
 
     def input_size(self, height: int, width: int, settings: Settings) -> tuple[int, int]:
         """(height, width) at which a picture of the given size enters this network."""
@@ -59,19 +110,32 @@ class Network:
             self.spec.multiple_of,
         )
 
-    def __call__(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    @torch.inference_mode()
+    def __call__(
+        self, images: Tensor, depth: bool = True, labels: bool = True
+    ) -> dict[str, Tensor]:
         """Run the network.
 
         Args:
-            images: (B, 3, H, W) float32, normalised, on the network's device.
+            images: (B, 3, H, W), normalised, on the network's device.
+            depth: whether depth is wanted.
+            labels: whether labels are wanted.
 
         Returns:
-            By task: "depth" (B, H, W) float32, relative inverse depth or metres; "labels":
-            logits (B, C, H, W).
+            By task, what is wanted and known: "depth" (B, H, W) float32, relative inverse depth
+            or metres; "labels": logits (B, C, H / 2, W / 2), before the head's last upsampling.
         """
-        with torch.inference_mode():
-            result = self._model(images.to(self.dtype))
-        return result if isinstance(result, dict) else {self.spec.tasks[0]: result}
+        return self._predict(images.to(self.input_dtype), depth, labels)
+
+
+def _predict(model: DPT, images: Tensor, depth: bool, labels: bool) -> dict[str, Tensor]:
+    features = model.features(images)
+    outputs: dict[str, Tensor] = {}
+    if depth and model.depth_head is not None:
+        outputs["depth"] = model.depth_head(features)
+    if labels and model.label_head is not None:
+        outputs["labels"] = model.label_head.logits(features)
+    return outputs
 
 
 @dataclass(frozen=True)
@@ -134,10 +198,24 @@ def load_networks(settings: Settings) -> Networks:
             "precision is fp16, but a CPU computes half precision slower than single; "
             "set precision to auto, fp32 or bf16, or device to cuda."
         )
+    if settings.backend == "openvino" and device.type != "cpu":
+        raise NetworkError(
+            f"backend is openvino, which runs on the CPU, but device is {device}; set device to"
+            " cpu or backend to torch."
+        )
+    if settings.compile and device.type == "cpu":
+        raise NetworkError(
+            "compile is true, but on a CPU torch.compile is slower than what is built in; set"
+            " compile to false, and backend to openvino for more speed."
+        )
     if settings.threads:
         torch.set_num_threads(settings.threads)
 
     notes: list[str] = []
+    if precision == "bf16" and device.type == "cpu" and not supports_bf16():
+        notes.append("precision is bf16, which this CPU has to emulate: fp32 is faster here.")
+    if settings.compile:
+        notes.append("torch.compile is at work; the first frame of a new size waits for it.")
     names = {
         "depth": _choose("depth", settings.depth_network, settings.depth_weights, notes),
         "labels": _choose("labels", settings.label_network, settings.label_weights, notes),
@@ -156,13 +234,14 @@ def load_networks(settings: Settings) -> Networks:
         key = (name, weights[task])
         if key not in ready:
             model = _create(name, weights[task], settings, _PARAMETERS[task][1])
-            ready[key] = _on_device(model, device, _DTYPES[precision])
+            ready[key] = _on_device(model, device, _DTYPES[precision], settings)
         if task not in ready[key].spec.tasks:
             raise NetworkError(
                 f"{name} predicts {' and '.join(ready[key].spec.tasks)}, not {task}; "
                 f"set {_PARAMETERS[task][0]} to another network or to none."
             )
         chosen[task] = ready[key]
+    notes += dict.fromkeys(note for network in ready.values() for note in network.notes)
     random = "random" in [weights[task] for task, name in names.items() if name]
     if random:
         notes.append("Weights are random as asked: the predictions mean nothing.")
@@ -236,15 +315,33 @@ def _create(name: str, weights: str, settings: Settings, parameter: str) -> DPT:
         raise NetworkError(f"{name} cannot be loaded ({parameter}): {error}") from error
 
 
-def _on_device(model: DPT, device: torch.device, dtype: torch.dtype) -> Network:
+def _on_device(
+    model: DPT, device: torch.device, dtype: torch.dtype, settings: Settings
+) -> Network:
+    spec = model.spec
+    weights = sum(p.numel() for p in model.parameters()) * dtype.itemsize
     try:
-        network = Network(model, device, dtype)
-        spec = network.spec
-        network(torch.zeros(1, 3, spec.net_height, spec.net_width, device=device))
-    except torch.cuda.OutOfMemoryError as error:
+        network = Network(
+            model, device, dtype, settings.backend, settings.threads, settings.compile
+        )
+        height, width = network.input_size(spec.net_height, spec.net_width, settings)
+        network(torch.zeros(1, 3, height, width, device=device))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    except ImportError as error:
+        raise NetworkError(str(error)) from error
+    except torch.OutOfMemoryError as error:
         free, total = torch.cuda.mem_get_info(device)
+        peak = torch.cuda.max_memory_allocated(device)
         raise NetworkError(
-            f"{model.spec.name} does not fit into the memory of {device}: {free >> 20} of "
-            f"{total >> 20} MiB are free; end what else uses it, or choose a smaller network."
+            f"{spec.name} does not fit into the memory of {device}: its weights alone take"
+            f" {weights >> 20} MiB, this process had {peak >> 20} MiB in use when it ran out, and"
+            f" {free >> 20} of {total >> 20} MiB are free; end what else uses the device, or"
+            " choose a smaller network or input."
+        ) from error
+    except torch.AcceleratorError as error:
+        raise NetworkError(
+            f"{device} fails: {error} If it was lost while this process ran, only a new process"
+            " can use it again."
         ) from error
     return network

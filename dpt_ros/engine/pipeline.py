@@ -1,46 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The chain for one node's cameras: frames in, predictions out, in order, latest frame wins."""
+"""The scheduler of a node's cameras: frames in, predictions out, in order, latest frame wins."""
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
-import numpy as np
-import torch
-
+from dpt_ros.engine.chain import Kind
 from dpt_ros.engine.frame import Frame, Outputs, Prediction
-from dpt_ros.engine.network import Network, Networks
-from dpt_ros.engine.postprocess import classify, resize_depth, resize_labels
-from dpt_ros.engine.preprocess import network_input, to_rgb
+from dpt_ros.engine.network import Networks
+from dpt_ros.engine.runner import Runner, Ticket, make_runner
 from dpt_ros.engine.settings import Settings
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
-# A metric network that answers within this share of its largest depth means "beyond".
-_SATURATED = 0.98
+@dataclass(frozen=True)
+class _Job:
+    """Frames that go together; a ticket or the error instead of one."""
+
+    frames: list[Frame]
+    ticket: Ticket | None
+    error: Exception | None = None
 
 
 class Pipeline:
-    """Runs frames through the networks on a thread of its own.
+    """Takes frames through the networks, on two threads.
 
     A frame never waits behind an older one of the same source: ``submit`` puts it in its source's
-    single place, and the one that stood there is dropped with a reason. Sources take turns in the
-    order in which their places were filled. Every frame submitted ends in exactly one call of
-    ``on_prediction``, ``on_drop`` or ``on_error``, all of them on the pipeline's thread except
-    drops, which come on the thread that caused them.
+    single place, and the one that stood there is dropped with a reason. One thread takes frames
+    from their places and gives them to the device as soon as there is room on it, in the order in
+    which the places were filled; frames of one kind that wait at the same moment go together. The
+    other thread waits for the results and hands them out, while the next frames are computed.
+
+    Every frame submitted ends in exactly one call of ``on_prediction``, ``on_drop`` or
+    ``on_error``. Predictions and errors come on the second thread, in the order in which the
+    frames were begun; drops on the thread that caused them.
 
     Args:
         networks: from ``load_networks``.
         settings: live ones may be replaced at any time through the attribute ``settings``.
-        on_prediction: takes each result, in the order of stamps as submitted.
+        on_prediction: takes each result. Its arrays are the pipeline's again when this returns.
         on_drop: takes a frame that will not be computed and the reason, a few words.
         on_error: takes a frame that failed and why; the pipeline goes on.
+        on_note: takes a sentence when something runs otherwise than asked for.
         now_ns: the clock that stamps are measured by, for ``max_age``; None drops nothing.
+        runner: takes frames through the device; by default what ``make_runner`` chooses.
     """
 
     def __init__(
@@ -50,19 +56,27 @@ class Pipeline:
         on_prediction: Callable[[Prediction], None],
         on_drop: Callable[[Frame, str], None],
         on_error: Callable[[Frame, Exception], None],
+        on_note: Callable[[str], None] = lambda sentence: None,
         now_ns: Callable[[], int] | None = None,
+        runner: Runner | None = None,
     ) -> None:
         self.settings = settings
-        self._chain = Chain(networks)
+        self._runner = runner or make_runner(networks, settings, on_note)
         self._on_prediction = on_prediction
         self._on_drop = on_drop
         self._on_error = on_error
         self._now_ns = now_ns
         self._waiting: dict[str, tuple[Frame, Outputs]] = {}
+        self._room = self._runner.in_flight
         self._changed = threading.Condition()
         self._closed = False
-        self._thread = threading.Thread(target=self._work, name="dpt_pipeline", daemon=True)
-        self._thread.start()
+        self._begun: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._threads = [
+            threading.Thread(target=work, name=name, daemon=True)
+            for work, name in ((self._begin, "dpt_begin"), (self._finish, "dpt_finish"))
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, frame: Frame, outputs: Outputs) -> None:
         """Hand in a frame; never blocks. ``outputs`` says what of it somebody wants."""
@@ -73,50 +87,75 @@ class Pipeline:
                 # Assigning to a key that exists keeps its turn.
                 replaced = self._waiting.get(frame.source)
                 self._waiting[frame.source] = (frame, outputs)
-                self._changed.notify()
+                self._changed.notify_all()
         if closed:
             self._on_drop(frame, "closed")
         if replaced:
             self._on_drop(replaced[0], "replaced by a newer frame")
 
     def close(self, timeout: float = 1.0) -> None:
-        """Drop what waits and end the thread.
+        """Drop what waits and end the threads.
 
         Args:
-            timeout: how long to wait for the frame being computed, seconds. One that takes longer
-                is dropped when it is done.
+            timeout: how long to wait for the frames being computed, seconds. Those that take
+                longer are dropped when they are done.
         """
         with self._changed:
             self._closed = True
             left = [frame for frame, _ in self._waiting.values()]
             self._waiting.clear()
-            self._changed.notify()
+            self._changed.notify_all()
         for frame in left:
             self._on_drop(frame, "closed")
-        if threading.current_thread() is not self._thread:
-            self._thread.join(timeout)
+        deadline = time.monotonic() + timeout
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(max(deadline - time.monotonic(), 0.0))
 
-    def _work(self) -> None:
+    # The first thread
+
+    def _begin(self) -> None:
         while (item := self._next()) is not None:
-            frame, outputs = item
-            if self._too_old(frame):
-                self._on_drop(frame, "older than max_age")
-                continue
-            try:
-                prediction = self._chain.run(frame, outputs, self.settings)
-                if self._closed:
-                    self._on_drop(frame, "closed")
-                else:
-                    self._on_prediction(prediction)
-            except Exception as error:  # one bad frame must never end the stream
-                self._on_error(frame, error)
+            self._begin_batch(*item)
+        self._begun.put(None)
 
     def _next(self) -> tuple[Frame, Outputs] | None:
+        """The frame whose turn it is, once the device has room for it; None at the end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closed)
+            self._changed.wait_for(lambda: self._closed or (self._room and self._waiting))
             if self._closed:
                 return None
             return self._waiting.pop(next(iter(self._waiting)))
+
+    def _begin_batch(self, frame: Frame, outputs: Outputs) -> None:
+        if self._too_old(frame):
+            self._on_drop(frame, "older than max_age")
+            return
+        with self._changed:
+            self._room -= 1
+        batch = [frame]
+        try:
+            batch[0] = frame = frame.decoded()
+            batch += self._companions(Kind.of(frame, outputs))
+            self._begun.put(_Job(batch, self._runner.start(batch, outputs, self.settings)))
+        except Exception as error:  # a bad frame must never end the stream
+            self._begun.put(_Job(batch, None, error))
+
+    def _companions(self, kind: Kind) -> list[Frame]:
+        """Frames of other sources that wait now and can go along."""
+        taken: list[Frame] = []
+        if self._runner.max_batch > 1:
+            with self._changed:
+                for source, (frame, outputs) in list(self._waiting.items()):
+                    fits = frame.decode is None and Kind.of(frame, outputs) == kind
+                    if fits and len(taken) + 1 < self._runner.max_batch:
+                        del self._waiting[source]
+                        taken.append(frame)
+        young = [frame for frame in taken if not self._too_old(frame)]
+        for frame in taken:
+            if frame not in young:
+                self._on_drop(frame, "older than max_age")
+        return young
 
     def _too_old(self, frame: Frame) -> bool:
         limit = self.settings.max_age
@@ -124,93 +163,35 @@ class Pipeline:
             return False
         return self._now_ns() - frame.stamp_ns > limit * 1e9
 
+    # The second thread
 
-class Chain:
-    """The steps of one frame, one after the other, on the caller's thread.
+    def _finish(self) -> None:
+        while (job := self._begun.get()) is not None:
+            try:
+                self._hand_out(job)
+            finally:
+                if job.ticket is not None:
+                    job.ticket.release()
+                with self._changed:
+                    self._room += 1
+                    self._changed.notify_all()
 
-    Args:
-        networks: from ``load_networks``.
-    """
-
-    def __init__(self, networks: Networks) -> None:
-        self._networks = networks
-
-    def run(self, frame: Frame, outputs: Outputs, settings: Settings) -> Prediction:
-        """Compute what is wanted of a frame.
-
-        Raises:
-            ValueError: the frame's pixels cannot be read as its encoding says.
-        """
-        nets = self._networks
-        prediction = Prediction(frame)
-        with _timed(prediction, "convert"):
-            rgb = to_rgb(frame.pixels, frame.encoding)
-        size = (rgb.shape[0], rgb.shape[1])
-        wants_depth = (outputs.depth or outputs.inverse) and nets.depth is not None
-        wants_labels = (outputs.labels or outputs.confidence) and nets.labels is not None
-
-        results: dict[int, dict[str, torch.Tensor]] = {}
-        for wanted, network in ((wants_depth, nets.depth), (wants_labels, nets.labels)):
-            if wanted and network is not None and id(network) not in results:
-                results[id(network)] = self._predict(network, rgb, settings, prediction)
-
-        with _timed(prediction, "postprocess"):
-            if wants_depth:
-                depth = results[id(nets.depth)]["depth"]
-                target = _target(depth, size, settings)
-                depth = resize_depth(depth, target, exact=False)[0]
-                self._finish_depth(prediction, depth, outputs, settings)
-            if wants_labels:
-                logits = results[id(nets.labels)]["labels"]
-                target = _target(logits, size, settings)
-                # Decided at the network's size: full-size logits would cost more than the network.
-                own = (logits.shape[-2], logits.shape[-1])
-                labels, confidence = classify(logits, own, outputs.confidence)
-                prediction.labels = resize_labels(labels, target)[0].cpu().numpy()
-                if confidence is not None:
-                    prediction.confidence = resize_labels(confidence, target)[0].cpu().numpy()
-        return prediction
-
-    def _predict(
-        self, network: Network, rgb: np.ndarray, settings: Settings, prediction: Prediction
-    ) -> dict[str, torch.Tensor]:
-        spec = network.spec
-        with _timed(prediction, "preprocess"):
-            size = network.input_size(rgb.shape[0], rgb.shape[1], settings)
-            images = network_input(rgb, size, spec.mean, spec.std, network.device, exact=False)
-        with _timed(prediction, "network"):
-            return network(images)
-
-    def _finish_depth(
-        self, prediction: Prediction, depth: torch.Tensor, outputs: Outputs, settings: Settings
-    ) -> None:
-        frame = prediction.frame
-        if frame.camera is not None:
-            prediction.camera = frame.camera.scaled(depth.shape[1], depth.shape[0])
-        if not self._networks.metric:
-            prediction.inverse = depth.clamp(min=0).cpu().numpy()
+    def _hand_out(self, job: _Job) -> None:
+        error, predictions = job.error, []
+        if job.ticket is not None:
+            try:
+                predictions = job.ticket.wait()
+            except Exception as failure:  # the next frame may be a good one
+                error = failure
+        if error is not None:
+            for frame in job.frames:
+                self._on_error(frame, error)
             return
-        limit = settings.max_range or float("inf")
-        if self._networks.max_depth is not None:
-            limit = min(limit, _SATURATED * self._networks.max_depth)
-        # Bicubic upsampling can overshoot below zero at a depth edge: unknown, not negative.
-        depth = torch.where(depth > 0, depth, torch.nan)
-        depth = torch.where(depth > limit, torch.inf, depth)
-        if outputs.depth:
-            prediction.depth = depth.cpu().numpy()
-        if outputs.inverse:
-            prediction.inverse = depth.reciprocal().cpu().numpy()
-
-
-def _target(maps: torch.Tensor, size: tuple[int, int], settings: Settings) -> tuple[int, int]:
-    if settings.output_size == "input":
-        return size
-    return maps.shape[-2], maps.shape[-1]
-
-
-@contextmanager
-def _timed(prediction: Prediction, step: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    spent = time.perf_counter() - start
-    prediction.seconds[step] = prediction.seconds.get(step, 0.0) + spent
+        for prediction in predictions:
+            if self._closed:
+                self._on_drop(prediction.frame, "closed")
+                continue
+            try:
+                self._on_prediction(prediction)
+            except Exception as failure:  # as above
+                self._on_error(prediction.frame, failure)

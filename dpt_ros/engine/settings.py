@@ -119,6 +119,22 @@ class Settings:
         "You need the reference numbers (fp32) or a CPU that is fast in bf16.",
         choices=("auto", "fp32", "fp16", "bf16"),
     )
+    backend: str = setting(
+        "torch",
+        "What computes the networks: torch, or openvino on a CPU (pip install openvino).",
+        "There is no GPU and every millisecond counts.",
+        choices=("torch", "openvino"),
+    )
+    cuda_graphs: bool = setting(
+        True,
+        "Replay a frame's whole work on the GPU as one CUDA graph, captured once per image size.",
+        "You look for a fault on the GPU; without graphs every kernel is launched from Python.",
+    )
+    compile: bool = setting(
+        False,
+        "Let torch.compile rewrite the networks on a GPU; the first frame of a size waits minutes.",
+        "The node runs for hours and dpt_bench engine shows that it pays on your device.",
+    )
     threads: int = setting(
         0,
         "CPU threads for the networks; 0 leaves the choice to torch.",

@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -107,7 +107,7 @@ def camera_status(
 
 
 def networks_status(
-    name: str, state: str, networks: Networks | None, why: str
+    name: str, state: str, networks: Networks | None, why: str, notes: Sequence[str] = ()
 ) -> DiagnosticStatus:
     """The status of the node itself: its lifecycle state, its networks and their device.
 
@@ -116,6 +116,7 @@ def networks_status(
         state: the lifecycle state's label.
         networks: what runs, None while unconfigured.
         why: a sentence on what went wrong at configure, or "".
+        notes: sentences on what runs otherwise than asked for.
     """
     if networks is None:
         level = DiagnosticStatus.ERROR if why else DiagnosticStatus.OK
@@ -132,6 +133,7 @@ def networks_status(
         used = torch.cuda.memory_reserved(networks.device) / 2**20
         values["device memory (MiB)"] = f"{used:.0f}"
     warnings = ["Weights are random: the predictions mean nothing."] if networks.random else []
+    warnings += notes
     return _status(name, _level(warnings), " ".join(warnings) or f"The node is {state}.", values)
 
 

@@ -23,6 +23,7 @@ from std_srvs.srv import Trigger
 from dpt_ros.engine.frame import Frame, Prediction
 from dpt_ros.engine.network import NetworkError, Networks, load_networks
 from dpt_ros.engine.pipeline import Pipeline
+from dpt_ros.engine.runner import DeviceLostError
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.camera_topics import CameraTopics
 from dpt_ros.ros.command_line import start_ros
@@ -51,6 +52,8 @@ class DptNode(LifecycleNode):
         self._cameras: dict[str, CameraTopics] = {}
         self._state = "unconfigured"
         self._why = ""
+        self._notes: list[str] = []
+        self._lost = ""
         self._given = Parameters(self, self._adopt_settings, lambda: self._networks is not None)
         # Periods are of real time: a simulated clock may stand still.
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -84,6 +87,8 @@ class DptNode(LifecycleNode):
         """Load, check and warm the networks; FAILURE with a sentence when that cannot be done."""
         with self._traced("configure"):
             self._why = " ".join(self._given.problems.values())
+            self._notes.clear()
+            self._lost = ""
             if not self._why:
                 try:
                     self._networks = load_networks(self._settings())
@@ -115,6 +120,7 @@ class DptNode(LifecycleNode):
                 on_prediction=self._publish,
                 on_drop=self._count_drop,
                 on_error=self._report_failure,
+                on_note=self._take_note,
                 now_ns=lambda: self.get_clock().now().nanoseconds,
             )
             for camera in self._cameras.values():
@@ -126,6 +132,8 @@ class DptNode(LifecycleNode):
         """Stop the flow; the networks stay loaded."""
         with self._traced("deactivate"):
             self._stop()
+            if self._lost:
+                return TransitionCallbackReturn.ERROR
             self._state = "inactive"
             return super().on_deactivate(state)
 
@@ -148,7 +156,7 @@ class DptNode(LifecycleNode):
         with self._traced("error processing"):
             self.release()
             self._state = "unconfigured"
-            self._why = f"The node failed while {state.label}; the log says why."
+            self._why = self._lost or f"The node failed while {state.label}; the log says why."
             return super().on_error(state)
 
     @contextmanager
@@ -184,10 +192,11 @@ class DptNode(LifecycleNode):
         self._cameras.clear()
         self._networks = None
         gc.collect()
-        if torch.cuda.is_initialized():
+        # A device that is lost has nothing to give back.
+        if torch.cuda.is_initialized() and not self._lost:
             torch.cuda.empty_cache()
 
-    # Frames; called on the pipeline's thread
+    # Frames; called on the pipeline's threads
 
     def _publish(self, prediction: Prediction) -> None:
         if camera := self._cameras.get(prediction.frame.source):
@@ -197,7 +206,14 @@ class DptNode(LifecycleNode):
         if camera := self._cameras.get(frame.source):
             camera.drop(reason)
 
+    def _take_note(self, sentence: str) -> None:
+        if sentence not in self._notes:
+            self._notes.append(sentence)
+            self.get_logger().warning(sentence)
+
     def _report_failure(self, frame: Frame, error: Exception) -> None:
+        if isinstance(error, DeviceLostError):
+            self._lost = str(error)
         camera = self._cameras.get(frame.source)
         if camera and self.context.ok():
             camera.fail(error)
@@ -209,12 +225,14 @@ class DptNode(LifecycleNode):
             self._pipeline.settings = settings
 
     def _review(self) -> None:
+        if self._lost and self._state == "active":
+            self.trigger_deactivate()  # which ends in error processing
         for camera in self._cameras.values():
             camera.review()
 
     def _publish_diagnostics(self) -> None:
         name = f"{self.get_name()}: networks"
-        status = [networks_status(name, self._state, self._networks, self._why)]
+        status = [networks_status(name, self._state, self._networks, self._why, self._notes)]
         status += [camera.status() for camera in self._cameras.values()]
         stamp = self.get_clock().now().to_msg()
         msg = DiagnosticArray(status=status)

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A network run by OpenVINO instead of PyTorch, on the CPU. Nothing is written to disk."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dpt_ros.model.dpt import DPT
+from dpt_ros.model.encoder import fold_weight_standardization
+from dpt_ros.model.heads import MIN_INVERSE_DEPTH
+
+PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
+
+
+class OpenVinoModel:
+    """A DPT compiled by OpenVINO, once per input shape.
+
+    Args:
+        model: float32, in eval mode, on the CPU, not packed; it is kept, and its weight
+            standardisation is folded.
+        precision: "fp32", or "bf16" for products in bfloat16 where the CPU has them. Depth is
+            scaled and inverted in float32 either way.
+        threads: how many threads compute; 0 lets OpenVINO choose.
+
+    Raises:
+        ImportError: OpenVINO is not installed.
+        ValueError: another precision, or a model that cannot be converted.
+    """
+
+    def __init__(self, model: DPT, precision: str, threads: int) -> None:
+        try:
+            import openvino
+        except ImportError as error:
+            raise ImportError(
+                "OpenVINO is not installed: install it with pip install openvino, or choose "
+                "another backend."
+            ) from error
+        if precision not in PRECISIONS:
+            raise ValueError(
+                f"precision is {precision!r}, but OpenVINO here computes fp32 or bf16."
+            )
+        if threads < 0:
+            raise ValueError(f"threads is {threads}, but must be 0 or more.")
+        wrong = [p for p in model.parameters() if p.dtype != torch.float32 or p.is_cuda]
+        if model.training or wrong:
+            raise ValueError("The network for OpenVINO must be float32, on the CPU, in eval mode.")
+        fold_weight_standardization(model)
+        self.spec = model.spec
+        self.precision = precision
+        self._openvino = openvino
+        self._outputs = _Outputs(model)
+        self._compiled: dict[tuple[int, ...], Any] = {}
+        self._config = {
+            "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": "1",
+            # OpenVINO's generated group norm crashes the process in float32 at maps such as
+            # 15x20 (seen in 2026.4); without its generated kernels it takes 0 to 3 % longer.
+            "SNIPPETS_MODE": "DISABLE",
+        }
+        if threads:
+            self._config["INFERENCE_NUM_THREADS"] = str(threads)
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Run the network; the first call of a shape compiles it, which takes seconds.
+
+        Args:
+            images: (B, 3, H, W) float32 on the CPU, normalised.
+
+        Returns:
+            By task: "depth" (B, H, W) float32, relative inverse depth or metres; "labels":
+            logits (B, C, H / 2, W / 2) float32, before the last upsampling.
+        """
+        shape = tuple(images.shape)
+        if shape not in self._compiled:
+            self._compiled[shape] = self._compile(images)
+        # OpenVINO reuses its output buffers: each result is copied before the next call.
+        results = self._compiled[shape](images.contiguous().numpy(), share_inputs=True)
+        named = dict(zip(self.spec.tasks, results.values(), strict=True))
+        outputs = {task: torch.from_numpy(value) for task, value in named.items()}
+        if "depth" in outputs:
+            x = self.spec.scale * outputs["depth"] + self.spec.shift
+            outputs["depth"] = (
+                x.clamp(min=MIN_INVERSE_DEPTH).reciprocal() if self.spec.invert else x
+            )
+        return outputs
+
+    def _compile(self, images: Tensor) -> Any:
+        with torch.inference_mode(), warnings.catch_warnings():
+            # Tracing warns of sizes that become constants, which one graph per shape is for.
+            warnings.simplefilter("ignore")
+            converted = self._openvino.convert_model(
+                self._outputs, example_input=torch.zeros_like(images), input=tuple(images.shape)
+            )
+        return self._openvino.Core().compile_model(converted, "CPU", self._config)
+
+
+class _Outputs(nn.Module):
+    """What OpenVINO computes, in the order of the spec's tasks."""
+
+    def __init__(self, model: DPT) -> None:
+        super().__init__()
+        self.model = model
+        heads: dict[str, Callable[[Tensor], Tensor]] = {}
+        if model.depth_head is not None:
+            # OpenVINO leaves metres to us, so that bfloat16 never touches them.
+            raw = copy.copy(model.depth_head)
+            raw.scale, raw.shift, raw.invert = 1.0, 0.0, False
+            heads["depth"] = raw
+        if model.label_head is not None:
+            heads["labels"] = model.label_head.logits
+        self.heads = [heads[task] for task in model.spec.tasks]
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        features = self.model.features(images)
+        return tuple(head(features) for head in self.heads)

@@ -1,0 +1,370 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Takes batches of frames through their chain: at once on a CPU, on streams on a GPU."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dpt_ros.engine.chain import Chain, Kind, depth_limit
+from dpt_ros.engine.frame import Frame, Outputs, Prediction
+from dpt_ros.engine.network import Networks
+from dpt_ros.engine.settings import Settings
+from dpt_ros.engine.streams import CudaStreams, Streams
+
+# Runs of a kind before its graph is recorded: libraries choose their algorithms meanwhile.
+_EAGER_RUNS = 2
+# Kinds of frames kept ready. A camera that changes its size again and again must not fill the GPU.
+_KINDS_KEPT = 8
+_Key = TypeVar("_Key")
+_Made = TypeVar("_Made")
+_SEEN_AS = {"uint8": torch.uint8, "uint16": torch.int16, "float32": torch.float32}
+
+
+class DeviceLostError(RuntimeError):
+    """The GPU failed in a way that only a new process recovers from; the message says so."""
+
+
+class Ticket(Protocol):
+    """Frames on their way."""
+
+    def wait(self) -> list[Prediction]:
+        """The predictions, when they are there. Other Python threads run meanwhile.
+
+        Their arrays may be used until ``release``.
+        """
+
+    def release(self) -> None:
+        """Give the buffers back for the next frames."""
+
+
+class Runner(Protocol):
+    """One device's way of taking frames through their chains.
+
+    Attributes:
+        in_flight: how many tickets there may be at a time.
+        max_batch: how many frames of one kind may go together.
+    """
+
+    in_flight: int
+    max_batch: int
+
+    def start(self, frames: Sequence[Frame], outputs: Outputs, settings: Settings) -> Ticket:
+        """Begin with frames of one kind; called from one thread."""
+
+
+def make_runner(networks: Networks, settings: Settings, say: Callable[[str], None]) -> Runner:
+    """The runner for the networks' device.
+
+    Args:
+        networks: from ``load_networks``.
+        settings: sizes and switches; live settings are given to ``start``.
+        say: takes a sentence about anything that is not as it was asked for.
+    """
+    if networks.device.type == "cpu":
+        return HostRunner(networks, settings)
+    return StreamRunner(networks, settings, CudaStreams(networks.device), say)
+
+
+class HostRunner:
+    """Computes on the CPU, on the caller's thread; publishing goes on beside it.
+
+    Args:
+        networks: from ``load_networks``.
+        settings: sizes of the network's input and of the outputs.
+    """
+
+    in_flight = 2
+    max_batch = 1  # a CPU wins nothing by a batch, and the first frame would wait for the last
+
+    def __init__(self, networks: Networks, settings: Settings) -> None:
+        self._networks = networks
+        self._settings = settings
+        self._chains: OrderedDict[Kind, Chain] = OrderedDict()
+
+    def start(self, frames: Sequence[Frame], outputs: Outputs, settings: Settings) -> Ticket:
+        """Compute the frames; their arrays belong to whoever takes them."""
+        kind = Kind.of(frames[0], outputs)
+        chain = _kept(self._chains, kind, lambda: Chain(self._networks, kind, self._settings))
+        seconds: dict[str, float] = {}
+        limit = depth_limit(self._networks, settings)
+        results = chain([frame.pixels for frame in frames], limit, seconds)
+        arrays = {name: value.numpy() for name, value in results.items()}
+        return _Done(_predictions(frames, arrays, seconds))
+
+
+class _Done:
+    def __init__(self, predictions: list[Prediction]) -> None:
+        self._predictions = predictions
+
+    def wait(self) -> list[Prediction]:
+        return self._predictions
+
+    def release(self) -> None:
+        pass
+
+
+class StreamRunner:
+    """Uploads, computes and downloads on three lanes, so that frames overlap.
+
+    Each kind of frames and each size of a batch has a ring of buffers, made once, and after its
+    first runs a graph of the whole computation, which is then replayed.
+
+    Args:
+        networks: from ``load_networks``.
+        settings: sizes of the network's input and of the outputs, and ``cuda_graphs``.
+        streams: the lanes.
+        say: takes a sentence about anything that is not as it was asked for, once.
+    """
+
+    in_flight = 3
+    max_batch = 4
+
+    def __init__(
+        self,
+        networks: Networks,
+        settings: Settings,
+        streams: Streams,
+        say: Callable[[str], None],
+    ) -> None:
+        self._networks = networks
+        self._settings = settings
+        self._streams = streams
+        self._say = say
+        self._graphs = settings.cuda_graphs
+        self._programs: OrderedDict[tuple[Kind, int], _Program] = OrderedDict()
+        self._lost = ""
+
+    def start(self, frames: Sequence[Frame], outputs: Outputs, settings: Settings) -> Ticket:
+        """Hand the frames to the device and return at once.
+
+        Raises:
+            ValueError: the frames cannot be read.
+            torch.OutOfMemoryError: even after everything that can be spared was freed.
+            DeviceLostError: now and ever after.
+        """
+        if self._lost:
+            raise DeviceLostError(self._lost)
+        kind = Kind.of(frames[0], outputs)
+        limit = depth_limit(self._networks, settings)
+        try:
+            try:
+                return self._start(kind, frames, limit)
+            except torch.OutOfMemoryError:
+                self._free()
+                self._say(
+                    f"The memory of {self._streams.device} ran out; what could be spared was freed"
+                    " and the frame tried again. Something else may be using the device."
+                )
+                return self._start(kind, frames, limit)
+        except torch.AcceleratorError as error:
+            raise self._judge(error) from error
+
+    def _start(self, kind: Kind, frames: Sequence[Frame], limit: float) -> Ticket:
+        batch = len(frames)
+        program = _kept(self._programs, (kind, batch), lambda: self._program(kind, batch))
+        if self._graphs and program.wants_recording:
+            self._record(program)
+        return _Flight(frames, program, program.launch(frames, limit), self._judge)
+
+    def _program(self, kind: Kind, batch: int) -> _Program:
+        streams = self._streams
+        with streams.on("compute"):
+            chain = Chain(self._networks, kind, self._settings, streams)
+            program = _Program(chain, streams, batch, self.in_flight)
+        # Its memory may be what a frame before it gave back, and other lanes will write to it.
+        streams.settle()
+        return program
+
+    def _record(self, program: _Program) -> None:
+        try:
+            program.record()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self._streams.settle()
+            self._graphs = False
+            self._say(
+                "The work on a frame cannot be captured in a CUDA graph, so its kernels are"
+                f" launched one by one, which is slower: {error}"
+            )
+
+    def _free(self) -> None:
+        self._streams.settle()
+        self._programs.clear()
+        if self._streams.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _judge(self, error: Exception) -> Exception:
+        """What a fault of the device means: the error itself, or that the device is lost."""
+        try:
+            self._streams.settle()
+        except torch.AcceleratorError:
+            self._lost = (
+                f"{self._streams.device} is lost ({str(error).splitlines()[0]}); no frame can be"
+                " computed until this process is started again."
+            )
+            return DeviceLostError(self._lost)
+        return error
+
+
+class _Slot:
+    """Buffers of one batch on its way; nothing else uses them until it is back."""
+
+    def __init__(self, streams: Streams, batch: int, kind: Kind) -> None:
+        shape = (batch, *kind.shape)
+        self.host_pixels = streams.buffer(shape, _SEEN_AS[kind.dtype])
+        self.pixels = torch.empty_like(self.host_pixels, device=streams.device)
+        self.array = self.host_pixels.numpy().view(kind.dtype)
+        self.outputs: dict[str, Tensor] = {}
+        self.host_outputs: dict[str, Tensor] = {}
+        self.arrays: dict[str, np.ndarray] = {}
+        self.begun, self.uploaded, self.computing, self.computed, self.done = (
+            streams.mark() for _ in range(5)
+        )
+
+    def make_outputs(self, streams: Streams, like: dict[str, Tensor]) -> None:
+        for name, value in like.items():
+            self.outputs[name] = torch.empty_like(value)
+            self.host_outputs[name] = streams.buffer(tuple(value.shape), value.dtype)
+            self.arrays[name] = self.host_outputs[name].numpy()
+
+    def seconds(self) -> dict[str, float]:
+        return {
+            "upload": self.uploaded.seconds_since(self.begun),
+            "network": self.computed.seconds_since(self.computing),
+            "download": self.done.seconds_since(self.computed),
+        }
+
+
+class _Program:
+    """A chain with its buffers and, in time, its graph; for one kind and one size of batch.
+
+    A graph reads and writes always the same memory. So a frame's pixels are copied in front of it
+    and its results behind it, on the device and in the same lane, into the frame's own buffers:
+    the next replay cannot overtake the download.
+    """
+
+    def __init__(self, chain: Chain, streams: Streams, batch: int, slots: int) -> None:
+        self._chain = chain
+        self._streams = streams
+        self._free = deque(_Slot(streams, batch, chain.kind) for _ in range(slots))
+        self._pixels = torch.empty_like(self._free[0].pixels)
+        self._limit = torch.full((), torch.inf, device=streams.device)
+        self._limit_value = float("inf")
+        self._replay: Callable[[], None] | None = None
+        self._results: dict[str, Tensor] = {}
+        self._runs = 0
+
+    @property
+    def wants_recording(self) -> bool:
+        return self._replay is None and self._runs >= _EAGER_RUNS
+
+    def record(self) -> None:
+        self._replay, self._results = self._streams.record(self._compute)
+
+    def _compute(self) -> dict[str, Tensor]:
+        return self._chain(self._pixels, self._limit)
+
+    def launch(self, frames: Sequence[Frame], limit: float) -> _Slot:
+        """Give a batch to the lanes; nothing here waits for the device."""
+        slot = self._free.popleft()
+        try:
+            self._fill(slot, frames, limit)
+        except Exception:
+            # What was launched of the frame may still use its buffers.
+            self._free.append(slot)
+            self._streams.settle()
+            raise
+        return slot
+
+    def _fill(self, slot: _Slot, frames: Sequence[Frame], limit: float) -> None:
+        streams = self._streams
+        for index, frame in enumerate(frames):
+            slot.array[index] = frame.pixels
+        with streams.on("upload"):
+            streams.set(slot.begun, "upload")
+            slot.pixels.copy_(slot.host_pixels, non_blocking=True)
+            streams.set(slot.uploaded, "upload")
+        with streams.on("compute"):
+            streams.after(slot.uploaded, "compute")
+            streams.set(slot.computing, "compute")
+            if limit != self._limit_value:
+                self._limit.fill_(limit)
+                self._limit_value = limit
+            self._pixels.copy_(slot.pixels)
+            if self._replay is not None:
+                self._replay()
+                results = self._results
+            else:
+                results = self._compute()
+                self._runs += 1
+            if not slot.outputs:
+                slot.make_outputs(streams, results)
+            for name, value in results.items():
+                slot.outputs[name].copy_(value)
+            streams.set(slot.computed, "compute")
+        with streams.on("download"):
+            streams.after(slot.computed, "download")
+            for name, value in slot.outputs.items():
+                slot.host_outputs[name].copy_(value, non_blocking=True)
+            streams.set(slot.done, "download")
+
+    def release(self, slot: _Slot) -> None:
+        self._free.append(slot)
+
+
+class _Flight:
+    """A batch on the device."""
+
+    def __init__(
+        self,
+        frames: Sequence[Frame],
+        program: _Program,
+        slot: _Slot,
+        judge: Callable[[Exception], Exception],
+    ) -> None:
+        self._frames = frames
+        self._program = program
+        self._slot = slot
+        self._judge = judge
+
+    def wait(self) -> list[Prediction]:
+        try:
+            self._slot.done.wait()
+        except torch.AcceleratorError as error:
+            raise self._judge(error) from error
+        return _predictions(self._frames, self._slot.arrays, self._slot.seconds())
+
+    def release(self) -> None:
+        self._program.release(self._slot)
+
+
+def _predictions(
+    frames: Sequence[Frame], arrays: dict[str, np.ndarray], seconds: dict[str, float]
+) -> list[Prediction]:
+    """One prediction per frame; ``arrays`` hold those of a batch, (B, H, W) each."""
+    predictions = []
+    for index, frame in enumerate(frames):
+        parts = {name: array[index] for name, array in arrays.items()}
+        prediction = Prediction(frame, seconds=dict(seconds), **parts)
+        if frame.camera is not None:
+            height, width = next(iter(parts.values())).shape
+            prediction.camera = frame.camera.scaled(width, height)
+        predictions.append(prediction)
+    return predictions
+
+
+def _kept(kept: OrderedDict[_Key, _Made], key: _Key, make: Callable[[], _Made]) -> _Made:
+    """What was made for this key, or is made now; those not used for longest are let go."""
+    if key not in kept:
+        kept[key] = make()
+        while len(kept) > _KINDS_KEPT:
+            kept.popitem(last=False)
+    kept.move_to_end(key)
+    return kept[key]

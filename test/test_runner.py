@@ -1,0 +1,378 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Chains and runners with a real, small network: what comes out, and what if something fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+import torch
+
+from dpt_ros.engine.frame import CameraModel, Frame, Outputs, Prediction
+from dpt_ros.engine.network import Network, Networks
+from dpt_ros.engine.runner import DeviceLostError, HostRunner, Runner, StreamRunner, make_runner
+from dpt_ros.engine.settings import Settings
+from dpt_ros.engine.streams import CudaStreams, HostStreams
+from dpt_ros.model import create_model
+
+CAMERA = CameraModel(64, 48, 60.0, 60.0, 31.5, 23.5)
+SMALL = Settings(input_width=64, input_height=48)
+EVERYTHING = Outputs(depth=True, inverse=True, labels=True, confidence=True)
+CPU = torch.device("cpu")
+
+
+def make_networks(
+    device: torch.device = CPU, dtype: torch.dtype = torch.float32, shared: bool = True
+) -> Networks:
+    """The embedded network with its own weights; one for both tasks, or one for each."""
+    both = Network(create_model("dpt_hybrid_embedded"), device, dtype)
+    other = both if shared else Network(create_model("dpt_hybrid_embedded"), device, dtype)
+    return Networks(
+        depth=both,
+        labels=other,
+        device=device,
+        precision="fp32" if dtype == torch.float32 else "fp16",
+        class_names=("thing",) * 10,
+        palette=np.zeros((256, 3), np.uint8),
+        random=False,
+        notes=(),
+    )
+
+
+@pytest.fixture(scope="module")
+def networks() -> Networks:
+    return make_networks()
+
+
+def picture(number: int, height: int = 48, width: int = 64) -> np.ndarray:
+    random = np.random.default_rng(number)
+    coarse = random.integers(0, 255, (height // 8 + 1, width // 8 + 1, 3), np.uint8)
+    return np.kron(coarse, np.ones((8, 8, 1), np.uint8))[:height, :width].copy()
+
+
+def frame(number: int, **changes: object) -> Frame:
+    made = Frame(picture(number), "rgb8", stamp_ns=number, frame_id="eye", camera=CAMERA)
+    return replace(made, **changes)
+
+
+def run(
+    runner: Runner, frames: Frame | list[Frame], outputs: Outputs, settings: Settings = SMALL
+) -> list[Prediction]:
+    """The predictions of a batch, with arrays of their own."""
+    batch = [frames] if isinstance(frames, Frame) else frames
+    ticket = runner.start(batch, outputs, settings)
+    predictions = [
+        replace(
+            prediction,
+            **{
+                name: value.copy()
+                for name in ("depth", "inverse", "labels", "confidence")
+                if (value := getattr(prediction, name)) is not None
+            },
+        )
+        for prediction in ticket.wait()
+    ]
+    ticket.release()
+    return predictions
+
+
+def one(networks: Networks, seen: Frame, outputs: Outputs, settings: Settings = SMALL):
+    return run(HostRunner(networks, settings), seen, outputs, settings)[0]
+
+
+def test_a_prediction_has_what_was_asked_for_and_nothing_else(networks):
+    whole = one(networks, frame(1), EVERYTHING)
+    assert whole.depth.shape == whole.inverse.shape == (48, 64)
+    assert whole.depth.dtype == whole.inverse.dtype == np.float32
+    assert whole.labels.dtype == whole.confidence.dtype == np.uint8
+    assert whole.labels.min() >= 1
+    assert whole.labels.max() <= 10
+    assert set(whole.seconds) == {"convert", "preprocess", "network", "postprocess"}
+    only_labels = one(networks, frame(1), Outputs(depth=False))
+    assert only_labels.depth is None
+    assert only_labels.inverse is None
+    assert only_labels.confidence is None
+    np.testing.assert_array_equal(only_labels.labels, whole.labels)
+
+
+def test_inverse_depth_of_a_metric_network_is_one_over_its_metres(networks):
+    both = one(networks, frame(90), Outputs(inverse=True))
+    np.testing.assert_allclose(both.inverse, 1 / both.depth, rtol=1e-6)
+
+
+def test_depth_beyond_the_range_is_infinite(networks):
+    free = one(networks, frame(90), Outputs()).depth
+    limit = float(np.median(free))
+    limited = one(networks, frame(90), Outputs(), replace(SMALL, max_range=limit)).depth
+    assert np.isinf(limited[free > limit]).all()
+    np.testing.assert_array_equal(limited[free <= limit], free[free <= limit])
+    assert np.isinf(limited).any()
+
+
+def test_outputs_have_the_size_of_the_image_or_of_the_network(networks):
+    large = frame(1, pixels=picture(1, 100, 160))
+    as_image = one(networks, large, EVERYTHING)
+    assert as_image.depth.shape == as_image.labels.shape == (100, 160)
+    as_network = one(networks, large, EVERYTHING, replace(SMALL, output_size="network"))
+    assert as_network.depth.shape == as_network.labels.shape == (48, 80)
+    assert as_network.camera.width == 80
+
+
+def test_the_camera_of_a_prediction_fits_its_depth(networks):
+    settings = replace(SMALL, input_width=32, input_height=32, output_size="network")
+    camera = one(networks, frame(1), Outputs(), settings).camera
+    assert (camera.width, camera.height) == (48, 32)
+    assert camera.fx == pytest.approx(45.0)
+    assert camera.cx == pytest.approx(23.5)
+
+
+def test_two_networks_say_together_what_each_says_alone(networks):
+    apart = make_networks(shared=False)
+    expected = one(networks, frame(5), EVERYTHING)
+    actual = one(apart, frame(5), EVERYTHING)
+    np.testing.assert_array_equal(actual.labels, expected.labels)
+    np.testing.assert_allclose(actual.depth, expected.depth, rtol=1e-6)
+
+
+@pytest.mark.parametrize("runner", ["host", "streams"])
+def test_an_unknown_encoding_is_refused_with_the_known_ones(networks, runner):
+    made = HostRunner(networks, SMALL) if runner == "host" else on_streams(networks)
+    with pytest.raises(ValueError, match=r"rgb9.*known are.*rgb8"):
+        made.start([frame(1, encoding="rgb9")], Outputs(), SMALL)
+
+
+# The runner of a GPU, on the host's streams
+
+
+def on_streams(
+    networks: Networks, streams: HostStreams | None = None, notes: list[str] | None = None
+) -> StreamRunner:
+    notes = [] if notes is None else notes
+    return StreamRunner(networks, SMALL, streams or HostStreams(), notes.append)
+
+
+def same(one: Prediction, other: Prediction) -> None:
+    np.testing.assert_allclose(one.depth, other.depth, rtol=1e-4)
+    np.testing.assert_allclose(one.inverse, other.inverse, rtol=1e-4)
+    assert (one.labels == other.labels).mean() > 0.999
+    assert np.abs(one.confidence.astype(int) - other.confidence).max() <= 2
+
+
+@pytest.mark.parametrize("size", [(48, 64), (100, 160)])
+def test_the_steps_of_a_gpu_say_what_those_of_the_cpu_say(networks, size):
+    seen = frame(3, pixels=picture(3, *size))
+    same(run(on_streams(networks), seen, EVERYTHING)[0], one(networks, seen, EVERYTHING))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_every_run_before_and_after_recording_says_the_same_of_its_own_frame(networks, shared):
+    runner = on_streams(make_networks(shared=shared))
+    for number in range(7):
+        seen = frame(number)
+        same(run(runner, seen, EVERYTHING)[0], one(networks, seen, EVERYTHING))
+
+
+def test_a_batch_says_of_each_camera_what_it_would_say_of_it_alone(networks):
+    runner = on_streams(networks)
+    for _ in range(4):
+        batch = run(runner, [frame(n, source=f"camera{n}") for n in (1, 2, 3)], EVERYTHING)
+        for prediction, number in zip(batch, (1, 2, 3), strict=True):
+            assert prediction.frame.source == f"camera{number}"
+            same(prediction, one(networks, frame(number), EVERYTHING))
+
+
+def test_frames_in_flight_do_not_write_over_each_other(networks):
+    runner = on_streams(networks)
+    for _ in range(3):
+        tickets = [runner.start([frame(n)], EVERYTHING, SMALL) for n in range(runner.in_flight)]
+        for number, ticket in enumerate(tickets):
+            same(ticket.wait()[0], one(networks, frame(number), EVERYTHING))
+            ticket.release()
+
+
+def test_a_range_that_changes_while_frames_flow_takes_effect(networks):
+    runner = on_streams(networks)
+    free = run(runner, frame(9), EVERYTHING)[0].depth
+    limit = float(np.median(free))
+    for _ in range(4):
+        run(runner, frame(9), EVERYTHING)
+    limited = run(runner, frame(9), EVERYTHING, replace(SMALL, max_range=limit))[0].depth
+    np.testing.assert_array_equal(np.isinf(limited), free > limit)
+    assert np.isfinite(run(runner, frame(9), EVERYTHING)[0].depth).all()
+
+
+def test_sixteen_bit_pixels_reach_the_network_unchanged(networks):
+    deep = frame(1, pixels=picture(1).astype(np.uint16) * 257, encoding="rgb16")
+    same(run(on_streams(networks), deep, EVERYTHING)[0], one(networks, frame(1), EVERYTHING))
+
+
+@dataclass
+class Faulty(HostStreams):
+    """The host's streams, with one fault to come."""
+
+    at: str
+    error: Exception
+    times: int = 1
+    settled: int = 0
+    dead: bool = False
+    waited: list[str] = field(default_factory=list)
+
+    def _fault(self, where: str) -> None:
+        if where == self.at and self.times:
+            self.times -= 1
+            raise self.error
+
+    def record(self, work: Callable[[], dict[str, torch.Tensor]]):
+        self._fault("record")
+        return super().record(work)
+
+    def after(self, mark, lane: str) -> None:
+        self._fault(lane)
+
+    def settle(self) -> None:
+        self.settled += 1
+        if self.dead:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+
+def test_a_graph_that_cannot_be_recorded_is_said_once_and_frames_go_on(networks):
+    notes: list[str] = []
+    streams = Faulty("record", RuntimeError("operation not permitted when stream is capturing"))
+    runner = on_streams(networks, streams, notes)
+    for number in range(6):
+        seen = frame(number)
+        same(run(runner, seen, EVERYTHING)[0], one(networks, seen, EVERYTHING))
+    assert len(notes) == 1
+    assert "cannot be captured in a CUDA graph" in notes[0]
+    assert "operation not permitted" in notes[0]
+
+
+def test_out_of_memory_frees_what_it_can_and_tries_the_frame_again(networks):
+    notes: list[str] = []
+    runner = on_streams(networks, Faulty("compute", torch.OutOfMemoryError("full")), notes)
+    same(run(runner, frame(1), EVERYTHING)[0], one(networks, frame(1), EVERYTHING))
+    assert ["The memory of cpu ran out" in note for note in notes] == [True]
+
+
+def test_out_of_memory_twice_fails_the_frame_and_leaves_room_for_the_next(networks):
+    streams = Faulty("download", torch.OutOfMemoryError("full"), times=2)
+    runner = on_streams(networks, streams)
+    with pytest.raises(torch.OutOfMemoryError):
+        runner.start([frame(1)], EVERYTHING, SMALL)
+    for _ in range(3):
+        tickets = [runner.start([frame(2)], EVERYTHING, SMALL) for _ in range(runner.in_flight)]
+        for ticket in tickets:
+            ticket.release()
+
+
+def test_a_lost_device_is_told_from_a_failed_call(networks):
+    error = torch.AcceleratorError("CUDA error: invalid argument\nmore lines")
+    streams = Faulty("compute", error)
+    runner = on_streams(networks, streams)
+    with pytest.raises(torch.AcceleratorError):
+        runner.start([frame(1)], EVERYTHING, SMALL)
+    run(runner, frame(1), EVERYTHING)
+
+    streams.times, streams.dead = 1, True
+    with pytest.raises(DeviceLostError, match=r"cpu is lost \(CUDA error: .*\); .* started again"):
+        runner.start([frame(1)], EVERYTHING, SMALL)
+    before = streams.settled
+    with pytest.raises(DeviceLostError):
+        runner.start([frame(1)], EVERYTHING, SMALL)
+    assert streams.settled == before  # a lost device is not touched again
+
+
+def test_a_camera_that_keeps_changing_its_size_does_not_fill_the_memory(networks):
+    runner = on_streams(networks)
+    for width in range(64, 64 + 20):
+        run(runner, frame(1, pixels=picture(1, 48, width)), Outputs(labels=False))
+    assert len(runner._programs) <= 8
+
+
+# On a GPU
+
+
+@pytest.fixture(scope="module")
+def on_gpu() -> Networks:
+    return make_networks(torch.device("cuda"), torch.float16, shared=False)
+
+
+def gpu_runner(networks: Networks, notes: list[str], **changes: object) -> StreamRunner:
+    settings = replace(SMALL, **changes)
+    return StreamRunner(networks, settings, CudaStreams(networks.device), notes.append)
+
+
+@pytest.mark.gpu
+def test_make_runner_takes_streams_for_a_gpu(on_gpu):
+    assert isinstance(make_runner(on_gpu, SMALL, print), StreamRunner)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("size", [(48, 64), (480, 640)])
+def test_the_gpu_says_what_the_cpu_says_within_half_precision(networks, on_gpu, size):
+    notes: list[str] = []
+    runner = gpu_runner(on_gpu, notes)
+    for number in range(6):
+        seen = frame(number, pixels=picture(number, *size))
+        fast = run(runner, seen, EVERYTHING)[0]
+        exact = one(networks, seen, EVERYTHING)
+        assert np.mean(np.abs(fast.depth - exact.depth) / exact.depth) < 5e-3
+        assert (fast.labels == exact.labels).mean() > 0.98
+    assert notes == []
+
+
+@pytest.mark.gpu
+def test_a_replayed_graph_says_bit_for_bit_what_eager_says(on_gpu):
+    notes: list[str] = []
+    graphs, eager = gpu_runner(on_gpu, notes), gpu_runner(on_gpu, notes, cuda_graphs=False)
+    for number in range(8):
+        replayed = run(graphs, frame(number), EVERYTHING)[0]
+        launched = run(eager, frame(number), EVERYTHING)[0]
+        np.testing.assert_array_equal(replayed.depth, launched.depth)
+        np.testing.assert_array_equal(replayed.labels, launched.labels)
+    assert notes == []
+
+
+@pytest.mark.gpu
+def test_frames_overlap_on_the_gpu_and_none_takes_another_ones_result(on_gpu):
+    notes: list[str] = []
+    runner = gpu_runner(on_gpu, notes)
+    expected = [run(runner, frame(n), EVERYTHING)[0] for n in range(4)]
+    for _ in range(50):
+        tickets = [runner.start([frame(n)], EVERYTHING, SMALL) for n in range(runner.in_flight)]
+        for number, ticket in enumerate(tickets):
+            np.testing.assert_array_equal(ticket.wait()[0].depth, expected[number].depth)
+            ticket.release()
+    assert notes == []
+
+
+@pytest.mark.gpu
+def test_nothing_waits_for_the_gpu_in_the_steady_state(on_gpu):
+    runner = gpu_runner(on_gpu, [])
+    for number in range(6):
+        run(runner, frame(number), EVERYTHING)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        ticket = runner.start([frame(1)], EVERYTHING, SMALL)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    ticket.wait()
+    ticket.release()
+
+
+@pytest.mark.gpu
+def test_memory_does_not_grow_over_ten_thousand_frames(on_gpu):
+    runner = gpu_runner(on_gpu, [])
+    for number in range(10):
+        run(runner, frame(number), EVERYTHING)
+    before = torch.cuda.memory_stats()["allocation.all.allocated"], torch.cuda.memory_reserved()
+    seen = [frame(n) for n in range(3)]
+    for _ in range(10_000 // 3):
+        tickets = [runner.start([one], EVERYTHING, SMALL) for one in seen]
+        for ticket in tickets:
+            ticket.wait()
+            ticket.release()
+    after = torch.cuda.memory_stats()["allocation.all.allocated"], torch.cuda.memory_reserved()
+    assert after == before
