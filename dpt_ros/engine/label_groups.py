@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many classes in few groups: what a costmap can use of ADE20K's 150 classes."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dpt_ros.data import FOLDER
+
+ADE20K_GROUPS = FOLDER / "groups_ade20k.json"
+REST = "other"  # the group of all classes that no group names
+_UNLABELLED = 255
+_TINY = 1e-30  # the least share of a pixel's probability; its logarithm is still finite
+
+
+@dataclass(frozen=True)
+class LabelGroups:
+    """Groups of class names, made ready for a network. Group ids count from 1.
+
+    Args:
+        names: of the groups; that of id k + 1 is at k.
+        palette: (256, 3) uint8 RGB, indexed by group id.
+        table: (256,) uint8, group id by class id. 0 (none) and 255 (unlabelled) stay what they
+            are; ids without a class become 0.
+    """
+
+    names: tuple[str, ...]
+    palette: np.ndarray
+    table: np.ndarray
+
+    @classmethod
+    def create(
+        cls,
+        groups: Mapping[str, Sequence[str]],
+        class_names: Sequence[str],
+        class_palette: np.ndarray,
+        colors: Mapping[str, Sequence[int]] | None = None,
+        known: Sequence[str] = (),
+    ) -> LabelGroups:
+        """Look the names up.
+
+        Args:
+            groups: the classes' names by group, in the order of the group ids. Classes that no
+                group names come into a group "other", which is made if need be.
+            class_names: of the network; that of id k + 1 is at k.
+            class_palette: (256, 3) uint8 RGB; a group without a colour takes that of its first
+                class.
+            colors: RGB by group.
+            known: names that may stand in ``groups`` though this network lacks them.
+
+        Raises:
+            ValueError: one sentence per mistake: an unknown class with what it may have meant, a
+                class in two groups, a group without a class, too many groups.
+        """
+        ids = {name: k for k, name in enumerate(class_names, start=1)}
+        problems = _problems(groups, class_names, set(known))
+        if problems:
+            raise ValueError(" ".join(problems))
+        table = np.zeros(256, np.uint8)
+        table[_UNLABELLED] = _UNLABELLED
+        names = list(groups)
+        for index, members in enumerate(groups.values(), start=1):
+            table[[ids[name] for name in members if name in ids]] = index
+        left = [k for k in ids.values() if table[k] == 0]
+        if left and REST not in names:
+            names.append(REST)
+        if left:
+            table[left] = names.index(REST) + 1
+        palette = np.zeros((256, 3), np.uint8)
+        for index, name in enumerate(names, start=1):
+            found = np.flatnonzero(table[:_UNLABELLED] == index)
+            if colors and name in colors:
+                palette[index] = colors[name]
+            elif len(found):
+                palette[index] = class_palette[found[0]]
+        return cls(tuple(names), palette, table)
+
+    def of_labels(self, labels: Tensor) -> Tensor:
+        """Group ids of class ids, uint8 of any shape. The look-up table goes to the device of
+        ``labels``; a node keeps ``of_logits`` instead where it has logits."""
+        table = torch.from_numpy(self.table).to(labels.device)
+        return table[labels.int()]
+
+    def matrix(self, num_classes: int, device: torch.device | str = "cpu") -> Tensor:
+        """(G, C) float32 membership, for ``of_logits``."""
+        groups = torch.arange(1, len(self.names) + 1)[:, None]
+        table = torch.from_numpy(self.table[1 : num_classes + 1]).long()
+        return (groups == table).float().to(device)
+
+
+def of_logits(logits: Tensor, matrix: Tensor) -> Tensor:
+    """Logits of groups: the logarithm of the sum of the classes' exponentials.
+
+    After a softmax a group's probability is then the sum of those of its classes, so that "wall
+    or door" is not beaten by "person" because it is two. Values more than 69 below the largest of
+    the pixel end there.
+
+    Args:
+        logits: (B, C, h, w).
+        matrix: (G, C) from ``LabelGroups.matrix``, on the device of the logits.
+
+    Returns:
+        (B, G, h, w) float32, in the memory format of the logits.
+    """
+    logits = logits.float()
+    highest = logits.amax(dim=1, keepdim=True)
+    shares = F.conv2d((logits - highest).exp(), matrix[:, :, None, None])
+    return shares.clamp(min=_TINY).log() + highest
+
+
+def load_groups(path: str | Path = ADE20K_GROUPS) -> tuple[dict[str, list[str]], dict[str, Any]]:
+    """Groups and their colours from a JSON file like ``groups_ade20k.json``.
+
+    Returns:
+        class names by group, and RGB by group where given.
+
+    Raises:
+        ValueError: the file is not there or not of that form; the message says what is wrong.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"The label groups {path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise ValueError(f"The label groups {path} are not JSON: {error}.") from error
+    entries = content.get("groups") if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not all(_is_entry(entry) for entry in entries):
+        raise ValueError(
+            f'The label groups {path} must be {{"groups": [{{"name": ..., "classes": [...],'
+            ' "color": [r, g, b]}, ...]}; color may be left out.'
+        )
+    names = [entry["name"] for entry in entries]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ValueError(f"The label groups {path} have {' and '.join(sorted(twice))} twice.")
+    groups = {entry["name"]: entry["classes"] for entry in entries}
+    return groups, {entry["name"]: entry["color"] for entry in entries if "color" in entry}
+
+
+def parse_groups(lines: Sequence[str]) -> dict[str, list[str]]:
+    """Groups from a parameter's list of strings, "group: class, class, ...".
+
+    Raises:
+        ValueError: a line without a colon, or a group that stands twice.
+    """
+    groups: dict[str, list[str]] = {}
+    for line in lines:
+        name, colon, rest = line.partition(":")
+        members = [part.strip() for part in rest.split(",") if part.strip()]
+        if not colon or not name.strip():
+            raise ValueError(f"The label group {line!r} must be 'group: class, class, ...'.")
+        if name.strip() in groups:
+            raise ValueError(f"The label group {name.strip()!r} stands twice.")
+        groups[name.strip()] = members
+    return groups
+
+
+def _is_entry(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        return False
+    classes, color = entry.get("classes"), entry.get("color", [0, 0, 0])
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        return False
+    if not isinstance(color, list) or len(color) != 3:
+        return False
+    return all(type(part) is int and 0 <= part <= 255 for part in color)
+
+
+def _problems(
+    groups: Mapping[str, Sequence[str]], class_names: Sequence[str], known: set[str]
+) -> list[str]:
+    problems, seen = [], dict[str, str]()
+    if len(groups) > 253:
+        problems.append(f"There are {len(groups)} label groups, but at most 253 are possible.")
+    for group, members in groups.items():
+        if not members and group != REST:
+            problems.append(f"The label group {group!r} has no classes.")
+        for name in members:
+            if name in seen:
+                problems.append(f"{name!r} is in the label groups {seen[name]!r} and {group!r}.")
+            seen[name] = group
+            if name not in class_names and name not in known:
+                close = difflib.get_close_matches(name, class_names, 3, 0.6)
+                hint = (
+                    f"did you mean {' or '.join(map(repr, close))}?"
+                    if close
+                    else (f"known are {', '.join(class_names)}.")
+                )
+                problems.append(
+                    f"The label group {group!r} has {name!r}, which is no class of this network:"
+                    f" {hint}"
+                )
+    return problems
