@@ -29,7 +29,7 @@ def test_without_a_download_auto_is_the_embedded_network_for_both_and_says_so():
     assert networks.depth is networks.labels
     assert networks.depth_name == networks.label_name == EMBEDDED
     assert networks.metric
-    assert networks.max_depth == pytest.approx(50.0)
+    assert networks.farthest == pytest.approx(0.98 * 50.0)
     assert networks.class_names[:2] == ("wall", "floor")
     assert sum("synthetic world only" in note for note in networks.notes) == 2
     assert not networks.random
@@ -77,6 +77,11 @@ def test_a_file_is_taken_by_path(tmp_path):
         (Settings(depth_weights="/no/such/file.pt"), "no checkpoint file /no/such/file.pt"),
         (Settings(depth_network="none", label_network="none"), "nothing to compute"),
         (Settings(precision="fp16", device="cpu"), "precision is fp16, but a CPU"),
+        (Settings(scale_source="ground"), "needs scale.camera_height"),
+        (
+            Settings(depth_network="dpt_hybrid_midas", scale_source="network", **RANDOM),
+            "dpt_hybrid_midas predicts relative inverse depth; set scale.source",
+        ),
         (Settings(compile=True, device="cpu"), "on a CPU torch.compile is slower"),
         (Settings(backend="openvino", device="cuda"), "device is cuda"),
         (

@@ -25,8 +25,9 @@ from dpt_ros.data import class_names
 from dpt_ros.engine.frame import Frame, Prediction
 from dpt_ros.engine.network import load_networks
 from dpt_ros.engine.settings import Settings
-from dpt_ros.ros.camera_topics import Arrival, CameraTopics, LabelInfo
+from dpt_ros.ros.camera_topics import Arrival, CameraTopics
 from dpt_ros.ros.messages import image_message, image_pixels, jpeg_message
+from dpt_ros.ros.outputs import LabelInfo
 
 IMAGES = {
     "depth/image": "32FC1",
@@ -216,10 +217,37 @@ def test_diagnostics_say_what_runs_and_that_random_weights_mean_nothing(domain: 
     assert float(camera["latency from receipt p50 (ms)"]) > 0
 
 
-def test_reset_says_that_there_is_no_history_yet(domain: Domain) -> None:
+def test_the_filter_forgets_the_past_when_told_and_says_how_often(domain: Domain) -> None:
+    domain.listen(Image, "depth/confidence")
+    domain.stamp += 1
+
+    def send_at(milliseconds: int) -> None:
+        msg = image_message(picture(), "rgb8", Header(frame_id="cam"))
+        msg.header.stamp.sec, msg.header.stamp.nanosec = domain.stamp, milliseconds * 1_000_000
+        before = len(domain.received["depth/confidence"])
+        domain.camera.publish(msg)
+        domain.spin_until(lambda: len(domain.received["depth/confidence"]) > before, 20)
+
+    def resets() -> dict[str, int]:
+        domain.spin_for(0.5)
+        found = domain.diagnostics("dpt: image")
+        return {k: int(v) for k, v in found.items() if k.startswith("reset: ")}
+
+    domain.spin_for(0.5)  # the node must have found the new subscription
+    send_at(0)
+    begun = resets()
+    assert begun["reset: gap"] > 0
+    send_at(50)
+    assert resets() == begun
     answer = domain.call(Trigger, "/dpt/reset", Trigger.Request())
     assert answer.success
-    assert "no history" in answer.message
+    send_at(100)
+    assert resets()["reset: first frame"] == begun["reset: first frame"] + 1
+    send_at(90)
+    assert resets()["reset: stamp not newer"] == 1
+    deviation = image_pixels(domain.received["depth/confidence"][-1])
+    assert deviation.dtype == np.float32
+    assert (deviation[np.isfinite(deviation)] > 0).all()
 
 
 def test_what_nobody_subscribes_to_is_not_computed() -> None:
@@ -291,7 +319,8 @@ def test_a_relative_network_gives_inverse_depth_and_says_so(
     networks.depth.spec = replace(networks.depth.spec, invert=False)
     with ros_domain() as domain:
         node = LifecycleNode("dpt", context=domain.node.context)
-        camera = CameraTopics(node, "", networks, Settings)
+        settings = Settings(scale_source="none")
+        camera = CameraTopics(node, "", networks, lambda: settings)
         domain.node.create_subscription(Image, "depth/color", domain.received["x"].append, 1)
         inverses = domain.listen(Image, "depth/inverse")
         node.trigger_configure()

@@ -19,7 +19,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from dpt_ros.data import class_names
-from dpt_ros.engine.settings import Settings
+from dpt_ros.engine.settings import Settings, parameter_name
 from dpt_ros.ros import reference
 from dpt_ros.ros.parameters import Parameters, is_live, unknown_name
 
@@ -56,9 +56,10 @@ def context() -> Iterator[Context]:
 def test_every_setting_is_declared_with_its_default_and_description(context: Context) -> None:
     given = Given(context)
     for spec in fields(Settings):
-        value = given.node.get_parameter(spec.name).value
-        assert value == ([""] if spec.name == "cameras" else spec.default)
-        description = given.node.describe_parameter(spec.name)
+        name = parameter_name(spec)
+        value = given.node.get_parameter(name).value
+        assert value == ([""] if spec.default == () else spec.default)
+        description = given.node.describe_parameter(name)
         assert spec.metadata["text"] in description.description
         assert spec.metadata["when"] in description.description
         for choice in spec.metadata["choices"]:
@@ -154,7 +155,7 @@ def test_the_parameter_file_is_made_from_the_settings() -> None:
     assert text == reference.parameters_yaml()
     values = yaml.safe_load(text)["/**"]["ros__parameters"]
     assert Settings.parse(values) == Settings()
-    assert set(values) == {spec.name for spec in fields(Settings)}
+    assert set(values) == {parameter_name(spec) for spec in fields(Settings)}
 
 
 def test_ros_reads_the_parameter_file_as_the_defaults(context: Context) -> None:

@@ -3,7 +3,6 @@
 
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -30,7 +29,7 @@ class Device:
     patient: bool = True
     events: list[tuple[str, int]] = field(default_factory=list)
     batches: list[list[int]] = field(default_factory=list)
-    ready: dict[int, threading.Event] = field(default_factory=lambda: defaultdict(threading.Event))
+    ready: set[int] = field(default_factory=set)
     fails_at: dict[int, str] = field(default_factory=dict)
     _changed: threading.Condition = field(default_factory=threading.Condition)
 
@@ -52,8 +51,13 @@ class Device:
             assert self._changed.wait_for(lambda: (what, stamp) in self.events, 10), self.events
 
     def finish(self, *stamps: int) -> None:
-        for stamp in stamps:
-            self.ready[stamp].set()
+        with self._changed:
+            self.ready.update(stamps)
+            self._changed.notify_all()
+
+    def wait(self, stamp: int) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: stamp in self.ready, 10)
 
 
 @dataclass
@@ -64,7 +68,7 @@ class Ticket:
     def wait(self) -> list[Prediction]:
         stamp = self.frames[0].stamp_ns
         if self.device.patient:
-            assert self.device.ready[stamp].wait(10)
+            self.device.wait(stamp)
         if self.device.fails_at.get(stamp) == "wait":
             raise RuntimeError(f"frame {stamp} failed on the device")
         return [Prediction(frame) for frame in self.frames]

@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 import torch
 
+from dpt_ros.engine.anchors import Anchors
 from dpt_ros.engine.frame import CameraModel, Frame, Outputs, Prediction
-from dpt_ros.engine.network import Network, Networks
-from dpt_ros.engine.runner import DeviceLostError, HostRunner, Runner, StreamRunner, make_runner
+from dpt_ros.engine.network import Network, NetworkError, Networks, load_networks
+from dpt_ros.engine.pipeline import make_runner
+from dpt_ros.engine.runner import HostRunner, Runner
 from dpt_ros.engine.settings import Settings
+from dpt_ros.engine.stream_runner import DeviceLostError, StreamRunner
 from dpt_ros.engine.streams import CudaStreams, HostStreams
 from dpt_ros.model import create_model
 
 CAMERA = CameraModel(64, 48, 60.0, 60.0, 31.5, 23.5)
-SMALL = Settings(input_width=64, input_height=48)
+SMALL = Settings(input_width=64, input_height=48, smoothing_strength=0.0)
 EVERYTHING = Outputs(depth=True, inverse=True, labels=True, confidence=True)
 CPU = torch.device("cpu")
 
@@ -68,7 +71,7 @@ def run(
             prediction,
             **{
                 name: value.copy()
-                for name in ("depth", "inverse", "labels", "confidence")
+                for name in ("depth", "inverse", "labels", "confidence", "deviation", "points")
                 if (value := getattr(prediction, name)) is not None
             },
         )
@@ -89,7 +92,7 @@ def test_a_prediction_has_what_was_asked_for_and_nothing_else(networks):
     assert whole.labels.dtype == whole.confidence.dtype == np.uint8
     assert whole.labels.min() >= 1
     assert whole.labels.max() <= 10
-    assert set(whole.seconds) == {"convert", "preprocess", "network", "postprocess"}
+    assert set(whole.seconds) == {"convert", "preprocess", "network", "refine", "postprocess"}
     only_labels = one(networks, frame(1), Outputs(depth=False))
     assert only_labels.depth is None
     assert only_labels.inverse is None
@@ -206,6 +209,151 @@ def test_a_range_that_changes_while_frames_flow_takes_effect(networks):
 def test_sixteen_bit_pixels_reach_the_network_unchanged(networks):
     deep = frame(1, pixels=picture(1).astype(np.uint16) * 257, encoding="rgb16")
     same(run(on_streams(networks), deep, EVERYTHING)[0], one(networks, frame(1), EVERYTHING))
+
+
+# The temporal filter between the halves of a chain
+
+SMOOTH = replace(SMALL, smoothing_strength=0.5)
+
+
+def sequence(networks: Networks, runner: Runner, count: int = 6, **changes: object):
+    """Predictions of noisy pictures of one scene, 30 per second."""
+    random = np.random.default_rng(4)
+    predictions = []
+    for number in range(count):
+        noisy = np.clip(picture(2) + random.normal(0, 12, (48, 64, 3)), 0, 255).astype(np.uint8)
+        seen = frame(1_000_000_000 + number * 33_000_000, pixels=noisy)
+        seen = replace(seen, odom_from_camera=np.eye(4), **changes)
+        predictions += run(runner, seen, replace(EVERYTHING, deviation=True), SMOOTH)
+    return predictions
+
+
+def test_smoothing_calms_a_standing_scene_and_leaves_its_first_frame_alone(networks):
+    smooth = sequence(networks, HostRunner(networks, SMOOTH), 12)
+    random = np.random.default_rng(4)
+    noisy = np.clip(picture(2) + random.normal(0, 12, (48, 64, 3)), 0, 255).astype(np.uint8)
+    raw = one(networks, frame(1, pixels=noisy), EVERYTHING)
+    np.testing.assert_allclose(smooth[0].depth, raw.depth, rtol=1e-5)
+    assert smooth[0].reset == "first frame"
+    assert {p.reset for p in smooth[1:]} == {""}
+    early = np.abs(np.diff(np.log([p.depth for p in smooth[:3]]), axis=0)).mean()
+    late = np.abs(np.diff(np.log([p.depth for p in smooth[-3:]]), axis=0)).mean()
+    assert late < 0.6 * early
+    assert smooth[-1].deviation.mean() < smooth[0].deviation.mean()
+
+
+def test_smoothing_on_the_steps_of_a_gpu_says_what_it_says_on_a_cpu(networks):
+    expected = sequence(networks, HostRunner(networks, SMOOTH))
+    actual = sequence(networks, StreamRunner(networks, SMOOTH, HostStreams(), print))
+    for number, (fast, exact) in enumerate(zip(actual, expected, strict=True)):
+        error = np.abs(fast.depth - exact.depth) / exact.depth
+        assert np.quantile(error, 0.99) < 1e-3, number
+        assert (fast.labels == exact.labels).mean() > 0.99
+        np.testing.assert_allclose(
+            np.median(fast.deviation), np.median(exact.deviation), rtol=0.01
+        )
+        assert fast.reset == exact.reset
+
+
+def test_reset_forgets_the_past_of_every_camera(networks):
+    runner = HostRunner(networks, SMOOTH)
+    sequence(networks, runner, 3)
+    runner.reset()
+    later = frame(1_000_000_000 + 3 * 33_000_000)
+    assert run(runner, later, EVERYTHING, SMOOTH)[0].reset == "first frame"
+    assert run(runner, replace(later, source="other"), EVERYTHING, SMOOTH)[0].reset
+
+
+def test_labels_alone_are_smoothed_too(networks):
+    runner = HostRunner(networks, SMOOTH)
+    labels = Outputs(depth=False)
+    for number in range(3):
+        seen = frame(1_000_000_000 + number * 33_000_000, pixels=picture(2))
+        prediction = run(runner, seen, labels, SMOOTH)[0]
+        assert prediction.depth is None
+        assert prediction.labels.shape == (48, 64)
+    assert prediction.reset == ""
+
+
+# Metres, points and groups
+
+
+def scan_of(prediction: Prediction, factor: float) -> Anchors:
+    """Anchors that say ``factor`` times the depth, at every fourth pixel of some rows."""
+    v, u = (a.ravel() for a in np.mgrid[8:40:8, 4:60:4])
+    metres = factor * prediction.depth[v, u]
+    return Anchors(u.astype("f4"), v.astype("f4"), metres, prediction.frame.stamp_ns, 64, 48)
+
+
+@pytest.mark.parametrize("kind", [HostRunner, StreamRunner])
+def test_anchors_correct_the_metres_of_the_frame_they_belong_to(networks, kind):
+    def make() -> Runner:
+        more = () if kind is HostRunner else (HostStreams(), print)
+        return kind(networks, SMALL, *more)
+
+    seen = frame(1, pixels=picture(2))
+    raw = run(make(), seen, EVERYTHING)[0]
+    assert raw.scale["scale source"] == "network"
+    corrected = run(make(), replace(seen, anchors=scan_of(raw, 1.5)), EVERYTHING)[0]
+    assert corrected.scale["scale source"] == "anchors"
+    ratio = np.median(corrected.depth / raw.depth)
+    assert 1.3 < ratio < 1.55
+
+
+def test_without_a_source_of_metres_only_inverse_depth_is_said(networks):
+    settings = replace(SMALL, scale_source="none")
+    silent = run(HostRunner(networks, settings), frame(1), EVERYTHING, settings)[0]
+    assert not silent.metric
+    assert silent.depth is None
+    assert silent.inverse is not None
+    assert silent.labels is not None
+
+
+@pytest.mark.parametrize("kind", [HostRunner, StreamRunner])
+@pytest.mark.parametrize("stride", [1, 3])
+def test_points_and_labels_belong_together_pixel_by_pixel(networks, kind, stride):
+    settings = replace(SMALL, points_stride=stride)
+    more = () if kind is HostRunner else (HostStreams(), print)
+    runner = kind(networks, settings, *more)
+    wanted = Outputs(confidence=True, points=True)
+    camera = CameraModel(160, 100, 150.0, 150.0, 79.5, 49.5)
+    seen = frame(1, pixels=picture(3, 100, 160), camera=camera)
+    for _ in range(4):
+        said = run(runner, seen, wanted, settings)[0]
+    assert said.points.shape == said.labels.shape == said.confidence.shape
+    np.testing.assert_array_equal(said.points["label"], said.labels)
+    depth = said.depth[::stride, ::stride]
+    np.testing.assert_array_equal(said.points["z"], depth)
+    colour = said.points["rgb"][0, 0]
+    assert [colour >> 16 & 255, colour >> 8 & 255, colour & 255] == list(seen.pixels[0, 0])
+    _, columns = np.mgrid[: depth.shape[0], : depth.shape[1]] * stride
+    expected = (columns - camera.cx) / camera.fx * depth
+    np.testing.assert_allclose(said.points["x"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_points_without_a_camera_are_left_out(networks):
+    said = one(networks, frame(1, camera=None), Outputs(points=True))
+    assert said.points is None
+    assert said.depth is not None
+
+
+def test_labels_speak_of_groups_where_groups_are_asked_for():
+    lines = ("ground: floor", "people: person")
+    grouped = load_networks(Settings(label_groups=lines))
+    assert grouped.class_names == ("ground", "people", "other")
+    assert grouped.floor == (1,)
+    labels = one(grouped, frame(1), EVERYTHING).labels
+    alone = load_networks(Settings())
+    fine = one(alone, frame(1), EVERYTHING)
+    floor = (fine.labels == alone.floor[0]) & (fine.confidence > 128)
+    assert floor.sum() > 100
+    assert set(np.unique(labels)) <= {1, 2, 3}
+    assert (labels[floor] == 1).all()
+
+
+def test_a_wrong_label_group_is_refused_with_a_hint():
+    with pytest.raises(NetworkError, match=r"label_groups: .*'flor'.*did you mean 'floor'"):
+        load_networks(Settings(label_groups=("ground: flor",)))
 
 
 @dataclass

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpt_ros.engine.settings import Settings, check
+from dpt_ros.engine.settings import Settings, check, parameter_name
 
-NAMES = [field.name for field in fields(Settings)]
+ATTRIBUTES = {parameter_name(field): field.name for field in fields(Settings)}
+NAMES = list(ATTRIBUTES)
 ANYTHING = st.one_of(
     st.none(),
     st.booleans(),
@@ -20,7 +21,13 @@ ANYTHING = st.one_of(
 
 def test_the_defaults_pass_their_own_checks():
     defaults = Settings()
-    assert Settings.parse({name: getattr(defaults, name) for name in NAMES}) == defaults
+    values = {name: getattr(defaults, attribute) for name, attribute in ATTRIBUTES.items()}
+    assert Settings.parse(values) == defaults
+
+
+def test_a_parameter_of_a_group_is_named_with_a_dot():
+    assert ATTRIBUTES["smoothing.strength"] == "smoothing_strength"
+    assert Settings.parse({"smoothing.strength": 0.25}).smoothing_strength == 0.25
 
 
 def test_every_parameter_says_what_it_does_and_when_to_change_it():
@@ -41,6 +48,8 @@ def test_every_parameter_says_what_it_does_and_when_to_change_it():
         ("cameras", ["a", "a"], "each name may stand only once."),
         ("cameras", ["front/left"], "letters, digits and underscores"),
         ("cameras", "front", "must be a list of names."),
+        ("camera_in_base", [0.0, 1.0], "must be 7 numbers, x y z qx qy qz qw"),
+        ("camera_in_base", [0.0] * 7, "must be a unit quaternion"),
     ],
 )
 def test_a_wrong_value_is_refused_with_what_was_expected(name, value, sentence):

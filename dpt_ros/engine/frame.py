@@ -56,6 +56,11 @@ class Frame:
         frame_id: the optical frame of the camera (REP 103).
         source: the camera's name, "" when there is only one.
         camera: intrinsics of ``pixels``, if known.
+        odom_from_camera: (4, 4) pose of the optical frame at ``stamp_ns`` in a frame that does not
+            jump (odom, not map; REP 105), metres; None if nobody knows.
+        anchors: pixels of known depth (``engine.anchors.Anchors``), if a sensor measured some.
+        down: (3,) unit vector towards the floor in the optical frame; None for a camera that
+            looks straight ahead.
         context: whatever the caller wants back with the prediction, untouched.
         decode: reads pixels that are still a compressed file: ``pixels`` are then its bytes and
             ``encoding`` names its format. Gives the pixels and their encoding, or raises a
@@ -68,6 +73,9 @@ class Frame:
     frame_id: str = ""
     source: str = ""
     camera: CameraModel | None = None
+    odom_from_camera: np.ndarray | None = None
+    anchors: Any = None
+    down: np.ndarray | None = None
     context: Any = None
     decode: Callable[[], tuple[np.ndarray, str]] | None = None
 
@@ -91,10 +99,16 @@ class Outputs:
     inverse: bool = False
     labels: bool = True
     confidence: bool = False
+    deviation: bool = False
+    points: bool = False
 
     @property
     def any(self) -> bool:
-        return self.depth or self.inverse or self.labels or self.confidence
+        return self.any_depth or self.labels or self.confidence
+
+    @property
+    def any_depth(self) -> bool:
+        return self.depth or self.inverse or self.deviation or self.points
 
 
 @dataclass
@@ -107,6 +121,11 @@ class Prediction:
         inverse: (H, W) float32, inverse depth: 1/m for a metric network, else relative, >= 0.
         labels: (H, W) uint8 class ids; 0 none, 255 unlabelled.
         confidence: (H, W) uint8, 0..255, probability of the label's class.
+        deviation: (H, W) float32, metres, standard deviation of the depth.
+        points: (h, w) of ``engine.cloud.POINT``, organised, in the optical frame.
+        metric: whether depth is in metres; without, only ``inverse`` is there, relative.
+        scale: where the metres come from, names and values for /diagnostics.
+        reset: why the temporal filter forgot the past at this frame, "" if it did not.
         camera: intrinsics of the arrays above, when the frame's are known.
         seconds: time spent per step ("preprocess", "network", "postprocess", ...).
     """
@@ -116,5 +135,10 @@ class Prediction:
     inverse: np.ndarray | None = None
     labels: np.ndarray | None = None
     confidence: np.ndarray | None = None
+    deviation: np.ndarray | None = None
+    points: np.ndarray | None = None
+    metric: bool = True
+    scale: dict[str, str] = field(default_factory=dict)
+    reset: str = ""
     camera: CameraModel | None = None
     seconds: dict[str, float] = field(default_factory=dict)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,8 @@ from torch import Tensor
 from dpt_ros.data import class_names, palette
 from dpt_ros.engine.fold import fold
 from dpt_ros.engine.fuse import fuse
+from dpt_ros.engine.ground import floor_ids
+from dpt_ros.engine.label_groups import LabelGroups, load_groups, parse_groups
 from dpt_ros.engine.onednn import pack, supports_bf16, unavailable
 from dpt_ros.engine.preprocess import network_size
 from dpt_ros.engine.settings import Settings
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from dpt_ros.model import DPT
 
 EMBEDDED = "dpt_hybrid_embedded"
+NAVIGATION = "navigation"
 # What ``auto`` prefers among the checkpoints that are already on this machine.
 _PREFERRED = {
     "depth": ("dpt_hybrid_nyu", "dpt_hybrid_kitti", "dpt_hybrid_midas", "dpt_large_midas"),
@@ -32,6 +36,8 @@ _PARAMETERS = {
     "depth": ("depth_network", "depth_weights"),
     "labels": ("label_network", "label_weights"),
 }
+# A metric network that answers within this share of its largest depth means "beyond".
+_SATURATED = 0.98
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -149,6 +155,9 @@ class Networks:
         precision: "fp32", "fp16" or "bf16".
         class_names: names of the classes; that of id k + 1 is at k.
         palette: (256, 3) uint8 RGB, indexed by id.
+        groups: (G, C) membership of the network's classes in label groups, on the device; None
+            where labels are the network's own classes.
+        floor: ids of the labels on which a robot stands.
         random: whether any weights are random, so that nothing predicted means anything.
         notes: sentences that whoever runs the networks should read once.
     """
@@ -161,6 +170,8 @@ class Networks:
     palette: np.ndarray
     random: bool
     notes: tuple[str, ...]
+    groups: Tensor | None = None
+    floor: tuple[int, ...] = ()
 
     @property
     def depth_name(self) -> str | None:
@@ -176,11 +187,11 @@ class Networks:
         return self.depth is not None and self.depth.spec.invert
 
     @property
-    def max_depth(self) -> float | None:
-        """The largest depth in metres that the depth network can say, None if it has no limit."""
+    def farthest(self) -> float:
+        """Metres beyond which the network's depth only says "farther"; inf if it has no limit."""
         if self.depth is None or not self.depth.spec.invert or not self.depth.spec.shift:
-            return None
-        return 1.0 / self.depth.spec.shift
+            return float("inf")
+        return _SATURATED / self.depth.spec.shift
 
 
 def load_networks(settings: Settings) -> Networks:
@@ -241,22 +252,63 @@ def load_networks(settings: Settings) -> Networks:
                 f"set {_PARAMETERS[task][0]} to another network or to none."
             )
         chosen[task] = ready[key]
+    _check_scale(chosen["depth"], settings)
     notes += dict.fromkeys(note for network in ready.values() for note in network.notes)
     random = "random" in [weights[task] for task, name in names.items() if name]
     if random:
         notes.append("Weights are random as asked: the predictions mean nothing.")
     labels = chosen["labels"]
-    classes = class_names(labels.spec.class_names) if labels else ()
+    classes: tuple[str, ...] = ()
+    floor: tuple[int, ...] = ()
+    colors, groups = np.zeros((256, 3), np.uint8), None
+    if labels is not None:
+        classes = class_names(labels.spec.class_names)
+        colors = palette(labels.spec.class_names)
+        floor = floor_ids(classes)
+        if settings.label_groups:
+            grouped = _groups(settings.label_groups, classes, colors)
+            groups = grouped.matrix(len(classes), device)
+            classes, colors = grouped.names, grouped.palette
+            # A group is floor if half of its classes are: "other" is not, for one rug in it.
+            of_class = grouped.table.tolist()
+            counts = Counter(of_class[k] for k in floor)
+            floor = tuple(k for k, n in counts.items() if 2 * n >= of_class.count(k))
     return Networks(
         depth=chosen["depth"],
         labels=labels,
         device=device,
         precision=precision,
         class_names=classes,
-        palette=palette(labels.spec.class_names) if labels else np.zeros((256, 3), np.uint8),
+        palette=colors,
         random=random,
         notes=tuple(notes),
+        groups=groups,
+        floor=floor,
     )
+
+
+def _check_scale(depth: Network | None, settings: Settings) -> None:
+    source = settings.scale_source
+    if source == "network" and depth is not None and not depth.spec.invert:
+        raise NetworkError(
+            f"scale.source is network, but {depth.spec.name} predicts relative inverse depth; set"
+            " scale.source to auto, anchors or ground, or take a metric network."
+        )
+    if source == "ground" and not settings.scale_camera_height:
+        raise NetworkError(
+            "scale.source is ground, which needs scale.camera_height: set it, in metres."
+        )
+
+
+def _groups(lines: tuple[str, ...], classes: tuple[str, ...], colors: np.ndarray) -> LabelGroups:
+    try:
+        if lines == (NAVIGATION,):
+            groups, own_colors = load_groups()
+            known = [name for members in groups.values() for name in members]
+            return LabelGroups.create(groups, classes, colors, own_colors, known)
+        return LabelGroups.create(parse_groups(lines), classes, colors)
+    except ValueError as error:
+        raise NetworkError(f"label_groups: {error}") from error
 
 
 def _device(name: str) -> torch.device:

@@ -12,8 +12,23 @@ from dataclasses import dataclass
 from dpt_ros.engine.chain import Kind
 from dpt_ros.engine.frame import Frame, Outputs, Prediction
 from dpt_ros.engine.network import Networks
-from dpt_ros.engine.runner import Runner, Ticket, make_runner
+from dpt_ros.engine.runner import HostRunner, Runner, Ticket
 from dpt_ros.engine.settings import Settings
+from dpt_ros.engine.stream_runner import StreamRunner
+from dpt_ros.engine.streams import CudaStreams
+
+
+def make_runner(networks: Networks, settings: Settings, say: Callable[[str], None]) -> Runner:
+    """The runner for the networks' device.
+
+    Args:
+        networks: from ``load_networks``.
+        settings: sizes and switches; live settings are given to ``start``.
+        say: takes a sentence about anything that is not as it was asked for.
+    """
+    if networks.device.type == "cpu":
+        return HostRunner(networks, settings)
+    return StreamRunner(networks, settings, CudaStreams(networks.device), say)
 
 
 @dataclass(frozen=True)
@@ -92,6 +107,10 @@ class Pipeline:
             self._on_drop(frame, "closed")
         if replaced:
             self._on_drop(replaced[0], "replaced by a newer frame")
+
+    def reset(self) -> None:
+        """Forget the past of all cameras: the next frame goes out as the networks give it."""
+        self._runner.reset()
 
     def close(self, timeout: float = 1.0) -> None:
         """Drop what waits and end the threads.

@@ -1,33 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes batches of frames through their chain: at once on a CPU, on streams on a GPU."""
+"""Takes batches of frames through their chain: what any device offers, and how a CPU does it."""
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from dpt_ros.engine.chain import Chain, Kind, depth_limit
+from dpt_ros.engine.cloud import POINT
 from dpt_ros.engine.frame import Frame, Outputs, Prediction
 from dpt_ros.engine.network import Networks
+from dpt_ros.engine.refinement import Refined, Refiner, is_refined
 from dpt_ros.engine.settings import Settings
-from dpt_ros.engine.streams import CudaStreams, Streams
+from dpt_ros.engine.temporal import VERDICTS
 
-# Runs of a kind before its graph is recorded: libraries choose their algorithms meanwhile.
-_EAGER_RUNS = 2
-# Kinds of frames kept ready. A camera that changes its size again and again must not fill the GPU.
+# Kinds of frames kept ready. A camera that changes its size again and again must not fill memory.
 _KINDS_KEPT = 8
+_IN_METRES = ("depth", "deviation", "points")
 _Key = TypeVar("_Key")
 _Made = TypeVar("_Made")
-_SEEN_AS = {"uint8": torch.uint8, "uint16": torch.int16, "float32": torch.float32}
-
-
-class DeviceLostError(RuntimeError):
-    """The GPU failed in a way that only a new process recovers from; the message says so."""
 
 
 class Ticket(Protocol):
@@ -55,20 +50,10 @@ class Runner(Protocol):
     max_batch: int
 
     def start(self, frames: Sequence[Frame], outputs: Outputs, settings: Settings) -> Ticket:
-        """Begin with frames of one kind; called from one thread."""
+        """Begin with frames of one kind, one per source; called from one thread."""
 
-
-def make_runner(networks: Networks, settings: Settings, say: Callable[[str], None]) -> Runner:
-    """The runner for the networks' device.
-
-    Args:
-        networks: from ``load_networks``.
-        settings: sizes and switches; live settings are given to ``start``.
-        say: takes a sentence about anything that is not as it was asked for.
-    """
-    if networks.device.type == "cpu":
-        return HostRunner(networks, settings)
-    return StreamRunner(networks, settings, CudaStreams(networks.device), say)
+    def reset(self) -> None:
+        """Forget the past of all cameras; may be called from any thread."""
 
 
 class HostRunner:
@@ -85,17 +70,33 @@ class HostRunner:
     def __init__(self, networks: Networks, settings: Settings) -> None:
         self._networks = networks
         self._settings = settings
-        self._chains: OrderedDict[Kind, Chain] = OrderedDict()
+        self._refiner = Refiner(networks, settings)
+        self._chains: OrderedDict[tuple[Kind, bool], Chain] = OrderedDict()
+
+    def reset(self) -> None:
+        """Forget the past of all cameras."""
+        self._refiner.reset()
 
     def start(self, frames: Sequence[Frame], outputs: Outputs, settings: Settings) -> Ticket:
         """Compute the frames; their arrays belong to whoever takes them."""
-        kind = Kind.of(frames[0], outputs)
-        chain = _kept(self._chains, kind, lambda: Chain(self._networks, kind, self._settings))
+        key = (Kind.of(frames[0], outputs), is_refined(self._networks, settings))
+        chain = kept_for(
+            self._chains, key, lambda: Chain(self._networks, *key, settings=self._settings)
+        )
         seconds: dict[str, float] = {}
-        limit = depth_limit(self._networks, settings)
-        results = chain([frame.pixels for frame in frames], limit, seconds)
+        about = as_they_are(self._networks, self._settings, frames)
+        pixels = [frame.pixels for frame in frames]
+        if chain.refined:
+            self._refiner.see(frames, settings)
+        said = chain.predict(pixels, seconds)
+        if chain.refined:
+            start = time.perf_counter()
+            said, about = self._refiner.refine(frames, said, settings)
+            seconds["refine"] = time.perf_counter() - start
+        results = chain.finish(said, pixels, depth_limit(self._networks, settings), seconds)
+        results |= {"verdict": said["verdict"]} if chain.refined else {}
         arrays = {name: value.numpy() for name, value in results.items()}
-        return _Done(_predictions(frames, arrays, seconds))
+        return _Done(predictions_of(frames, arrays, seconds, about))
 
 
 class _Done:
@@ -109,258 +110,47 @@ class _Done:
         pass
 
 
-class StreamRunner:
-    """Uploads, computes and downloads on three lanes, so that frames overlap.
-
-    Each kind of frames and each size of a batch has a ring of buffers, made once, and after its
-    first runs a graph of the whole computation, which is then replayed.
-
-    Args:
-        networks: from ``load_networks``.
-        settings: sizes of the network's input and of the outputs, and ``cuda_graphs``.
-        streams: the lanes.
-        say: takes a sentence about anything that is not as it was asked for, once.
-    """
-
-    in_flight = 3
-    max_batch = 4
-
-    def __init__(
-        self,
-        networks: Networks,
-        settings: Settings,
-        streams: Streams,
-        say: Callable[[str], None],
-    ) -> None:
-        self._networks = networks
-        self._settings = settings
-        self._streams = streams
-        self._say = say
-        self._graphs = settings.cuda_graphs
-        self._programs: OrderedDict[tuple[Kind, int], _Program] = OrderedDict()
-        self._lost = ""
-
-    def start(self, frames: Sequence[Frame], outputs: Outputs, settings: Settings) -> Ticket:
-        """Hand the frames to the device and return at once.
-
-        Raises:
-            ValueError: the frames cannot be read.
-            torch.OutOfMemoryError: even after everything that can be spared was freed.
-            DeviceLostError: now and ever after.
-        """
-        if self._lost:
-            raise DeviceLostError(self._lost)
-        kind = Kind.of(frames[0], outputs)
-        limit = depth_limit(self._networks, settings)
-        try:
-            try:
-                return self._start(kind, frames, limit)
-            except torch.OutOfMemoryError:
-                self._free()
-                self._say(
-                    f"The memory of {self._streams.device} ran out; what could be spared was freed"
-                    " and the frame tried again. Something else may be using the device."
-                )
-                return self._start(kind, frames, limit)
-        except torch.AcceleratorError as error:
-            raise self._judge(error) from error
-
-    def _start(self, kind: Kind, frames: Sequence[Frame], limit: float) -> Ticket:
-        batch = len(frames)
-        program = _kept(self._programs, (kind, batch), lambda: self._program(kind, batch))
-        if self._graphs and program.wants_recording:
-            self._record(program)
-        return _Flight(frames, program, program.launch(frames, limit), self._judge)
-
-    def _program(self, kind: Kind, batch: int) -> _Program:
-        streams = self._streams
-        with streams.on("compute"):
-            chain = Chain(self._networks, kind, self._settings, streams)
-            program = _Program(chain, streams, batch, self.in_flight)
-        # Its memory may be what a frame before it gave back, and other lanes will write to it.
-        streams.settle()
-        return program
-
-    def _record(self, program: _Program) -> None:
-        try:
-            program.record()
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            self._streams.settle()
-            self._graphs = False
-            self._say(
-                "The work on a frame cannot be captured in a CUDA graph, so its kernels are"
-                f" launched one by one, which is slower: {error}"
-            )
-
-    def _free(self) -> None:
-        self._streams.settle()
-        self._programs.clear()
-        if self._streams.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    def _judge(self, error: Exception) -> Exception:
-        """What a fault of the device means: the error itself, or that the device is lost."""
-        try:
-            self._streams.settle()
-        except torch.AcceleratorError:
-            self._lost = (
-                f"{self._streams.device} is lost ({str(error).splitlines()[0]}); no frame can be"
-                " computed until this process is started again."
-            )
-            return DeviceLostError(self._lost)
-        return error
+def as_they_are(networks: Networks, settings: Settings, frames: Sequence[Frame]) -> list[Refined]:
+    """What there is to say of frames that nothing refines."""
+    return [Refined(networks.metric and settings.scale_source != "none")] * len(frames)
 
 
-class _Slot:
-    """Buffers of one batch on its way; nothing else uses them until it is back."""
-
-    def __init__(self, streams: Streams, batch: int, kind: Kind) -> None:
-        shape = (batch, *kind.shape)
-        self.host_pixels = streams.buffer(shape, _SEEN_AS[kind.dtype])
-        self.pixels = torch.empty_like(self.host_pixels, device=streams.device)
-        self.array = self.host_pixels.numpy().view(kind.dtype)
-        self.outputs: dict[str, Tensor] = {}
-        self.host_outputs: dict[str, Tensor] = {}
-        self.arrays: dict[str, np.ndarray] = {}
-        self.begun, self.uploaded, self.computing, self.computed, self.done = (
-            streams.mark() for _ in range(5)
-        )
-
-    def make_outputs(self, streams: Streams, like: dict[str, Tensor]) -> None:
-        for name, value in like.items():
-            self.outputs[name] = torch.empty_like(value)
-            self.host_outputs[name] = streams.buffer(tuple(value.shape), value.dtype)
-            self.arrays[name] = self.host_outputs[name].numpy()
-
-    def seconds(self) -> dict[str, float]:
-        return {
-            "upload": self.uploaded.seconds_since(self.begun),
-            "network": self.computed.seconds_since(self.computing),
-            "download": self.done.seconds_since(self.computed),
-        }
-
-
-class _Program:
-    """A chain with its buffers and, in time, its graph; for one kind and one size of batch.
-
-    A graph reads and writes always the same memory. So a frame's pixels are copied in front of it
-    and its results behind it, on the device and in the same lane, into the frame's own buffers:
-    the next replay cannot overtake the download.
-    """
-
-    def __init__(self, chain: Chain, streams: Streams, batch: int, slots: int) -> None:
-        self._chain = chain
-        self._streams = streams
-        self._free = deque(_Slot(streams, batch, chain.kind) for _ in range(slots))
-        self._pixels = torch.empty_like(self._free[0].pixels)
-        self._limit = torch.full((), torch.inf, device=streams.device)
-        self._limit_value = float("inf")
-        self._replay: Callable[[], None] | None = None
-        self._results: dict[str, Tensor] = {}
-        self._runs = 0
-
-    @property
-    def wants_recording(self) -> bool:
-        return self._replay is None and self._runs >= _EAGER_RUNS
-
-    def record(self) -> None:
-        self._replay, self._results = self._streams.record(self._compute)
-
-    def _compute(self) -> dict[str, Tensor]:
-        return self._chain(self._pixels, self._limit)
-
-    def launch(self, frames: Sequence[Frame], limit: float) -> _Slot:
-        """Give a batch to the lanes; nothing here waits for the device."""
-        slot = self._free.popleft()
-        try:
-            self._fill(slot, frames, limit)
-        except Exception:
-            # What was launched of the frame may still use its buffers.
-            self._free.append(slot)
-            self._streams.settle()
-            raise
-        return slot
-
-    def _fill(self, slot: _Slot, frames: Sequence[Frame], limit: float) -> None:
-        streams = self._streams
-        for index, frame in enumerate(frames):
-            slot.array[index] = frame.pixels
-        with streams.on("upload"):
-            streams.set(slot.begun, "upload")
-            slot.pixels.copy_(slot.host_pixels, non_blocking=True)
-            streams.set(slot.uploaded, "upload")
-        with streams.on("compute"):
-            streams.after(slot.uploaded, "compute")
-            streams.set(slot.computing, "compute")
-            if limit != self._limit_value:
-                self._limit.fill_(limit)
-                self._limit_value = limit
-            self._pixels.copy_(slot.pixels)
-            if self._replay is not None:
-                self._replay()
-                results = self._results
-            else:
-                results = self._compute()
-                self._runs += 1
-            if not slot.outputs:
-                slot.make_outputs(streams, results)
-            for name, value in results.items():
-                slot.outputs[name].copy_(value)
-            streams.set(slot.computed, "compute")
-        with streams.on("download"):
-            streams.after(slot.computed, "download")
-            for name, value in slot.outputs.items():
-                slot.host_outputs[name].copy_(value, non_blocking=True)
-            streams.set(slot.done, "download")
-
-    def release(self, slot: _Slot) -> None:
-        self._free.append(slot)
-
-
-class _Flight:
-    """A batch on the device."""
-
-    def __init__(
-        self,
-        frames: Sequence[Frame],
-        program: _Program,
-        slot: _Slot,
-        judge: Callable[[Exception], Exception],
-    ) -> None:
-        self._frames = frames
-        self._program = program
-        self._slot = slot
-        self._judge = judge
-
-    def wait(self) -> list[Prediction]:
-        try:
-            self._slot.done.wait()
-        except torch.AcceleratorError as error:
-            raise self._judge(error) from error
-        return _predictions(self._frames, self._slot.arrays, self._slot.seconds())
-
-    def release(self) -> None:
-        self._program.release(self._slot)
-
-
-def _predictions(
-    frames: Sequence[Frame], arrays: dict[str, np.ndarray], seconds: dict[str, float]
+def predictions_of(
+    frames: Sequence[Frame],
+    arrays: dict[str, np.ndarray],
+    seconds: dict[str, float],
+    about: list[Refined],
 ) -> list[Prediction]:
-    """One prediction per frame; ``arrays`` hold those of a batch, (B, H, W) each."""
+    """One prediction per frame; ``arrays`` hold those of a batch, (B, H, W) each.
+
+    Of a frame without metres only what needs none is kept.
+    """
     predictions = []
     for index, frame in enumerate(frames):
+        refined = about[index]
         parts = {name: array[index] for name, array in arrays.items()}
-        prediction = Prediction(frame, seconds=dict(seconds), **parts)
-        if frame.camera is not None:
-            height, width = next(iter(parts.values())).shape
+        verdict = int(parts.pop("verdict", 0))
+        if "points" in parts:
+            parts["points"] = parts["points"].view(POINT)[..., 0]
+        if not refined.metric:
+            parts = {name: part for name, part in parts.items() if name not in _IN_METRES}
+        prediction = Prediction(
+            frame,
+            metric=refined.metric,
+            reset=refined.reset or VERDICTS[verdict],
+            scale=refined.scale,
+            seconds=dict(seconds),
+            **parts,
+        )
+        maps = [part for name, part in parts.items() if name in ("depth", "inverse", "deviation")]
+        if frame.camera is not None and maps:
+            height, width = maps[0].shape
             prediction.camera = frame.camera.scaled(width, height)
         predictions.append(prediction)
     return predictions
 
 
-def _kept(kept: OrderedDict[_Key, _Made], key: _Key, make: Callable[[], _Made]) -> _Made:
+def kept_for(kept: OrderedDict[_Key, _Made], key: _Key, make: Callable[[], _Made]) -> _Made:
     """What was made for this key, or is made now; those not used for longest are let go."""
     if key not in kept:
         kept[key] = make()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import Any, get_type_hints
 
 
@@ -23,6 +23,7 @@ def setting(
     low: float = -math.inf,
     high: float = math.inf,
     live: bool = False,
+    group: str = "",
 ) -> Any:
     """A dataclass field with what a reader and a validator need to know of it.
 
@@ -34,6 +35,7 @@ def setting(
         low: the smallest allowed number.
         high: the largest allowed number.
         live: whether a change takes effect while the node runs.
+        group: first part of the attribute's name that the parameter's name sets off with a dot.
     """
     metadata = {
         "text": text,
@@ -42,8 +44,15 @@ def setting(
         "low": low,
         "high": high,
         "live": live,
+        "group": group,
     }
     return field(default=default, metadata=metadata)
+
+
+def parameter_name(spec: Field[Any]) -> str:
+    """The name of the parameter that a field of Settings holds: ``smoothing.strength``."""
+    group = spec.metadata["group"]
+    return spec.name.replace(f"{group}_", f"{group}.", 1) if group else spec.name
 
 
 @dataclass(frozen=True)
@@ -132,7 +141,7 @@ class Settings:
     )
     compile: bool = setting(
         False,
-        "Let torch.compile rewrite the networks on a GPU; the first frame of a size waits minutes.",
+        "Let torch.compile rewrite the networks on a GPU; the first frame of a size waits for it.",
         "The node runs for hours and dpt_bench engine shows that it pays on your device.",
     )
     threads: int = setting(
@@ -181,6 +190,86 @@ class Settings:
         low=0.0,
         live=True,
     )
+    smoothing_strength: float = setting(
+        0.5,
+        "How much of the flicker of depth and labels is taken out over time; 0 does nothing.",
+        "Depth still flickers (more), or something new must be seen with no memory at all (0).",
+        low=0.0,
+        high=1.0,
+        live=True,
+        group="smoothing",
+    )
+    smoothing_max_gap: float = setting(
+        0.5,
+        "Seconds between two frames after which the past is forgotten.",
+        "The camera is slower than 2 Hz.",
+        low=0.01,
+        high=60.0,
+        live=True,
+        group="smoothing",
+    )
+    scale_source: str = setting(
+        "auto",
+        "Where metres come from: network, anchors (anchors/scan, anchors/points, anchors/depth),"
+        " ground (floor and scale.camera_height), none, or auto: the best that is there.",
+        "You trust one source only, or want relative depth (none).",
+        choices=("auto", "network", "anchors", "ground", "none"),
+        group="scale",
+    )
+    scale_factor: float = setting(
+        1.0,
+        "What a metric network's metres are multiplied by before anything else.",
+        "Depth is off by a constant factor and no other sensor can tell.",
+        low=0.01,
+        high=100.0,
+        group="scale",
+    )
+    scale_camera_height: float = setting(
+        0.0,
+        "Height of the camera above the floor, metres; 0 if it is not known.",
+        "There is no sensor to take the scale from, and the floor is flat.",
+        low=0.0,
+        high=100.0,
+        group="scale",
+    )
+    sensor_in_camera: tuple[float, ...] = setting(
+        (),
+        "Pose of the anchors' sensor in the camera's optical frame: x y z qx qy qz qw, as tf2_echo"
+        " prints them. Empty: tf tells.",
+        "There are anchors and no tf.",
+    )
+    label_groups: tuple[str, ...] = setting(
+        (),
+        "Groups of classes, each 'group: class, class, ...'; or navigation, about ten groups of"
+        " ADE20K's classes. Empty: the network's own classes.",
+        "A costmap wants few classes.",
+    )
+    points_stride: int = setting(
+        1,
+        "Every how many pixels depth/points, semantic/labels and semantic/confidence have one.",
+        "The points cost too much bandwidth.",
+        low=1,
+        high=64,
+        group="points",
+    )
+    pose_source: str = setting(
+        "odom",
+        "Where the camera's motion comes from: odom (nav_msgs/Odometry on the topic odom), tf, or"
+        " none (optical flow only).",
+        "The robot has tf but no odometry message, or its odometry is worse than none.",
+        choices=("odom", "tf", "none"),
+    )
+    odom_frame: str = setting(
+        "odom",
+        "Frame in which the camera's motion is smooth; only for pose_source tf.",
+        "Yours has another name. Never take map: it jumps.",
+    )
+    camera_in_base: tuple[float, ...] = setting(
+        (),
+        "Pose of the camera's optical frame in the odometry's child frame: x y z qx qy qz qw, as"
+        " tf2_echo prints them. Empty: odometry is the optical frame's own.",
+        "pose_source is odom and the odometry is the robot's.",
+    )
     diagnostics_period: float = setting(
         1.0,
         "Seconds between messages on /diagnostics.",
@@ -196,12 +285,12 @@ class Settings:
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Settings:
-        """A checked Settings from names and plain values.
+        """A checked Settings from names of parameters and plain values.
 
         Raises:
             ValueError: one sentence per wrong value: what it is, what was expected.
         """
-        known = {f.name for f in fields(cls)}
+        known = set(_FIELDS)
         problems = [
             f"'{name}' is not a parameter; known are {', '.join(sorted(known))}."
             for name in values
@@ -210,7 +299,7 @@ class Settings:
         checked = {}
         for name in known & values.keys():
             try:
-                checked[name] = check(name, values[name])
+                checked[_FIELDS[name].name] = check(name, values[name])
             except ValueError as error:
                 problems.append(str(error))
         if problems:
@@ -228,8 +317,12 @@ def check(name: str, value: Any) -> Any:
     meta = _FIELDS[name].metadata
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
+    if name == "label_groups":
+        return _words(name, value)
     if expected == tuple[str, ...]:
         return _camera_names(value)
+    if expected == tuple[float, ...]:
+        return _pose(name, value)
     if type(value) is not expected:
         raise ValueError(f"{name} is {value!r}, but must be of type {expected.__name__}.")
     if meta["choices"] and value not in meta["choices"]:
@@ -247,6 +340,26 @@ def _check_device_name(value: str) -> None:
     if value in ("auto", "cpu", "cuda") or (kind == "cuda" and index.isdecimal()):
         return
     raise ValueError(f"device is {value!r}, but must be auto, cpu, cuda or cuda:N.")
+
+
+def _pose(name: str, value: Any) -> tuple[float, ...]:
+    # A ROS parameter file knows no empty list; one empty word stands for it.
+    if isinstance(value, list | tuple) and list(value) in ([], [""]):
+        return ()
+    numbers = isinstance(value, list | tuple) and all(type(v) in (int, float) for v in value)
+    if not numbers or len(value) != 7 or not all(math.isfinite(v) for v in value):
+        raise ValueError(
+            f"{name} is {value!r}, but must be 7 numbers, x y z qx qy qz qw, or an empty list."
+        )
+    if abs(math.hypot(*value[3:]) - 1.0) > 1e-2:
+        raise ValueError(f"{name} is {value!r}, but its last 4 numbers must be a unit quaternion.")
+    return tuple(float(v) for v in value)
+
+
+def _words(name: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+        raise ValueError(f"{name} is {value!r}, but must be a list of strings.")
+    return tuple(item for item in value if item)
 
 
 def _camera_names(value: Any) -> tuple[str, ...]:
@@ -269,5 +382,6 @@ def _range_words(meta: types.MappingProxyType[Any, Any]) -> str:
     return f"at least {low:g}" if math.isinf(high) else f"between {low:g} and {high:g}"
 
 
-_FIELDS = {f.name: f for f in fields(Settings)}
-_TYPES = get_type_hints(Settings)
+_HINTS = get_type_hints(Settings)
+_FIELDS = {parameter_name(f): f for f in fields(Settings)}
+_TYPES = {name: _HINTS[f.name] for name, f in _FIELDS.items()}

@@ -15,12 +15,13 @@ from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan
 from std_msgs.msg import Header
 
 from dpt_ros.ros.command_line import start_ros
 from dpt_ros.ros.messages import camera_info_message, image_message, jpeg_message
 from dpt_ros.world import KINDS, View, World
+from dpt_ros.world.scan import Scan, Scanner
 
 _PARAMETERS: dict[str, tuple[Any, str]] = {
     "kind": ("room", f"which world: {', '.join(KINDS)}"),
@@ -43,7 +44,7 @@ parameters:
 
 
 class CameraSim(Node):
-    """Publishes image, image/compressed, camera_info, odom, truth/depth and truth/labels.
+    """Publishes image, image/compressed, camera_info, odom, scan, truth/depth and truth/labels.
 
     Raises:
         ValueError: a parameter has a value that no world or QoS has.
@@ -61,6 +62,7 @@ class CameraSim(Node):
         self._world = World(
             values["kind"], values["seed"], values["width"], values["height"], values["rate"]
         )
+        self._scanner = Scanner(self._world)
         self._frame_id = values["frame_id"]
         self._left = values["frames"] or None
         self._number = 0
@@ -77,6 +79,7 @@ class CameraSim(Node):
                 ("image/compressed", CompressedImage),
                 ("camera_info", CameraInfo),
                 ("odom", Odometry),
+                ("scan", LaserScan),
                 ("truth/depth", Image),
                 ("truth/labels", Image),
             )
@@ -110,16 +113,31 @@ class CameraSim(Node):
 
     def _publish(self, view: View, header: Header) -> None:
         makers = {
+            # What belongs to an image comes first, so that whoever takes it has it all.
+            "odom": lambda: _odometry(view.odom_from_camera, header),
+            "scan": lambda: _laser_scan(self._scanner.scan(self._number), header),
+            "camera_info": lambda: camera_info_message(view.camera, header),
             "image": lambda: image_message(view.rgb, "rgb8", header),
             "image/compressed": lambda: jpeg_message(view.rgb, header),
-            "camera_info": lambda: camera_info_message(view.camera, header),
-            "odom": lambda: _odometry(view.odom_from_camera, header),
             "truth/depth": lambda: image_message(view.depth, "32FC1", header),
             "truth/labels": lambda: image_message(view.labels, "mono8", header),
         }
         for topic, make in makers.items():
             if self._outputs[topic].get_subscription_count():
                 self._outputs[topic].publish(make())
+
+
+def _laser_scan(scan: Scan, header: Header) -> LaserScan:
+    """A scan in the frame "laser", level and 0.3 m below the camera."""
+    return LaserScan(
+        header=Header(stamp=header.stamp, frame_id="laser"),
+        angle_min=scan.angle_min,
+        angle_max=scan.angle_min + scan.angle_increment * (len(scan.ranges) - 1),
+        angle_increment=scan.angle_increment,
+        range_min=scan.range_min,
+        range_max=scan.range_max,
+        ranges=scan.ranges.tolist(),
+    )
 
 
 def _odometry(odom_from_camera: np.ndarray, header: Header) -> Odometry:

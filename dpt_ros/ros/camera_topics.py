@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 import traceback
 from collections.abc import Callable
@@ -12,41 +11,25 @@ from typing import Any
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
-from rclpy.lifecycle import LifecycleNode, LifecyclePublisher
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.lifecycle import LifecycleNode
+from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
-from std_msgs.msg import Header, String
+from std_msgs.msg import Header
 
-from dpt_ros.engine.color import depth_to_color, inverse_to_color, labels_to_color, with_words
 from dpt_ros.engine.frame import CameraModel, Frame, Outputs, Prediction
+from dpt_ros.engine.ground import down_direction
 from dpt_ros.engine.network import Networks
 from dpt_ros.engine.settings import Settings
+from dpt_ros.ros.anchor_topics import AnchorTopics
 from dpt_ros.ros.cdr import read_compressed_image, read_image
 from dpt_ros.ros.diagnostics import Statistics, camera_status
-from dpt_ros.ros.messages import (
-    MessageError,
-    camera_model,
-    compressed_file,
-    image_message,
-    image_pixels,
-    millimetres,
-    scaled_camera_info,
-)
+from dpt_ros.ros.messages import MessageError, camera_model, compressed_file, image_pixels
+from dpt_ros.ros.outputs import CameraOutputs
+from dpt_ros.ros.poses import PoseSource, make_pose_source, pose_matrix
 from dpt_ros.ros.transport import ImageInput, ImageTopic, say
 
-try:
-    from vision_msgs.msg import LabelInfo, VisionClass
-except ImportError:  # not on PyPI; the class map then goes out as JSON
-    LabelInfo = None
-
 _REPEAT = 5.0
-_OUTPUT_QOS = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
-_LATCHED_QOS = QoSProfile(
-    depth=1,
-    reliability=ReliabilityPolicy.RELIABLE,
-    durability=DurabilityPolicy.TRANSIENT_LOCAL,
-)
 
 
 @dataclass(frozen=True)
@@ -98,51 +81,29 @@ class CameraTopics:
         self._read: Callable[[Any, float], Frame] = self._read_image
         self._info_subscription: Any = None
         self._submit: Callable[[Frame, Outputs], None] | None = None
+        self._poses: PoseSource | None = None
         self._info: CameraInfo | None = None
         self._camera: CameraModel | None = None
         self._camera_warning = ""
-        self._scaled: tuple[CameraInfo | None, CameraInfo] = (None, CameraInfo())
-        self._inverse_near = 0.0
-        self._publishers: dict[str, LifecyclePublisher[Any]] = {}
-        if networks.depth_name:
-            self._create_depth_publishers()
-        if networks.label_name:
-            self._create_label_publishers()
-
-    def _create_depth_publishers(self) -> None:
-        if self._networks.metric:
-            self._advertise("depth/image", Image)
-            self._advertise("depth/camera_info", CameraInfo)
-        else:
-            self._log.info(
-                f"{self._networks.depth_name} predicts relative inverse depth, which has no unit:"
-                f" {self._prefix}depth/inverse is published and {self._prefix}depth/image is not."
-            )
-        if not self._networks.metric or self._settings().publish_inverse:
-            self._advertise("depth/inverse", Image)
-        self._advertise("depth/color", Image)
-
-    def _create_label_publishers(self) -> None:
-        self._advertise("semantic/labels", Image)
-        self._advertise("semantic/confidence", Image)
-        self._advertise("semantic/color", Image)
-        self._advertise("semantic/label_info", LabelInfo or String, _LATCHED_QOS)
-
-    def _advertise(self, topic: str, kind: type, qos: QoSProfile = _OUTPUT_QOS) -> None:
-        self._publishers[topic] = self._node.create_lifecycle_publisher(
-            kind,
-            self._prefix + topic,
-            # A copy, because qos_overrides are written into the profile.
-            QoSProfile(depth=qos.depth, reliability=qos.reliability, durability=qos.durability),
-            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
-        )
+        self._anchors: AnchorTopics | None = None
+        self._down: np.ndarray | None = None
+        self._scale_said: dict[str, str] = {}
+        self._outputs = CameraOutputs(node, self._prefix, networks, settings)
 
     def open(self, submit: Callable[[Frame, Outputs], None]) -> None:
         """Publish the class map and subscribe; frames go to ``submit``."""
         self._submit = submit
-        if "semantic/label_info" in self._publishers:
-            self._publishers["semantic/label_info"].publish(self._label_info())
+        self._outputs.publish_label_info()
         settings = self._settings()
+        base_from_camera = pose_matrix(settings.camera_in_base)
+        self._down = None if base_from_camera is None else down_direction(base_from_camera)
+        if self._networks.depth_name and settings.scale_source in ("auto", "anchors"):
+            self._anchors = AnchorTopics(
+                self._node,
+                self._prefix,
+                settings,
+                lambda sentence: self._say_at_times("anchors", "warning", self._prefix + sentence),
+            )
         topic = self._node.resolve_topic_name(self._prefix + "image")
         kind: type = Image
         self._read = self._read_image
@@ -156,6 +117,12 @@ class CameraTopics:
             QoSProfile(depth=1, reliability=qos_profile_sensor_data.reliability),
             qos_overriding_options=QoSOverridingOptions.with_default_policies(),
         )
+        self._poses = make_pose_source(
+            self._node,
+            self._prefix,
+            settings,
+            lambda sentence: self._say_at_times("pose", "warning", self._prefix + sentence),
+        )
         self._input = ImageInput(
             self._node,
             ImageTopic(topic, kind, settings.image_reliability, self._raw),
@@ -167,14 +134,16 @@ class CameraTopics:
         if self._input is not None:
             self._input.close()
             self._node.destroy_subscription(self._info_subscription)
+        for source in (self._poses, self._anchors):
+            if source is not None:
+                source.close()
         self._input = self._info_subscription = self._submit = None
+        self._poses = self._anchors = None
 
     def destroy(self) -> None:
         """Take every topic away."""
         self.close()
-        for publisher in self._publishers.values():
-            self._node.destroy_lifecycle_publisher(publisher)
-        self._publishers.clear()
+        self._outputs.destroy()
 
     def review(self) -> None:
         """Look whether frames come and how they are offered; call it twice a second."""
@@ -196,7 +165,7 @@ class CameraTopics:
     def _take_image(self, msg: Image | CompressedImage | bytes) -> None:
         received = time.monotonic()
         self._statistics.received()
-        outputs = self._wanted()
+        outputs = self._outputs.wanted(self._camera is not None)
         if self._submit is None or not outputs.any:
             self._statistics.dropped("nobody subscribes")
             return
@@ -230,13 +199,24 @@ class CameraTopics:
     def _about(self, header: Header, width: int, height: int, received: float) -> dict[str, Any]:
         """What a frame says of itself beside its pixels."""
         fits = self._info_fits(width, height)
+        stamp_ns = header.stamp.sec * 1_000_000_000 + header.stamp.nanosec
         return {
-            "stamp_ns": header.stamp.sec * 1_000_000_000 + header.stamp.nanosec,
+            "stamp_ns": stamp_ns,
             "frame_id": header.frame_id,
             "source": self.name,
             "camera": self._camera if fits else None,
+            "odom_from_camera": self._pose(header.frame_id, stamp_ns),
+            "anchors": self._anchors.anchors(self._camera, header.frame_id)
+            if self._anchors is not None and fits
+            else None,
+            "down": self._down,
             "context": Arrival(header, self._info if fits else None, received),
         }
+
+    def _pose(self, frame_id: str, stamp_ns: int) -> np.ndarray | None:
+        if self._poses is None or not self._settings().smoothing_strength:
+            return None
+        return self._poses.pose(frame_id, stamp_ns)
 
     def _info_fits(self, width: int, height: int) -> bool:
         camera = self._camera
@@ -250,38 +230,14 @@ class CameraTopics:
         )
         return False
 
-    def _wanted(self) -> Outputs:
-        """What is computed: only what somebody subscribes to."""
-        metric = self._networks.metric
-        color = self._watched("depth/color")
-        return Outputs(
-            depth=metric and (color or self._watched("depth/image", "depth/camera_info")),
-            inverse=self._watched("depth/inverse") or (color and not metric),
-            labels=self._watched("semantic/labels", "semantic/color"),
-            confidence=self._watched("semantic/confidence"),
-        )
-
-    def _watched(self, *topics: str) -> bool:
-        return any(
-            topic in self._publishers and self._publishers[topic].get_subscription_count()
-            for topic in topics
-        )
-
     def publish(self, prediction: Prediction) -> None:
         """Send what was predicted, each output with the header of its frame."""
         arrival: Arrival = prediction.frame.context
         start = time.monotonic()
-        if prediction.depth is not None:
-            self._publish_depth(prediction.depth, arrival)
-        if prediction.inverse is not None:
-            self._publish_inverse(prediction.inverse, arrival.header)
-        if prediction.labels is not None:
-            self._send_image("semantic/labels", prediction.labels, "mono8", arrival.header)
-            if self._watched("semantic/color"):
-                color = labels_to_color(prediction.labels, self._networks.palette)
-                self._send_picture("semantic/color", color, arrival.header)
-        if prediction.confidence is not None:
-            self._send_image("semantic/confidence", prediction.confidence, "mono8", arrival.header)
+        self._outputs.publish(prediction, arrival.header, arrival.info)
+        self._scale_said = prediction.scale
+        if prediction.reset:
+            self._statistics.reset(prediction.reset)
         end, now = time.monotonic(), self._node.get_clock().now().nanoseconds
         latency = end - arrival.received
         self._statistics.published(
@@ -293,59 +249,6 @@ class CameraTopics:
                 "step publish": end - start,
             }
         )
-
-    def _publish_depth(self, depth: np.ndarray, arrival: Arrival) -> None:
-        encoding = self._settings().depth_encoding
-        if self._watched("depth/image"):
-            values = millimetres(depth) if encoding == "16UC1" else depth
-            self._send_image("depth/image", values, encoding, arrival.header)
-        if arrival.info is not None and self._watched("depth/camera_info"):
-            self._publishers["depth/camera_info"].publish(self._info_of(depth, arrival))
-        if self._watched("depth/color"):
-            color = depth_to_color(depth, self._settings().color_range)
-            self._send_picture("depth/color", color, arrival.header)
-
-    def _info_of(self, depth: np.ndarray, arrival: Arrival) -> CameraInfo:
-        """The camera_info of a depth image, worked out anew when the calibration or size changed.
-
-        The message is filled anew for every frame: publish it at once.
-        """
-        height, width = depth.shape
-        source, scaled = self._scaled
-        if source is not arrival.info or (scaled.width, scaled.height) != (width, height):
-            scaled = scaled_camera_info(arrival.info, width, height, arrival.header)
-            self._scaled = arrival.info, scaled
-        scaled.header = arrival.header
-        return scaled
-
-    def _publish_inverse(self, inverse: np.ndarray, header: Header) -> None:
-        self._send_image("depth/inverse", inverse, "32FC1", header)
-        if not self._networks.metric and self._watched("depth/color"):
-            # Relative depth has no unit to fix a range in, so the first frame fixes it for all.
-            self._inverse_near = self._inverse_near or float(np.percentile(inverse, 99)) or 1.0
-            color = inverse_to_color(inverse, self._inverse_near)
-            self._send_picture("depth/color", color, header)
-
-    def _send_picture(self, topic: str, picture: np.ndarray, header: Header) -> None:
-        if self._networks.random:
-            with_words(picture, "RANDOM WEIGHTS: this means nothing")
-        self._send_image(topic, picture, "rgb8", header)
-
-    def _send_image(self, topic: str, pixels: np.ndarray, encoding: str, header: Header) -> None:
-        if self._watched(topic):
-            self._publishers[topic].publish(image_message(pixels, encoding, header))
-
-    def _label_info(self) -> Any:
-        names = dict(enumerate(self._networks.class_names, start=1))
-        if LabelInfo is not None:
-            classes = [VisionClass(class_id=k, class_name=name) for k, name in names.items()]
-            return LabelInfo(class_map=classes)
-        self._log.warning(
-            f"vision_msgs is not installed: {self._prefix}semantic/label_info is a"
-            " std_msgs/String with the class map as JSON."
-        )
-        rows = [{"class_id": k, "class_name": name} for k, name in names.items()]
-        return String(data=json.dumps({"class_map": rows}))
 
     def drop(self, reason: str) -> None:
         """Count a frame that was not computed."""
@@ -375,6 +278,7 @@ class CameraTopics:
                 "missed: lost on the way": str(self._input.lost),
             }
             warnings += [self._input.silence] if self._input.silence else []
+        more |= self._scale_said
         more["camera_info"] = "used" if self._camera else "none"
         name = f"{self._node.get_name()}: {self.name or 'image'}"
         return camera_status(name, self._statistics, more, warnings)

@@ -31,6 +31,7 @@ class Statistics:
         self._encodings: Counter[str] = Counter()
         self._dropped: Counter[str] = Counter()
         self._errors: Counter[str] = Counter()
+        self._resets: Counter[str] = Counter()
         self._new_errors = False
 
     def received(self) -> None:
@@ -57,6 +58,11 @@ class Statistics:
         with self._lock:
             self._dropped[reason] += 1
 
+    def reset(self, reason: str) -> None:
+        """The temporal filter forgot the past at a frame, and why."""
+        with self._lock:
+            self._resets[reason] += 1
+
     def failed(self, reason: str) -> None:
         """A frame could not be used or computed, and why."""
         with self._lock:
@@ -79,6 +85,7 @@ class Statistics:
                 **_percentiles(self._seconds),
                 **{f"encoding {k}": str(n) for k, n in sorted(self._encodings.items())},
                 **{f"dropped: {k}": str(n) for k, n in sorted(self._dropped.items())},
+                **{f"reset: {k}": str(n) for k, n in sorted(self._resets.items())},
                 **{f"error: {k}": str(n) for k, n in sorted(self._errors.items())},
             }
             failed, self._new_errors = self._new_errors, False

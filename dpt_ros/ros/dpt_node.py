@@ -23,8 +23,8 @@ from std_srvs.srv import Trigger
 from dpt_ros.engine.frame import Frame, Prediction
 from dpt_ros.engine.network import NetworkError, Networks, load_networks
 from dpt_ros.engine.pipeline import Pipeline
-from dpt_ros.engine.runner import DeviceLostError
 from dpt_ros.engine.settings import Settings
+from dpt_ros.engine.stream_runner import DeviceLostError
 from dpt_ros.ros.camera_topics import CameraTopics
 from dpt_ros.ros.command_line import start_ros
 from dpt_ros.ros.diagnostics import networks_status
@@ -240,11 +240,11 @@ class DptNode(LifecycleNode):
         self._diagnostics.publish(msg)
 
     def _reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        response.success = True
-        response.message = (
-            "Frames are predicted one by one, without a temporal filter, so there is no history"
-            " to forget."
-        )
+        response.success = self._pipeline is not None
+        response.message = f"The node is {self._state}: it has no past to forget."
+        if self._pipeline is not None:
+            self._pipeline.reset()
+            response.message = "The next frame of each camera goes out as the networks give it."
         return response
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header
 
 from dpt_ros.engine.frame import CameraModel
@@ -334,7 +334,7 @@ def image_message(pixels: np.ndarray, encoding: str, header: Header) -> Image:
         is_bigendian=int(sys.byteorder == "big"),
         step=pixels.nbytes // height,
     )
-    _give_bytes(msg, pixels)
+    give_bytes(msg, pixels)
     return msg
 
 
@@ -343,7 +343,7 @@ def jpeg_message(rgb: np.ndarray, header: Header, quality: int = 90) -> Compress
     bgr = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
     _, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
     msg = CompressedImage(header=header, format="rgb8; jpeg compressed bgr8")
-    _give_bytes(msg, data)
+    give_bytes(msg, data)
     return msg
 
 
@@ -360,7 +360,7 @@ def millimetres(depth: np.ndarray) -> np.ndarray:
     return np.where((rounded >= 1) & (rounded < 65536), rounded, 0).astype(np.uint16)
 
 
-def _give_bytes(msg: Image | CompressedImage, contents: np.ndarray) -> None:
+def give_bytes(msg: Image | CompressedImage | PointCloud2, contents: np.ndarray) -> None:
     """Let ``msg`` hold the bytes of a contiguous array, uncopied and unchecked.
 
     The public setter walks over every byte in Python for anything but bytes and array.array

@@ -18,10 +18,12 @@ from rcl_interfaces.msg import (
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from dpt_ros.engine.settings import Settings, check
+from dpt_ros.engine.settings import Settings, check, parameter_name
 from dpt_ros.ros.reference import constraints
 
-_TYPES = get_type_hints(Settings)
+_HINTS = get_type_hints(Settings)
+_FIELDS = {parameter_name(spec): spec for spec in fields(Settings)}
+_TYPES = {name: _HINTS[spec.name] for name, spec in _FIELDS.items()}
 # Parameters that rclpy itself declares, and prefixes of those it declares later.
 _RCLPY_NAMES = ("use_sim_time", "start_type_description_service")
 _RCLPY_PREFIXES = ("qos_overrides.",)
@@ -49,10 +51,10 @@ class Parameters:
         self.problems: dict[str, str] = {}
         self._on_change = on_change
         self._configured = configured
-        for spec in fields(Settings):
+        for name, spec in _FIELDS.items():
             # Overrides are applied below, where a wrong one can be answered with a sentence.
             node.declare_parameter(
-                spec.name, _plain(spec.default), _descriptor(spec), ignore_override=True
+                name, _plain(spec.default), _descriptor(spec), ignore_override=True
             )
         self._apply_overrides(node, node._parameter_overrides)
         node.add_pre_set_parameters_callback(_integers_as_floats)
@@ -70,7 +72,7 @@ class Parameters:
             except ValueError as error:
                 self.problems[name] = str(error)
                 continue
-            self.settings = replace(self.settings, **{name: value})
+            self.settings = replace(self.settings, **{_FIELDS[name].name: value})
             node.set_parameters([Parameter(name, value=_plain(value))])
 
     def _judge(self, changes: list[Parameter[Any]]) -> SetParametersResult:
@@ -81,7 +83,7 @@ class Parameters:
                 value = _checked(change)
             except ValueError as error:
                 return SetParametersResult(successful=False, reason=str(error))
-            same = value == getattr(self.settings, change.name)
+            same = value == getattr(self.settings, _FIELDS[change.name].name)
             if self._configured() and not same and not is_live(change.name):
                 return SetParametersResult(
                     successful=False,
@@ -95,13 +97,14 @@ class Parameters:
         for name in ours:
             self.problems.pop(name, None)
         if ours:
-            self.settings = replace(self.settings, **ours)
+            changed = {_FIELDS[name].name: value for name, value in ours.items()}
+            self.settings = replace(self.settings, **changed)
             self._on_change(self.settings)
 
 
 def is_live(name: str) -> bool:
     """Whether a change of parameter ``name`` takes effect while the node runs."""
-    return bool(Settings.__dataclass_fields__[name].metadata["live"])
+    return bool(_FIELDS[name].metadata["live"])
 
 
 def unknown_name(name: str) -> str:
@@ -141,7 +144,7 @@ def _descriptor(spec: Field[Any]) -> ParameterDescriptor:
         additional_constraints=constraints(spec),
     )
     if math.isfinite(meta["low"]) and math.isfinite(meta["high"]):
-        if _TYPES[spec.name] is int:
+        if _HINTS[spec.name] is int:
             limits = IntegerRange(from_value=int(meta["low"]), to_value=int(meta["high"]))
             descriptor.integer_range = [limits]
         else:

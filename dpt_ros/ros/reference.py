@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dpt_ros.data import class_names
-from dpt_ros.engine.settings import Settings
+from dpt_ros.engine.settings import Settings, parameter_name
 
 _TABLE_BEGIN = "<!-- parameters: python -m dpt_ros.ros.reference -->\n"
 _TABLE_END = "<!-- end of parameters -->\n"
@@ -44,7 +44,8 @@ def parameters_yaml() -> str:
     for spec in fields(Settings):
         text = f"{spec.metadata['text']} Change it: {spec.metadata['when']}"
         comment = textwrap.wrap(f"{text} ({constraints(spec)})", 93)
-        lines += ["", *(f"    # {line}" for line in comment), f"    {spec.name}: {_value(spec)}"]
+        lines += ["", *(f"    # {line}" for line in comment)]
+        lines += [f"    {parameter_name(spec)}: {_value(spec)}"]
     return "\n".join(lines) + "\n"
 
 
@@ -57,7 +58,7 @@ def parameters_table() -> str:
     for spec in fields(Settings):
         meta = spec.metadata
         cells = [
-            f"`{spec.name}`",
+            f"`{parameter_name(spec)}`",
             f"`{_value(spec)}`",
             constraints(spec),
             meta["text"],

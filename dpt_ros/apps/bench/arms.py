@@ -15,8 +15,8 @@ from dpt_ros.engine.chain import Chain, Kind
 from dpt_ros.engine.device_preprocess import DeviceInput
 from dpt_ros.engine.frame import Frame, Outputs
 from dpt_ros.engine.network import Network, Networks
-from dpt_ros.engine.runner import StreamRunner
 from dpt_ros.engine.settings import Settings
+from dpt_ros.engine.stream_runner import StreamRunner
 from dpt_ros.engine.streams import CudaStreams, HostStreams, Streams
 from dpt_ros.model import create_model, model_spec
 
@@ -84,7 +84,12 @@ class Bench:
 
     def settings(self) -> Settings:
         height, width = self.case.size
-        return Settings(input_height=height, input_width=width, output_size="network")
+        return Settings(
+            input_height=height,
+            input_width=width,
+            output_size="network",
+            smoothing_strength=0.0,
+        )
 
     def networks(self, dtype: torch.dtype, compiled: bool = False) -> Networks:
         nets = {
@@ -205,7 +210,7 @@ def _ours(bench: Bench, graph: bool = True, compiled: bool = False) -> Call:
     streams = bench.streams()
     kind = Kind("rgb8", (*bench.camera, 3), "uint8", bench.outputs())
     with streams.on("compute"):
-        chain = Chain(networks, kind, bench.settings(), streams)
+        chain = Chain(networks, kind, False, bench.settings(), streams)
         for _ in range(3):
             found = chain(bench.pixels, float("inf"))
     streams.settle()

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Between the two halves of a chain: metres first, then steadiness; one past per camera."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dpt_ros.engine.frame import CameraModel, Frame
+from dpt_ros.engine.motion import FlowEstimator
+from dpt_ros.engine.network import Networks
+from dpt_ros.engine.preprocess import to_rgb
+from dpt_ros.engine.scale import Scaled, ScaleEstimator, ScaleSettings, apply_correction
+from dpt_ros.engine.scale import focal_factor as factor_of
+from dpt_ros.engine.settings import Settings
+from dpt_ros.engine.temporal import TemporalFilter, TemporalSettings
+
+# Towards the floor, in the optical frame of a camera that looks ahead (REP 103).
+_LEVEL = np.array([0.0, 1.0, 0.0])
+
+
+@dataclass(frozen=True)
+class Refined:
+    """What is known of one frame beside its maps.
+
+    Args:
+        metric: whether its depth is in metres.
+        reset: why its past was forgotten before its pixels were looked at, "" if it was not.
+        scale: names and values for /diagnostics.
+    """
+
+    metric: bool
+    reset: str = ""
+    scale: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class _Past:
+    """What is kept of one camera."""
+
+    filter: TemporalFilter
+    flow: FlowEstimator
+    scale: ScaleEstimator | None = None
+    scaled_for: CameraModel | None = None
+    picture: np.ndarray | None = None
+
+
+def is_refined(networks: Networks, settings: Settings) -> bool:
+    """Whether there is anything to do between the halves; depth is needed for all of it."""
+    if networks.depth is None:
+        return False
+    return settings.smoothing_strength > 0 or settings.scale_source != "none"
+
+
+class Refiner:
+    """Scale and smoothing of all cameras, fed in the order of frames.
+
+    Args:
+        networks: from ``load_networks``.
+        settings: where metres come from; live settings are given with the frames.
+    """
+
+    def __init__(self, networks: Networks, settings: Settings) -> None:
+        self._networks = networks
+        self._settings = settings
+        self._pasts: dict[str, _Past] = {}
+        self._forget = threading.Event()
+
+    def reset(self) -> None:
+        """Forget the past of all cameras before the next frame; may be called from any thread."""
+        self._forget.set()
+
+    def see(self, frames: Sequence[Frame], settings: Settings) -> None:
+        """Begin with the optical flow of frames, on threads beside the networks."""
+        if self._forget.is_set():
+            self._forget.clear()
+            self._pasts.clear()
+        for frame in frames:
+            past = self._pasts.setdefault(frame.source, _Past(TemporalFilter(), FlowEstimator()))
+            past.picture = None
+            if settings.smoothing_strength > 0:
+                past.picture = to_rgb(frame.pixels, frame.encoding)
+                past.flow.submit(past.picture, frame.stamp_ns)
+
+    def refine(
+        self, frames: Sequence[Frame], said: dict[str, Tensor], settings: Settings
+    ) -> tuple[dict[str, Tensor], list[Refined]]:
+        """Take what the networks say of frames that were seen, and give it back better.
+
+        Args:
+            frames: one per camera.
+            said: as ``Chain.predict`` returns it, with "depth".
+            settings: the live ones.
+
+        Returns:
+            the same with "variance" (B, h, w), relative, and "verdict" (B,) uint8, an index into
+            ``VERDICTS``; and what there is to say of each frame.
+        """
+        parts = [
+            self._refine(frame, {name: maps[k] for name, maps in said.items()}, settings)
+            for k, frame in enumerate(frames)
+        ]
+        maps = [part for part, _ in parts]
+        together = {name: torch.stack([one[name] for one in maps]) for name in maps[0]}
+        return together, [about for _, about in parts]
+
+    def _refine(
+        self, frame: Frame, said: dict[str, Tensor], settings: Settings
+    ) -> tuple[dict[str, Tensor], Refined]:
+        past = self._pasts[frame.source]
+        network = self._inverse(said["depth"])
+        scaled = self._scale(past, frame, network, said.get("labels"))
+        variance = torch.full_like(network, TemporalSettings().measurement_noise ** 2)
+        verdict = torch.zeros((), dtype=torch.uint8, device=network.device)
+        correction = (scaled.scale, scaled.shift)
+        reset, refined = "", dict(said)
+        if settings.smoothing_strength > 0:
+            past.filter.settings = TemporalSettings(
+                strength=settings.smoothing_strength,
+                max_gap=settings.smoothing_max_gap,
+                use_flow=False,  # it was begun beside the network
+            )
+            steady = past.filter.update(
+                network,
+                said.get("labels"),
+                past.picture,
+                frame.stamp_ns,
+                frame.camera,
+                # Without metres a way travelled cannot be compared with depth.
+                frame.odom_from_camera if scaled.metric else None,
+                correction if scaled.metric else None,
+                flow=past.flow.result(),
+                frame_id=frame.frame_id,
+            )
+            refined["depth"] = self._as_network(steady.inverse_depth)
+            variance, verdict, reset = steady.variance, steady.verdict, steady.reason
+            if steady.logits is not None:
+                refined["labels"] = steady.logits.to(said["labels"].dtype)
+        elif scaled.metric and correction != (1.0, 0.0):
+            refined["depth"] = self._as_network(apply_correction(network, correction))
+        if scaled.metric:
+            variance = variance + scaled.relative_variance(network)
+        refined |= {"variance": variance, "verdict": verdict}
+        return refined, Refined(scaled.metric, reset, scaled.diagnostics())
+
+    def _scale(self, past: _Past, frame: Frame, network: Tensor, logits: Tensor | None) -> Scaled:
+        s, depth = self._settings, self._networks.depth
+        assert depth is not None
+        if past.scale is None or past.scaled_for != frame.camera:
+            # Another camera, another focal length; what was fitted holds for the old one.
+            focal = 1.0
+            if frame.camera is not None:
+                width = depth.input_size(frame.camera.height, frame.camera.width, s)[1]
+                focal = factor_of(depth.spec.name, frame.camera, width)
+            past.scale = ScaleEstimator(
+                ScaleSettings(
+                    source=s.scale_source,
+                    depth_scale=s.scale_factor,
+                    camera_height=s.scale_camera_height,
+                ),
+                self._networks.metric,
+                focal,
+                self._networks.floor,
+            )
+            past.scaled_for = frame.camera
+        labels = None
+        if s.scale_camera_height > 0 and logits is not None:
+            labels = logits.argmax(0).add(1).to(torch.uint8)
+        down = _LEVEL if frame.down is None else frame.down
+        # Waits for the network on a GPU, when there are anchors or a floor to compare with.
+        return past.scale.update(
+            network, frame.stamp_ns, frame.camera, frame.anchors, labels, down
+        )
+
+    def _inverse(self, depth: Tensor) -> Tensor:
+        """Inverse depth; 0, which is unknown, where the network can only say "far"."""
+        if not self._networks.metric:
+            return depth
+        return torch.where(depth < self._networks.farthest, depth.reciprocal(), 0.0)
+
+    def _as_network(self, inverse: Tensor) -> Tensor:
+        """As the depth network says it: metres, or inverse depth."""
+        return inverse.reciprocal() if self._networks.metric else inverse
