@@ -10,17 +10,19 @@ pytest.importorskip("rclpy")
 
 from nav_msgs.msg import Odometry
 from ros_processes import ros_domain
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan
 
 from dpt_ros.ros.camera_sim import _quaternion
 from dpt_ros.ros.messages import camera_model, compressed_pixels, image_pixels
 from dpt_ros.world import World
+from dpt_ros.world.scan import Scanner
 
 TOPICS = {
     "image": Image,
     "image/compressed": CompressedImage,
     "camera_info": CameraInfo,
     "odom": Odometry,
+    "scan": LaserScan,
     "truth/depth": Image,
     "truth/labels": Image,
 }
@@ -53,12 +55,14 @@ def test_everything_of_a_frame_is_published_with_one_stamp_as_the_world_says() -
         }
         rgb = image_pixels(seen["image"])
         world = World(given["kind"], given["seed"], given["width"], given["height"], given["rate"])
-        view = next(v for v in world.frames(100) if np.array_equal(v.rgb, rgb))
+        frames = enumerate(world.frames(100))
+        number, view = next((k, v) for k, v in frames if np.array_equal(v.rgb, rgb))
         np.testing.assert_array_equal(image_pixels(seen["truth/depth"]), view.depth)
         np.testing.assert_array_equal(image_pixels(seen["truth/labels"]), view.labels)
         assert camera_model(seen["camera_info"]) == (view.camera, "")
         jpeg, _ = compressed_pixels(seen["image/compressed"])
         assert np.abs(jpeg[..., ::-1].astype(int) - rgb).mean() < 12
+        assert seen["scan"].ranges.tolist() == Scanner(world).scan(number).ranges.tolist()
         position = seen["odom"].pose.pose.position
         assert [position.x, position.y, position.z] == view.odom_from_camera[:3, 3].tolist()
         assert seen["odom"].header.frame_id == "odom"

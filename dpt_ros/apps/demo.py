@@ -103,6 +103,7 @@ def _node(log: Path) -> Iterator[subprocess.Popen[bytes]]:
 @contextmanager
 def _player(bag: Path, times: Path) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "dpt_ros.ros.bag_player", str(bag), "--times", str(times)]
+    command += ["--topics", "image", "camera_info", "odom"]
     process = subprocess.Popen([*command, "--wait", "90", *IN_NAMESPACE])
     try:
         yield process

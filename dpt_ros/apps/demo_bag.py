@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import rclpy
+from nav_msgs.msg import Odometry
 from rclpy.node import Node
 from rclpy.serialization import deserialize_message, serialize_message
 from rosbags.highlevel import AnyReader
@@ -18,6 +19,7 @@ from rosbags.typesys import Stores, get_typestore
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
+from dpt_ros.ros.camera_sim import odometry_message
 from dpt_ros.ros.messages import camera_info_message, image_message, image_pixels
 from dpt_ros.world import World
 
@@ -39,10 +41,10 @@ class Scene(NamedTuple):
 def write_camera_bag(
     path: Path, scenes: tuple[Scene, ...], count: int, rate: float, progress: Callable[..., Any]
 ) -> None:
-    """Film ``count`` frames of each scene into a bag (mcap) with image, camera_info and truth."""
+    """Film ``count`` frames of each scene into a bag (mcap): what a robot has, and the truth."""
     with Writer(path, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
         topics: dict[str, Any] = dict.fromkeys(("image", *TRUTH_TOPICS), Image)
-        topics["camera_info"] = CameraInfo
+        topics |= {"camera_info": CameraInfo, "odom": Odometry}
         connections = _connections(writer, topics)
         start = _FIRST_STAMP_NS
         bar = progress(total=len(scenes) * count, unit="frame", leave=False, disable=None)
@@ -53,8 +55,9 @@ def write_camera_bag(
                 header = Header(frame_id="camera_optical_frame")
                 header.stamp.sec, header.stamp.nanosec = divmod(stamp, 10**9)
                 messages = {
-                    "image": image_message(view.rgb, "rgb8", header),
+                    "odom": odometry_message(view.odom_from_camera, header),
                     "camera_info": camera_info_message(view.camera, header),
+                    "image": image_message(view.rgb, "rgb8", header),
                     "truth/depth": image_message(view.depth, "32FC1", header),
                     "truth/labels": image_message(view.labels, "mono8", header),
                 }
@@ -129,7 +132,7 @@ def read_images(path: Path, topics: tuple[str, ...]) -> Iterator[tuple[int, str,
 def _connections(writer: Writer, topics: dict[str, Any]) -> dict[str, Any]:
     return {
         topic: writer.add_connection(
-            f"/{topic}", f"sensor_msgs/msg/{kind.__name__}", typestore=_TYPES
+            f"/{topic}", f"{kind.__module__.split('.')[0]}/msg/{kind.__name__}", typestore=_TYPES
         )
         for topic, kind in topics.items()
     }

@@ -114,7 +114,7 @@ class CameraSim(Node):
     def _publish(self, view: View, header: Header) -> None:
         makers = {
             # What belongs to an image comes first, so that whoever takes it has it all.
-            "odom": lambda: _odometry(view.odom_from_camera, header),
+            "odom": lambda: odometry_message(view.odom_from_camera, header),
             "scan": lambda: _laser_scan(self._scanner.scan(self._number), header),
             "camera_info": lambda: camera_info_message(view.camera, header),
             "image": lambda: image_message(view.rgb, "rgb8", header),
@@ -140,7 +140,7 @@ def _laser_scan(scan: Scan, header: Header) -> LaserScan:
     )
 
 
-def _odometry(odom_from_camera: np.ndarray, header: Header) -> Odometry:
+def odometry_message(odom_from_camera: np.ndarray, header: Header) -> Odometry:
     """The pose of the camera's optical frame in ``odom``; (4, 4) float64. No twist is given."""
     msg = Odometry(child_frame_id=header.frame_id)
     msg.header.stamp, msg.header.frame_id = header.stamp, "odom"
