@@ -12,6 +12,12 @@ import pytest
 pytest.importorskip("rclpy")
 pytest.importorskip("launch_ros")
 
+from ament_index_python.packages import get_package_share_directory
+from launch import LaunchContext
+from launch.actions import DeclareLaunchArgument, OpaqueFunction
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch.utilities import perform_substitutions as perform
+from launch_ros.actions import Node
 from ros_processes import RANDOM_NETWORKS, Domain, Process, ros_domain
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
@@ -49,3 +55,38 @@ def test_a_wrong_argument_is_a_sentence_in_the_log() -> None:
         launched = launch(domain, device="tpu")
         launched.wait_for("device is 'tpu', but must be auto, cpu, cuda or cuda:N.")
         launched.end(signal.SIGINT)
+
+
+def demo(**given: str) -> list[Node]:
+    """The nodes that ``nav_demo.launch.py`` would start with the given arguments."""
+    share = get_package_share_directory("dpt_ros")
+    source = PythonLaunchDescriptionSource(f"{share}/launch/nav_demo.launch.py")
+    context = LaunchContext()
+    description = source.get_launch_description(context)
+    for entity in description.entities:
+        if isinstance(entity, DeclareLaunchArgument):
+            context.launch_configurations[entity.name] = given.get(entity.name) or perform(
+                context, entity.default_value or []
+            )
+    found = []
+    for entity in description.entities:
+        if isinstance(entity, OpaqueFunction):
+            found += [made for made in entity.execute(context) or [] if isinstance(made, Node)]
+    return found
+
+
+def test_the_navigation_demo_starts_camera_node_and_laserscan() -> None:
+    names = [node.node_executable for node in demo()]
+    assert names == ["dpt_camera_sim", "dpt_node", "depthimage_to_laserscan_node"]
+
+
+def test_the_navigation_demo_takes_the_user_s_camera_and_adds_a_costmap() -> None:
+    names = [
+        node.node_executable for node in demo(camera="own", laserscan="false", costmap="true")
+    ]
+    assert names == ["dpt_node", "nav2_costmap_2d", "lifecycle_manager"]
+
+
+def test_the_navigation_demo_refuses_another_camera() -> None:
+    with pytest.raises(ValueError, match="camera is 'usb', but must be sim or own"):
+        demo(camera="usb")

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Depth, points and labels as Nav2 takes them, from the synthetic camera or from yours.
+
+Starts the node dpt with the label groups of config/nav2_costmap.yaml, depthimage_to_laserscan, and
+on request a local costmap of Nav2 by itself, without planner or controller. The costmap needs tf
+from odom to base_link and to the camera, which the robot gives; the synthetic camera gives none.
+docs/navigation.md says what each part does.
+"""
+
+import os
+
+from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
+from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
+from launch.actions import (
+    DeclareLaunchArgument,
+    LogInfo,
+    OpaqueFunction,
+    SetEnvironmentVariable,
+)
+from launch_ros.actions import LifecycleNode, Node
+
+from dpt_ros.ros.share import transport_environment
+
+# Name, default, description.
+ARGUMENTS = [
+    ("camera", "sim", "sim starts the synthetic camera; own takes the topics below"),
+    ("kind", "room", "world of the synthetic camera: room, corridor or yard"),
+    ("image", "image", "topic of the rectified camera image"),
+    ("camera_info", "camera_info", "topic of its calibration"),
+    ("odom", "odom", "topic of the odometry"),
+    ("scan", "scan", "topic of a 2-D lidar that fixes the scale, if there is one"),
+    (
+        "namespace",
+        "",
+        "namespace of the nodes; topics of the costmap file are to be changed alike",
+    ),
+    ("params_file", "", "parameter file of dpt; empty takes config/dpt.yaml of this package"),
+    ("costmap_file", "", "parameter file of Nav2; empty takes config/nav2_costmap.yaml"),
+    ("laserscan", "true", "true starts depthimage_to_laserscan"),
+    ("costmap", "false", "true starts a local costmap of Nav2"),
+    ("use_sim_time", "false", "true or false"),
+]
+# Where the synthetic robot has its scanner, in the camera's optical frame: level, 0.3 m below a
+# camera that looks down by 5 degrees (dpt_ros.world.scan.level_mount). Another robot's tf says it.
+SIM_SCANNER = [0.0, 0.2989, 0.0261, 0.5213, -0.5213, 0.4777, 0.4777]
+
+
+def generate_launch_description() -> LaunchDescription:
+    """The arguments, and what they start."""
+    arguments = [
+        DeclareLaunchArgument(name, default_value=default, description=text)
+        for name, default, text in ARGUMENTS
+    ]
+    return LaunchDescription([*arguments, OpaqueFunction(function=_start)])
+
+
+def _start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    given = {name: context.launch_configurations[name] for name, _, _ in ARGUMENTS}
+    if given["camera"] not in ("sim", "own"):
+        raise ValueError(f"camera is '{given['camera']}', but must be sim or own.")
+    config = os.path.join(get_package_share_directory("dpt_ros"), "config")
+    costmap_file = given["costmap_file"] or os.path.join(config, "nav2_costmap.yaml")
+    clock = {"use_sim_time": given["use_sim_time"].lower() == "true"}
+    namespace = given["namespace"]
+    actions: list[LaunchDescriptionEntity] = []
+    for variable, value in transport_environment().items():
+        actions.append(SetEnvironmentVariable(variable, value))
+    inputs = [("image", given["image"]), ("camera_info", given["camera_info"])]
+    inputs.append(("odom", given["odom"]))
+    # What the costmap file expects.
+    wanted: dict[str, object] = {"points.stride": 4, "label_groups": ["navigation"], **clock}
+    if given["camera"] == "sim":
+        wanted["sensor_in_camera"] = SIM_SCANNER
+        actions.append(
+            Node(
+                package="dpt_ros",
+                executable="dpt_camera_sim",
+                namespace=namespace,
+                parameters=[{"kind": given["kind"], "rate": 15.0}],
+                remappings=[*inputs, ("scan", given["scan"])],
+                output="screen",
+            )
+        )
+    actions.append(
+        LifecycleNode(
+            package="dpt_ros",
+            executable="dpt_node",
+            name="dpt",
+            namespace=namespace,
+            parameters=[
+                given["params_file"] or os.path.join(config, "dpt.yaml"),
+                wanted,
+            ],
+            remappings=[*inputs, ("anchors/scan", given["scan"])],
+            output="screen",
+        )
+    )
+    if given["laserscan"].lower() == "true":
+        actions.append(
+            Node(
+                package="depthimage_to_laserscan",
+                executable="depthimage_to_laserscan_node",
+                name="depthimage_to_laserscan",
+                namespace=namespace,
+                parameters=[costmap_file, clock],
+                remappings=[
+                    ("depth", "depth/image"),
+                    ("depth_camera_info", "depth/camera_info"),
+                    ("scan", "depth/scan"),
+                ],
+                output="screen",
+            )
+        )
+    if given["costmap"].lower() == "true":
+        actions += _costmap(costmap_file, clock)
+    return actions
+
+
+def _costmap(file: str, clock: dict[str, bool]) -> list[LaunchDescriptionEntity]:
+    """A local costmap and what brings it to active."""
+    actions: list[LaunchDescriptionEntity] = []
+    parameters: list[object] = [file, clock]
+    try:
+        get_package_share_directory("semantic_segmentation_layer")
+    except PackageNotFoundError:
+        parameters.append({"plugins": ["voxel_layer", "inflation_layer"]})
+        text = "semantic_segmentation_layer is not installed: the costmap goes without labels."
+        actions.append(LogInfo(msg=text))
+    costmap = LifecycleNode(
+        package="nav2_costmap_2d",
+        executable="nav2_costmap_2d",
+        name="local_costmap",
+        namespace="local_costmap",
+        parameters=parameters,
+        output="screen",
+    )
+    manager = Node(
+        package="nav2_lifecycle_manager",
+        executable="lifecycle_manager",
+        name="lifecycle_manager_costmap",
+        parameters=[{"node_names": ["local_costmap/local_costmap"], "autostart": True}, clock],
+        output="screen",
+    )
+    return [*actions, costmap, manager]
