@@ -235,13 +235,15 @@ class _Program:
     def launch(self, frames: Sequence[Frame], limit: float, refine: Refine | None) -> _Slot:
         """Give a batch to the lanes; nothing here waits for the device."""
         slot = self._free.popleft()
+        launched = False
         try:
             self._fill(slot, frames, limit, refine)
-        except Exception:
-            # What was launched of the frame may still use its buffers.
-            self._free.append(slot)
-            self._streams.settle()
-            raise
+            launched = True
+        finally:
+            if not launched:
+                # What was begun of the frame may still use its buffers.
+                self._free.append(slot)
+                self._streams.settle()
         return slot
 
     def _fill(
