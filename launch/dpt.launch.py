@@ -28,6 +28,13 @@ from dpt_ros.ros.share import transport_environment
 ARGUMENTS = [
     ("image", "image", "topic of the camera image"),
     ("camera_info", "camera_info", "topic of its calibration"),
+    ("odom", "odom", "topic of the odometry"),
+    ("scan", "anchors/scan", "topic of a 2-D lidar that fixes the scale"),
+    (
+        "sensor_in_camera",
+        "",
+        "where the lidar sits in the optical frame, 'x y z qx qy qz qw'; empty asks tf",
+    ),
     ("namespace", "", "namespace of the node and its topics"),
     ("params_file", "", "parameter file; empty takes config/dpt.yaml of this package"),
     ("depth_network", "", "depth network: a name of the zoo, auto or none"),
@@ -71,7 +78,9 @@ def _start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     sim_time = given["use_sim_time"].lower() == "true"
     if not given["use_sim_time"]:
         sim_time = bool(bag) and has_rosbag2
-    overrides = {name: given[name] for name in PARAMETERS if given[name]}
+    overrides: dict[str, object] = {name: given[name] for name in PARAMETERS if given[name]}
+    if given["sensor_in_camera"]:
+        overrides["sensor_in_camera"] = [float(n) for n in given["sensor_in_camera"].split()]
     node = LifecycleNode(
         package="dpt_ros",
         executable="dpt_node",
@@ -81,7 +90,10 @@ def _start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             given["params_file"] or os.path.join(config, "dpt.yaml"),
             {**overrides, "use_sim_time": sim_time},
         ],
-        remappings=[(name, given[name]) for name in ("image", "camera_info")],
+        remappings=[
+            *((name, given[name]) for name in ("image", "camera_info", "odom")),
+            ("anchors/scan", given["scan"]),
+        ],
         output="screen",
     )
     actions: list[LaunchDescriptionEntity] = []
@@ -110,7 +122,7 @@ def _start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
                 namespace=given["namespace"],
                 arguments=["-d", rviz],
                 parameters=[{"use_sim_time": sim_time}],
-                remappings=[("image", given["image"])],
+                remappings=[("image", given["image"]), ("odom", given["odom"])],
             )
         )
     return [*actions, node]

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Depth, points and labels as Nav2 takes them, from the synthetic camera or from yours.
 
-Starts the node dpt with the label groups of config/nav2_costmap.yaml, depthimage_to_laserscan, and
-on request a local costmap of Nav2 by itself, without planner or controller. The costmap needs tf
-from odom to base_link and to the camera, which the robot gives; the synthetic camera gives none.
-docs/navigation.md says what each part does.
+Starts dpt.launch.py, whose other arguments may be given here too, depthimage_to_laserscan, and on
+request a local costmap of Nav2 by itself, without planner or controller; all of them with their
+parameters of config/nav2_costmap.yaml. The costmap needs tf from odom to base_link and to the
+camera: the robot gives it, and so does the synthetic camera. docs/navigation.md says what each
+part does.
 """
 
 import os
@@ -13,13 +14,12 @@ from ament_index_python.packages import PackageNotFoundError, get_package_share_
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from launch.actions import (
     DeclareLaunchArgument,
+    IncludeLaunchDescription,
     LogInfo,
     OpaqueFunction,
-    SetEnvironmentVariable,
 )
+from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch_ros.actions import LifecycleNode, Node
-
-from dpt_ros.ros.share import transport_environment
 
 # Name, default, description.
 ARGUMENTS = [
@@ -34,7 +34,7 @@ ARGUMENTS = [
         "",
         "namespace of the nodes; topics of the costmap file are to be changed alike",
     ),
-    ("params_file", "", "parameter file of dpt; empty takes config/dpt.yaml of this package"),
+    ("params_file", "", "parameter file of dpt; empty takes config/nav2_costmap.yaml"),
     ("costmap_file", "", "parameter file of Nav2; empty takes config/nav2_costmap.yaml"),
     ("laserscan", "true", "true starts depthimage_to_laserscan"),
     ("costmap", "false", "true starts a local costmap of Nav2"),
@@ -42,7 +42,7 @@ ARGUMENTS = [
 ]
 # Where the synthetic robot has its scanner, in the camera's optical frame: level, 0.3 m below a
 # camera that looks down by 5 degrees (dpt_ros.world.scan.level_mount). Another robot's tf says it.
-SIM_SCANNER = [0.0, 0.2989, 0.0261, 0.5213, -0.5213, 0.4777, 0.4777]
+SIM_SCANNER = "0.0 0.2989 0.0261 0.5213 -0.5213 0.4777 0.4777"
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -58,43 +58,34 @@ def _start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     given = {name: context.launch_configurations[name] for name, _, _ in ARGUMENTS}
     if given["camera"] not in ("sim", "own"):
         raise ValueError(f"camera is '{given['camera']}', but must be sim or own.")
-    config = os.path.join(get_package_share_directory("dpt_ros"), "config")
-    costmap_file = given["costmap_file"] or os.path.join(config, "nav2_costmap.yaml")
+    share = get_package_share_directory("dpt_ros")
+    config = os.path.join(share, "config", "nav2_costmap.yaml")
+    costmap_file = given["costmap_file"] or config
     clock = {"use_sim_time": given["use_sim_time"].lower() == "true"}
     namespace = given["namespace"]
-    actions: list[LaunchDescriptionEntity] = []
-    for variable, value in transport_environment().items():
-        actions.append(SetEnvironmentVariable(variable, value))
-    inputs = [("image", given["image"]), ("camera_info", given["camera_info"])]
-    inputs.append(("odom", given["odom"]))
-    # What the costmap file expects.
-    wanted: dict[str, object] = {"points.stride": 4, "label_groups": ["navigation"], **clock}
+    topics = ("image", "camera_info", "odom", "scan")
+    wanted = {name: given[name] for name in (*topics, "namespace", "use_sim_time")}
+    wanted["params_file"] = given["params_file"] or config
     if given["camera"] == "sim":
         wanted["sensor_in_camera"] = SIM_SCANNER
+    node = os.path.join(share, "launch", "dpt.launch.py")
+    actions: list[LaunchDescriptionEntity] = [
+        # First, since it also sets the environment in which images go from process to process.
+        IncludeLaunchDescription(
+            PythonLaunchDescriptionSource(node), launch_arguments=wanted.items()
+        )
+    ]
+    if given["camera"] == "sim":
         actions.append(
             Node(
                 package="dpt_ros",
                 executable="dpt_camera_sim",
                 namespace=namespace,
                 parameters=[{"kind": given["kind"], "rate": 15.0}],
-                remappings=[*inputs, ("scan", given["scan"])],
+                remappings=[(name, given[name]) for name in topics],
                 output="screen",
             )
         )
-    actions.append(
-        LifecycleNode(
-            package="dpt_ros",
-            executable="dpt_node",
-            name="dpt",
-            namespace=namespace,
-            parameters=[
-                given["params_file"] or os.path.join(config, "dpt.yaml"),
-                wanted,
-            ],
-            remappings=[*inputs, ("anchors/scan", given["scan"])],
-            output="screen",
-        )
-    )
     if given["laserscan"].lower() == "true":
         actions.append(
             Node(

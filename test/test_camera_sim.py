@@ -9,13 +9,15 @@ import pytest
 pytest.importorskip("rclpy")
 
 from nav_msgs.msg import Odometry
+from rclpy.qos import DurabilityPolicy, QoSProfile
 from ros_processes import ros_domain
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan
+from std_msgs.msg import Header
 
-from dpt_ros.ros.camera_sim import _quaternion
+from dpt_ros.ros.camera_sim import _quaternion, base_transform, fixed_transforms
 from dpt_ros.ros.messages import camera_model, compressed_pixels, image_pixels
-from dpt_ros.world import World
-from dpt_ros.world.scan import Scanner
+from dpt_ros.ros.poses import pose_matrix
+from dpt_ros.world import Scanner, World
 
 TOPICS = {
     "image": Image,
@@ -82,6 +84,44 @@ def test_it_ends_after_its_last_frame_and_refuses_what_it_does_not_know() -> Non
         assert wrong_type.wait() == 2
         assert "seed is 'a', but must be of type int." in wrong_type.output
         assert "Traceback" not in wrong_type.output + short.output + wrong.output
+
+
+def matrix(msg) -> np.ndarray:
+    t, q = msg.transform.translation, msg.transform.rotation
+    return pose_matrix((t.x, t.y, t.z, q.x, q.y, q.z, q.w))
+
+
+def test_tf_leads_from_odom_over_the_base_to_the_camera_and_the_laser() -> None:
+    world = World("corridor", 3)
+    pose = world.frame(40).odom_from_camera
+    header = Header(frame_id="eye")
+    header.stamp.sec = 7
+    mount = Scanner(world).camera_from_sensor
+    base = base_transform(pose, header)
+    camera, laser = fixed_transforms(mount, header)
+    names = [(msg.header.frame_id, msg.child_frame_id) for msg in (base, camera, laser)]
+    assert names == [("odom", "base_link"), ("base_link", "eye"), ("base_link", "laser")]
+    assert [msg.header.stamp.sec for msg in (base, camera, laser)] == [7, 7, 7]
+    np.testing.assert_allclose(matrix(base) @ matrix(camera), pose, atol=1e-6)
+    np.testing.assert_allclose(matrix(base) @ matrix(laser), pose @ mount, atol=1e-6)
+    # The base is on the floor and upright, but for the shaking; the laser is level.
+    assert abs(matrix(base)[2, 3]) < 0.05
+    assert matrix(base)[2, 2] > 0.998
+    np.testing.assert_allclose(matrix(laser)[:3, :3], np.eye(3), atol=1e-6)
+
+
+def test_tf_is_broadcast_with_the_images() -> None:
+    tf2_msgs = pytest.importorskip("tf2_msgs.msg")
+    with ros_domain() as domain:
+        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        moving = domain.listen(tf2_msgs.TFMessage, "/tf")
+        fixed = domain.listen(tf2_msgs.TFMessage, "/tf_static", latched)
+        images = domain.listen(Image, "image")
+        domain.start("-m", "dpt_ros.ros.camera_sim", "--ros-args", "-p", "width:=64")
+        domain.spin_until(lambda: fixed and len(moving) > 2 and len(images) > 2, 30)
+        assert [t.child_frame_id for t in fixed[0].transforms] == ["camera_optical_frame", "laser"]
+        stamps = [msg.transforms[0].header.stamp for msg in moving]
+        assert images[-1].header.stamp in stamps
 
 
 @pytest.mark.parametrize("axis", [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0.6, 0, 0.8]])

@@ -58,6 +58,44 @@ def test_points_project_back_onto_their_pixels(depth, stride):
     np.testing.assert_allclose(v, rows * stride, atol=1e-3)
 
 
+@given(stride=st.integers(1, 5), far=st.floats(0.5, 1000))
+@settings(deadline=None, max_examples=20)
+def test_beyond_range_is_a_point_so_far_away_along_its_ray(stride, far):
+    depth, rgb, labels = picture()
+    depth[2:7, 3:15], depth[9] = np.inf, np.nan
+    depth[10, 0], depth[10, 10] = -np.inf, 0.0
+    cloud = points(depth, rgb, labels, CAMERA, stride, far)
+    without = points(depth, rgb, labels, CAMERA, stride)
+    kept = depth[::stride, ::stride]
+    beyond = kept == np.inf
+    assert cloud[~beyond].tobytes() == without[~beyond].tobytes()
+    assert np.isnan(without["x"][beyond]).all()
+    assert np.isnan(cloud["z"][np.isnan(kept) | (kept <= 0)]).all()
+    seen = np.stack([cloud[k][beyond] for k in "xyz"], 1)
+    np.testing.assert_allclose(np.linalg.norm(seen, axis=1), far, rtol=1e-5)
+    rows, columns = np.nonzero(beyond)
+    ray = [(columns * stride - CAMERA.cx) / CAMERA.fx, (rows * stride - CAMERA.cy) / CAMERA.fy]
+    np.testing.assert_allclose(seen[:, :2].T, ray * seen[:, 2], rtol=1e-4, atol=1e-4)
+    for name in ("rgb", "label"):
+        np.testing.assert_array_equal(cloud[name], without[name])
+
+
+def test_without_far_points_beyond_range_is_unknown_and_the_rest_as_the_pinhole_says():
+    depth, rgb, labels = picture()
+    depth[0], depth[1, :5], depth[2, 2] = np.inf, np.nan, 0
+    z = np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(np.nan))
+    u, v = np.arange(20, dtype=np.float32), np.arange(12, dtype=np.float32)[:, None]
+    expected = np.zeros(depth.shape, POINT)
+    fx, fy, cx, cy = (np.float32(n) for n in (CAMERA.fx, CAMERA.fy, CAMERA.cx, CAMERA.cy))
+    expected["x"], expected["y"], expected["z"] = z * ((u - cx) / fx), z * ((v - cy) / fy), z
+    channels = rgb.astype(np.uint32)
+    expected["rgb"] = channels[..., 0] << 16 | channels[..., 1] << 8 | channels[..., 2]
+    expected["label"] = labels
+    cloud = points(depth, rgb, labels, CAMERA, far=0.0)
+    for name in POINT.names:  # to the last bit
+        np.testing.assert_array_equal(cloud[name], expected[name])
+
+
 def test_a_point_s_bytes_are_what_pcl_reads():
     cloud = points(
         np.full((1, 1), 2.0, np.float32),
@@ -118,6 +156,8 @@ def test_what_does_not_fit_together_is_refused_with_a_sentence():
         points(depth[None], None, None, CAMERA)
     with pytest.raises(ValueError, match="at least 1"):
         points(depth, None, None, CAMERA, 0)
+    with pytest.raises(ValueError, match="at least 0 and finite"):
+        points(depth, None, None, CAMERA, far=np.inf)
     with pytest.raises(ValueError, match=r"must be \(12, 20, 3\)"):
         points(depth, rgb[:5], None, CAMERA)
     with pytest.raises(ValueError, match=r"must be \(12, 20\) like the depth"):
@@ -132,16 +172,17 @@ def test_what_does_not_fit_together_is_refused_with_a_sentence():
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_gpu_makes_the_same_points(stride):
     depth, rgb, labels = picture(size=(48, 64))
-    depth[0, :9] = np.nan
+    depth[0, :9], depth[1, :9] = np.nan, np.inf
     camera = CAMERA.scaled(64, 48)
     there = points(
-        *(torch.from_numpy(part).cuda() for part in (depth, rgb, labels)), camera, stride
+        *(torch.from_numpy(part).cuda() for part in (depth, rgb, labels)), camera, stride, 7.0
     )
     assert there.is_cuda
     found = as_array(there.cpu())
-    expected = points(depth, rgb, labels, camera, stride)
-    for name in ("rgb", "label", "z"):
+    expected = points(depth, rgb, labels, camera, stride, 7.0)
+    for name in ("rgb", "label"):
         np.testing.assert_array_equal(found[name], expected[name])
+    np.testing.assert_allclose(found["z"], expected["z"], rtol=1e-6)
     np.testing.assert_allclose(found["x"], expected["x"], rtol=1e-5, atol=1e-6)
 
 

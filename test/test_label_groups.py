@@ -117,6 +117,28 @@ def test_the_shipped_groups_serve_the_embedded_network_too():
         LabelGroups.create(groups, names, palette("labels_world.json"), colors)
 
 
+def test_the_groups_of_navigation_are_asked_for_by_name():
+    names, colors = class_names("labels_world.json"), palette("labels_world.json")
+    made = LabelGroups.parse(["navigation"], names, colors)
+    assert made.names == tuple(load_groups()[0])
+    lines = LabelGroups.parse(["ground: floor, grass"], names, colors)
+    assert lines.names == ("ground", "other")
+    with pytest.raises(ValueError, match=r"'grsas', which is no class .* mean 'grass'"):
+        LabelGroups.parse(["ground: floor, grsas"], names, colors)
+    with pytest.raises(ValueError, match="or 'navigation' alone"):
+        LabelGroups.parse(["navigaton"], names, colors)
+
+
+def test_a_typo_in_the_file_of_groups_is_found_with_any_network(tmp_path, monkeypatch):
+    path = tmp_path / "groups.json"
+    path.write_text(
+        json.dumps({"groups": [{"name": "floor", "classes": ["floor", "runng track"]}]})
+    )
+    monkeypatch.setattr(load_groups, "__defaults__", (path,))
+    with pytest.raises(ValueError, match="'runng track', which is no class"):
+        LabelGroups.parse(["navigation"], NAMES, PALETTE)
+
+
 def test_groups_can_be_written_as_a_list_of_lines():
     assert parse_groups(["free: floor, rug", "people :person"]) == {
         "free": ["floor", "rug"],

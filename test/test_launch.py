@@ -14,10 +14,10 @@ pytest.importorskip("launch_ros")
 
 from ament_index_python.packages import get_package_share_directory
 from launch import LaunchContext
-from launch.actions import DeclareLaunchArgument, OpaqueFunction
+from launch.launch_description_entity import LaunchDescriptionEntity
 from launch.launch_description_sources import PythonLaunchDescriptionSource
-from launch.utilities import perform_substitutions as perform
 from launch_ros.actions import Node
+from launch_ros.utilities import evaluate_parameters
 from ros_processes import RANDOM_NETWORKS, Domain, Process, ros_domain
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
@@ -62,29 +62,39 @@ def demo(**given: str) -> list[Node]:
     share = get_package_share_directory("dpt_ros")
     source = PythonLaunchDescriptionSource(f"{share}/launch/nav_demo.launch.py")
     context = LaunchContext()
-    description = source.get_launch_description(context)
-    for entity in description.entities:
-        if isinstance(entity, DeclareLaunchArgument):
-            context.launch_configurations[entity.name] = given.get(entity.name) or perform(
-                context, entity.default_value or []
-            )
-    found = []
-    for entity in description.entities:
-        if isinstance(entity, OpaqueFunction):
-            found += [made for made in entity.execute(context) or [] if isinstance(made, Node)]
-    return found
+    context.launch_configurations.update(given)
+
+    def nodes(entity: LaunchDescriptionEntity) -> list[Node]:
+        if isinstance(entity, Node):
+            return [entity]
+        return [node for part in entity.visit(context) or [] for node in nodes(part)]
+
+    return nodes(source.get_launch_description(context))
 
 
-def test_the_navigation_demo_starts_camera_node_and_laserscan() -> None:
-    names = [node.node_executable for node in demo()]
-    assert names == ["dpt_camera_sim", "dpt_node", "depthimage_to_laserscan_node"]
+def parameters(node: Node) -> dict[str, object]:
+    """Those that the launch file itself gives, evaluated, and "file", where the others are."""
+    file, given = evaluate_parameters(LaunchContext(), node._Node__parameters)
+    return {**given, "file": str(file)}
+
+
+def test_the_navigation_demo_starts_node_camera_and_laserscan() -> None:
+    started = {node.node_executable: node for node in demo()}
+    assert list(started) == ["dpt_node", "dpt_camera_sim", "depthimage_to_laserscan_node"]
+    given = parameters(started["dpt_node"])
+    assert given["file"].endswith("config/nav2_costmap.yaml")
+    assert len(given["sensor_in_camera"]) == 7
 
 
 def test_the_navigation_demo_takes_the_user_s_camera_and_adds_a_costmap() -> None:
-    names = [
-        node.node_executable for node in demo(camera="own", laserscan="false", costmap="true")
-    ]
-    assert names == ["dpt_node", "nav2_costmap_2d", "lifecycle_manager"]
+    node, costmap, manager = demo(
+        camera="own", laserscan="false", costmap="true", device="cpu", use_sim_time="true"
+    )
+    assert costmap.node_executable == "nav2_costmap_2d"
+    assert manager.node_executable == "lifecycle_manager"
+    given = parameters(node)
+    assert (given["device"], given["use_sim_time"]) == ("cpu", True)
+    assert "sensor_in_camera" not in given
 
 
 def test_the_navigation_demo_refuses_another_camera() -> None:

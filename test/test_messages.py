@@ -381,11 +381,39 @@ def test_an_uncalibrated_camera_is_none_and_a_sentence(changes: dict[str, object
     assert "no calibration" in warning
 
 
+@pytest.mark.parametrize(
+    ("topic", "rectified"),
+    [
+        ("/front/image_raw", "/front/image_rect"),
+        ("/front/image_raw/compressed", "/front/image_rect"),
+        ("image_color", "image_rect_color"),
+        ("", "image_rect"),
+    ],
+)
 @pytest.mark.parametrize("model", ["plumb_bob", "equidistant"])
-def test_distortion_is_a_warning(model: str) -> None:
-    camera, warning = camera_model(calibration(d=[0.1, 0.0], distortion_model=model))
+def test_distortion_is_a_warning_that_says_what_to_remap(model, topic, rectified) -> None:
+    camera, warning = camera_model(calibration(d=[0.1, 0.0], distortion_model=model), topic)
     assert camera is not None
-    assert model in warning
+    assert f"'{model}', D not zero)" in warning
+    assert (topic or "the image") in warning
+    assert warning.endswith(f"-r image:={rectified}")
+
+
+@pytest.mark.parametrize("model", ["fisheye", "equidistant"])
+def test_a_fisheye_without_coefficients_is_no_pinhole_either(model: str) -> None:
+    info = calibration(distortion_model=model)
+    info.p = [*info.k[:3], 0.0, *info.k[3:6], 0.0, 0.0, 0.0, 1.0, 0.0]
+    camera, warning = camera_model(info, "/eye/image_raw")
+    assert camera is not None
+    assert f"a fisheye lens ('{model}', D zero, and P is no rectified camera)" in warning
+
+
+@pytest.mark.parametrize("topic", ["/eye/image_rect", "image_rect_color", "image_rect/compressed"])
+@pytest.mark.parametrize("model", ["plumb_bob", "equidistant"])
+def test_a_rectified_image_is_known_by_its_name(model: str, topic: str) -> None:
+    # image_proc gives the rectified image the camera_info of the raw one, with D and all.
+    lens = calibration(d=[0.1, 0.0], distortion_model=model)
+    assert camera_model(lens, topic)[1] == ""
 
 
 def test_camera_info_is_scaled_with_the_image() -> None:

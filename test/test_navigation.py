@@ -15,15 +15,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from dpt_ros.engine.anchors import project_scan
-from dpt_ros.engine.frame import Frame, Outputs
+from dpt_ros.engine.cloud import points
+from dpt_ros.engine.edges import without_smear
+from dpt_ros.engine.frame import CameraModel, Frame, Outputs
 from dpt_ros.engine.label_groups import load_groups
 from dpt_ros.engine.network import Networks, load_networks
 from dpt_ros.engine.runner import HostRunner
 from dpt_ros.engine.settings import Settings
-from dpt_ros.world import KINDS, View, World
+from dpt_ros.world import KINDS, Scanner, View, World
 from dpt_ros.world.occupancy import (
     TRUE_DEPTH,
     Judge,
@@ -33,13 +36,14 @@ from dpt_ros.world.occupancy import (
     Score,
     VoxelLayer,
     drive,
+    in_world,
 )
-from dpt_ros.world.scan import Scanner
 
 REPO = Path(__file__).parents[1]
 COSTMAP = yaml.safe_load((REPO / "config" / "nav2_costmap.yaml").read_text("utf-8"))
 HELD_OUT = 1_000_000  # training took seeds 0 to 1799
 RATE = 10.0  # frames per second
+FAR = COSTMAP["/**/dpt"]["ros__parameters"]["points.far"]
 FINE = LayerSettings()
 COARSE = replace(FINE, resolution=0.2)
 Condition = tuple[float, bool]
@@ -93,7 +97,10 @@ class Robot:
             prediction = runner.start([frame], wanted, smoothing(strength)).wait()[0]
             assert prediction.depth is not None
             assert prediction.labels is not None
-            said[name_of(strength, with_scan)] = prediction.depth, prediction.labels
+            depth = torch.from_numpy(prediction.depth)
+            # As in depth/points.
+            solid = without_smear(depth, view.camera, Settings().points_max_incidence).numpy()
+            said[name_of(strength, with_scan)] = solid, prediction.labels
         return said
 
 
@@ -119,7 +126,7 @@ def measure(
     for k in range(first, first + worlds):
         world = World(KINDS[k % len(KINDS)], HELD_OUT + k, fps=RATE)
         robot = Robot(networks, world, conditions)
-        found = drive(world, robot.say, range(100, 100 + frames), (FINE, COARSE))
+        found = drive(world, robot.say, range(100, 100 + frames), (FINE, COARSE), far=FAR)
         for sums, scores in zip(total.values(), found, strict=True):
             for name, score in scores.items():
                 sums.setdefault(name, Score()).add(score)
@@ -207,6 +214,24 @@ def test_nothing_seen_behind_clears_nothing() -> None:
     np.testing.assert_array_equal(layer.occupied, before)
 
 
+def test_a_walker_in_front_of_the_sky_leaves_no_ghost_where_points_stand_for_the_sky() -> None:
+    depth = np.full((48, 64), np.inf, np.float32)
+    camera = CameraModel(64, 48, 55.0, 55.0, 31.5, 23.5)
+    odom_from_camera = np.eye(4)
+    odom_from_camera[:3, :3] = [[0, 0, 1], [-1, 0, 0], [0, -1, 0]]
+    odom_from_camera[:3, 3] = CAMERA
+    sky, nothing = (
+        in_world(points(depth, None, None, camera, far=far), odom_from_camera)
+        for far in (FAR, 0.0)
+    )
+    for cloud, left in ((nothing, True), (sky, False)):
+        layer = VoxelLayer(Layout((6.0, 6.0), 0.1))
+        layer.update(np.array([[2.0, 0.0, 0.8]]), CAMERA)
+        assert layer.occupied.sum() == 1
+        layer.update(cloud, CAMERA)
+        assert layer.occupied.any() == left
+
+
 def test_height_band_and_range_limit_what_is_marked() -> None:
     layer = VoxelLayer(Layout((6.0, 6.0), 0.1))
     floor = np.array([[2.0, 0.0, 0.02], [2.0, 1.0, 0.1]])
@@ -291,6 +316,26 @@ def test_the_costmap_marks_what_the_measurement_marked() -> None:
     # One source clears with all points, floor and ceiling too, but the layer marks its band only.
     assert layer["dpt"]["min_obstacle_height"] < 0 < layer["min_obstacle_height"]
     assert layer["dpt"]["max_obstacle_height"] > layer["max_obstacle_height"]
+
+
+def test_points_that_stand_for_the_sky_clear_to_the_end_and_are_marked_nowhere() -> None:
+    def ranges(part: dict[str, Any], name: str) -> Iterator[float]:
+        for key, value in part.items():
+            if isinstance(value, dict):
+                yield from ranges(value, name)
+            elif key == name:
+                yield value
+
+    marked, cleared = (
+        [m for _, part in nodes() for m in ranges(part, name)]
+        for name in ("obstacle_max_range", "raytrace_max_range")
+    )
+    assert len(marked) == len(cleared) >= 2
+    assert max(marked) < FAR
+    # Nav2 stops two cells before a point.
+    assert max(cleared) < FAR - 2 * COARSE.resolution
+    settings = Settings.parse(COSTMAP["/**/dpt"]["ros__parameters"])
+    assert settings.points_far == FAR
 
 
 def test_every_layer_and_source_that_is_named_is_there() -> None:

@@ -209,11 +209,13 @@ def test_diagnostics_say_what_runs_and_that_random_weights_mean_nothing(domain: 
     status = domain.diagnostics("dpt: networks")
     assert status["depth network"] == status["label network"] == "dpt_hybrid_embedded"
     assert (status["device"], status["precision"]) == ("cpu", "fp32")
-    assert status["scale source"] == "metric network"
+    assert status["depth"] == "metric"
     assert status["level"] == "1"
     assert "random" in status["message"]
     camera = domain.diagnostics("dpt: image")
     assert camera["reliability"] == "reliable"
+    assert camera["scale source"] == "network"
+    assert "scale source" not in status
     assert float(camera["latency from receipt p50 (ms)"]) > 0
 
 

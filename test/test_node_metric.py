@@ -50,13 +50,15 @@ def domain() -> Iterator[Domain]:
         yield domain
 
 
-def see(domain: Domain, scan: LaserScan | None = None) -> dict[str, object]:
+def see(
+    domain: Domain, scan: LaserScan | None = None, info: CameraInfo | None = None
+) -> dict[str, object]:
     """What the node says of one more picture, by topic, all of one stamp."""
     domain.stamp += 1
     header = Header(frame_id="eye")
     header.stamp.sec = domain.stamp
     for _ in range(3):  # best effort, as camera_info is
-        domain.camera_info.publish(camera_info_message(CAMERA, header))
+        domain.camera_info.publish(info or camera_info_message(CAMERA, header))
         domain.spin_for(0.05)
     if scan is not None:
         scan.header.stamp = header.stamp
@@ -113,6 +115,96 @@ def test_a_laser_scan_gives_the_metres(domain: Domain) -> None:
     domain.spin_for(0.5)
     assert "held" in domain.diagnostics("dpt: image")["scale state"]
     assert np.median(image_pixels(late["depth/image"])) == pytest.approx(after, rel=0.05)
+
+
+AHEAD = [0.5, -0.5, 0.5, 0.5]  # a scanner in an optical frame that looks where the camera does
+
+
+class Eye:
+    """One of several cameras of a node, with a scanner of its own."""
+
+    def __init__(self, domain: Domain, name: str) -> None:
+        self._domain, self._name, self._stamp = domain, name, 1000
+        self.depths = domain.listen(Image, f"{name}/depth/image")
+        self._publishers = [
+            domain.publisher(kind, f"{name}/{topic}")
+            for kind, topic in (
+                (CameraInfo, "camera_info"),
+                (LaserScan, "anchors/scan"),
+                (Image, "image"),
+            )
+        ]
+
+    def see(self, scan: LaserScan | None = None, later: int = 1) -> float:
+        """The median depth of one more picture; ``later`` by so many seconds."""
+        self._stamp += later
+        header = Header(frame_id=f"{self._name}_eye")
+        header.stamp.sec = self._stamp
+        info, scans, images = self._publishers
+        before = len(self.depths)
+        for _ in range(3):  # best effort
+            info.publish(camera_info_message(CAMERA, header))
+            if scan is not None:
+                scan.header.stamp = header.stamp
+                scans.publish(scan)
+            self._domain.spin_for(0.05)
+        images.publish(image_message(PICTURE, "rgb8", header))
+        self._domain.spin_until(lambda: len(self.depths) > before, 20)
+        assert self.depths[-1].header == header
+        return float(np.median(image_pixels(self.depths[-1])))
+
+    def said(self, key: str) -> str | None:
+        """What /diagnostics says of this camera after its last frame."""
+        self._domain.spin_for(0.3)
+        return self._domain.diagnostics(f"dpt: {self._name}").get(key)
+
+
+def test_each_of_two_cameras_has_its_own_anchors_place_of_the_scanner_and_past() -> None:
+    with ros_domain() as domain:
+        domain.start_dpt(
+            cameras="[front, rear]",
+            diagnostics_period=0.2,
+            sensor_in_camera=[0.0, 0.2, 0.0, *AHEAD],
+            **{"front.sensor_in_camera": [0.0, 0.2, 2.5, *AHEAD], "smoothing.max_gap": 60.0},
+            **{"points.far": 60.0},
+        )
+        domain.wait_for_state("active")
+        front, rear = Eye(domain, "front"), Eye(domain, "rear")
+        alone = front.see()
+        assert rear.see() == pytest.approx(alone, rel=0.01)
+        for _ in range(4):
+            ahead = front.see(wall(alone))
+        assert ahead == pytest.approx(alone + 2.5, rel=0.2)
+        assert rear.see() == pytest.approx(alone, rel=0.01)
+        assert (front.said("scale source"), rear.said("scale source")) == ("anchors", "network")
+        for _ in range(4):
+            behind = rear.see(wall(2 * alone))
+        assert behind == pytest.approx(2 * alone, rel=0.2)
+        front.see(later=-5)
+        assert front.said("reset: stamp not newer") == "1"
+        assert rear.said("reset: stamp not newer") is None
+        warning = rear.said("message")
+        assert warning is not None
+        assert "points.far is 60 m, but depth ends at 49 m (max_range or the network)" in warning
+
+
+def test_an_image_that_is_not_rectified_is_a_warning_that_says_what_to_remap(
+    domain: Domain,
+) -> None:
+    info = camera_info_message(CAMERA, Header())
+    info.distortion_model, info.d = "equidistant", [0.1, 0.0, 0.0, 0.0]
+    for _ in range(5):
+        domain.camera_info.publish(info)
+        domain.spin_for(0.1)
+    found = see(domain, info=info)
+    assert (found["depth/points"].height, found["depth/points"].width) == (HEIGHT, WIDTH)
+    warnings = [line for line in domain.dpt.output.splitlines() if "a fisheye lens" in line]
+    assert len(warnings) == 1
+    assert "/image is not rectified" in warnings[0]
+    assert warnings[0].endswith("-r image:=/image_rect")
+    status = domain.diagnostics("dpt: image")
+    assert status["camera_info"] == "used, but the image is not rectified"
+    assert (status["level"], "rectify_node" in status["message"]) == ("1", True)
 
 
 def test_a_cloud_goes_there_and_back() -> None:

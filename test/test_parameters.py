@@ -84,6 +84,47 @@ def test_overrides_become_settings(context: Context) -> None:
     assert given.node.get_parameter("max_range").value == 5.0
 
 
+EYE = [0.1, 0.0, 0.6, -0.5, 0.5, -0.5, 0.5]
+
+
+def test_a_named_camera_can_have_its_own_pose(context: Context) -> None:
+    common = [0.0, 0.0, 0.5, -0.5, 0.5, -0.5, 0.5]
+    given = Given(
+        context, cameras=["front", "rear"], camera_in_base=common, **{"front.camera_in_base": EYE}
+    )
+    assert given.parameters.of_camera("front").camera_in_base == tuple(EYE)
+    assert given.parameters.of_camera("rear").camera_in_base == tuple(common)
+    assert given.parameters.settings.camera_in_base == tuple(common)
+    assert given.parameters.of_camera("front").sensor_in_camera == ()
+    description = given.node.describe_parameter("rear.sensor_in_camera")
+    assert "Pose of the anchors' sensor" in description.description
+    assert given.set("rear.sensor_in_camera", EYE) == ""
+    assert given.parameters.of_camera("rear").sensor_in_camera == tuple(EYE)
+    assert given.set("front.camera_in_base", [""]) == ""
+    assert given.parameters.of_camera("front").camera_in_base == tuple(common)
+    given.configured = True
+    assert "takes effect at configure" in given.set("front.camera_in_base", EYE)
+
+
+def test_a_wrong_pose_of_a_camera_is_a_problem_with_its_name(context: Context) -> None:
+    given = Given(context, cameras=["front"], **{"front.camera_in_base": [1.0]})
+    (problem,) = given.parameters.problems.values()
+    assert "front.camera_in_base is [1.0], but" in problem
+    assert "must be 7 numbers" in given.set("front.camera_in_base", [2.0])
+    assert given.set("front.camera_in_base", EYE) == ""
+    assert given.parameters.problems == {}
+
+
+def test_cameras_that_are_named_later_get_their_parameters_then(context: Context) -> None:
+    given = Given(context, **{"left.camera_in_base": EYE})
+    assert not given.node.has_parameter("left.camera_in_base")
+    assert given.set("cameras", ["left", "right"]) == ""
+    assert given.parameters.of_camera("left").camera_in_base == tuple(EYE)
+    assert given.node.get_parameter("left.camera_in_base").value == EYE
+    assert given.set("right.camera_in_base", EYE) == ""
+    assert given.parameters.settings.camera_in_base == ()
+
+
 def test_wrong_overrides_are_problems_until_they_are_set_right(context: Context) -> None:
     given = Given(context, device="gpu", threads=5000, depth_weights=7, cameras=["1st"])
     assert set(given.parameters.problems) == {"device", "threads", "depth_weights", "cameras"}

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dpt_ros.engine.anchors import Anchors
+from dpt_ros.engine.edges import smeared
 from dpt_ros.engine.frame import CameraModel, Frame, Outputs, Prediction
 from dpt_ros.engine.network import Network, NetworkError, Networks, load_networks
 from dpt_ros.engine.pipeline import make_runner
@@ -312,7 +313,7 @@ def test_without_a_source_of_metres_only_inverse_depth_is_said(networks):
 @pytest.mark.parametrize("kind", [HostRunner, StreamRunner])
 @pytest.mark.parametrize("stride", [1, 3])
 def test_points_and_labels_belong_together_pixel_by_pixel(networks, kind, stride):
-    settings = replace(SMALL, points_stride=stride)
+    settings = replace(SMALL, points_stride=stride, points_max_incidence=90.0)
     more = () if kind is HostRunner else (HostStreams(), print)
     runner = kind(networks, settings, *more)
     wanted = Outputs(confidence=True, points=True)
@@ -329,6 +330,19 @@ def test_points_and_labels_belong_together_pixel_by_pixel(networks, kind, stride
     _, columns = np.mgrid[: depth.shape[0], : depth.shape[1]] * stride
     expected = (columns - camera.cx) / camera.fx * depth
     np.testing.assert_allclose(said.points["x"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_points_leave_out_what_is_smeared_over_edges_and_depth_does_not(networks):
+    camera = CameraModel(160, 100, 150.0, 150.0, 79.5, 49.5)
+    seen = frame(1, pixels=picture(3, 100, 160), camera=camera)
+    wanted = Outputs(points=True)
+    settings = replace(SMALL, points_max_incidence=60.0)
+    runner = HostRunner(networks, settings)
+    said = run(runner, seen, wanted, settings)[0]
+    smear = smeared(torch.from_numpy(said.depth), camera, 60.0).numpy()
+    assert 0.01 < smear.mean() < 0.99
+    np.testing.assert_array_equal(np.isnan(said.points["z"]), smear)
+    assert not np.isnan(said.depth).any()
 
 
 def test_points_without_a_camera_are_left_out(networks):

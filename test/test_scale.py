@@ -10,6 +10,7 @@ from dpt_ros.engine.frame import CameraModel
 from dpt_ros.engine.ground import down_direction, floor_ids, floor_places
 from dpt_ros.engine.metrics import depth_metrics
 from dpt_ros.engine.scale import ScaleEstimator, ScaleSettings, apply_correction, focal_factor
+from dpt_ros.model.zoo import ZOO
 from dpt_ros.world import CLASSES, KINDS, World
 from dpt_ros.world.scan import Scanner, level_mount
 
@@ -295,15 +296,18 @@ def test_a_source_that_cannot_be_had_is_refused():
 
 
 def test_metres_scale_with_the_focal_length():
+    trained = {name: ZOO[name].focal for name in ZOO}
     nyu = CameraModel(640, 480, 518.86, 518.86, 319.5, 239.5)
-    assert focal_factor("dpt_hybrid_nyu", nyu, 640) == pytest.approx(1.0)
-    assert focal_factor("dpt_hybrid_nyu", nyu.scaled(1280, 960), 640) == pytest.approx(1.0)
+    assert focal_factor(trained["dpt_hybrid_nyu"], nyu, 640) == pytest.approx(1.0)
+    assert focal_factor(trained["dpt_hybrid_nyu"], nyu.scaled(1280, 960), 640) == pytest.approx(
+        1.0
+    )
     tele = CameraModel(640, 480, 2 * 518.86, 2 * 518.86, 319.5, 239.5)
-    assert focal_factor("dpt_hybrid_nyu", tele, 640) == pytest.approx(2.0)
-    assert focal_factor("dpt_hybrid_midas", tele, 384) == 1.0
-    assert focal_factor("dpt_hybrid_kitti", None, 1216) == 1.0
+    assert focal_factor(trained["dpt_hybrid_nyu"], tele, 640) == pytest.approx(2.0)
+    assert focal_factor(trained["dpt_hybrid_midas"], tele, 384) == 1.0
+    assert focal_factor(trained["dpt_hybrid_kitti"], None, 1216) == 1.0
     world = World("room", 3, 640, 480).camera
-    assert focal_factor("dpt_hybrid_embedded", world, 320) == pytest.approx(1.0, abs=1e-4)
+    assert focal_factor(trained["dpt_hybrid_embedded"], world, 320) == pytest.approx(1.0, abs=1e-4)
     found = ScaleEstimator(focal=2.0).update(scene(), 0)
     np.testing.assert_allclose(found.inverse, scene() / 2)
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from dpt_ros.engine.cloud import points
 from dpt_ros.engine.device_preprocess import DeviceInput, rgb
+from dpt_ros.engine.edges import without_smear
 from dpt_ros.engine.frame import CameraModel, Frame, Outputs
 from dpt_ros.engine.kernels import classify_upsampled
 from dpt_ros.engine.label_groups import of_logits
@@ -94,6 +95,8 @@ class Chain:
             size = network.input_size(*self._size, settings)
             self._inputs[id(network)] = _Input(network, kind, size, streams is not None)
         self._stride = settings.points_stride
+        self._far = settings.points_far
+        self._max_incidence = settings.points_max_incidence
         self._full_size = settings.output_size == "input"
 
     def _wanted(self) -> list[Network]:
@@ -231,7 +234,9 @@ class Chain:
         else:
             made = np.stack([to_rgb(one, self.kind.encoding) for one in pixels])
             pictures = torch.from_numpy(made)
-        depth = outputs["depth"]
+        depth, camera = outputs["depth"], self.kind.camera
+        if self._max_incidence < 90:
+            depth = torch.stack([without_smear(one, camera, self._max_incidence) for one in depth])
         if pictures.shape[1:3] != depth.shape[1:]:
             size = (depth.shape[1], depth.shape[2])
             small = F.interpolate(pictures.permute(0, 3, 1, 2).float(), size, mode="area")
@@ -243,8 +248,9 @@ class Chain:
                     depth[k],
                     pictures[k],
                     None if labels is None else labels[k],
-                    self.kind.camera,
+                    camera,
                     self._stride,
+                    self._far,
                 )
                 for k in range(len(depth))
             ]

@@ -59,6 +59,7 @@ def points(
     labels: Tensor | None,
     camera: CameraModel,
     stride: int = 1,
+    far: float = 0.0,
 ) -> Tensor: ...
 
 
@@ -69,6 +70,7 @@ def points(
     labels: np.ndarray | None,
     camera: CameraModel,
     stride: int = 1,
+    far: float = 0.0,
 ) -> np.ndarray: ...
 
 
@@ -78,13 +80,15 @@ def points(
     labels: Tensor | np.ndarray | None,
     camera: CameraModel,
     stride: int = 1,
+    far: float = 0.0,
 ) -> Tensor | np.ndarray:
     """The point that every ``stride``-th pixel of every ``stride``-th row sees.
 
-    Where depth is unknown (NaN), beyond range (+Inf) or not positive, x, y and z are NaN. The
-    point is not left out: an organised cloud keeps its shape, so that point and pixel, label and
-    confidence go on to belong together; and NaN, not Inf, since PCL and Nav2 pass over NaN while
-    an infinite point would be transformed and binned.
+    Where depth is unknown (NaN) or not positive, x, y and z are NaN. The point is not left out:
+    an organised cloud keeps its shape, so that point and pixel, label and confidence go on to
+    belong together; and NaN, not Inf, since PCL and Nav2 pass over NaN while an infinite point
+    would be transformed and binned. Where depth is beyond range (+Inf) they are NaN too, or with
+    ``far`` a point at that distance: Nav2 clears up to a point and nothing where there is none.
 
     Args:
         depth: (H, W) float32, metres along optical Z.
@@ -92,6 +96,8 @@ def points(
         labels: (H, W) uint8 class ids, None for 0.
         camera: rectified intrinsics; those of another size are scaled.
         stride: pixels from point to point.
+        far: metres from the camera to the point of a pixel beyond range, along its ray; 0 for
+            none. The same for all, so that one limit of range tells these points from others.
 
     Returns:
         From a tensor: (h, w, 5) float32 on its device, a point's bytes as ``FIELDS`` has them:
@@ -99,22 +105,27 @@ def points(
         array: (h, w) of dtype ``POINT``. h = ceil(H / stride), w = ceil(W / stride).
 
     Raises:
-        ValueError: shapes that do not fit together, or a stride below 1.
+        ValueError: shapes that do not fit together, a stride below 1, or ``far`` below 0.
     """
     tensor = torch.as_tensor(depth)
     _check(tensor, rgb, labels, stride)
+    if not 0 <= far < float("inf"):
+        raise ValueError(f"Far points are {far} m away, but must be at least 0 and finite.")
     height, width = tensor.shape
     camera = camera.scaled(width, height)
-    z = tensor[::stride, ::stride].float()
+    said = tensor[::stride, ::stride].float()
     # Comparisons are False for NaN.
-    z = torch.where((z > 0) & (z < torch.inf), z, torch.nan)
+    z = torch.where((said > 0) & (said < torch.inf), said, torch.nan)
     rows, columns = z.shape
     cloud = torch.zeros(rows, columns, _WORDS, device=z.device)
     # A ramp is made on the device: nothing is copied from the host.
     x = torch.arange(columns, device=z.device, dtype=torch.float32)
     y = torch.arange(rows, device=z.device, dtype=torch.float32)[:, None]
-    torch.mul(z, (x * stride - camera.cx) / camera.fx, out=cloud[..., 0])
-    torch.mul(z, (y * stride - camera.cy) / camera.fy, out=cloud[..., 1])
+    x, y = (x * stride - camera.cx) / camera.fx, (y * stride - camera.cy) / camera.fy
+    if far:
+        z = torch.where(said == torch.inf, far / (1 + x.square() + y.square()).sqrt(), z)
+    torch.mul(z, x, out=cloud[..., 0])
+    torch.mul(z, y, out=cloud[..., 1])
     cloud[..., 2] = z
     words = cloud.view(torch.int32)
     if rgb is not None:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from dpt_ros.engine.anchors import LEAST_SCALE, Fit
@@ -14,6 +16,12 @@ _LIVELIEST = 1e4
 _STEP = 0.15  # largest relative change of the inverse depth from one frame to the next
 _MOST_DOUBT = 0.5  # relative, of a relative network held for long
 _START_SHIFT = 0.03  # 1/m, standard deviation of a metric network's shift
+# The same as a prior of each fit: a line through far pairs only would bend what is near, so
+# without other evidence a metric network has no shift.
+_PRIOR_SHIFT = 0.01
+# What a Correction changes after it was made.
+_ARRAYS = ("_state", "_covariance", "_systematic")
+_VALUES = ("_unit", "_lively", "known", "fitted", "center")
 
 
 class Correction:
@@ -23,7 +31,8 @@ class Correction:
     and shift walk at random, the faster the more the fits do so: the correction follows a network
     that flickers and is calm for one that is steady. One fit that does not agree with the others
     counts little, and no step is larger than 15 %. A fit of one number ("scale only", in front of
-    a flat wall) moves what is known least, for a metric network its scale.
+    a flat wall) moves what is known least, for a metric network its scale. The fit of a metric
+    network is a posterior: its own scale and no shift are the prior.
 
     Args:
         prior: scale of a metric network before any fit; None for a relative network, whose first
@@ -48,6 +57,18 @@ class Correction:
         self._lively = 1.0
         self.known, self.fitted = prior is not None, False
         self.center = 0.33
+
+    def state(self) -> dict[str, Any]:
+        """Everything that ``restore`` needs to go on as this one would, as plain values."""
+        arrays = {name: getattr(self, name).tolist() for name in _ARRAYS}
+        return arrays | {name: np.asarray(getattr(self, name)).item() for name in _VALUES}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on where the one with this state was; made with the same arguments."""
+        for name in _ARRAYS:
+            setattr(self, name, np.array(state[name]))
+        for name in _VALUES:
+            setattr(self, name, state[name])
 
     @property
     def scale(self) -> float:
@@ -116,6 +137,8 @@ class Correction:
             seen, turn = np.eye(2), np.diag([1 / self._unit, 1.0])
             value = turn @ np.array([fit.scale, fit.shift])
             noise = turn @ fit.covariance @ turn
+            if not self._relative:
+                value, noise = self._with_prior(value, noise)
             noise += np.diag([(_FLOOR * self._state[0]) ** 2, (_FLOOR * q) ** 2]) + systematic
             if slope:
                 seen, value, noise = seen[:1], value[:1], noise[:1, :1]
@@ -127,6 +150,13 @@ class Correction:
             return "not plausible"
         self.center, self._systematic, self.fitted = q, systematic, True
         return ""
+
+    def _with_prior(self, value: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """A fit of one frame and its covariance, with what is known of a metric network."""
+        prior = np.diag([self._most**-2, _PRIOR_SHIFT**-2])
+        weight = np.linalg.inv(noise)
+        noise = np.linalg.inv(weight + prior)
+        return noise @ (weight @ value + prior @ [1.0, 0.0]), noise
 
     def _correct(
         self,

@@ -16,8 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dpt_ros.data import FOLDER
+from dpt_ros.data import class_names as names_of
 
 ADE20K_GROUPS = FOLDER / "groups_ade20k.json"
+NAVIGATION = "navigation"  # stands for ADE20K_GROUPS among lines of groups
 REST = "other"  # the group of all classes that no group names
 _UNLABELLED = 255
 _TINY = 1e-30  # the least share of a pixel's probability; its logarithm is still finite
@@ -84,6 +86,26 @@ class LabelGroups:
             elif len(found):
                 palette[index] = class_palette[found[0]]
         return cls(tuple(names), palette, table)
+
+    @classmethod
+    def parse(
+        cls, lines: Sequence[str], class_names: Sequence[str], class_palette: np.ndarray
+    ) -> LabelGroups:
+        """Groups as the parameter ``label_groups`` has them.
+
+        Args:
+            lines: "group: class, class, ..." each; or "navigation" alone, for the groups of
+                ADE20K's classes that come with the package, whichever of them the network knows.
+            class_names, class_palette: see ``create``.
+
+        Raises:
+            ValueError: see ``create``, ``parse_groups`` and ``load_groups``.
+        """
+        if list(lines) != [NAVIGATION]:
+            return cls.create(parse_groups(lines), class_names, class_palette)
+        groups, colors = load_groups()
+        known = names_of("labels_ade20k.json")
+        return cls.create(groups, class_names, class_palette, colors, known)
 
     def of_labels(self, labels: Tensor) -> Tensor:
         """Group ids of class ids, uint8 of any shape. The look-up table goes to the device of
@@ -158,7 +180,10 @@ def parse_groups(lines: Sequence[str]) -> dict[str, list[str]]:
         name, colon, rest = line.partition(":")
         members = [part.strip() for part in rest.split(",") if part.strip()]
         if not colon or not name.strip():
-            raise ValueError(f"The label group {line!r} must be 'group: class, class, ...'.")
+            raise ValueError(
+                f"The label group {line!r} must be 'group: class, class, ...', or {NAVIGATION!r}"
+                " alone."
+            )
         if name.strip() in groups:
             raise ValueError(f"The label group {name.strip()!r} stands twice.")
         groups[name.strip()] = members
@@ -190,7 +215,7 @@ def _problems(
                 problems.append(f"{name!r} is in the label groups {seen[name]!r} and {group!r}.")
             seen[name] = group
             if name not in class_names and name not in known:
-                close = difflib.get_close_matches(name, class_names, 3, 0.6)
+                close = difflib.get_close_matches(name, {*class_names, *known}, 3, 0.6)
                 hint = (
                     f"did you mean {' or '.join(map(repr, close))}?"
                     if close

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How good depth and labels are: the usual measures, in numpy."""
+"""How good depth and labels are: the usual measures, in numpy.
+
+Depth in metres: ``depth_metrics``. Relative inverse depth: ``zero_shot_metrics`` after a fit to
+the truth, and ``ordinal_misses`` for pairs of points. Labels: ``Confusion``."""
 
 from __future__ import annotations
 
@@ -49,6 +52,127 @@ def depth_metrics(
     return {name: float(value) for name, value in zip(names, values, strict=True)} | {
         "pixels": float(d.size)
     }
+
+
+def crop_mask(shape: tuple[int, int], crop: str) -> np.ndarray:
+    """Which pixels a protocol judges.
+
+    Args:
+        shape: (H, W) of the picture.
+        crop: "" for all; "eigen", rows 45..470 and columns 41..600 of NYU Depth V2 (Eigen et al.,
+            2014); "garg", the part of a KITTI picture that Garg et al. (2016) judge.
+
+    Returns:
+        (H, W) bool.
+
+    Raises:
+        ValueError: there is no such crop, or "eigen" for another size than 480 x 640.
+    """
+    mask = np.zeros(shape, bool)
+    height, width = shape
+    if crop == "":
+        mask[:] = True
+    elif crop == "eigen":
+        if shape != (480, 640):
+            raise ValueError(
+                f"The crop of Eigen et al. is one of 480 x 640 pixels, not of {height} x {width}."
+            )
+        mask[45:471, 41:601] = True
+    elif crop == "garg":
+        rows = slice(int(0.40810811 * height), int(0.99189189 * height))
+        mask[rows, int(0.03594771 * width) : int(0.96405229 * width)] = True
+    else:
+        raise ValueError(f"The crop is {crop!r}, but must be '', eigen or garg.")
+    return mask
+
+
+def fit_scale_and_shift(
+    relative: np.ndarray, inverse: np.ndarray, known: np.ndarray
+) -> tuple[float, float]:
+    """The scale s and shift t with the least squared error of ``s * relative + t``.
+
+    Args:
+        relative: (H, W) relative inverse depth.
+        inverse: (H, W) true inverse depth, read where ``known``.
+        known: (H, W) bool.
+
+    Returns:
+        s and t; 0 and the mean of ``inverse`` where ``relative`` is constant, NaN where nothing
+        is known.
+    """
+    p, g = relative[known].astype(np.float64), inverse[known].astype(np.float64)
+    if not p.size:
+        return float("nan"), float("nan")
+    centred = p - p.mean()
+    variance = float(centred @ centred)
+    scale = float(centred @ (g - g.mean())) / variance if variance > 0 else 0.0
+    return scale, float(g.mean() - scale * p.mean())
+
+
+def aligned_depth(
+    relative: np.ndarray, truth: np.ndarray, known: np.ndarray, cap: float
+) -> np.ndarray:
+    """Metres from relative inverse depth, fitted to the truth of its own image.
+
+    Args:
+        relative: (H, W) relative inverse depth.
+        truth: (H, W) metres, read where ``known``.
+        known: (H, W) bool.
+        cap: the farthest depth that comes out, metres.
+
+    Returns:
+        (H, W) float64, metres; NaN if nothing is known.
+    """
+    inverse = np.divide(1.0, truth.astype(np.float64), out=np.zeros(truth.shape), where=known)
+    scale, shift = fit_scale_and_shift(relative, inverse, known)
+    return 1 / np.maximum(scale * relative.astype(np.float64) + shift, 1 / cap)
+
+
+def zero_shot_metrics(depth: np.ndarray, truth: np.ndarray, known: np.ndarray) -> dict[str, float]:
+    """The measures of MiDaS (Ranftl et al., TPAMI 2020) and DPT for networks that have not seen a
+    dataset.
+
+    Args:
+        depth: (H, W) metres, from ``aligned_depth``.
+        truth: (H, W) metres.
+        known: (H, W) bool, what is judged.
+
+    Returns:
+        "abs_rel"; "bad", % of pixels with max(depth / truth, truth / depth) > 1.25; "pixels". NaN
+        for the first two if nothing is known.
+    """
+    d, g = depth[known].astype(np.float64), truth[known].astype(np.float64)
+    if not g.size:
+        return {"abs_rel": float("nan"), "bad": float("nan"), "pixels": 0.0}
+    bad = np.maximum(d / g, g / d) > 1.25
+    return {
+        "abs_rel": float(np.mean(np.abs(d - g) / g)),
+        "bad": 100 * float(np.mean(bad)),
+        "pixels": float(g.size),
+    }
+
+
+def ordinal_misses(inverse: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Which pairs of points have the wrong order of depth. Their share is the WHDR (Bell et al.,
+    2014; Chen et al., 2016) with equal weights.
+
+    Args:
+        inverse: (H, W) relative inverse depth; larger is nearer.
+        pairs: (K, 5): row 1, column 1, row 2, column 2, and 1 where point 1 is nearer, -1 where
+            point 2 is.
+
+    Returns:
+        (K,) bool; equal depths are a miss too.
+
+    Raises:
+        ValueError: the pairs have another shape.
+    """
+    if pairs.ndim != 2 or pairs.shape[1] != 5:
+        raise ValueError(f"Pairs must have the shape (K, 5), but have {pairs.shape}.")
+    places = np.rint(pairs[:, :4]).astype(np.intp)
+    first = inverse[places[:, 0], places[:, 1]]
+    second = inverse[places[:, 2], places[:, 3]]
+    return np.sign(first - second) != pairs[:, 4]
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -96,6 +97,19 @@ class FlowEstimator:
         """Forget the frame before."""
         self.result()
         self._before = None
+
+    def state(self) -> dict[str, Any]:
+        """What ``restore`` needs to go on as this one would: tensors and plain values."""
+        self.result()
+        if self._before is None:
+            return {}
+        luma, stamp_ns = self._before
+        return {"luma": torch.from_numpy(luma), "stamp_ns": stamp_ns}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on where the one with this state was."""
+        self.result()
+        self._before = (state["luma"].numpy(), state["stamp_ns"]) if state else None
 
     def close(self) -> None:
         """End the thread."""

@@ -17,7 +17,7 @@ from dpt_ros.data import class_names, palette
 from dpt_ros.engine.fold import fold
 from dpt_ros.engine.fuse import fuse
 from dpt_ros.engine.ground import floor_ids
-from dpt_ros.engine.label_groups import LabelGroups, load_groups, parse_groups
+from dpt_ros.engine.label_groups import LabelGroups
 from dpt_ros.engine.onednn import pack, supports_bf16, unavailable
 from dpt_ros.engine.preprocess import network_size
 from dpt_ros.engine.settings import Settings
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from dpt_ros.model import DPT
 
 EMBEDDED = "dpt_hybrid_embedded"
-NAVIGATION = "navigation"
 # What ``auto`` prefers among the checkpoints that are already on this machine.
 _PREFERRED = {
     "depth": ("dpt_hybrid_nyu", "dpt_hybrid_kitti", "dpt_hybrid_midas", "dpt_large_midas"),
@@ -302,11 +301,7 @@ def _check_scale(depth: Network | None, settings: Settings) -> None:
 
 def _groups(lines: tuple[str, ...], classes: tuple[str, ...], colors: np.ndarray) -> LabelGroups:
     try:
-        if lines == (NAVIGATION,):
-            groups, own_colors = load_groups()
-            known = [name for members in groups.values() for name in members]
-            return LabelGroups.create(groups, classes, colors, own_colors, known)
-        return LabelGroups.create(parse_groups(lines), classes, colors)
+        return LabelGroups.parse(lines, classes, colors)
     except ValueError as error:
         raise NetworkError(f"label_groups: {error}") from error
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from dpt_ros.engine.frame import CameraModel, Frame
 from dpt_ros.engine.motion import FlowEstimator
 from dpt_ros.engine.network import Networks
 from dpt_ros.engine.preprocess import to_rgb
-from dpt_ros.engine.scale import Scaled, ScaleEstimator, ScaleSettings, apply_correction
+from dpt_ros.engine.scale import Scaled, ScaleEstimator, ScaleSettings
 from dpt_ros.engine.scale import focal_factor as factor_of
 from dpt_ros.engine.settings import Settings
 from dpt_ros.engine.temporal import TemporalFilter, TemporalSettings
@@ -49,6 +50,14 @@ class _Past:
     scaled_for: CameraModel | None = None
     picture: np.ndarray | None = None
 
+    def state(self) -> dict[str, Any]:
+        return {
+            "filter": self.filter.state(),
+            "flow": self.flow.state(),
+            "scale": None if self.scale is None else self.scale.state(),
+            "scaled_for": None if self.scaled_for is None else vars(self.scaled_for).copy(),
+        }
+
 
 def is_refined(networks: Networks, settings: Settings) -> bool:
     """Whether there is anything to do between the halves; depth is needed for all of it."""
@@ -74,6 +83,26 @@ class Refiner:
     def reset(self) -> None:
         """Forget the past of all cameras before the next frame; may be called from any thread."""
         self._forget.set()
+
+    def state(self) -> dict[str, Any]:
+        """The past of all cameras, for ``restore``: tensors on the host and plain values.
+
+        Call it between frames, when the device is done with those before.
+        """
+        return {source: past.state() for source, past in self._pasts.items()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on where the one with this state was; same networks and settings."""
+        self._pasts.clear()
+        for source, parts in state.items():
+            past = self._pasts[source] = _Past(TemporalFilter(), FlowEstimator())
+            past.filter.restore(parts["filter"], self._networks.device)
+            past.flow.restore(parts["flow"])
+            if parts["scale"] is not None:
+                camera = parts["scaled_for"]
+                past.scaled_for = None if camera is None else CameraModel(**camera)
+                past.scale = self._estimator(past.scaled_for)
+                past.scale.restore(parts["scale"])
 
     def see(self, frames: Sequence[Frame], settings: Settings) -> None:
         """Begin with the optical flow of frames, on threads beside the networks."""
@@ -113,8 +142,9 @@ class Refiner:
         self, frame: Frame, said: dict[str, Tensor], settings: Settings
     ) -> tuple[dict[str, Tensor], Refined]:
         past = self._pasts[frame.source]
-        network = self._inverse(said["depth"])
-        scaled = self._scale(past, frame, network, said.get("labels"))
+        inverse = self._inverse(said["depth"])
+        scaled = self._scale(past, frame, inverse, said.get("labels"))
+        network = scaled.network
         variance = torch.full_like(network, TemporalSettings().measurement_noise ** 2)
         verdict = torch.zeros((), dtype=torch.uint8, device=network.device)
         correction = (scaled.scale, scaled.shift)
@@ -141,8 +171,8 @@ class Refiner:
             variance, verdict, reset = steady.variance, steady.verdict, steady.reason
             if steady.logits is not None:
                 refined["labels"] = steady.logits.to(said["labels"].dtype)
-        elif scaled.metric and correction != (1.0, 0.0):
-            refined["depth"] = self._as_network(apply_correction(network, correction))
+        elif scaled.metric and (correction != (1.0, 0.0) or network is not inverse):
+            refined["depth"] = self._as_network(scaled.inverse)
         if scaled.metric:
             variance = variance + scaled.relative_variance(network)
         refined |= {"variance": variance, "verdict": verdict}
@@ -153,20 +183,7 @@ class Refiner:
         assert depth is not None
         if past.scale is None or past.scaled_for != frame.camera:
             # Another camera, another focal length; what was fitted holds for the old one.
-            focal = 1.0
-            if frame.camera is not None:
-                width = depth.input_size(frame.camera.height, frame.camera.width, s)[1]
-                focal = factor_of(depth.spec.name, frame.camera, width)
-            past.scale = ScaleEstimator(
-                ScaleSettings(
-                    source=s.scale_source,
-                    depth_scale=s.scale_factor,
-                    camera_height=s.scale_camera_height,
-                ),
-                self._networks.metric,
-                focal,
-                self._networks.floor,
-            )
+            past.scale = self._estimator(frame.camera)
             past.scaled_for = frame.camera
         labels = None
         if s.scale_camera_height > 0 and logits is not None:
@@ -175,6 +192,24 @@ class Refiner:
         # Waits for the network on a GPU, when there are anchors or a floor to compare with.
         return past.scale.update(
             network, frame.stamp_ns, frame.camera, frame.anchors, labels, down
+        )
+
+    def _estimator(self, camera: CameraModel | None) -> ScaleEstimator:
+        s, depth = self._settings, self._networks.depth
+        assert depth is not None
+        focal = 1.0
+        if camera is not None:
+            width = depth.input_size(camera.height, camera.width, s)[1]
+            focal = factor_of(depth.spec.focal, camera, width)
+        return ScaleEstimator(
+            ScaleSettings(
+                source=s.scale_source,
+                depth_scale=s.scale_factor,
+                camera_height=s.scale_camera_height,
+            ),
+            self._networks.metric,
+            focal,
+            self._networks.floor,
         )
 
     def _inverse(self, depth: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -14,6 +15,7 @@ from dpt_ros.engine.chain import Chain, Kind, depth_limit
 from dpt_ros.engine.cloud import POINT
 from dpt_ros.engine.frame import Frame, Outputs, Prediction
 from dpt_ros.engine.network import Networks
+from dpt_ros.engine.preprocess import to_rgb
 from dpt_ros.engine.refinement import Refined, Refiner, is_refined
 from dpt_ros.engine.settings import Settings
 from dpt_ros.engine.temporal import VERDICTS
@@ -79,19 +81,26 @@ class HostRunner:
 
     def start(self, frames: Sequence[Frame], outputs: Outputs, settings: Settings) -> Ticket:
         """Compute the frames; their arrays belong to whoever takes them."""
-        key = (Kind.of(frames[0], outputs), is_refined(self._networks, settings))
+        seconds: dict[str, float] = {}
+        begin = time.perf_counter()
+        # Once for the networks, the optical flow and the points: none of them converts rgb8.
+        seen = [
+            replace(frame, pixels=to_rgb(frame.pixels, frame.encoding), encoding="rgb8")
+            for frame in frames
+        ]
+        seconds["convert"] = time.perf_counter() - begin
+        key = (Kind.of(seen[0], outputs), is_refined(self._networks, settings))
         chain = kept_for(
             self._chains, key, lambda: Chain(self._networks, *key, settings=self._settings)
         )
-        seconds: dict[str, float] = {}
         about = as_they_are(self._networks, self._settings, frames)
-        pixels = [frame.pixels for frame in frames]
+        pixels = [frame.pixels for frame in seen]
         if chain.refined:
-            self._refiner.see(frames, settings)
+            self._refiner.see(seen, settings)
         said = chain.predict(pixels, seconds)
         if chain.refined:
             start = time.perf_counter()
-            said, about = self._refiner.refine(frames, said, settings)
+            said, about = self._refiner.refine(seen, said, settings)
             seconds["refine"] = time.perf_counter() - start
         results = chain.finish(said, pixels, depth_limit(self._networks, settings), seconds)
         results |= {"verdict": said["verdict"]} if chain.refined else {}

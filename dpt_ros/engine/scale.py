@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,25 +14,14 @@ from dpt_ros.engine.anchors import Anchors, Fit, fit_pairs
 from dpt_ros.engine.correction import Correction
 from dpt_ros.engine.frame import CameraModel
 from dpt_ros.engine.ground import floor_places
+from dpt_ros.engine.local_correction import LocalCorrection
 
 SOURCES = ("auto", "network", "anchors", "ground", "none")
-# Focal length, and the width of the network's input at which it holds, in pixels, of the cameras
-# that metric networks were trained with. NYUv2: fx_rgb = 518.86 of the toolbox's
-# camera_params.m; KITTI: P_rect_02 = 721.54 of calib_cam_to_cam.txt, 2011_09_26, which cropping
-# to 1216 leaves as it is; the embedded one: 60 degrees over 320 pixels (dpt_ros/world). That one
-# too needs the correction: on worlds seen with 45, 70 and 80 degrees its depth is 0.82, 1.17 and
-# 1.34 times the true one.
-TRAINED_FOCAL = {
-    "dpt_hybrid_nyu": 518.86,
-    "dpt_hybrid_kitti": 721.54,
-    "dpt_hybrid_embedded": 277.13,
-}
-
 NO_ANCHORS = "no anchors"
 _EDGE = 0.25  # relative difference of inverse depths around a pair, beyond which it is an edge
 
 
-def focal_factor(name: str, camera: CameraModel | None, input_width: int) -> float:
+def focal_factor(trained: float, camera: CameraModel | None, input_width: int) -> float:
     """What the metres of a metric network are to be multiplied by for this camera.
 
     A network cannot see the focal length: twice the focal length looks like half the distance.
@@ -40,15 +29,15 @@ def focal_factor(name: str, camera: CameraModel | None, input_width: int) -> flo
     it was trained with.
 
     Args:
-        name: of the network, as in the zoo.
+        trained: focal length of the cameras that the network was trained with, pixels of its
+            input (``ModelSpec.focal``); 0 if there is none.
         camera: of the picture; None if it is not known.
         input_width: of the network's input, pixels.
 
     Returns:
-        1.0 for a network that is not known to be trained with one focal length, or no camera.
+        1.0 without either.
     """
-    trained = TRAINED_FOCAL.get(name)
-    if trained is None or camera is None:
+    if not trained or camera is None:
         return 1.0
     return camera.fx * input_width / camera.width / trained
 
@@ -74,6 +63,7 @@ class ScaleSettings:
         scale_walk, shift_walk: standard deviation by which a metric network's scale (relative)
             and shift (1/m) wander in one second; the filter raises them when it sees more.
         relative_walk: the same, for both and relative, of a relative network.
+        local: whether anchors also correct what is beside them by more than scale and shift.
     """
 
     source: str = "auto"
@@ -88,15 +78,16 @@ class ScaleSettings:
     scale_walk: float = 0.01
     shift_walk: float = 0.002
     relative_walk: float = 0.1
+    local: bool = True
 
 
 @dataclass(frozen=True)
 class Scaled:
-    """A frame's inverse depth in 1/m and what is known of its scale.
+    """What is known of a frame's scale.
 
     Args:
-        inverse: (H, W) float32, of the kind and on the device of what came in: 1/m, 0 beyond
-            range, NaN unknown; what came in if ``metric`` is False.
+        network: (H, W) float32, what came in, corrected beside anchors (``LocalCorrection``); of
+            the kind and on the device of what came in.
         metric: whether ``inverse`` is in 1/m.
         scale, shift: inverse = scale * network + shift.
         covariance: (2, 2) of scale and shift.
@@ -111,7 +102,7 @@ class Scaled:
             "too few pairs", "no spread", "not plausible"; "" if it was, or need not be.
     """
 
-    inverse: Any
+    network: Any
     metric: bool
     scale: float
     shift: float
@@ -122,6 +113,15 @@ class Scaled:
     source: str
     state: str
     reason: str
+
+    @property
+    def inverse(self) -> Any:
+        """(H, W) float32, of the kind of ``network``: 1/m, 0 beyond range, NaN unknown; the
+        network's own if there are no metres."""
+        if not self.metric:
+            return self.network
+        inverse = apply_correction(torch.as_tensor(self.network), (self.scale, self.shift))
+        return inverse.numpy() if isinstance(self.network, np.ndarray) else inverse
 
     def diagnostics(self) -> dict[str, str]:
         """Names and values for /diagnostics."""
@@ -141,7 +141,7 @@ class Scaled:
         It is the same for the depth. The network's own noise comes on top of it.
 
         Args:
-            network: (H, W), what came in.
+            network: (H, W), that of this frame.
         """
         c = self.covariance
         variance = (float(c[0, 0]) * network + 2 * float(c[0, 1])) * network + float(c[1, 1])
@@ -170,6 +170,7 @@ class Samples:
     Args:
         values: (K,) float32 on the device: what is to be brought to the host.
         anchors: (N,) 1/m, the truth at the first 5 N values (a pair and its four neighbours).
+        columns: (N,) where these are in the picture, 0 to 1.
         ground: (M,) 1/m, the truth at the M values after these, if it is floor; M values of
             labels come last.
         reason: why there are no anchors.
@@ -177,6 +178,7 @@ class Samples:
 
     values: Tensor
     anchors: np.ndarray
+    columns: np.ndarray
     ground: np.ndarray
     reason: str
 
@@ -189,7 +191,8 @@ class ScaleEstimator:
     calls ``observe`` and puts the ``correction`` into the next frame.
 
     Each frame's robust fit corrects a filter (``Correction``), so that nothing jumps. Without a
-    good fit the last correction is held and its uncertainty grows.
+    good fit the last correction is held and its uncertainty grows. What anchors say beyond that
+    corrects their surroundings (``LocalCorrection``).
 
     Args:
         settings: where metres come from.
@@ -223,6 +226,7 @@ class ScaleEstimator:
         if not focal > 0 or not settings.depth_scale > 0:
             raise ValueError("focal and depth_scale must be greater than 0.")
         self.settings, self.metric = settings, metric
+        self._local = LocalCorrection()
         self._prior = 1 / (focal * settings.depth_scale) if metric else 1.0
         self._floor = floor
         self.reset()
@@ -238,6 +242,26 @@ class ScaleEstimator:
         self._stamp: int | None = None
         self._source = "network" if self.metric else "none"
         self._residual = 0.0
+        self._table: np.ndarray | None = None
+        self._local.reset()
+
+    def state(self) -> dict[str, Any]:
+        """Everything that ``restore`` needs to go on as this one would, as plain values."""
+        table = self._local._table
+        return {
+            "correction": self._filter.state(),
+            "stamp": self._stamp,
+            "source": self._source,
+            "residual": float(self._residual),
+            "table": None if table is None else table.tolist(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on where the one with this state was; made with the same arguments."""
+        self._filter.restore(state["correction"])
+        self._stamp, self._source = state["stamp"], state["source"]
+        self._residual = state["residual"]
+        self._local._table = None if state["table"] is None else np.array(state["table"])
 
     @property
     def correction(self) -> tuple[float, float]:
@@ -265,7 +289,7 @@ class ScaleEstimator:
             down: (3,) unit vector, see ``engine.ground.down_direction``; for the ground.
 
         Returns:
-            The frame in 1/m.
+            What is known of its scale; its property ``inverse`` is the frame in 1/m.
 
         Raises:
             ValueError: ``network`` is not a map.
@@ -273,9 +297,11 @@ class ScaleEstimator:
         tensor = torch.as_tensor(network)
         samples = self.sample(tensor, stamp_ns, camera, anchors, labels, down)
         scaled = self.observe(samples.values.cpu().numpy(), samples, stamp_ns)
-        inverse = apply_correction(tensor, self.correction) if scaled.metric else tensor
-        result = inverse.numpy() if isinstance(network, np.ndarray) else inverse
-        return Scaled(**{**vars(scaled), "inverse": result})
+        if scaled.metric:
+            tensor = self._local.bend(tensor, self._table, self.correction)
+        return replace(
+            scaled, network=tensor.numpy() if isinstance(network, np.ndarray) else tensor
+        )
 
     def sample(
         self,
@@ -293,7 +319,7 @@ class ScaleEstimator:
             )
         s = self.settings
         height, width = network.shape
-        flat, truth, reason = [], np.zeros(0), NO_ANCHORS
+        flat, truth, columns, reason = [], np.zeros(0), np.zeros(0), NO_ANCHORS
         if s.source in ("auto", "anchors") and anchors is not None:
             late = abs(stamp_ns - anchors.stamp_ns) * 1e-9
             if late > s.max_anchor_age:
@@ -303,6 +329,7 @@ class ScaleEstimator:
             else:
                 anchors, reason = anchors.thinned(), ""
                 truth = 1 / anchors.metres.astype(np.float64)
+                columns = (anchors.u + 0.5) / anchors.width
                 places = _around(anchors, height, width)
                 flat.append(network.reshape(-1)[_to(places, network)])
         ground = np.zeros(0)
@@ -314,7 +341,7 @@ class ScaleEstimator:
             at = _flat(x, y, int(labels.shape[0]), int(labels.shape[1]))
             flat.append(labels.reshape(-1)[_to(at, labels)].to(network))
         values = torch.cat([part.reshape(-1).float() for part in flat]) if flat else network[:0, 0]
-        return Samples(values, truth, ground, reason)
+        return Samples(values, truth, columns, ground, reason)
 
     def observe(self, values: np.ndarray, samples: Samples, stamp_ns: int) -> Scaled:
         """Take what the frame says into the correction.
@@ -325,12 +352,13 @@ class ScaleEstimator:
             stamp_ns: of the frame.
 
         Returns:
-            Everything but ``inverse``, which is None.
+            Everything but ``network``, which is None.
         """
         s, correction = self.settings, self._filter
-        gently = self._stamp is not None
+        gently, seconds = self._stamp is not None, 0.0
         if self._stamp is not None and stamp_ns > self._stamp:
-            correction.grow((stamp_ns - self._stamp) * 1e-9)
+            seconds = (stamp_ns - self._stamp) * 1e-9
+            correction.grow(seconds)
         self._stamp = stamp_ns
         count = len(samples.anchors)
         fit, state, reason, pairs = None, "", samples.reason, 0
@@ -339,6 +367,9 @@ class ScaleEstimator:
             reason = correction.take(fit, gently)
             state, pairs = "" if reason else fit.state, fit.pairs
             self._source = "anchors" if state else self._source
+        if s.local:
+            around = values[: 5 * count].reshape(count, 5) if state else np.zeros((0, 5))
+            self._table = self._bend(around, samples, seconds, gently)
         if not state and len(samples.ground):
             doubt, systematic = self._ground_doubt()
             if s.source == "ground" or not correction.known or correction.sigma > doubt:
@@ -388,11 +419,26 @@ class ScaleEstimator:
 
     def _fit_anchors(self, around: np.ndarray, truth: np.ndarray) -> Fit:
         """``around``: (N, 5), the pair's pixel and its neighbours."""
-        # At an edge a shift of a pixel decides between two depths. NaN compares as an edge.
-        flat = around.max(1) <= (1 + _EDGE) * around.min(1)
+        flat = _flat_places(around)
         return fit_pairs(
             around[flat, 0], truth[flat], self.settings.min_pairs, self.settings.min_spread
         )
+
+    def _bend(
+        self, around: np.ndarray, samples: Samples, seconds: float, gently: bool
+    ) -> np.ndarray | None:
+        """The local correction's table after the anchors of this frame, if they were taken."""
+        scale, shift = self.correction
+        inverse = around[:, 0] * scale + shift
+        good = np.flatnonzero(_flat_places(around) & (around[:, 0] > 0) & (inverse > 0))
+        return self._local.take(
+            samples.columns[good], inverse[good], samples.anchors[good], seconds, gently
+        )
+
+
+def _flat_places(around: np.ndarray) -> np.ndarray:
+    """(N,) bool. At an edge a shift of a pixel decides between two depths; NaN is an edge too."""
+    return around.max(1) <= (1 + _EDGE) * around.min(1)
 
 
 def _flat(x: np.ndarray, y: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -24,6 +24,7 @@ def setting(
     high: float = math.inf,
     live: bool = False,
     group: str = "",
+    per_camera: bool = False,
 ) -> Any:
     """A dataclass field with what a reader and a validator need to know of it.
 
@@ -36,6 +37,7 @@ def setting(
         high: the largest allowed number.
         live: whether a change takes effect while the node runs.
         group: first part of the attribute's name that the parameter's name sets off with a dot.
+        per_camera: whether a named camera can have its own value, ``front.camera_in_base``.
     """
     metadata = {
         "text": text,
@@ -45,6 +47,7 @@ def setting(
         "high": high,
         "live": live,
         "group": group,
+        "per_camera": per_camera,
     }
     return field(default=default, metadata=metadata)
 
@@ -237,6 +240,7 @@ class Settings:
         "Pose of the anchors' sensor in the camera's optical frame: x y z qx qy qz qw, as tf2_echo"
         " prints them. Empty: tf tells.",
         "There are anchors and no tf.",
+        per_camera=True,
     )
     label_groups: tuple[str, ...] = setting(
         (),
@@ -250,6 +254,26 @@ class Settings:
         "The points cost too much bandwidth.",
         low=1,
         high=64,
+        group="points",
+    )
+    points_far: float = setting(
+        0.0,
+        "Where depth is beyond range (sky too), depth/points has a point so many metres from the"
+        " camera; 0 has none.",
+        "A costmap must clear what stood in front of the sky. Set it to more than its"
+        " obstacle_max_range, or these points are obstacles, and to at most max_range.",
+        low=0.0,
+        high=1000.0,
+        group="points",
+    )
+    points_max_incidence: float = setting(
+        86.0,
+        "Steeper depth than that of a surface seen at so many degrees from its normal is the smear"
+        " between near and far, and NaN in depth/points; 90 keeps all.",
+        "Points hang in the air behind edges (less), or grazing walls and thin things go missing"
+        " (more).",
+        low=1.0,
+        high=90.0,
         group="points",
     )
     pose_source: str = setting(
@@ -269,6 +293,7 @@ class Settings:
         "Pose of the camera's optical frame in the odometry's child frame: x y z qx qy qz qw, as"
         " tf2_echo prints them. Empty: odometry is the optical frame's own.",
         "pose_source is odom and the odometry is the robot's.",
+        per_camera=True,
     )
     diagnostics_period: float = setting(
         1.0,
@@ -307,12 +332,20 @@ class Settings:
         return cls(**checked)
 
 
+def common_name(name: str) -> str:
+    """The parameter whose value a camera's own one replaces: camera_in_base for
+    front.camera_in_base. Any other name as it is."""
+    rest = name.partition(".")[2]
+    return rest if rest in PER_CAMERA and name not in _FIELDS else name
+
+
 def check(name: str, value: Any) -> Any:
-    """``value`` as the type of parameter ``name``.
+    """``value`` as the type of parameter ``name``, which may be a camera's own.
 
     Raises:
         ValueError: a sentence with the value and what was expected.
     """
+    called, name = name, common_name(name)
     expected = _TYPES[name]
     meta = _FIELDS[name].metadata
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
@@ -322,7 +355,7 @@ def check(name: str, value: Any) -> Any:
     if expected == tuple[str, ...]:
         return _camera_names(value)
     if expected == tuple[float, ...]:
-        return _pose(name, value)
+        return _pose(called, value)
     if type(value) is not expected:
         raise ValueError(f"{name} is {value!r}, but must be of type {expected.__name__}.")
     if meta["choices"] and value not in meta["choices"]:
@@ -385,3 +418,4 @@ def _range_words(meta: types.MappingProxyType[Any, Any]) -> str:
 _HINTS = get_type_hints(Settings)
 _FIELDS = {parameter_name(f): f for f in fields(Settings)}
 _TYPES = {name: _HINTS[f.name] for name, f in _FIELDS.items()}
+PER_CAMERA = tuple(name for name, f in _FIELDS.items() if f.metadata["per_camera"])

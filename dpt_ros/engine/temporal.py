@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -168,6 +169,33 @@ class TemporalFilter:
         """Forget the past."""
         self._before = None
         self._estimator.reset()
+
+    def state(self) -> dict[str, Any]:
+        """What ``restore`` needs to go on as this one would: tensors on the host, plain values."""
+        before = self._before
+        if before is None:
+            return {}
+        maps = {name: value for name, value in vars(before.past).items() if value is not None}
+        return {
+            "past": {name: value.detach().cpu().clone() for name, value in maps.items()},
+            "stamp_ns": before.stamp_ns,
+            "pose": None if before.pose is None else before.pose.tolist(),
+            "camera": None if before.camera is None else vars(before.camera).copy(),
+            "frame_id": before.frame_id,
+        }
+
+    def restore(self, state: dict[str, Any], device: torch.device) -> None:
+        """Go on where the one with this state was, on a device."""
+        self.reset()
+        if state:
+            maps = {name: value.to(device) for name, value in state["past"].items()}
+            self._before = _Before(
+                Past(**{"logits": None, **maps}),
+                state["stamp_ns"],
+                None if state["pose"] is None else np.array(state["pose"]),
+                None if state["camera"] is None else CameraModel(**state["camera"]),
+                state["frame_id"],
+            )
 
     @torch.inference_mode()
     def update(

@@ -9,19 +9,31 @@ from typing import Any
 
 import numpy as np
 import rclpy
+from geometry_msgs.msg import Quaternion, TransformStamped, Vector3
 from nav_msgs.msg import Odometry
 from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.executors import ExternalShutdownException
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
-from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan
 from std_msgs.msg import Header
 
 from dpt_ros.ros.command_line import start_ros
 from dpt_ros.ros.messages import camera_info_message, image_message, jpeg_message
-from dpt_ros.world import KINDS, View, World
-from dpt_ros.world.scan import Scan, Scanner
+from dpt_ros.world import KINDS, Scan, Scanner, View, World
+from dpt_ros.world.motion import CAMERA_HEIGHT, look
+from dpt_ros.world.scan import CAMERA_PITCH
+
+try:
+    from tf2_msgs.msg import TFMessage
+except ImportError:  # not on PyPI
+    TFMessage = None
+
+RCLError = rclpy_implementation.RCLError
+# The robot's base: on the floor below the camera, which looks ahead and a little down.
+BASE_FROM_CAMERA = look(np.array([0.0, 0.0, CAMERA_HEIGHT]), 0.0, CAMERA_PITCH).matrix()
 
 _PARAMETERS: dict[str, tuple[Any, str]] = {
     "kind": ("room", f"which world: {', '.join(KINDS)}"),
@@ -32,6 +44,7 @@ _PARAMETERS: dict[str, tuple[Any, str]] = {
     "reliability": ("reliable", "of the images: reliable or best_effort"),
     "frames": (0, "how many frames to publish before the node ends; 0 for no end"),
     "frame_id": ("camera_optical_frame", "of the camera, x right, y down, z forward (REP 103)"),
+    "tf": (True, "broadcast tf from odom to base_link, camera and laser; needs tf2_msgs"),
 }
 _EXAMPLES = """examples:
   dpt_camera_sim --ros-args -p kind:=yard -p seed:=3
@@ -45,6 +58,9 @@ parameters:
 
 class CameraSim(Node):
     """Publishes image, image/compressed, camera_info, odom, scan, truth/depth and truth/labels.
+
+    Where tf2_msgs is installed it broadcasts tf as well: odom, base_link (on the floor below the
+    camera), from there the camera's frame and "laser".
 
     Raises:
         ValueError: a parameter has a value that no world or QoS has.
@@ -84,7 +100,22 @@ class CameraSim(Node):
                 ("truth/labels", Image),
             )
         }
+        if values["tf"]:
+            self._create_tf()
         self.create_timer(1.0 / values["rate"], self._tick)
+
+    def _create_tf(self) -> None:
+        if TFMessage is None:
+            self.get_logger().info("tf2_msgs is not installed: there is no tf.")
+            return
+        # As tf2_ros broadcasts: absolute names, the fixed frames latched.
+        self._outputs["tf"] = self.create_publisher(TFMessage, "/tf", 10)
+        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self._fixed = self.create_publisher(TFMessage, "/tf_static", latched)
+        mount = self._scanner.camera_from_sensor
+        stamp = self.get_clock().now().to_msg()
+        fixed = fixed_transforms(mount, Header(stamp=stamp, frame_id=self._frame_id))
+        self._fixed.publish(TFMessage(transforms=fixed))
 
     def _given(self, name: str, default: Any, text: str) -> Any:
         # Dynamic, so that a value of the wrong type gets our sentence and 15 may stand for 15.0.
@@ -114,6 +145,7 @@ class CameraSim(Node):
     def _publish(self, view: View, header: Header) -> None:
         makers = {
             # What belongs to an image comes first, so that whoever takes it has it all.
+            "tf": lambda: TFMessage(transforms=[base_transform(view.odom_from_camera, header)]),
             "odom": lambda: odometry_message(view.odom_from_camera, header),
             "scan": lambda: _laser_scan(self._scanner.scan(self._number), header),
             "camera_info": lambda: camera_info_message(view.camera, header),
@@ -123,7 +155,7 @@ class CameraSim(Node):
             "truth/labels": lambda: image_message(view.labels, "mono8", header),
         }
         for topic, make in makers.items():
-            if self._outputs[topic].get_subscription_count():
+            if topic in self._outputs and self._outputs[topic].get_subscription_count():
                 self._outputs[topic].publish(make())
 
 
@@ -147,6 +179,30 @@ def odometry_message(odom_from_camera: np.ndarray, header: Header) -> Odometry:
     position, orientation = msg.pose.pose.position, msg.pose.pose.orientation
     position.x, position.y, position.z = odom_from_camera[:3, 3].tolist()
     orientation.x, orientation.y, orientation.z, orientation.w = _quaternion(odom_from_camera)
+    return msg
+
+
+def base_transform(odom_from_camera: np.ndarray, header: Header) -> TransformStamped:
+    """Where ``base_link`` is in ``odom`` at the time of an image; it shakes with the camera."""
+    base = odom_from_camera @ np.linalg.inv(BASE_FROM_CAMERA)
+    return _transform(base, "base_link", Header(stamp=header.stamp, frame_id="odom"))
+
+
+def fixed_transforms(camera_from_sensor: np.ndarray, header: Header) -> list[TransformStamped]:
+    """Where the camera, whose header it is, and "laser" are in ``base_link``."""
+    base = Header(stamp=header.stamp, frame_id="base_link")
+    return [
+        _transform(BASE_FROM_CAMERA, header.frame_id, base),
+        _transform(BASE_FROM_CAMERA @ camera_from_sensor, "laser", base),
+    ]
+
+
+def _transform(pose: np.ndarray, child: str, header: Header) -> TransformStamped:
+    msg = TransformStamped(header=header, child_frame_id=child)
+    x, y, z = pose[:3, 3].tolist()
+    msg.transform.translation = Vector3(x=x, y=y, z=z)
+    x, y, z, w = _quaternion(pose)
+    msg.transform.rotation = Quaternion(x=x, y=y, z=z, w=w)
     return msg
 
 
@@ -180,6 +236,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
+    except RCLError:
+        if rclpy.ok():
+            raise
+        # A signal ended the context while a frame was being published.
     finally:
         rclpy.try_shutdown()
     return 0

@@ -17,6 +17,7 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
+from dpt_ros.engine.chain import depth_limit
 from dpt_ros.engine.frame import CameraModel, Frame, Outputs, Prediction
 from dpt_ros.engine.ground import down_direction
 from dpt_ros.engine.network import Networks
@@ -156,7 +157,8 @@ class CameraTopics:
         info.header = Header()
         if info == self._info:
             return
-        self._camera, warning = camera_model(info)
+        topic = self._input.topic_name if self._input is not None else ""
+        self._camera, warning = camera_model(info, topic)
         self._info = info
         if warning and warning != self._camera_warning:
             self._log.warning(f"{self._prefix}{warning}")
@@ -270,6 +272,7 @@ class CameraTopics:
         """What /diagnostics says of this camera."""
         more = {}
         warnings = [self._camera_warning] if self._camera_warning else []
+        warnings += self._far_warning()
         if self._input is not None:
             more = {
                 "topic": self._input.topic_name,
@@ -279,9 +282,26 @@ class CameraTopics:
             }
             warnings += [self._input.silence] if self._input.silence else []
         more |= self._scale_said
-        more["camera_info"] = "used" if self._camera else "none"
+        more["camera_info"] = self._camera_words()
         name = f"{self._node.get_name()}: {self.name or 'image'}"
         return camera_status(name, self._statistics, more, warnings)
+
+    def _camera_words(self) -> str:
+        if self._camera is None:
+            return "none"
+        return "used, but the image is not rectified" if self._camera_warning else "used"
+
+    def _far_warning(self) -> list[str]:
+        """Points beyond range claim free space; nobody has looked farther than the limit."""
+        settings = self._settings()
+        limit = depth_limit(self._networks, settings)
+        if settings.points_far <= limit:
+            return []
+        return [
+            f"points.far is {settings.points_far:g} m, but depth ends at {limit:.3g} m (max_range"
+            " or the network): what stands between is cleared from a costmap. Set points.far lower"
+            " or max_range higher."
+        ]
 
     def _say_at_times(self, subject: str, level: str, sentence: str) -> None:
         """Log a sentence at most every few seconds per subject."""

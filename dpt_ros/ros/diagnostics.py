@@ -132,7 +132,7 @@ def networks_status(
         "state": state,
         "depth network": networks.depth_name or "none",
         "label network": networks.label_name or "none",
-        "scale source": _scale_source(networks),
+        "depth": _depth_words(networks),
         "device": _device_words(networks.device),
         "precision": networks.precision,
     }
@@ -144,10 +144,11 @@ def networks_status(
     return _status(name, _level(warnings), " ".join(warnings) or f"The node is {state}.", values)
 
 
-def _scale_source(networks: Networks) -> str:
+def _depth_words(networks: Networks) -> str:
+    """What the depth network says by itself; where metres come from is said of each camera."""
     if networks.depth_name is None:
         return "none"
-    return "metric network" if networks.metric else "none (relative inverse depth)"
+    return "metric" if networks.metric else "relative inverse depth"
 
 
 def _device_words(device: torch.device) -> str:

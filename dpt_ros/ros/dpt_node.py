@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import NoReturn
 
 import rclpy
@@ -102,7 +103,8 @@ class DptNode(LifecycleNode):
             for note in self._networks.notes:
                 self.get_logger().info(note)
             for name in self._settings().cameras or ("",):
-                self._cameras[name] = CameraTopics(self, name, self._networks, self._settings)
+                settings = partial(self._given.of_camera, name)
+                self._cameras[name] = CameraTopics(self, name, self._networks, settings)
             self._diagnostics_timer.timer_period_ns = int(
                 self._settings().diagnostics_period * 1e9
             )

@@ -17,6 +17,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header
 
 from dpt_ros.engine.frame import CameraModel
+from dpt_ros.ros.rectified import unrectified
 
 if TYPE_CHECKING:
     from dpt_ros.ros.cdr import CompressedImageView, ImageView
@@ -369,12 +370,16 @@ def give_bytes(msg: Image | CompressedImage | PointCloud2, contents: np.ndarray)
     msg._data = contents.reshape(-1).view(np.uint8)
 
 
-def camera_model(info: CameraInfo) -> tuple[CameraModel | None, str]:
+def camera_model(info: CameraInfo, topic: str = "") -> tuple[CameraModel | None, str]:
     """The rectified pinhole camera of ``info``, and a warning ("" when there is none).
 
     It is the left 3x3 of ``P``, or ``K`` where ``P`` is empty, moved by the region of interest
     and divided by the binning, so that it speaks of the pixels of the image as published.
     None when the camera is not calibrated.
+
+    Args:
+        info: the calibration.
+        topic: of the image that it belongs to; its name tells whether the image is rectified.
     """
     source = info.p if info.p[0] else info.k
     per_row = 4 if info.p[0] else 3
@@ -385,12 +390,7 @@ def camera_model(info: CameraInfo) -> tuple[CameraModel | None, str]:
             "camera_info has no calibration (fx = 0 or no size), so depth goes out without"
             " usable intrinsics; calibrate the camera with camera_calibration."
         )
-    if any(info.d):
-        return camera, (
-            f"camera_info has lens distortion ('{info.distortion_model}', D not zero); depth is"
-            " right for rectified images only: take image_rect (image_proc), not image_raw."
-        )
-    return camera, ""
+    return camera, unrectified(info, topic)
 
 
 def camera_info_message(camera: CameraModel, header: Header) -> CameraInfo:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, fields, replace
 from typing import Any, get_type_hints
 
@@ -18,7 +18,7 @@ from rcl_interfaces.msg import (
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from dpt_ros.engine.settings import Settings, check, parameter_name
+from dpt_ros.engine.settings import PER_CAMERA, Settings, check, common_name, parameter_name
 from dpt_ros.ros.reference import constraints
 
 _HINTS = get_type_hints(Settings)
@@ -35,6 +35,9 @@ class Parameters:
     Values given at start-up that are wrong do not stop the process: each is kept out, its
     parameter stays at the default, and ``problems`` holds a sentence until a right one is set.
 
+    Each of ``cameras`` has its own parameters beside, ``front.camera_in_base``; an empty one
+    leaves the common value.
+
     Args:
         node: declares the parameters there.
         on_change: called with the new settings after an accepted change of a live parameter.
@@ -49,6 +52,8 @@ class Parameters:
     ) -> None:
         self.settings = Settings()
         self.problems: dict[str, str] = {}
+        self._of_cameras: dict[str, Any] = {}  # by name, "front.camera_in_base"
+        self._node = node
         self._on_change = on_change
         self._configured = configured
         for name, spec in _FIELDS.items():
@@ -56,34 +61,72 @@ class Parameters:
             node.declare_parameter(
                 name, _plain(spec.default), _descriptor(spec), ignore_override=True
             )
-        self._apply_overrides(node, node._parameter_overrides)
+        given = dict(node._parameter_overrides)
+        self._apply_overrides({k: v for k, v in given.items() if k == common_name(k)})
+        self._declare_for_cameras()
+        self._warn_of_unknown(given)
         node.add_pre_set_parameters_callback(_integers_as_floats)
         node.add_on_set_parameters_callback(self._judge)
         node.add_post_set_parameters_callback(self._adopt)
 
-    def _apply_overrides(self, node: Node, overrides: Mapping[str, Parameter[Any]]) -> None:
+    def of_camera(self, camera: str) -> Settings:
+        """The settings as they are for one camera, "" for the only one."""
+        own = {name: self._of_cameras.get(f"{camera}.{name}") for name in PER_CAMERA}
+        changed = {_FIELDS[name].name: value for name, value in own.items() if value}
+        return replace(self.settings, **changed) if changed else self.settings
+
+    def _knows(self, name: str) -> bool:
+        return name in _TYPES or name in self._of_cameras
+
+    def _apply_overrides(self, overrides: Mapping[str, Parameter[Any]]) -> None:
         for name, given in overrides.items():
-            if name not in _TYPES:
-                if name not in _RCLPY_NAMES and not name.startswith(_RCLPY_PREFIXES):
-                    node.get_logger().warning(unknown_name(name))
+            if not self._knows(name):
                 continue
             try:
                 value = _checked(given)
             except ValueError as error:
                 self.problems[name] = str(error)
                 continue
-            self.settings = replace(self.settings, **{_FIELDS[name].name: value})
-            node.set_parameters([Parameter(name, value=_plain(value))])
+            self._keep({name: value})
+            self._node.set_parameters([Parameter(name, value=_plain(value))])
+
+    def _keep(self, values: Mapping[str, Any]) -> None:
+        common = {_FIELDS[name].name: v for name, v in values.items() if name in _TYPES}
+        self.settings = replace(self.settings, **common)
+        self._of_cameras |= {name: v for name, v in values.items() if name not in _TYPES}
+
+    def _declare_for_cameras(self) -> None:
+        """The parameters that each camera has for itself, as far as they are not there."""
+        wanted = {
+            f"{camera}.{name}": _FIELDS[name]
+            for camera in self.settings.cameras
+            for name in PER_CAMERA
+        }
+        new = {name: spec for name, spec in wanted.items() if name not in self._of_cameras}
+        # All first: a declaration calls us again.
+        self._of_cameras |= {name: spec.default for name, spec in new.items()}
+        for name, spec in new.items():
+            self._node.declare_parameter(
+                name, _plain(spec.default), _descriptor(spec), ignore_override=True
+            )
+        given = self._node._parameter_overrides
+        self._apply_overrides({name: given[name] for name in new if name in given})
+
+    def _warn_of_unknown(self, names: Iterable[str]) -> None:
+        for name in names:
+            if name in _RCLPY_NAMES or name.startswith(_RCLPY_PREFIXES) or self._knows(name):
+                continue
+            self._node.get_logger().warning(unknown_name(name, self._of_cameras))
 
     def _judge(self, changes: list[Parameter[Any]]) -> SetParametersResult:
         for change in changes:
-            if change.name not in _TYPES:
+            if not self._knows(change.name):
                 continue
             try:
                 value = _checked(change)
             except ValueError as error:
                 return SetParametersResult(successful=False, reason=str(error))
-            same = value == getattr(self.settings, _FIELDS[change.name].name)
+            same = value == self._value(change.name)
             if self._configured() and not same and not is_live(change.name):
                 return SetParametersResult(
                     successful=False,
@@ -92,24 +135,34 @@ class Parameters:
                 )
         return SetParametersResult(successful=True)
 
+    def _value(self, name: str) -> Any:
+        if name in self._of_cameras:
+            return self._of_cameras[name]
+        return getattr(self.settings, _FIELDS[name].name)
+
     def _adopt(self, changes: list[Parameter[Any]]) -> None:
-        ours = {p.name: _checked(p) for p in changes if p.name in _TYPES}
+        ours = {p.name: _checked(p) for p in changes if self._knows(p.name)}
         for name in ours:
             self.problems.pop(name, None)
         if ours:
-            changed = {_FIELDS[name].name: value for name, value in ours.items()}
-            self.settings = replace(self.settings, **changed)
+            self._keep(ours)
+            self._declare_for_cameras()
             self._on_change(self.settings)
 
 
 def is_live(name: str) -> bool:
     """Whether a change of parameter ``name`` takes effect while the node runs."""
-    return bool(_FIELDS[name].metadata["live"])
+    return bool(_FIELDS[common_name(name)].metadata["live"])
 
 
-def unknown_name(name: str) -> str:
-    """A sentence about a parameter that does not exist, with the nearest one that does."""
-    near = difflib.get_close_matches(name, _TYPES, n=1)
+def unknown_name(name: str, more: Iterable[str] = ()) -> str:
+    """A sentence about a parameter that does not exist, with the nearest one that does.
+
+    Args:
+        name: of no parameter.
+        more: names that there are beside those of Settings.
+    """
+    near = difflib.get_close_matches(name, [*_TYPES, *more], n=1)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     return f"'{name}' is not a parameter of this node and is ignored.{hint}"
 

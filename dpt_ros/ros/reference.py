@@ -30,6 +30,8 @@ def constraints(spec: Field[Any]) -> str:
         low, high = meta["low"], meta["high"]
         words.append(f"{low:g} to {high:g}" if math.isfinite(high) else f"at least {low:g}")
     words.append("live" if meta["live"] else "takes effect at configure")
+    if meta["per_camera"]:
+        words.append(f"of one of several cameras: front.{parameter_name(spec)}")
     return "; ".join(words)
 
 

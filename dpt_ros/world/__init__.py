@@ -3,7 +3,8 @@
 GPU and no ROS."""
 
 from dpt_ros.world.classes import CLASSES
+from dpt_ros.world.scan import Scan, Scanner
 from dpt_ros.world.scenes import KINDS
 from dpt_ros.world.world import Noise, View, World
 
-__all__ = ["CLASSES", "KINDS", "Noise", "View", "World"]
+__all__ = ["CLASSES", "KINDS", "Noise", "Scan", "Scanner", "View", "World"]

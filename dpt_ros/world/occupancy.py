@@ -301,6 +301,7 @@ class Judge:
         settings: of the layer that is judged.
         within: metres from the camera; nothing farther away counts.
         stride: pixels from one that is looked at to the next.
+        far: see ``drive``.
     """
 
     def __init__(
@@ -309,10 +310,12 @@ class Judge:
         settings: LayerSettings = LayerSettings(),
         within: float = 5.0,
         stride: int = 4,
+        far: float = 0.0,
     ) -> None:
         self.layout = Layout(world.scene.half, settings.resolution)
         self.truth = TrueGrid(world, self.layout, settings)
-        self.settings, self._within, self._stride = settings, within, stride
+        self.settings, self._within = settings, within
+        self._stride, self._far = stride, far
         # What a camera with true depth makes of the same drive.
         self.perfect = VoxelLayer(self.layout, settings)
         self._seen = np.zeros(self.layout.shape, bool)
@@ -322,7 +325,8 @@ class Judge:
     def see(self, view: View) -> None:
         """Take the truth of the next frame, before grids of this frame are scored."""
         stride, pose = self._stride, view.odom_from_camera
-        points = in_world(make_cloud(view.depth, None, None, view.camera, stride), pose)
+        cloud = make_cloud(view.depth, None, None, view.camera, stride, self._far)
+        points = in_world(cloud, pose)
         good = np.isfinite(points).all(1)
         points, moving = points[good], view.movers[::stride, ::stride].ravel()[good]
         self._position, self._seconds = pose[:3, 3], view.stamp_ns * 1e-9
@@ -402,6 +406,7 @@ def drive(
     settings: Sequence[LayerSettings] = (LayerSettings(),),
     stride: int = 4,
     warm_up: int = 5,
+    far: float = 0.0,
 ) -> list[dict[str, Score]]:
     """Drive through a world and score the grids made of what is said of its frames.
 
@@ -412,19 +417,20 @@ def drive(
         settings: of the layers; each has its own grids.
         stride: pixels from point to point.
         warm_up: frames before the first one that is scored.
+        far: metres to the points that stand for "beyond range" (``engine.cloud.points``).
 
     Returns:
         The scores by name, for each of ``settings``; under ``TRUE_DEPTH`` those of a camera that
         sees depth as it is, which is the best that the layer can do.
     """
-    judges = [Judge(world, one, stride=stride) for one in settings]
+    judges = [Judge(world, one, stride=stride, far=far) for one in settings]
     layers: list[dict[str, VoxelLayer]] = [{} for _ in settings]
     scores: list[dict[str, Score]] = [{TRUE_DEPTH: Score()} for _ in settings]
     for count, i in enumerate(frames):
         view = world.frame(i)
         pose = view.odom_from_camera
         clouds = {
-            name: make_cloud(depth, None, labels, view.camera, stride)
+            name: make_cloud(depth, None, labels, view.camera, stride, far)
             for name, (depth, labels) in say(i, view).items()
         }
         for judge, layer, score in zip(judges, layers, scores, strict=True):

@@ -121,11 +121,13 @@ class Session:
         self._names = camera_names(case.cameras)
         self._programs: dict[str, Program] = {}
         self._load: list[subprocess.Popen[bytes]] = []
+        started = False
         try:
             self._start(parameters, load)
-        except BaseException:
-            self.close()
-            raise
+            started = True
+        finally:
+            if not started:
+                self.close()
 
     def _start(self, parameters: Mapping[str, str], load: int) -> None:
         case, env = self._case, case_environment(self._case.profile)
