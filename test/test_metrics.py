@@ -7,10 +7,19 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpt_ros.engine.metrics import Confusion, depth_metrics
+from dpt_ros.engine.metrics import (
+    Confusion,
+    aligned_depth,
+    crop_mask,
+    depth_metrics,
+    fit_scale_and_shift,
+    ordinal_misses,
+    zero_shot_metrics,
+)
 
 
 def test_depth_metrics_of_two_pixels_worked_out_by_hand() -> None:
@@ -108,3 +117,131 @@ def test_depth_metrics_agree_with_a_plain_loop(pairs: list[tuple[float, float]])
     assert got["delta2"] == pytest.approx(
         sum(max(p / t, t / p) < 1.5625 for p, t in pairs) / n, abs=1.01 / n
     )
+
+
+def test_crops_are_those_of_the_published_code() -> None:
+    eigen = crop_mask((480, 640), "eigen")
+    assert eigen[45:471, 41:601].all()
+    assert eigen.sum() == 426 * 560
+    garg = crop_mask((375, 1242), "garg")
+    assert garg[153:371, 44:1197].all()
+    assert garg.sum() == 218 * 1153
+    assert crop_mask((3, 4), "").all()
+    with pytest.raises(ValueError, match="480 x 640 pixels, not of 240 x 320"):
+        crop_mask((240, 320), "eigen")
+    with pytest.raises(ValueError, match="'', eigen or garg"):
+        crop_mask((480, 640), "grag")
+
+
+def scene(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A prediction, a truth in metres and what of it is known, from rough to nearly right."""
+    rng = np.random.default_rng(seed)
+    truth = rng.uniform(0.5, 20, (24, 32))
+    guess = truth * np.exp(rng.normal(0, 0.25, truth.shape))
+    return guess, truth, rng.random(truth.shape) < 0.7
+
+
+def test_depth_metrics_agree_with_scikit_learn_and_torchmetrics() -> None:
+    learn = pytest.importorskip("sklearn.metrics")
+    torchmetrics = pytest.importorskip("torchmetrics")
+    for seed in range(5):
+        guess, truth, known = scene(seed)
+        got = depth_metrics(guess, np.where(known, truth, np.nan))
+        p, g = guess[known].clip(0.1, 40), truth[known]
+        absolute, squared = learn.mean_absolute_error, learn.mean_squared_error
+        expected = {
+            "abs_rel": learn.mean_absolute_percentage_error(g, p),
+            "rmse": squared(g, p) ** 0.5,
+            "rmse_log": squared(np.log(g), np.log(p)) ** 0.5,
+            "log10": absolute(np.log10(g), np.log10(p)),
+        }
+        for k in (1, 2, 3):
+            near = np.abs(np.log(p / g)) < k * np.log(1.25)
+            expected[f"delta{k}"] = learn.accuracy_score(np.ones_like(near), near)
+        for name, value in expected.items():
+            assert got[name] == pytest.approx(value, abs=1e-6)
+        p, g = torch.from_numpy(p), torch.from_numpy(g)
+        for name, metric, pair in (
+            ("abs_rel", torchmetrics.MeanAbsolutePercentageError(), (p, g)),
+            ("rmse", torchmetrics.MeanSquaredError(squared=False), (p, g)),
+            ("rmse_log", torchmetrics.MeanSquaredError(squared=False), (p.log(), g.log())),
+            ("log10", torchmetrics.MeanAbsoluteError(), (p.log10(), g.log10())),
+        ):
+            assert got[name] == pytest.approx(float(metric.double()(*pair)), abs=1e-6)
+
+
+def test_zero_shot_metrics_agree_with_scikit_learn() -> None:
+    learn = pytest.importorskip("sklearn.metrics")
+    linear = pytest.importorskip("sklearn.linear_model")
+    for seed in range(5):
+        guess, truth, known = scene(seed)
+        relative = 37 / guess + 11
+        line = linear.LinearRegression().fit(relative[known][:, None], 1 / truth[known])
+        scale, shift = fit_scale_and_shift(relative, 1 / truth, known)
+        assert scale == pytest.approx(line.coef_[0], abs=1e-6)
+        assert shift == pytest.approx(line.intercept_, abs=1e-6)
+        depth = 1 / line.predict(relative.reshape(-1, 1)).clip(1 / 10).reshape(truth.shape)
+        ours = aligned_depth(relative, truth, known, 10.0)
+        assert ours == pytest.approx(depth, abs=1e-6)
+        got = zero_shot_metrics(ours, truth, known)
+        p, g = depth[known], truth[known]
+        assert got["abs_rel"] == pytest.approx(learn.mean_absolute_percentage_error(g, p))
+        bad = np.maximum(p / g, g / p) > 1.25
+        share = 100 * learn.zero_one_loss(np.zeros_like(bad), bad)
+        assert got["bad"] == pytest.approx(share, abs=1e-6)
+
+
+def test_a_right_shape_is_perfect_after_the_fit_and_a_constant_one_is_the_mean() -> None:
+    _, truth, known = scene(1)
+    depth = aligned_depth(5 / truth + 3, truth, known, 100.0)
+    assert depth == pytest.approx(truth)
+    assert zero_shot_metrics(depth, truth, known)["bad"] == 0
+    flat = aligned_depth(np.full(truth.shape, 2.0), truth, known, 100.0)
+    assert 1 / flat == pytest.approx(np.full(truth.shape, (1 / truth[known]).mean()))
+
+
+def test_nothing_known_gives_nan_after_a_fit_too() -> None:
+    nothing = np.zeros((2, 3), bool)
+    depth = aligned_depth(np.ones((2, 3)), np.full((2, 3), np.nan), nothing, 10.0)
+    assert np.isnan(depth).all()
+    got = zero_shot_metrics(depth, depth, nothing)
+    assert math.isnan(got["abs_rel"])
+    assert math.isnan(got["bad"])
+
+
+def test_whdr_agrees_with_scikit_learn() -> None:
+    learn = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(2)
+    inverse = rng.normal(size=(20, 30))
+    places = rng.integers(0, (20, 30, 20, 30), (200, 4))
+    nearer = rng.choice([-1, 1], 200)
+    said = np.sign(inverse[places[:, 0], places[:, 1]] - inverse[places[:, 2], places[:, 3]])
+    pairs = np.column_stack([places, nearer])
+    misses = ordinal_misses(inverse, pairs)
+    assert misses.mean() == pytest.approx(learn.zero_one_loss(nearer, said), abs=1e-6)
+    assert ordinal_misses(np.ones((20, 30)), pairs).all()  # no order at all is no answer
+    with pytest.raises(ValueError, match=r"\(K, 5\), but have \(5,\)"):
+        ordinal_misses(inverse, pairs[0])
+
+
+def test_confusion_agrees_with_scikit_learn_and_torchmetrics() -> None:
+    learn = pytest.importorskip("sklearn.metrics")
+    classification = pytest.importorskip("torchmetrics.classification")
+    rng = np.random.default_rng(3)
+    truth = rng.integers(0, 8, (50, 60), np.uint8)  # 0 is not judged
+    guess = np.where(rng.random(truth.shape) < 0.6, truth, rng.integers(1, 8, truth.shape))
+    guess[truth == 0] = 3
+    guess = guess.astype(np.uint8)
+    confusion = Confusion(7)
+    confusion.add(guess, truth)
+    judged = truth > 0
+    g, p = truth[judged], guess[judged]
+    iou = learn.jaccard_score(g, p, labels=range(1, 8), average=None)
+    assert confusion.iou() == pytest.approx(iou, abs=1e-6)
+    got = confusion.metrics()
+    assert got["pixel_accuracy"] == pytest.approx(learn.accuracy_score(g, p), abs=1e-6)
+    assert got["miou"] == pytest.approx(iou.mean(), abs=1e-6)
+    target = torch.from_numpy(truth.astype(np.int64)) - 1
+    index = classification.MulticlassJaccardIndex(7, average=None, ignore_index=-1)
+    theirs = index(torch.from_numpy(guess.astype(np.int64)) - 1, target)
+    assert confusion.iou() == pytest.approx(theirs.numpy(), abs=1e-6)

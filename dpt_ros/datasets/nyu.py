@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""NYU Depth V2 (Silberman et al., ECCV 2012): the labelled pictures and their usual split."""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from dpt_ros.datasets.files import inverse_of, need_one, read_depth_png, read_lines, read_rgb
+from dpt_ros.datasets.sample import Dataset, DatasetError, Sample
+from dpt_ros.engine.frame import CameraModel
+
+# The colour camera as camera_params.m of the dataset's toolbox has it.
+CAMERA = CameraModel(640, 480, 518.8579, 519.46961, 325.58245, 253.73617)
+_MAT, _SPLITS = "nyu_depth_v2_labeled.mat", "splits.mat"
+_LISTS = {
+    "test": "nyudepthv2_test_files_with_gt.txt",
+    "train": "nyudepthv2_train_files_with_gt.txt",
+}
+
+
+class NyuDataset(Dataset):
+    """NYU Depth V2, 654 test pictures of 480x640.
+
+    The folder holds either ``nyu_depth_v2_labeled.mat`` and ``splits.mat`` as published (needs
+    h5py and scipy), or the common extract ``official_splits/test/SCENE/rgb_00045.jpg`` with
+    ``sync_depth_00045.png`` in millimetres (its pictures have a black border). Where there is the
+    list of BTS (Lee et al., 2019), ``nyudepthv2_test_files_with_gt.txt``, its order and choice are
+    taken.
+
+    Args:
+        depth: "raw", as measured, or "filled", with the holes closed by the authors.
+    """
+
+    name = "nyu"
+
+    def __init__(self, root: Path, split: str = "test", depth: str = "raw") -> None:
+        if depth not in ("raw", "filled"):
+            raise ValueError(f"depth is {depth!r}, but must be raw or filled.")
+        self._mat: Any = None
+        self._depth = depth
+        if (root / _MAT).exists():
+            self._open_mat(root, split)
+            self.variant = f".mat file, {depth} depth"
+        else:
+            self._list_pictures(root, split)
+            self.variant = f"extract with black borders, {depth} depth"
+
+    def _open_mat(self, root: Path, split: str) -> None:
+        h5py, io = _matlab_readers()
+        path = need_one([root / _SPLITS], "the published split of NYU Depth V2")
+        try:
+            indices = io.loadmat(path)[f"{split}Ndxs"]
+        except (KeyError, ValueError, NotImplementedError) as error:
+            raise DatasetError(
+                f"{path} is not splits.mat of NYU Depth V2: it has no {split}Ndxs."
+            ) from error
+        self._indices = [int(i) - 1 for i in indices.ravel()]
+        try:
+            self._mat = h5py.File(root / _MAT, "r")
+        except OSError as error:
+            raise DatasetError(f"{root / _MAT} is no MATLAB 7.3 file: {error}.") from error
+        needed = "images", "rawDepths" if self._depth == "raw" else "depths"
+        for name in needed:
+            if name not in self._mat:
+                raise DatasetError(
+                    f"{root / _MAT} holds no {name}, but {', '.join(self._mat) or 'nothing'}."
+                )
+        count = len(self._mat["images"])
+        if self._indices and max(self._indices) >= count:
+            raise DatasetError(
+                f"splits.mat asks for picture {max(self._indices) + 1}, but {root / _MAT} has "
+                f"{count}."
+            )
+
+    def _list_pictures(self, root: Path, split: str) -> None:
+        self._folder = need_one(
+            [root / "official_splits" / split, root / split, root / f"nyu_depth_v2/{split}"],
+            f"{_MAT} with {_SPLITS} beside it, or the folder of the extracted pictures",
+        )
+        listed = [p for p in (root / _LISTS[split], self._folder / _LISTS[split]) if p.exists()]
+        if listed:
+            lines = read_lines(listed[0], "the list of BTS")
+            self._names = [line.split()[0].lstrip("/") for line in lines]
+        else:
+            found = self._folder.rglob("rgb_*.jpg")
+            self._names = sorted(path.relative_to(self._folder).as_posix() for path in found)
+        if not self._names:
+            raise DatasetError(f"There is no SCENE/rgb_00000.jpg in {self._folder}.")
+
+    def __len__(self) -> int:
+        return len(self._names) if self._mat is None else len(self._indices)
+
+    def read(self, index: int) -> Sample:
+        name, rgb, depth = self._from_folder(index) if self._mat is None else self._from_mat(index)
+        camera = CAMERA if rgb.shape[:2] == (CAMERA.height, CAMERA.width) else None
+        return Sample(name, rgb, depth, inverse_of(depth), camera=camera)
+
+    def _from_folder(self, index: int) -> tuple[str, np.ndarray, np.ndarray]:
+        name = self._names[index]
+        picture = self._folder / name
+        number = re.sub(r"^rgb", "", picture.stem)
+        if self._depth == "raw":
+            truth = picture.with_name(f"sync_depth{number}.png")
+        else:
+            truth = picture.parent / "dense" / f"sync_depth_dense{number}.png"
+        rgb = read_rgb(picture)
+        return name, rgb, read_depth_png(truth, 1000.0, rgb.shape[:2])
+
+    def _from_mat(self, index: int) -> tuple[str, np.ndarray, np.ndarray]:
+        i = self._indices[index]
+        # MATLAB stores columns first: (3, W, H) and (W, H)
+        rgb = np.ascontiguousarray(self._mat["images"][i].transpose(2, 1, 0))
+        stored = self._mat["rawDepths" if self._depth == "raw" else "depths"][i]
+        depth = np.ascontiguousarray(stored.T).astype(np.float32)
+        depth[depth <= 0] = np.nan
+        return f"{i + 1:04d}", rgb, depth
+
+
+def _matlab_readers() -> tuple[ModuleType, ModuleType]:
+    try:
+        return import_module("h5py"), import_module("scipy.io")
+    except ImportError as error:
+        raise DatasetError(
+            f"{_MAT} is read by h5py and scipy, and {error.name} is not installed: "
+            "pip install 'dpt_ros[datasets]', or give the extracted pictures."
+        ) from error

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every dataset by its name."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dpt_ros.datasets.diw import DiwDataset
+from dpt_ros.datasets.eth3d import Eth3dDataset
+from dpt_ros.datasets.kitti import KittiDataset
+from dpt_ros.datasets.nyu import NyuDataset
+from dpt_ros.datasets.sample import Dataset, DatasetError
+from dpt_ros.datasets.segmentation import Ade20kDataset, PascalContextDataset
+from dpt_ros.datasets.sintel import SintelDataset
+from dpt_ros.datasets.tum import TumDataset
+from dpt_ros.datasets.world import WorldDataset
+
+# Each is called with root, split and its own options.
+_DATASETS: dict[str, tuple[Callable[..., Dataset], str]] = {
+    "world": (WorldDataset, "the synthetic world: depth, labels, videos; needs no folder"),
+    "nyu": (
+        NyuDataset,
+        "nyu_depth_v2_labeled.mat and splits.mat, or official_splits/test/SCENE/rgb_*.jpg with "
+        "sync_depth_*.png",
+    ),
+    "kitti": (
+        KittiDataset,
+        "raw data DATE/DRIVE/image_02/data/*.png, a list eigen_test_files_with_gt.txt or "
+        "test_files.txt, and data_depth_annotated/{train,val}/DRIVE/proj_depth/groundtruth",
+    ),
+    "eth3d": (
+        Eth3dDataset,
+        "SCENE/images/dslr_images/*.JPG and SCENE/ground_truth_depth/dslr_images/*.JPG",
+    ),
+    "tum": (TumDataset, "sequences with rgb.txt, depth.txt and what these name"),
+    "sintel": (SintelDataset, "training/final/SEQUENCE/*.png and training/depth/SEQUENCE/*.dpt"),
+    "diw": (DiwDataset, "DIW_test.csv and DIW_test/*.thumb"),
+    "ade20k": (Ade20kDataset, "images/validation/*.jpg and annotations/validation/*.png"),
+    "pascal_context": (
+        PascalContextDataset,
+        "JPEGImages/*.jpg, SegmentationClassContext/*.png and "
+        "ImageSets/SegmentationContext/val.txt",
+    ),
+}
+
+
+def list_datasets() -> dict[str, str]:
+    """The names that ``open_dataset`` takes, each with one line on what is expected in the
+    folder."""
+    return {name: line for name, (_, line) in _DATASETS.items()}
+
+
+def open_dataset(
+    name: str, root: Path | str | None = None, split: str = "test", **options: Any
+) -> Dataset:
+    """A dataset, read sample by sample when they are asked for.
+
+    Args:
+        name: one of ``list_datasets()``.
+        root: its folder; None for the synthetic world.
+        split: "train" or "test".
+        options: of the dataset, see its class; as values, or as words of a command line.
+
+    Raises:
+        ValueError: there is no such dataset, split or option, or a value is of another type.
+        DatasetError: the folder does not hold what was expected.
+    """
+    if name not in _DATASETS:
+        close = difflib.get_close_matches(name, _DATASETS, n=1)
+        meant = f" Did you mean {close[0]}?" if close else ""
+        raise ValueError(
+            f"There is no dataset {name!r}, but {', '.join(sorted(_DATASETS))}.{meant}"
+        )
+    if split not in ("train", "test"):
+        raise ValueError(f"The split is {split!r}, but must be train or test.")
+    build = _DATASETS[name][0]
+    taken = dict(inspect.signature(build).parameters)
+    for word in ("root", "split"):
+        taken.pop(word, None)
+    for option, value in options.items():
+        if option not in taken:
+            raise ValueError(
+                f"The dataset {name} has no option {option!r}, but "
+                f"{', '.join(sorted(taken)) or 'none'}."
+            )
+        options[option] = _typed(option, value, taken[option].default)
+    if name == "world":
+        if root is not None:
+            raise ValueError(f"The synthetic world needs no folder, but got {root}.")
+        return build(split=split, **options)
+    if root is None:
+        raise ValueError(f"The dataset {name} needs its folder: {_DATASETS[name][1]}.")
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        raise DatasetError(f"There is no folder {folder}; for {name}: {_DATASETS[name][1]}.")
+    return build(root=folder, split=split, **options)
+
+
+def _typed(option: str, value: Any, default: Any) -> Any:
+    """``value`` with the type of the default."""
+    kind = type(default)
+    if isinstance(value, str) and kind is bool and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    if isinstance(value, str) and kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            pass  # the sentence below says it
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is str and isinstance(value, Path):
+        return str(value)
+    if type(value) is not kind:
+        words = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
+        raise ValueError(f"The option {option} is {value!r}, but must be {words[kind]}.")
+    return value

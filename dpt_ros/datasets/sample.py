@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One picture with its truth, and a sequence of them: what every dataset gives."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import overload
+
+import numpy as np
+
+from dpt_ros.engine.frame import CameraModel
+from dpt_ros.engine.temporal_truth import Truth
+
+
+class DatasetError(ValueError):
+    """A dataset's files are missing or are not what was published."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """A picture and what is known about it; None for what the dataset does not tell.
+
+    Args:
+        name: of the picture within its dataset.
+        rgb: (H, W, 3) uint8.
+        depth: (H, W) float32, metres along optical Z, NaN where unknown, +Inf for sky.
+        inverse: (H, W) float32, relative inverse depth, NaN where unknown, 0 for sky; where
+            there is ``depth`` too, it is 1/m.
+        labels: (H, W) uint8, class ids 1..N; 0 and 255 are not judged.
+        pairs: (K, 5) float64, pairs of points with known order: row 1, column 1, row 2, column 2
+            (pixels from 0), and 1 where point 1 is nearer, -1 where point 2 is.
+        camera: intrinsics of ``rgb``.
+        sequence: name of the video; the frames of one video are consecutive. "" for a single
+            picture.
+        stamp_ns: time, nanoseconds.
+        truth: everything about a frame of a video, for the temporal metrics.
+    """
+
+    name: str
+    rgb: np.ndarray
+    depth: np.ndarray | None = None
+    inverse: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    pairs: np.ndarray | None = None
+    camera: CameraModel | None = None
+    sequence: str = ""
+    stamp_ns: int = 0
+    truth: Truth | None = None
+
+
+class Dataset(Sequence[Sample]):
+    """Samples that are read when they are asked for.
+
+    Attributes:
+        name: of the dataset, as ``open_dataset`` takes it.
+        class_names: that of id k + 1 is at k; None without labels.
+        variant: which of the forms it is published or used in; "" where there is only one.
+        notes: sentences that a reader of results should know: what was left out and why.
+    """
+
+    name: str
+    class_names: tuple[str, ...] | None = None
+    variant: str = ""
+    notes: tuple[str, ...] = ()
+
+    @abstractmethod
+    def read(self, index: int) -> Sample:
+        """The sample at ``index``, 0 <= index < len.
+
+        Raises:
+            DatasetError: a file of it is missing or is not what was published.
+        """
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Sample]: ...
+
+    def __getitem__(self, index: int | slice) -> Sample | Sequence[Sample]:
+        if isinstance(index, slice):
+            return Subset(self, range(len(self))[index])
+        return self.read(range(len(self))[index])
+
+
+class Subset(Dataset):
+    """Some samples of a dataset, in a given order; still read when they are asked for.
+
+    Args:
+        dataset: the whole.
+        indices: which.
+    """
+
+    def __init__(self, dataset: Dataset, indices: Sequence[int]) -> None:
+        self.name, self.class_names = dataset.name, dataset.class_names
+        self.variant, self.notes = dataset.variant, dataset.notes
+        self._dataset, self._indices = dataset, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def read(self, index: int) -> Sample:
+        return self._dataset.read(self._indices[index])
