@@ -23,12 +23,18 @@ def scan_of(truth, network):
     return COLUMNS, network[150, x].double().numpy(), truth[150, x].double().numpy()
 
 
+def taken(local, columns, seen, true, seconds):
+    """The table of logarithms after these anchors, zeros for none."""
+    local.take(columns, seen, true, seconds, gently=True)
+    return np.array(local.state() or 0.0)
+
+
 def test_a_wall_that_is_too_near_and_a_box_that_is_too_far_are_both_set_right():
     truth = walls()
     network = truth * torch.where(truth < 0.4, 1.15, 0.9)
     local = LocalCorrection()
-    table = local.take(*scan_of(truth, network), 0.0, gently=False)
-    bent = local.bend(network, table, (1.0, 0.0))
+    local.take(*scan_of(truth, network), 0.0, gently=False)
+    bent = local.bend(network, (1.0, 0.0))
     inside = torch.ones(320, dtype=torch.bool)
     inside[190:210] = False
     error = (bent / truth - 1).abs()[:, inside]
@@ -40,7 +46,8 @@ def test_rows_without_anchors_are_corrected_with_their_wall():
     truth = walls()
     network = truth * 1.15
     local = LocalCorrection()
-    bent = local.bend(network, local.take(*scan_of(truth, network), 0.0, False), (1.0, 0.0))
+    local.take(*scan_of(truth, network), 0.0, False)
+    bent = local.bend(network, (1.0, 0.0))
     torch.testing.assert_close(bent[0], bent[150])
 
 
@@ -51,8 +58,8 @@ def test_other_depths_and_columns_are_left_alone():
     columns, seen, true = scan_of(truth, network)
     left = columns < 0.4
     local = LocalCorrection()
-    table = local.take(columns[left], seen[left], true[left], 0.0, gently=False)
-    bent = local.bend(network, table, (1.0, 0.0))
+    local.take(columns[left], seen[left], true[left], 0.0, gently=False)
+    bent = local.bend(network, (1.0, 0.0))
     torch.testing.assert_close(bent[:100, :100], network[:100, :100], rtol=1e-3, atol=0)
     torch.testing.assert_close(bent[:, 220:], network[:, 220:], rtol=1e-3, atol=0)
 
@@ -63,8 +70,8 @@ def test_scale_and_shift_come_on_top():
     network = (truth * 1.1 - shift) / scale
     local = LocalCorrection()
     columns, seen, true = scan_of(truth, network)
-    table = local.take(columns, seen * scale + shift, true, 0.0, gently=False)
-    bent = local.bend(network, table, (scale, shift)) * scale + shift
+    local.take(columns, seen * scale + shift, true, 0.0, gently=False)
+    bent = local.bend(network, (scale, shift)) * scale + shift
     assert (bent / truth - 1)[:, :180].abs().max() < 0.03
 
 
@@ -72,7 +79,8 @@ def test_an_anchor_of_something_else_changes_nothing():
     truth = walls()
     local = LocalCorrection()
     columns, seen, _ = scan_of(truth, truth)
-    assert local.take(columns, seen, seen * 3, 0.0, gently=False) is None
+    local.take(columns, seen, seen * 3, 0.0, gently=False)
+    assert local.state() is None
 
 
 def test_from_frame_to_frame_it_moves_by_small_steps_and_fades_without_anchors():
@@ -81,16 +89,14 @@ def test_from_frame_to_frame_it_moves_by_small_steps_and_fades_without_anchors()
     local = LocalCorrection()
     tables = [np.zeros(1)]
     for _ in range(12):
-        table = local.take(*scan_of(truth, network), 0.1, gently=True)
-        assert table is not None
+        table = taken(local, *scan_of(truth, network), 0.1)
         assert np.abs(table - tables[-1]).max() < 0.031
         tables.append(table)
     assert tables[-1].min() == pytest.approx(np.log(1 / 1.2), abs=0.05)
     none = (np.zeros(0), np.zeros(0), np.zeros(0))
-    faded = [local.take(*none, 0.3, gently=True) for _ in range(40)]
-    assert faded[0] is not None
-    assert np.abs(faded[0]).max() < np.abs(tables[-1]).max()
-    assert faded[-1] is None
+    faded = [taken(local, *none, 0.3) for _ in range(40)]
+    assert 0 < np.abs(faded[0]).max() < np.abs(tables[-1]).max()
+    assert local.state() is None
 
 
 def test_after_a_reset_there_is_no_correction_left():
@@ -98,7 +104,18 @@ def test_after_a_reset_there_is_no_correction_left():
     local = LocalCorrection()
     local.take(*scan_of(truth, truth * 1.2), 0.0, gently=False)
     local.reset()
-    assert local.take(np.zeros(0), np.zeros(0), np.zeros(0), 0.1, gently=True) is None
+    assert local.state() is None
+    assert local.bend(truth, (1.0, 0.0)) is truth
+
+
+def test_one_that_goes_on_from_a_state_is_the_same():
+    truth = walls()
+    local, other = LocalCorrection(), LocalCorrection()
+    local.take(*scan_of(truth, truth * 1.2), 0.0, False)
+    other.restore(local.state())
+    torch.testing.assert_close(
+        other.bend(truth, (1.0, 0.0)), local.bend(truth, (1.0, 0.0)), rtol=0, atol=0
+    )
 
 
 @settings(max_examples=50, deadline=None)
@@ -107,10 +124,8 @@ def test_unknown_and_beyond_range_stay_and_the_rest_stays_positive(seed, count, 
     rng = np.random.default_rng(seed)
     network = torch.from_numpy(rng.choice([0.0, np.nan, 0.01, 0.3, 5.0], (24, 32)))
     local = LocalCorrection()
-    table = local.take(
-        rng.random(count), rng.random(count) + 0.01, rng.random(count) + 0.01, 0.1, False
-    )
-    bent = local.bend(network, table, (1.0, shift))
+    local.take(rng.random(count), rng.random(count) + 0.01, rng.random(count) + 0.01, 0.1, False)
+    bent = local.bend(network, (1.0, shift))
     same = ~(network > 0)
     torch.testing.assert_close(bent[same], network[same], equal_nan=True)
     assert (bent[~same] > 0).all()

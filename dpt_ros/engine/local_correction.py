@@ -36,11 +36,19 @@ class LocalCorrection:
         self._log_near, self._log_far = np.log(_NEAREST), np.log(_FARTHEST)
         self._columns = (np.arange(_COLUMNS) + 0.5) / _COLUMNS
         self._depths = np.linspace(self._log_far, self._log_near, _DEPTHS)
-        self._table: np.ndarray | None = None
+        self._table: np.ndarray | None = None  # logarithms of the factor, (depths, columns)
 
     def reset(self) -> None:
         """Forget the anchors."""
         self._table = None
+
+    def state(self) -> list[list[float]] | None:
+        """The table, for ``restore``."""
+        return None if self._table is None else self._table.tolist()
+
+    def restore(self, state: list[list[float]] | None) -> None:
+        """Go on from a ``state``."""
+        self._table = None if state is None else np.array(state)
 
     def take(
         self,
@@ -49,7 +57,7 @@ class LocalCorrection:
         truth: np.ndarray,
         seconds: float,
         gently: bool,
-    ) -> np.ndarray | None:
+    ) -> None:
         """Take the anchors of a frame in.
 
         Args:
@@ -58,10 +66,6 @@ class LocalCorrection:
             truth: (N,) what was measured, 1/m.
             seconds: since the last frame.
             gently: whether depth went out before, so that it must not jump.
-
-        Returns:
-            The table for ``bend``: logarithms of the factor, (depths, columns) float32; None when
-            there is nothing to correct.
         """
         target = np.zeros((_DEPTHS, _COLUMNS))
         if len(columns):
@@ -78,19 +82,15 @@ class LocalCorrection:
             before = 0.0 if self._table is None else self._table
             target = before + np.clip(target - before, -_STEP, _STEP)
         self._table = target if np.abs(target).max() > 1e-4 else None
-        return None if self._table is None else self._table.astype(np.float32)
 
-    def bend(
-        self, network: Tensor, table: np.ndarray | None, correction: tuple[float, float]
-    ) -> Tensor:
+    def bend(self, network: Tensor, correction: tuple[float, float]) -> Tensor:
         """The network's map such that scale and shift make the corrected inverse depth of it.
 
         Args:
             network: (H, W) float32; what is not > 0 stays as it is.
-            table: from ``take``, None for no correction.
             correction: scale and shift: inverse = scale * network + shift.
         """
-        if table is None:
+        if self._table is None:
             return network
         scale, shift = correction
         inverse = network * scale + shift
@@ -99,7 +99,7 @@ class LocalCorrection:
         x = (torch.arange(network.shape[1], device=network.device) + 0.5) / network.shape[1]
         across = (x * 2 - 1).to(depth).expand_as(depth)
         places = torch.stack([across, depth * (1 - 1 / _DEPTHS)], -1)
-        values = torch.from_numpy(table).to(network, non_blocking=True)
+        values = torch.from_numpy(self._table).to(network, non_blocking=True)
         factor = grid_sample(
             values[None, None], places[None], padding_mode="border", align_corners=False
         )[0, 0].exp()

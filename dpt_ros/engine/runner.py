@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -57,6 +57,12 @@ class Runner(Protocol):
     def reset(self) -> None:
         """Forget the past of all cameras; may be called from any thread."""
 
+    def state(self) -> dict[str, Any]:
+        """The past of all cameras, for ``restore``; call it when no ticket is out."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on where the one with this state was; same networks and settings."""
+
 
 class HostRunner:
     """Computes on the CPU, on the caller's thread; publishing goes on beside it.
@@ -78,6 +84,14 @@ class HostRunner:
     def reset(self) -> None:
         """Forget the past of all cameras."""
         self._refiner.reset()
+
+    def state(self) -> dict[str, Any]:
+        """The past of all cameras: tensors and plain values."""
+        return self._refiner.state()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a ``state``."""
+        self._refiner.restore(state)
 
     def start(self, frames: Sequence[Frame], outputs: Outputs, settings: Settings) -> Ticket:
         """Compute the frames; their arrays belong to whoever takes them."""

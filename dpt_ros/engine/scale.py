@@ -242,18 +242,16 @@ class ScaleEstimator:
         self._stamp: int | None = None
         self._source = "network" if self.metric else "none"
         self._residual = 0.0
-        self._table: np.ndarray | None = None
         self._local.reset()
 
     def state(self) -> dict[str, Any]:
         """Everything that ``restore`` needs to go on as this one would, as plain values."""
-        table = self._local._table
         return {
             "correction": self._filter.state(),
             "stamp": self._stamp,
             "source": self._source,
             "residual": float(self._residual),
-            "table": None if table is None else table.tolist(),
+            "local": self._local.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -261,7 +259,7 @@ class ScaleEstimator:
         self._filter.restore(state["correction"])
         self._stamp, self._source = state["stamp"], state["source"]
         self._residual = state["residual"]
-        self._local._table = None if state["table"] is None else np.array(state["table"])
+        self._local.restore(state["local"])
 
     @property
     def correction(self) -> tuple[float, float]:
@@ -298,7 +296,7 @@ class ScaleEstimator:
         samples = self.sample(tensor, stamp_ns, camera, anchors, labels, down)
         scaled = self.observe(samples.values.cpu().numpy(), samples, stamp_ns)
         if scaled.metric:
-            tensor = self._local.bend(tensor, self._table, self.correction)
+            tensor = self._local.bend(tensor, self.correction)
         return replace(
             scaled, network=tensor.numpy() if isinstance(network, np.ndarray) else tensor
         )
@@ -369,7 +367,7 @@ class ScaleEstimator:
             self._source = "anchors" if state else self._source
         if s.local:
             around = values[: 5 * count].reshape(count, 5) if state else np.zeros((0, 5))
-            self._table = self._bend(around, samples, seconds, gently)
+            self._take_locally(around, samples, seconds, gently)
         if not state and len(samples.ground):
             doubt, systematic = self._ground_doubt()
             if s.source == "ground" or not correction.known or correction.sigma > doubt:
@@ -424,14 +422,14 @@ class ScaleEstimator:
             around[flat, 0], truth[flat], self.settings.min_pairs, self.settings.min_spread
         )
 
-    def _bend(
+    def _take_locally(
         self, around: np.ndarray, samples: Samples, seconds: float, gently: bool
-    ) -> np.ndarray | None:
-        """The local correction's table after the anchors of this frame, if they were taken."""
+    ) -> None:
+        """Let the local correction have the anchors of this frame, if they were taken."""
         scale, shift = self.correction
         inverse = around[:, 0] * scale + shift
         good = np.flatnonzero(_flat_places(around) & (around[:, 0] > 0) & (inverse > 0))
-        return self._local.take(
+        self._local.take(
             samples.columns[good], inverse[good], samples.anchors[good], seconds, gently
         )
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ class StreamRunner:
     """Uploads, computes and downloads on three lanes, so that frames overlap.
 
     Each kind of frames and each size of a batch has a ring of buffers, made once, and after its
-    first runs a graph of the whole computation, which is then replayed.
+    first runs two graphs, of what predicts and of what finishes, which are then replayed.
 
     Args:
         networks: from ``load_networks``.
@@ -64,6 +65,17 @@ class StreamRunner:
     def reset(self) -> None:
         """Forget the past of all cameras."""
         self._refiner.reset()
+
+    def state(self) -> dict[str, Any]:
+        """The past of all cameras: tensors and plain values."""
+        return self._refiner.state()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a ``state``."""
+        self._refiner.restore(state)
+        # The lanes do not wait for what is written here.
+        if self._networks.device.type == "cuda":
+            torch.cuda.synchronize(self._networks.device)
 
     def start(self, frames: Sequence[Frame], outputs: Outputs, settings: Settings) -> Ticket:
         """Hand the frames to the device and return at once.

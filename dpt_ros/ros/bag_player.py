@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import argparse
+import re
 import signal
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,14 @@ from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile
-from rosbags.highlevel import AnyReader, AnyReaderError
+from rosbags.highlevel import AnyReader
+from rosbags.interfaces import Connection
+
+from dpt_ros.ros.messages import one_line
+
+
+class BagError(ValueError):
+    """A bag cannot be read; the text is a sentence."""
 
 
 class NoSubscriber(Exception):
@@ -42,39 +52,73 @@ def play(
     Raises:
         NoSubscriber: nobody subscribed to the first topic in time.
         ValueError: a topic is not in the bag.
-        AnyReaderError: the bag cannot be read.
+        BagError: the bag cannot be read, or holds what is no message.
     """
-    with AnyReader([bag]) as reader:
+    with ExitStack() as stack:
+        with _reading(bag):
+            reader = stack.enter_context(AnyReader([bag]))
+            start_bag = reader.start_time
         connections = [c for c in reader.connections if c.topic.lstrip("/") in topics]
         missing = set(topics) - {c.topic.lstrip("/") for c in connections}
         if missing:
-            raise ValueError(
-                f"{bag} has no topic {', '.join(sorted(missing))}; it has "
-                f"{', '.join(sorted(reader.topics))}."
+            raise BagError(
+                one_line(
+                    f"{bag} has no topic {', '.join(sorted(missing))}; it has "
+                    f"{', '.join(sorted(reader.topics)) or 'none'}."
+                )
             )
         publishers = {
-            c.topic: node.create_publisher(
+            c.topic.lstrip("/"): node.create_publisher(
                 _message_class(c.msgtype), c.topic.lstrip("/"), QoSProfile(depth=10)
             )
             for c in connections
         }
-        _wait_for_subscriber(publishers["/" + topics[0]], wait)
+        _wait_for_subscriber(publishers[topics[0]], wait)
         sent = []
-        start_wall, start_bag = time.monotonic_ns(), reader.start_time
-        for connection, stamp, data in reader.messages(connections):
+        start_wall = time.monotonic_ns()
+        for connection, stamp, data in _messages(reader, connections, bag):
             due = start_wall + (stamp - start_bag) / rate
             time.sleep(max(0.0, (due - time.monotonic_ns()) / 1e9))
             if not rclpy.ok(context=node.context):
                 break
-            if connection.topic == "/" + topics[0]:
+            topic = connection.topic.lstrip("/")
+            if topic == topics[0]:
                 sent.append((stamp, time.monotonic_ns()))
-            publishers[connection.topic].publish(bytes(data))
+            publishers[topic].publish(data)
         return sent
 
 
+@contextmanager
+def _reading(bag: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # a damaged file can make a reader raise anything
+        raise BagError(
+            f"{bag} cannot be read as a bag: {one_line(str(error) or type(error).__name__)}; give"
+            " a whole rosbag2 folder or .mcap file."
+        ) from error
+
+
+def _messages(
+    reader: AnyReader, connections: Sequence[Connection], bag: Path
+) -> Iterator[tuple[Connection, int, bytes]]:
+    with _reading(bag):
+        for connection, stamp, data in reader.messages(connections):
+            yield connection, stamp, bytes(data)
+
+
 def _message_class(name: str) -> Any:
+    """The class of a type as a bag names it, which may name anything."""
     package, _, message = name.partition("/msg/")
-    return getattr(import_module(f"{package}.msg"), message)
+    # Other packages are not even imported: that alone can run a program.
+    if not re.fullmatch(r"[a-z][a-z0-9_]*_(msgs|interfaces)", package):
+        raise BagError(one_line(f"The bag has messages of '{name}', which is no type of ROS."))
+    try:
+        return getattr(import_module(f"{package}.msg"), message)
+    except (ImportError, AttributeError) as error:
+        raise BagError(
+            one_line(f"The bag has messages of '{name}', which are not installed here.")
+        ) from error
 
 
 def _wait_for_subscriber(publisher: Publisher, seconds: float) -> None:
@@ -110,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
     node = Node("bag_player")
     try:
         sent = play(node, args.bag, args.topics, args.rate, args.wait)
-    except (NoSubscriber, ValueError, AnyReaderError, OSError) as error:
+    except (NoSubscriber, BagError, OSError) as error:
         print(f"dpt_bag_player: {error}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, ExternalShutdownException):

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the messages of a bag to the frames of its cameras, in order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+
+from sensor_msgs.msg import CameraInfo
+from std_msgs.msg import Header
+
+from dpt_ros.engine.frame import Frame, Outputs
+from dpt_ros.engine.settings import Settings
+from dpt_ros.ros.bag_beside import LOOKAHEAD, Beside, StaticFrames, stamp_of
+from dpt_ros.ros.bag_reader import Message
+from dpt_ros.ros.bag_topics import Camera
+from dpt_ros.ros.cdr import read_compressed_image, read_image
+from dpt_ros.ros.messages import MessageError, compressed_file, image_pixels
+
+STATIC_FRAMES = "/tf_static"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a frame's prediction is written with: ``Frame.context``.
+
+    Args:
+        time: of the image's recording, nanoseconds.
+        header: of the image.
+        info: camera_info that fits the image, if there is one.
+    """
+
+    time: int
+    header: Header
+    info: CameraInfo | None
+
+
+@dataclass(frozen=True)
+class Item:
+    """A message whose turn it is.
+
+    Args:
+        number: of the message, counted from 0 over all that are read.
+        message: itself, if it is to be copied.
+        camera: name of the camera whose image it is, None if it is no image.
+        frame: the image, perhaps still being decoded; None if it is no image or cannot be read.
+        outputs: what is wanted of the frame, if it is there.
+        error: why the image cannot be read.
+    """
+
+    number: int
+    message: Message | None = None
+    camera: str | None = None
+    frame: Future[Frame] | None = None
+    outputs: Outputs | None = None
+    error: str = ""
+
+
+class Frames:
+    """Makes frames.
+
+    Args:
+        cameras: of the bag.
+        settings: of each camera, by its name.
+        wanted: what is wanted of a camera's frame, by its name and whether it is calibrated.
+        copied: topics whose messages are handed through.
+        decoder: where compressed images are decoded.
+        say: takes a sentence when something cannot be used; the same one again and again.
+    """
+
+    def __init__(
+        self,
+        cameras: Sequence[Camera],
+        settings: Mapping[str, Settings],
+        wanted: Callable[[str, bool], Outputs],
+        copied: Collection[str],
+        decoder: Executor,
+        say: Callable[[str], None],
+    ) -> None:
+        self._say = say
+        self._wanted = wanted
+        self._copied = copied
+        self._decoder = decoder
+        self._static = StaticFrames()
+        self._cameras = {camera.image: camera for camera in cameras}
+        self._beside = {
+            camera.name: Beside(camera, settings[camera.name], self._static, say)
+            for camera in cameras
+        }
+
+    def items(self, messages: Iterable[Message], skip: int = 0) -> Iterator[Item]:
+        """Every message that is to be copied or computed, in order.
+
+        Args:
+            messages: as they were recorded.
+            skip: how many messages were dealt with before.
+        """
+        for number, message in enumerate(self._delayed(messages)):
+            camera = self._cameras.get(message.topic)
+            copy = message if message.topic in self._copied else None
+            if camera is None:
+                if copy is not None and number >= skip:
+                    yield Item(number, copy)
+                continue
+            try:
+                stamp = stamp_of(message.data)
+                self._beside[camera.name].advance(message.time, stamp)
+                if number >= skip:
+                    frame, outputs = self._frame(camera, message, stamp)
+                    yield Item(number, copy, camera.name, frame, outputs)
+            except MessageError as error:
+                if number >= skip:
+                    yield Item(number, copy, camera.name, error=str(error))
+
+    def _delayed(self, messages: Iterable[Message]) -> Iterator[Message]:
+        """Messages, each after those of the half second behind it were seen."""
+        waiting: deque[Message] = deque()
+        for message in messages:
+            try:
+                if message.topic == STATIC_FRAMES:
+                    self._static.see(message.data)
+                for beside in self._beside.values():
+                    beside.see(message)
+            except MessageError as error:
+                self._say(f"{message.topic}: {error}")
+            waiting.append(message)
+            while waiting and message.time - waiting[0].time > LOOKAHEAD:
+                yield waiting.popleft()
+        yield from waiting
+
+    def _frame(
+        self, camera: Camera, message: Message, stamp: int
+    ) -> tuple[Future[Frame], Outputs]:
+        beside, time = self._beside[camera.name], message.time
+        outputs = self._wanted(camera.name, beside.calibrated(time, stamp))
+        future: Future[Frame]
+        if camera.compressed:
+            image = read_compressed_image(message.data)
+            file = compressed_file(image)
+            size = (file.width, file.height)
+            about, info = beside.about(time, image.header, stamp, size)
+            origin = Origin(time, image.header, info)
+            packed = Frame(file.data, file.kind, decode=file.decode, context=origin, **about)
+            return self._decoder.submit(packed.decoded), outputs
+        view = read_image(message.data)
+        pixels = image_pixels(view)
+        about, info = beside.about(time, view.header, stamp, (view.width, view.height))
+        origin = Origin(time, view.header, info)
+        future = Future()
+        future.set_result(Frame(pixels, view.encoding, context=origin, **about))
+        return future, outputs

@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads what can be read of damaged bag files, where rosbags rightly refuses the whole.
+
+MCAP is a sequence of records: an opcode, a length, and so many bytes (mcap.dev/spec). Chunks hold
+most records, may be compressed, and are read one by one, so that a broken one costs itself only.
+A SQLite table is a tree of pages, so that rows are asked for one by one.
+"""
+
+from __future__ import annotations
+
+import heapq
+import sqlite3
+import struct
+import sys
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+from zlib import crc32
+
+import lz4.frame  # type: ignore[import-untyped]
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+_MAGIC = b"\x89MCAP0\r\n"
+_RECORD = struct.Struct("<BQ")
+_CHUNK = struct.Struct("<QQQI")
+_MESSAGE = struct.Struct("<HIQQ")
+_SCHEMA, _CHANNEL, _MESSAGE_RECORD, _CHUNK_RECORD = 3, 4, 5, 6
+_OPCODES = range(1, 16)
+_MISSES = 20_000  # rows in a row that are not there, after which there are no more
+
+
+@dataclass(frozen=True)
+class Channel:
+    """A topic of a bag.
+
+    Args:
+        topic: its name.
+        msgtype: "sensor_msgs/msg/Image", ...
+        count: messages there should be, 0 if that is not known.
+        definition: text of the message's definition, "" if the bag has none.
+        digest: RIHS01 hash of the type, "" if the bag has none.
+        qos: offered QoS profiles, as rosbags has them.
+    """
+
+    topic: str
+    msgtype: str
+    count: int = 0
+    definition: str = ""
+    digest: str = ""
+    qos: tuple[object, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A chunk of an MCAP file, or a message outside of any."""
+
+    at: int
+    size: int
+    whole: bool
+    opcode: int
+    start: int = 0
+
+
+class DamagedFile:
+    """What is left of a file.
+
+    Attributes:
+        problems: sentences on what cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.problems: list[str] = []
+        self._by_number: dict[int, Channel] = {}
+
+    @property
+    def channels(self) -> list[Channel]:
+        return list(self._by_number.values())
+
+    def messages(self, topics: Collection[str]) -> Iterator[tuple[str, int, bytes]]:
+        """Topic, time of recording and bytes of each message, in the order of time."""
+        raise NotImplementedError
+
+
+def open_damaged(path: Path) -> DamagedFile:
+    """What is left of a file, by its suffix: ".mcap" or ".db3".
+
+    Raises:
+        ValueError: nothing can be read of it; a sentence.
+    """
+    return DamagedMcap(path) if path.suffix == ".mcap" else DamagedSqlite(path)
+
+
+class DamagedMcap(DamagedFile):
+    """An MCAP file without a usable index, or with broken chunks."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._parts: list[_Part] = []
+        self._schemas: dict[int, tuple[str, str]] = {}
+        with path.open("rb") as file:
+            if file.read(len(_MAGIC)) != _MAGIC:
+                raise ValueError(f"{path.name} is no MCAP file: it does not begin like one.")
+            self._walk(file, path.stat().st_size)
+            broken = sum(not self._learn(file, part) for part in self._parts)
+        if broken:
+            self.problems.append(
+                f"{path.name}: {broken} of {len(self._parts)} chunks are damaged, and what cannot"
+                " be told apart in them is left out."
+            )
+        if not self._by_number:
+            raise ValueError(f"{path.name}: nothing can be read, not even which topics it had.")
+
+    def _walk(self, file: BinaryIO, size: int) -> None:
+        """Find the records, up to the end or to what is none."""
+        at = len(_MAGIC)
+        while at + _RECORD.size <= size:
+            file.seek(at)
+            opcode, length = _RECORD.unpack(file.read(_RECORD.size))
+            at += _RECORD.size
+            if opcode == 2:  # the footer: all is there
+                return
+            if opcode not in _OPCODES:
+                self.problems.append(
+                    f"{self.path.name}: {size - at} of {size} bytes, from {at} on, cannot be told"
+                    " apart and are left out."
+                )
+                return
+            inside = file.read(min(length, size - at, _CHUNK.size))
+            if opcode in (_SCHEMA, _CHANNEL):
+                file.seek(at)
+                self._record(opcode, file.read(length))
+            whole = at + length <= size
+            if opcode == _MESSAGE_RECORD and len(inside) >= _MESSAGE.size and whole:
+                start = _MESSAGE.unpack_from(inside)[2]
+                self._parts.append(_Part(at, length, whole, opcode, start))
+            if opcode == _CHUNK_RECORD and len(inside) == _CHUNK.size:
+                start = _CHUNK.unpack(inside)[0]
+                self._parts.append(_Part(at, min(length, size - at), whole, opcode, start))
+            at += length
+        self.problems.append(f"{self.path.name} ends early, after {size} bytes.")
+
+    def _learn(self, file: BinaryIO, part: _Part) -> bool:
+        """Take the channels of a part; whether all of it can be read."""
+        if part.opcode == _MESSAGE_RECORD:
+            return True
+        content, good = _content(file, part)
+        taken = 0
+        for opcode, body in _records(content):
+            taken += _RECORD.size + len(body)
+            if opcode in (_SCHEMA, _CHANNEL):
+                self._record(opcode, body)
+        return good and taken == len(content)
+
+    def _record(self, opcode: int, body: bytes) -> None:
+        try:
+            if opcode == _SCHEMA:
+                (number,) = struct.unpack_from("<H", body)
+                name, at = _string(body, 2)
+                _, at = _string(body, at)
+                self._schemas[number] = (name, _string(body, at)[0])
+                return
+            number, schema = struct.unpack_from("<HH", body)
+            topic, _ = _string(body, 4)
+            name, definition = self._schemas[schema]
+            self._by_number[number] = Channel(topic, name, 0, definition)
+        except (struct.error, UnicodeDecodeError, KeyError):
+            self.problems.append(f"{self.path.name}: the description of a topic is damaged.")
+
+    def messages(self, topics: Collection[str]) -> Iterator[tuple[str, int, bytes]]:
+        with self.path.open("rb") as file:
+            streams = (self._messages(file, part, topics) for part in self._parts)
+            for time, _, _, topic, data in heapq.merge(*streams):
+                if topic:
+                    yield topic, time, data
+
+    def _messages(
+        self, file: BinaryIO, part: _Part, topics: Collection[str]
+    ) -> Iterator[tuple[int, int, int, str, bytes]]:
+        # Without this the merging would read every part at once to learn where it begins.
+        yield part.start, 0, 0, "", b""
+        content, _ = _content(file, part)
+        found = []
+        for number, (opcode, body) in enumerate(_records(content)):
+            if opcode == _MESSAGE_RECORD and len(body) >= _MESSAGE.size:
+                channel, _, time, _ = _MESSAGE.unpack_from(body)
+                topic = self._by_number[channel].topic if channel in self._by_number else ""
+                if topic in topics:
+                    found.append((time, part.at, number, topic, body[_MESSAGE.size :]))
+        yield from sorted(found, key=lambda one: one[0])
+
+
+def _content(file: BinaryIO, part: _Part) -> tuple[bytes, bool]:
+    """The records of a part, and whether they are all there."""
+    if part.opcode == _MESSAGE_RECORD:
+        file.seek(part.at - _RECORD.size)
+        return file.read(_RECORD.size + part.size), True
+    file.seek(part.at)
+    body = file.read(part.size)
+    try:
+        _, _, size, checksum = _CHUNK.unpack_from(body)
+        compression, at = _string(body, _CHUNK.size)
+        (stored,) = struct.unpack_from("<Q", body, at)
+        packed = body[at + 8 : at + 8 + stored]
+        content = _decompress(compression, packed)
+    except (struct.error, UnicodeDecodeError, zstd.ZstdError, RuntimeError, ValueError):
+        return b"", False
+    whole = part.whole and len(content) == size
+    if whole and checksum and crc32(content) != checksum:
+        return b"", False
+    return content, whole
+
+
+def _decompress(compression: str, packed: bytes) -> bytes:
+    """What was compressed, or its beginning where the rest is missing."""
+    if compression == "zstd":
+        return bytes(zstd.ZstdDecompressor().decompress(packed))
+    if compression == "lz4":
+        return bytes(lz4.frame.LZ4FrameDecompressor().decompress(packed))
+    if compression:
+        raise ValueError(f"The compression {compression!r} is not known.")
+    return packed
+
+
+def _records(content: bytes) -> Iterator[tuple[int, bytes]]:
+    """Opcode and body of the records that are whole."""
+    at = 0
+    while at + _RECORD.size <= len(content):
+        opcode, length = _RECORD.unpack_from(content, at)
+        at += _RECORD.size
+        if opcode not in _OPCODES or at + length > len(content):
+            return
+        yield opcode, content[at : at + length]
+        at += length
+
+
+def _string(body: bytes, at: int) -> tuple[str, int]:
+    """A string with its length in front, and where it ends."""
+    (length,) = struct.unpack_from("<I", body, at)
+    if at + 4 + length > len(body):
+        raise struct.error("the string ends early")
+    return body[at + 4 : at + 4 + length].decode(), at + 4 + length
+
+
+class DamagedSqlite(DamagedFile):
+    """A SQLite file with broken pages, or cut off."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._times: list[tuple[int, int]] = []
+        database = _database(path)
+        try:
+            rows = database.execute("SELECT id, name, type FROM topics")
+            self._by_number = {number: Channel(name, kind) for number, name, kind in rows}
+            lost = 0
+            for row in self._numbers(database):
+                found = self._row(database, "timestamp, length(data)", row)
+                lost += found is None
+                if found:
+                    self._times.append((int(found[0]), row))
+        except sqlite3.DatabaseError as error:
+            raise ValueError(f"{path.name}: nothing can be read ({error}).") from error
+        finally:
+            database.close()
+        self._times.sort()
+        self.problems.append(
+            f"{path.name} is a damaged database: {len(self._times)} of its rows can be read,"
+            f" {lost} cannot."
+        )
+
+    @staticmethod
+    def _numbers(database: sqlite3.Connection) -> Iterable[int]:
+        """Numbers of the rows there should be."""
+        try:
+            (last,) = database.execute("SELECT max(id) FROM messages").fetchone()
+            return range(1, (last or 0) + 1)
+        except sqlite3.DatabaseError:
+            return _until_gone(database)
+
+    @staticmethod
+    def _row(database: sqlite3.Connection, what: str, number: int) -> tuple[Any, ...] | None:
+        """Columns of a row; () if there is none, None if it cannot be read."""
+        try:
+            row = database.execute(f"SELECT {what} FROM messages WHERE id=?", (number,)).fetchone()
+        except (sqlite3.DatabaseError, OverflowError):
+            return None
+        return row or ()
+
+    def messages(self, topics: Collection[str]) -> Iterator[tuple[str, int, bytes]]:
+        database = _database(self.path)
+        try:
+            for time, number in self._times:
+                row = self._row(database, "topic_id, data", number)
+                topic = self._by_number[row[0]].topic if row and row[0] in self._by_number else ""
+                if row and topic in topics and isinstance(row[1], bytes):
+                    yield topic, time, row[1]
+        finally:
+            database.close()
+
+
+def _database(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True)
+    # Else not one page is read of a file that is shorter than it says.
+    database.execute("PRAGMA writable_schema=ON")
+    return database
+
+
+def _until_gone(database: sqlite3.Connection) -> Iterator[int]:
+    """Numbers from 1 until for long there was no row that can be read."""
+    number = missed = 0
+    while missed < _MISSES:
+        number += 1
+        yield number
+        missed = missed + 1 if DamagedSqlite._row(database, "1", number) in ((), None) else 0

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node's parameters where no node is: from its parameter file, and NAME:=VALUE."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rclpy.parameter import Parameter, parameter_dict_from_yaml_file
+
+from dpt_ros.engine.settings import Settings, check, common_name
+from dpt_ros.ros.parameters import unknown_name
+
+# What a parameter file may hold for rclpy itself.
+_OF_RCLPY = ("use_sim_time", "start_type_description_service", "qos_overrides.")
+
+
+def read_settings(
+    file: Path | None, given: Sequence[str]
+) -> tuple[Settings, dict[str, dict[str, Any]]]:
+    """Settings as the node would have them.
+
+    Args:
+        file: a ROS parameter file, of the node dpt or of all nodes.
+        given: "NAME:=VALUE", stronger than the file.
+
+    Returns:
+        The settings, and by camera the attributes of Settings that it has for itself.
+
+    Raises:
+        ValueError: a sentence about what is wrong.
+    """
+    values = _from_file(file) if file is not None else {}
+    for text in given:
+        name, sign, value = text.partition(":=")
+        if not sign or not name:
+            raise ValueError(f"-p {text}: expected NAME:=VALUE.")
+        try:
+            values[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"-p {text}: the value is no YAML ({error}).") from error
+    common = {name: value for name, value in values.items() if name == common_name(name)}
+    for name in common:
+        try:
+            Settings.parse({name: common[name]})
+        except ValueError as error:
+            known = "is not a parameter" not in str(error)
+            raise ValueError(str(error) if known else unknown_name(name)) from error
+    settings = Settings.parse(common)
+    own: dict[str, dict[str, Any]] = {}
+    for name in values.keys() - common.keys():
+        camera = name.partition(".")[0]
+        if camera not in settings.cameras:
+            raise ValueError(
+                f"{name} is set for the camera {camera}, but cameras is {list(settings.cameras)}."
+            )
+        if value := check(name, values[name]):
+            own.setdefault(camera, {})[common_name(name)] = value
+    return settings, own
+
+
+def _from_file(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise ValueError(f"{file} does not exist.")
+    try:
+        # Jazzy refuses names that the file does not have, and without any takes every node's.
+        there = yaml.safe_load(file.read_text())
+        names = [name for name in ("/**", "dpt", "/dpt") if name in there]
+        if not names:
+            raise KeyError(f"it has parameters for {', '.join(there)}, and none for dpt")
+        found = parameter_dict_from_yaml_file(str(file), target_nodes=names)
+        values = {name: Parameter.from_parameter_msg(msg).value for name, msg in found.items()}
+    except (RuntimeError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is no parameter file of the node dpt: {error}") from error
+    return {
+        name: value if isinstance(value, str | bool | int | float) else list(value)
+        for name, value in values.items()
+        if not name.startswith(_OF_RCLPY)
+    }
