@@ -6,13 +6,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from dpt_ros.model.losses import (
     gradient_matching,
+    label_loss,
     least_squares_align,
     median_align,
     metric_loss,
+    robust_alignment,
     scale_shift_invariant_loss,
+    silog_loss,
     trimmed_mae,
 )
 
@@ -111,7 +115,7 @@ def test_beyond_the_floor_the_metric_loss_is_content() -> None:
     )
 
 
-@pytest.mark.parametrize("loss", [scale_shift_invariant_loss, metric_loss])
+@pytest.mark.parametrize("loss", [scale_shift_invariant_loss, metric_loss, silog_loss])
 def test_unknown_pixels_have_no_influence_and_no_gradient(loss) -> None:  # type: ignore[no-untyped-def]
     p, t, m = sample(5)
     wild = t.masked_fill(~m, float("nan"))
@@ -124,7 +128,7 @@ def test_unknown_pixels_have_no_influence_and_no_gradient(loss) -> None:  # type
     assert (p.grad[m] != 0).any()
 
 
-@pytest.mark.parametrize("loss", [scale_shift_invariant_loss, metric_loss])
+@pytest.mark.parametrize("loss", [scale_shift_invariant_loss, metric_loss, silog_loss])
 def test_an_image_without_any_truth_costs_nothing(loss) -> None:  # type: ignore[no-untyped-def]
     p, t, m = sample(6)
     p.requires_grad_()
@@ -132,6 +136,58 @@ def test_an_image_without_any_truth_costs_nothing(loss) -> None:  # type: ignore
     value.backward()
     assert value == 0
     assert torch.isfinite(p.grad).all()
+
+
+def test_silog_is_eigens_formula_and_forgives_half_of_a_common_factor() -> None:
+    p, t, m = sample(8)
+    want = []
+    for k in range(len(p)):
+        d = (p[k][m[k]].clamp(min=1e-3).log() - t[k][m[k]].log()).double().numpy()
+        n = len(d)
+        want.append((d**2).sum() / n - 0.5 * d.sum() ** 2 / n**2)
+    assert silog_loss(p, t, m, alpha=0) == pytest.approx(np.mean(want), rel=1e-5)
+    ones = torch.ones_like(m)
+    assert silog_loss(2 * t, t, ones, variance_focus=1.0) == pytest.approx(0, abs=1e-5)
+    assert silog_loss(2 * t, t, ones) == pytest.approx(0.5 * np.log(2) ** 2, rel=1e-4)
+    assert silog_loss(p, t, m) > silog_loss(p, t, m, alpha=0)
+
+
+def test_robust_alignment_finds_scale_and_shift_despite_outliers() -> None:
+    _, t, m = sample(9)
+    prediction = (t - 0.25) / 0.3
+    scale, shift = robust_alignment(prediction, t.masked_fill(~m, torch.nan), m)
+    assert scale.tolist() == pytest.approx([0.3, 0.3], rel=1e-4)
+    assert shift.tolist() == pytest.approx([0.25, 0.25], rel=1e-3)
+    scale, shift = robust_alignment(torch.ones_like(t), t, m)
+    assert scale.isnan().all()
+
+
+def test_label_loss_is_cross_entropy_over_what_is_judged() -> None:
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 4, 5, generator=g)
+    labels = torch.randint(-1, 3, (2, 4, 5), generator=g)
+    weight = torch.tensor([0.5, 1.0, 2.0])
+    for w in (None, weight):
+        want = F.cross_entropy(logits, labels, w, ignore_index=-1)
+        assert label_loss(logits, labels, w) == pytest.approx(float(want), rel=1e-5)
+    assert label_loss(logits, torch.full_like(labels, -1), weight) == 0
+
+
+@pytest.mark.parametrize("loss", [scale_shift_invariant_loss, metric_loss, silog_loss])
+def test_shares_of_a_batch_add_up_to_its_gradient(loss) -> None:  # type: ignore[no-untyped-def]
+    p, t, m = sample(10)
+    m[1, 3:] = False  # one share knows much less than the other
+    whole = p.clone().requires_grad_()
+    loss(whole, t, m).backward()
+    known: list[list[torch.Tensor]] = []
+    for k in (0, 1):
+        known.append([])
+        loss(p[k : k + 1], t[k : k + 1], m[k : k + 1], share=lambda n: (known[-1].append(n), n)[1])
+    means = [(a + b) / 2 for a, b in zip(*known, strict=True)]
+    for k in (0, 1):
+        part, turn = p[k : k + 1].clone().requires_grad_(), iter(means)
+        loss(part, t[k : k + 1], m[k : k + 1], share=lambda n, turn=turn: next(turn)).backward()
+        torch.testing.assert_close(part.grad[0] / 2, whole.grad[k])
 
 
 def test_following_the_gradient_lowers_the_loss() -> None:

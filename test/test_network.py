@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from dpt_ros.engine.fuse import fuse
 from dpt_ros.engine.network import EMBEDDED, NetworkError, load_networks
 from dpt_ros.engine.preprocess import network_input
 from dpt_ros.engine.settings import Settings
-from dpt_ros.model import create_model, save_checkpoint
+from dpt_ros.model import DPT, create_model, save_checkpoint
+from dpt_ros.model.zoo import SMALL, ZOO
 from dpt_ros.world import World
 
 RANDOM = {"depth_weights": "random", "label_weights": "random"}
@@ -33,6 +35,14 @@ def test_without_a_download_auto_is_the_embedded_network_for_both_and_says_so():
     assert networks.class_names[:2] == ("wall", "floor")
     assert sum("synthetic world only" in note for note in networks.notes) == 2
     assert not networks.random
+
+
+def test_auto_takes_the_network_that_a_file_says_it_holds(tmp_path: Path) -> None:
+    file = tmp_path / "mine.safetensors"
+    save_checkpoint(DPT(replace(ZOO["dpt_hybrid_nyu"], geometry=SMALL)), file)
+    networks = load_networks(Settings(depth_weights=str(file), label_network="none"))
+    assert networks.depth_name == "dpt_hybrid_nyu"
+    assert any("dpt_hybrid_nyu, as" in note for note in networks.notes)
 
 
 def test_auto_prefers_a_downloaded_network_and_says_so(monkeypatch):

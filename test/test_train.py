@@ -1,24 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""dpt_train: a short real run, its resumption, and what it refuses."""
+"""dpt_train: short real runs, their resumption, several processes, and what it refuses."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from dpt_ros.apps.train import main
-from dpt_ros.apps.trainer import aligned_depth, batches, class_weights, world_to_model_ids
-from dpt_ros.data import class_names
-from dpt_ros.model import create_model
-from dpt_ros.model.zoo import EMBEDDED_NAME, ZOO
-from dpt_ros.world import CLASSES
-from dpt_ros.world.dataset import FrameSet, render_set
+from dpt_ros.model import DPT, create_model, model_spec
+from dpt_ros.model.zoo import EMBEDDED_NAME
+from dpt_ros.world.dataset import render_set
+
+SIZES = ["--worlds=3", "--frames=1", "--held-out=1", "--width=64", "--height=48", "--threads=1"]
+SIZES += ["--batch=2"]
+PROGRAM = ["-m", "dpt_ros.apps.train"]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -27,19 +35,22 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(out: Path, cache: Path, steps: int, *more: str) -> int:
-    sizes = ["--worlds", "2", "--frames", "1", "--held-out", "1", "--batch", "2", "--threads", "1"]
-    return main(["--out", str(out), "--cache", str(cache), "--steps", str(steps), *sizes, *more])
+    return main(["--out", str(out), "--cache", str(cache), "--steps", str(steps), *SIZES, *more])
 
 
 def entries(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
+def state(out: Path) -> dict:
+    return torch.load(out / "checkpoint.pt", weights_only=True)
+
+
 def test_a_run_leaves_a_network_a_checkpoint_and_a_log_and_can_go_on(
     tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    assert run(out, cache, 2) == 0
+    assert run(out, cache, 2, "--tensorboard") == 0
     report = json.loads(capsys.readouterr().out)
     assert report["images"] == 5
     assert 0 <= report["miou"] <= 1
@@ -58,6 +69,156 @@ def test_a_run_leaves_a_network_a_checkpoint_and_a_log_and_can_go_on(
     assert entries(out)[-1]["step"] == 3
     again = load_file(out / "dpt_hybrid_embedded.safetensors")
     assert any(not torch.equal(again[k], exported[k]) for k in exported)
+    assert run(out, cache, 3, "--resume", "--lr", "0.5") == 1
+    assert "was started with lr 0.001, not 0.5" in capsys.readouterr().err
+
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(out / "tensorboard")).Reload().Tags()
+    assert "held out/abs_rel" in events["scalars"]
+    assert "pictures/0" in events["images"]
+
+
+def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = ["--train", "both", "--dropout", "0.1", "--auxiliary", "0.2"]
+    assert run(tmp_path / "whole", cache, 8, *recipe) == 0
+    killed = tmp_path / "killed"
+    data = ["--out", str(killed), "--cache", str(cache), "--steps", "8", *SIZES]
+    process = subprocess.Popen(
+        [sys.executable, *PROGRAM, *data, *recipe, "--save-minutes", "0"],
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    until = time.monotonic() + 120
+    while not (killed / "checkpoint.pt").exists():
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert 1 <= state(killed)["step"] < 8
+    assert run(killed, cache, 8, "--resume", *recipe) == 0
+    one, two = state(tmp_path / "whole"), state(killed)
+    assert one["step"] == two["step"] == 8
+    for part in ("model", "average"):
+        assert all(torch.equal(one[part][k], two[part][k]) for k in one[part])
+    moments = zip(
+        one["optimizer"]["state"].values(), two["optimizer"]["state"].values(), strict=True
+    )
+    assert all(torch.equal(a[k], b[k]) for a, b in moments for k in a)
+
+
+def test_two_processes_take_the_steps_of_one_with_the_joined_batch(
+    tmp_path: Path, cache: Path
+) -> None:
+    recipe = ["--train=depth", "--no-batch-norm", "--optimizer=sgd", "--schedule=constant"]
+    recipe += ["--lr=0.01", "--precision=fp32", "--average=0", "--steps=2"]
+    data = ["--cache", str(cache), *SIZES]
+    assert main(["--out", str(tmp_path / "one"), *data, *recipe]) == 0
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    subprocess.run(
+        [sys.executable, *torchrun, *PROGRAM, "--out", str(tmp_path / "two"), *data, *recipe],
+        env=ENVIRONMENT,
+        check=True,
+        timeout=240,
+        capture_output=True,
+    )
+    one, two = state(tmp_path / "one")["model"], state(tmp_path / "two")["model"]
+    torch.manual_seed(0)
+    first = DPT(replace(model_spec(EMBEDDED_NAME), tasks=("depth",), batch_norm=False))
+    moved = 0.0
+    for name, value in first.state_dict().items():
+        change = one[name] - value
+        moved = max(moved, float(change.abs().max()))
+        torch.testing.assert_close(two[name] - value, change, rtol=1e-3, atol=1e-6)
+    assert moved > 1e-3
+    assert [entry["step"] for entry in entries(tmp_path / "two")] == [0, 2]  # one process speaks
+
+
+def test_a_published_dataset_is_learned_from_its_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    for part, count in (("training", 3), ("validation", 2)):
+        for kind in ("images", "annotations"):
+            (tmp_path / "ade" / kind / part).mkdir(parents=True)
+        for k in range(count):
+            shape = (40 + 8 * k, 72)
+            picture = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
+            labels = rng.integers(0, 4, shape, dtype=np.uint8)
+            cv2.imwrite(str(tmp_path / "ade" / "images" / part / f"{k}.jpg"), picture)
+            cv2.imwrite(str(tmp_path / "ade" / "annotations" / part / f"{k}.png"), labels)
+    more = ["--batch=2", "--crop=64x48", "--scaling", "0.5", "2", "--steps=2", "--threads=1"]
+    dataset = ["--dataset=ade20k", f"--root={tmp_path / 'ade'}", "--train=labels"]
+    out = tmp_path / "run"
+    assert main([f"--out={out}", *dataset, *more, "--auxiliary=0.2", "--tensorboard"]) == 0
+    printed = capsys.readouterr()
+    assert "The label head is new: 150 classes, in place of 10." in printed.err
+    report = json.loads(printed.out)
+    assert report["images"] == 2
+    assert "abs_rel" not in report
+    model = create_model(EMBEDDED_NAME, out / "dpt_hybrid_embedded.safetensors")
+    assert model.tasks == ("labels",)
+    assert (model.spec.num_classes, model.spec.net_width, model.spec.net_height) == (150, 64, 48)
+    assert main([f"--out={tmp_path / 'b'}", "--dataset=ade20k", *more]) == 2
+    assert "needs its --root" in capsys.readouterr().err
+    assert main([f"--out={tmp_path / 'c'}", *dataset, *more, "--train=depth"]) == 1
+    assert "Depth is to be learned, but ade20k has none" in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+def test_a_gpu_trains_in_half_precision_with_pictures_read_ahead(
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--device=cuda", "--precision=fp16", "--workers=2", "--average=0"]
+    assert run(tmp_path / "run", cache, 60, *more) == 0
+    losses = [entry for entry in entries(tmp_path / "run") if "depth" in entry]
+    assert losses[-1]["lost"] < 0.2
+    assert np.isfinite(losses[-1]["grad_norm"])
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--resume"], "does not exist"),
+        (["--model", "dpt_tiny"], "dpt_hybrid_embedded"),
+        (["--batch", "0"], "--batch must be positive"),
+        (["--epochs", "2"], "not --steps and --epochs"),
+        (["--device", "cuda:7"], "no CUDA device"),
+        (["--coarse", "1"], "--coarse is 1.0"),
+        (["--scaling", "2", "1"], "--scaling takes"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused(
+    more: list[str], sentence: str, tmp_path: Path, cache: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert run(tmp_path, cache, 1, *more) == 2
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--weights", "/no/such/file.pt"], "no checkpoint file /no/such/file.pt"),
+        (["--taps", "1,2"], "must be four"),
+        (["--backbone", "small", "--weights", "cached"], "--weights random or imagenet"),
+        (["--crop", "50x48"], "multiples of 16"),
+        (["--weights", "imagenet"], "no ImageNet weights for this backbone"),
+        (["--batch", "8"], "8 images"),
+        (["--precision", "fp32", "--lr", "1e30"], "was not finite"),
+    ],
+)
+def test_what_goes_wrong_is_a_sentence(
+    more: list[str], sentence: str, tmp_path: Path, cache: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("dpt_ros.apps.trainer.LOST_STEPS", 2)
+    assert run(tmp_path, cache, 6, *more) == 1
+    assert sentence in capsys.readouterr().err
 
 
 def test_a_second_run_into_the_same_folder_is_refused(
@@ -66,27 +227,8 @@ def test_a_second_run_into_the_same_folder_is_refused(
     (tmp_path / "checkpoint.pt").touch()
     assert run(tmp_path, cache, 1) == 2
     assert "--resume" in capsys.readouterr().err
-
-
-def test_resuming_nothing_is_refused(
-    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(tmp_path, cache, 1, "--resume") == 2
-    assert "does not exist" in capsys.readouterr().err
-
-
-def test_an_unknown_model_is_refused_with_the_known_ones(
-    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(tmp_path, cache, 1, "--model", "dpt_tiny") == 2
-    assert "dpt_hybrid_embedded" in capsys.readouterr().err
-
-
-def test_a_batch_of_nothing_is_refused(
-    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(tmp_path, cache, 1, "--batch", "0") == 2
-    assert "--batch must be positive" in capsys.readouterr().err
+    assert run(tmp_path, cache, 1, "--resume") == 1
+    assert "no checkpoint of dpt_train" in capsys.readouterr().err
 
 
 def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,64 +236,6 @@ def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert stop.value.code == 0
     assert "examples:" in capsys.readouterr().out
-
-
-def frames(n: int, height: int, width: int) -> FrameSet:
-    """The label of a pixel is 1 + its column modulo 10; its inverse depth is its column."""
-    column = np.broadcast_to(np.arange(width), (n, height, width))
-    return FrameSet(
-        np.broadcast_to((column % 256)[..., None], (n, height, width, 3)).astype(np.uint8),
-        column.astype(np.float16),
-        (1 + column % 10).astype(np.uint8),
-    )
-
-
-def test_batches_flip_and_crop_picture_depth_and_labels_together() -> None:
-    stream = batches(frames(6, 400, 500), 3, np.random.default_rng(0), ZOO[EMBEDDED_NAME])
-    directions = set()
-    for _ in range(4):
-        batch = next(stream)
-        assert batch.images.shape == (3, 3, 384, 384)
-        assert batch.inverse.shape == (3, 384, 384)
-        assert torch.equal(batch.labels, batch.inverse.long() % 10)
-        step = batch.inverse[:, 0, 1] - batch.inverse[:, 0, 0]
-        directions |= set(step.tolist())
-    assert directions == {1.0, -1.0}
-
-
-def test_crops_have_sizes_that_the_network_takes() -> None:
-    spec = replace(ZOO[EMBEDDED_NAME], multiple_of=32)
-    assert next(batches(frames(2, 240, 330), 2, np.random.default_rng(0), spec)).labels.shape == (
-        2,
-        224,
-        320,
-    )
-
-
-def test_a_batch_larger_than_the_set_is_refused() -> None:
-    with pytest.raises(ValueError, match="8 images"):
-        next(batches(frames(3, 48, 64), 8, np.random.default_rng(0), ZOO[EMBEDDED_NAME]))
-
-
-def test_the_worlds_classes_are_found_by_name() -> None:
-    assert world_to_model_ids(ZOO[EMBEDDED_NAME]).tolist() == list(range(11))
-    spec = replace(ZOO[EMBEDDED_NAME], class_names="labels_ade20k.json", num_classes=150)
-    names = class_names("labels_ade20k.json")
-    assert tuple(names[k - 1] for k in world_to_model_ids(spec)[1:]) == CLASSES
-
-
-def test_rare_classes_weigh_more_and_the_mean_over_pixels_is_one() -> None:
-    labels = np.array([1] * 90 + [2] * 10, np.uint8).reshape(1, 10, 10)
-    weight = class_weights(labels, replace(ZOO[EMBEDDED_NAME], num_classes=2))
-    assert weight[1] / weight[0] == pytest.approx(9**0.3, rel=1e-5)
-    assert 0.9 * weight[0] + 0.1 * weight[1] == pytest.approx(1)
-
-
-def test_aligned_depth_undoes_scale_and_shift() -> None:
-    inverse = np.random.default_rng(0).uniform(0.05, 1, (8, 9))
-    inverse[0] = 0
-    got = aligned_depth(4 * inverse - 2, inverse)
-    assert np.allclose(got[1:], 1 / inverse[1:])
 
 
 def test_rendered_frames_are_kept_and_read_back(cache: Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""dpt_train: train a network of the zoo on the synthetic world."""
+"""dpt_train: train or fine-tune a network on the synthetic world or on published datasets."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from dpt_ros.apps.trainer import Recipe, Trainer
+from dpt_ros.apps.trainer import Trainer
+from dpt_ros.apps.training.pictures import RenderedWorld
+from dpt_ros.apps.training.processes import Processes, processes
+from dpt_ros.apps.training.recipe import CHOICES, FIELDS, PRESETS, Recipe
+from dpt_ros.datasets import Dataset, list_datasets, open_dataset
 from dpt_ros.model import list_models
+from dpt_ros.model.zoo import GEOMETRIES
 from dpt_ros.world.dataset import render_set
 
 HELD_OUT = 1_000_000  # seeds from here on are never trained on
@@ -26,105 +31,286 @@ EXAMPLES = """examples:
     dpt_train --out runs/quick --worlds 60 --minutes 5
   go on after an interruption:
     dpt_train --out runs/embedded --minutes 80 --resume
-  fine-tune published weights with the paper's two learning rates, on a GPU:
-    dpt_train --out runs/nyu --model dpt_hybrid_nyu --weights download --lr 1e-4 \\
-      --backbone-lr 1e-5 --coarse 0 --width 640 --height 480 --device cuda
+  the paper's fine-tuning on NYUv2, from the published relative network, on a GPU:
+    dpt_train --out runs/nyu --preset nyu --weights download --dataset nyu --root ~/nyu \\
+      --device cuda
+  the paper's ADE20K protocol on four GPUs:
+    torchrun --standalone --nproc-per-node 4 -m dpt_ros.apps.train --out runs/ade \\
+      --preset ade20k --dataset ade20k --root ~/ade20k --device cuda --precision bf16
+  a second head for labels on a depth network, from a file:
+    dpt_train --out runs/both --weights mine.safetensors --train both --lr 1e-4
+  one row of the paper's Table 7, on the synthetic world:
+    dpt_train --out runs/add --backbone small --readout add --relative --train depth --steps 2000
+  what another inference resolution costs (Figure 4), without training:
+    dpt_train --out runs/sizes --weights cached --steps 0 --test-sizes 240x176 480x352
+
+run on the node:  -p depth_network:=MODEL -p depth_weights:=OUT/MODEL.safetensors
 """
+
+
+def _size(text: str) -> tuple[int, int]:
+    try:
+        width, height = map(int, text.lower().split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT") from None
+    return width, height
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dpt_train",
-        description="Train a network on frames of the synthetic world and measure it on worlds "
-        "that it has not seen.",
+        description="Train or fine-tune a network for depth, labels or both, on frames of the "
+        "synthetic world or on published datasets, and measure it on pictures that it has not "
+        "seen.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    start = parser.add_argument_group("where it starts")
+    data = parser.add_argument_group("what it learns from")
+    recipe = parser.add_argument_group("how it learns")
+    views = parser.add_argument_group("what it sees of a picture")
+    shape = parser.add_argument_group("another network (the paper's ablations)")
+    running = parser.add_argument_group("running")
 
-    def add(name: str, kind: type, help: str, default: object = None) -> None:
-        shown = help if default is None else f"{help} (default: {default})"
-        parser.add_argument(name, type=kind, default=default, help=shown)
+    def add(group: Any, name: str, kind: Any, help: str, default: object = None) -> None:
+        """An option. Those of the recipe have no default here, because a preset may have one."""
+        field = name.strip("-").replace("-", "_")
+        shown = getattr(Recipe, field, None) if default is None else default
+        if shown not in (None, "", 0):
+            help += f" (default: {shown})"
+        group.add_argument(name, type=kind, default=default, help=help, choices=CHOICES.get(field))
 
     out = "folder for checkpoint, log and the trained network"
-    parser.add_argument("--out", type=Path, required=True, help=out)
-    add("--model", str, "a name of the zoo", Recipe.model)
-    add("--weights", str, "where to start: a file, 'download' or 'random'", Recipe.weights)
-    add("--cache", Path, "folder for rendered frames, kept between runs (default: OUT/frames)")
-    add("--worlds", int, "training worlds", 1800)
-    add("--frames", int, "frames of each world", 8)
-    add("--width", int, "of the frames, pixels", 320)
-    add("--height", int, "of the frames, pixels", 240)
-    add("--held-out", int, "worlds to measure on, five frames of each", 60)
-    add("--minutes", float, "how long to train; the schedule fills it", Recipe.minutes)
-    add("--steps", int, "train this many steps instead of for a time")
-    add("--batch", int, "images per step", Recipe.batch)
-    add("--lr", float, "peak learning rate of decoder and heads", Recipe.lr)
-    add("--backbone-lr", float, "that of the encoder; the paper: a tenth (default: that of --lr)")
+    start.add_argument("--out", type=Path, required=True, help=out)
+    presets = "a protocol of the paper; other options change it"
+    start.add_argument("--preset", choices=tuple(PRESETS), help=presets)
     add(
-        "--coarse",
-        float,
-        "first part of the run, on pictures of 0.6 times the size",
-        Recipe.coarse,
+        start, "--model", str, "a name of the zoo (default: what the weights say, or the embedded)"
     )
-    add("--seed", int, "of weights, batches and augmentation", Recipe.seed)
-    add("--threads", int, "CPU threads, and processes that render", os.cpu_count() or 1)
-    add("--device", str, "torch device", Recipe.device)
-    parser.add_argument(
-        "--precision",
-        choices=("bf16", "fp32"),
-        default=Recipe.precision,
-        help=f"arithmetic of the forward pass (default: {Recipe.precision})",
+    weights = "a file, download, cached, random, imagenet (its encoder), or timm:NAME (encoder)"
+    add(start, "--weights", str, weights)
+    add(start, "--train", str, "depth, labels or both (default: what the network does)")
+    metres = start.add_mutually_exclusive_group()
+    metres.add_argument("--metric", action="store_true", default=None, help="learn metres")
+    metres.add_argument(
+        "--relative",
+        dest="metric",
+        action="store_false",
+        default=None,
+        help="learn relative inverse depth",
     )
+
+    names = "of published pictures, may be repeated: " + ", ".join(list_datasets())
+    data.add_argument("--dataset", action="append", default=[], help=names, metavar="NAME")
+    data.add_argument(
+        "--root", action="append", default=[], type=Path, help="folder of each dataset"
+    )
+    add(data, "--cache", Path, "folder for rendered frames, kept (default: OUT/frames)")
+    add(data, "--worlds", int, "training worlds", 1800)
+    add(data, "--frames", int, "frames of each world", 8)
+    add(data, "--width", int, "of the frames, pixels", 320)
+    add(data, "--height", int, "of the frames, pixels", 240)
+    held_out = "worlds to measure on, five frames of each; of datasets five times as many pictures"
+    add(data, "--held-out", int, held_out, 60)
+    sizes = "further input sizes to measure at, WIDTHxHEIGHT"
+    data.add_argument("--test-sizes", type=_size, nargs="+", default=(), help=sizes)
+
+    add(recipe, "--minutes", float, "how long to train; the schedule fills it")
+    add(recipe, "--steps", int, "train this many steps instead; 0 only measures")
+    add(recipe, "--epochs", float, "train this many epochs instead")
+    add(recipe, "--batch", int, "images per step, of all processes together")
+    add(recipe, "--optimizer", str, "of the weights")
+    add(recipe, "--weight-decay", float, "of the optimizer (default: 0)")
+    add(recipe, "--lr", float, "peak learning rate of decoder and heads")
+    add(recipe, "--backbone-lr", float, "that of the encoder (default: that of --lr)")
+    add(recipe, "--schedule", str, "of the learning rates")
+    add(recipe, "--clip", float, "largest norm of the gradient")
+    add(recipe, "--average", float, "decay of the averaged weights that are exported; 0: none")
+    coarse = "first part of the run, on pictures of 0.6 times the size"
+    add(recipe, "--coarse", float, coarse)
+    add(recipe, "--depth-loss", str, "of depth (default: log for metres, else ssi)")
+    add(recipe, "--gradient", float, "weight of gradient matching")
+    add(recipe, "--auxiliary", float, "weight of an auxiliary label head (default: none)")
+    add(recipe, "--dropout", float, "in the label heads (default: 0)")
+    recipe.add_argument(
+        "--class-weights",
+        action=argparse.BooleanOptionalAction,
+        help="mild weights for rare classes (default: yes)",
+    )
+    add(recipe, "--seed", int, "of weights, batches and augmentation (default: 0)")
+    add(recipe, "--precision", str, "arithmetic of the forward pass")
+
+    add(views, "--longer", int, "scale to this longer side, pixels")
+    add(views, "--size", _size, "scale to WIDTHxHEIGHT instead")
+    views.add_argument(
+        "--scaling", type=float, nargs=2, help="random scaling (default: 1 1)", metavar="FACTOR"
+    )
+    add(views, "--crop", _size, "WIDTHxHEIGHT (default: the picture, at most 384x384)")
+    views.add_argument(
+        "--jitter",
+        action=argparse.BooleanOptionalAction,
+        help="random changes of light (default: yes)",
+    )
+    add(views, "--max-depth", float, "metres; truth beyond it is unknown (default: no limit)")
+
+    shape.add_argument("--backbone", choices=tuple(GEOMETRIES), help="of random or timm weights")
+    add(shape, "--taps", str, "four layers, counted from 1: 3,6,9,12 or R0,R1,9,12")
+    add(shape, "--readout", str, "what becomes of the readout token")
+    shape.add_argument(
+        "--batch-norm", action=argparse.BooleanOptionalAction, help="in the decoder"
+    )
+
+    add(running, "--device", str, "torch device")
+    threads = "CPU threads of all processes, and processes that render"
+    add(running, "--threads", int, threads, os.cpu_count() or 1)
+    add(running, "--workers", int, "processes that prepare pictures (default: 0; 4 on a GPU)")
+    add(running, "--save-minutes", float, "time between two checkpoints", 2.0)
+    board = "write curves and pictures to OUT/tensorboard"
+    running.add_argument("--tensorboard", action="store_true", help=board)
     resume = "go on from the checkpoint in OUT"
-    parser.add_argument("--resume", action="store_true", help=resume)
+    running.add_argument("--resume", action="store_true", help=resume)
     return parser
 
 
-def _complaint(args: argparse.Namespace, checkpoint: Path) -> str | None:
+def _recipe(args: argparse.Namespace) -> Recipe:
+    """The preset, changed by what was given."""
+    values = dict(PRESETS[args.preset].values) if args.preset else {}
+    given = {k: getattr(args, k) for k in FIELDS if getattr(args, k, None) is not None}
+    lengths = ("minutes", "steps", "epochs")
+    if any(name in given for name in lengths):
+        values = {k: v for k, v in values.items() if k not in lengths}
+    if "longer" in given or "size" in given:
+        values.pop("size", None)
+        values.pop("longer", None)
+    if "scaling" in given:
+        given["scaling"] = tuple(given["scaling"])
+    return Recipe(**(values | given))
+
+
+def _processes() -> int:
+    """How many processes torchrun started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _complaint(args: argparse.Namespace, recipe: Recipe) -> str | None:
     """What is wrong with the arguments, as a sentence."""
-    if args.model not in list_models():
-        return f"There is no model {args.model!r}: choose one of {', '.join(list_models())}."
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
+    if recipe.model and recipe.model not in list_models():
+        return f"There is no model {recipe.model!r}: choose one of {', '.join(list_models())}."
+    if recipe.device.startswith("cuda") and not torch.cuda.is_available():
         return "There is no CUDA device on this machine: leave --device out to train on the CPU."
+    checkpoint = recipe.checkpoint
     if args.resume and not checkpoint.exists():
         return f"There is nothing to resume, {checkpoint} does not exist: start without --resume."
     if checkpoint.exists() and not args.resume:
         return f"{args.out} holds a run: give --resume to go on with it, or another folder."
-    for name in ("worlds", "frames", "held_out", "minutes", "steps", "batch", "lr", "threads"):
-        value = getattr(args, name)
-        if value is not None and not value > 0:
-            return f"--{name.replace('_', '-')} must be positive, but it is {value}."
+    lengths = [name for name in ("minutes", "steps", "epochs") if getattr(args, name) is not None]
+    if len(lengths) > 1:
+        return f"Give one length of the run, not --{' and --'.join(lengths)}."
+    positive = ("worlds", "frames", "held_out", "threads")
+    for owner, keys in (
+        (args, positive),
+        (recipe, ("minutes", "epochs", "batch", "lr", "backbone_lr", "clip")),
+    ):
+        for key in keys:
+            value = getattr(owner, key)
+            if value is not None and not value > 0:
+                return f"--{key.replace('_', '-')} must be positive, but it is {value}."
+    for key in ("steps", "gradient", "auxiliary", "weight_decay", "max_depth", "save_minutes"):
+        value = getattr(recipe, key, getattr(args, key, None))
+        if value is not None and not value >= 0:
+            return f"--{key.replace('_', '-')} must not be negative, but it is {value}."
+    for key in ("average", "coarse", "dropout"):
+        if not 0 <= getattr(recipe, key) < 1:
+            return f"--{key} is {getattr(recipe, key)}, but must be at least 0 and below 1."
+    if not 0 < recipe.scaling[0] <= recipe.scaling[1]:
+        return "--scaling takes a smallest and a largest factor, both positive."
+    if recipe.batch % _processes():
+        return (
+            f"A batch of {recipe.batch} images cannot be shared by {_processes()} processes "
+            "evenly: take a multiple."
+        )
+    needing = [name for name in args.dataset if name != "world"]
+    if len(needing) != len(args.root):
+        return f"Each --dataset needs its --root: there are {len(needing)} and {len(args.root)}."
     return None
+
+
+def _datasets(args: argparse.Namespace, process: Processes) -> tuple[list[Dataset], Dataset]:
+    """What to learn from, and the held-out pictures of the first of these."""
+    train: list[Dataset] = []
+    test: Dataset | None = None
+    roots = iter(args.root)
+    for name in args.dataset or ["world"]:
+        if name == "world":
+            cache = args.cache or args.out / "frames"
+            size = (args.width, args.height)
+            held_out = range(HELD_OUT, HELD_OUT + args.held_out)
+            for turn in (True, False):  # one process renders, the others read
+                if process.first is turn:
+                    frames = render_set(
+                        cache, range(args.worlds), args.frames, *size, args.threads
+                    )
+                    others = render_set(cache, held_out, 5, *size, args.threads)
+                process.wait()
+            train.append(RenderedWorld(frames))
+            test = test or RenderedWorld(others)
+        else:
+            root = next(roots)
+            train.append(open_dataset(name, root, "train"))
+            test = test or open_dataset(name, root, "test")
+    assert test is not None
+    return train, test
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``dpt_train``. Returns the exit code."""
     args = _parser().parse_args(argv)
-    recipe = Recipe(**{field.name: getattr(args, field.name) for field in fields(Recipe)})
-    complaint = _complaint(args, recipe.checkpoint)
+    recipe = _recipe(args)
+    complaint = _complaint(args, recipe)
     if complaint is not None:
         print(complaint, file=sys.stderr)
         return 2
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(max(args.threads // _processes(), 1))
     args.out.mkdir(parents=True, exist_ok=True)
-    cache = args.cache or args.out / "frames"
     try:
-        size = (args.width, args.height)
-        held_out = range(HELD_OUT, HELD_OUT + args.held_out)
-        train = render_set(cache, range(args.worlds), args.frames, *size, args.threads)
-        test = render_set(cache, held_out, 5, *size, args.threads)
-        trainer = Trainer(recipe, train, test)
-        if args.resume:
-            trainer.load()
-        trainer.log(arguments={name: str(value) for name, value in vars(args).items()})
-        report = trainer.run()
+        with processes(recipe.device) as process:
+            return _run(args, recipe, process)
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Interrupted: --resume goes on from the last checkpoint.", file=sys.stderr)
         return 130
-    print(json.dumps(report, indent=2))
+
+
+def _run(args: argparse.Namespace, recipe: Recipe, process: Processes) -> int:
+    train, test = _datasets(args, process)
+    workers = args.workers
+    if workers is None:
+        workers = 4 if process.device.type == "cuda" else 0
+    trainer = Trainer(
+        recipe,
+        train,
+        test,
+        process,
+        save_minutes=args.save_minutes,
+        workers=workers,
+        board=args.tensorboard and process.first,
+        test_limit=5 * args.held_out,
+        test_sizes=args.test_sizes,
+        resume=args.resume,
+    )
+    notes = list(trainer.notes)
+    if args.preset:
+        preset = PRESETS[args.preset]
+        notes = [f"The paper says, {preset.says}.", f"Ours: {preset.ours}.", *notes]
+    if process.first:
+        for note in notes:
+            print(note, file=sys.stderr)
+    trainer.log(arguments={name: str(value) for name, value in vars(args).items()}, notes=notes)
+    report = trainer.run()
+    if process.first:
+        print(json.dumps(report, indent=2))
     return 0
 
 

@@ -1,384 +1,339 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training a network on rendered frames: batches, losses, schedule, checkpoints, measures."""
+"""One training run: network, optimizer, schedule, checkpoints, log."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from dpt_ros.apps.training.board import Board
+from dpt_ros.apps.training.measure import evaluate, loss_of, weights_of
+from dpt_ros.apps.training.networks import Start, set_dropout, starting_network
+from dpt_ros.apps.training.pictures import Batch, Batches, View, reduced, stream
+from dpt_ros.apps.training.processes import Processes
+from dpt_ros.apps.training.recipe import Recipe
 from dpt_ros.data import class_names
-from dpt_ros.engine.metrics import Confusion, depth_metrics
-from dpt_ros.engine.predict import predict_image
-from dpt_ros.model import create_model, save_checkpoint
-from dpt_ros.model.dpt import DPT
-from dpt_ros.model.losses import least_squares_align, metric_loss, scale_shift_invariant_loss
-from dpt_ros.model.zoo import ModelSpec
-from dpt_ros.world.classes import CLASSES
-from dpt_ros.world.dataset import FrameSet
+from dpt_ros.datasets import Dataset
+from dpt_ros.model import DPT, save_checkpoint
+from dpt_ros.model.describe import describe, spec_of
+from dpt_ros.model.losses import alone, mean_over_processes
 
-CROP = 384  # pixels; the paper's training crop
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a network is trained.
-
-    Args:
-        out: folder of checkpoint, log and the trained network.
-        model: a name of the zoo.
-        weights: where to start, as for ``create_model``.
-        minutes: how long; the schedule fills it.
-        steps: how many steps, instead of a time.
-        batch: images per step.
-        lr: peak learning rate of decoder and heads.
-        backbone_lr: peak learning rate of the encoder; None for the same.
-        coarse: part of the run, at its start, on pictures of 0.6 times the size.
-        seed: of weights, batches and augmentation.
-        device: torch device.
-        precision: "bf16" or "fp32", of the forward pass.
-    """
-
-    out: Path
-    model: str = "dpt_hybrid_embedded"
-    weights: str = "random"
-    minutes: float = 60.0
-    steps: int | None = None
-    batch: int = 8
-    lr: float = 1e-3
-    backbone_lr: float | None = None
-    coarse: float = 0.4
-    seed: int = 0
-    device: str = "cpu"
-    precision: str = "bf16"
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.out / "checkpoint.pt"
-
-
-@dataclass
-class Batch:
-    """One step's images and truth.
-
-    Args:
-        images: (B, 3, H, W) float32, normalised for the network.
-        inverse: (B, H, W) float32 inverse depth, 1/m, 0 for sky.
-        labels: (B, H, W) int64 class indices from 0, -1 where there is no class.
-    """
-
-    images: Tensor
-    inverse: Tensor
-    labels: Tensor
-
-
-def batches(
-    frames: FrameSet,
-    size: int,
-    rng: np.random.Generator,
-    spec: ModelSpec,
-) -> Iterator[Batch]:
-    """Endless shuffled batches with flips, changes of light, and crops.
-
-    A crop is as large as the network takes, up to 384 pixels a side. The epoch's last, incomplete
-    batch is left out.
-
-    Raises:
-        ValueError: if there are fewer frames than a batch takes.
-    """
-    if len(frames) < size:
-        raise ValueError(
-            f"A batch of {size} images needs at least as many frames, but there are "
-            f"{len(frames)}: render more or take a smaller batch."
-        )
-    height, width = frames.labels.shape[1:]
-    crop_h, crop_w = (min(n, CROP) // spec.multiple_of * spec.multiple_of for n in (height, width))
-    mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (spec.mean, spec.std))
-    class_ids = world_to_model_ids(spec)
-
-    def draw(low: float, high: float, channels: int) -> Tensor:
-        values = rng.uniform(low, high, (size, channels, 1, 1))
-        return torch.from_numpy(values.astype(np.float32))
-
-    while True:
-        order = rng.permutation(len(frames))
-        for start in range(0, len(order) - size + 1, size):
-            chosen = np.sort(order[start : start + size])
-            top, left = rng.integers(height - crop_h + 1), rng.integers(width - crop_w + 1)
-            window = np.s_[:, top : top + crop_h, left : left + crop_w]
-            rgb = torch.from_numpy(frames.rgb[chosen][window]).permute(0, 3, 1, 2).float() / 255
-            inverse = torch.from_numpy(frames.inverse[chosen][window]).float()
-            labels = torch.from_numpy(class_ids[frames.labels[chosen][window]]).long() - 1
-            flip = torch.from_numpy(rng.random(size) < 0.5)[:, None, None]
-            rgb = torch.where(flip[:, None], rgb.flip(3), rgb)
-            inverse, labels = (torch.where(flip, x.flip(2), x) for x in (inverse, labels))
-            # contrast around mid grey, gain, tint, gamma
-            rgb = (rgb - 0.45) * draw(0.75, 1.25, 1) + 0.45 * draw(0.8, 1.2, 1)
-            rgb = (rgb * draw(0.92, 1.08, 3)).clamp_(0, 1) ** draw(0.75, 1.33, 1)
-            images = ((rgb - mean) / std).contiguous(memory_format=torch.channels_last)
-            yield Batch(images, inverse, labels)
-
-
-def world_to_model_ids(spec: ModelSpec) -> np.ndarray:
-    """The network's id of every class of the world, by name: (11,) uint8, 0 where it has none."""
-    names = class_names(spec.class_names) if spec.class_names else CLASSES
-    ids = [names.index(name) + 1 if name in names else 0 for name in CLASSES]
-    return np.array([0, *ids], np.uint8)
-
-
-def reduced(batch: Batch, multiple_of: int, factor: float = 0.6) -> Batch:
-    """The same views on smaller pictures, with sizes that the network takes."""
-    full = batch.images.shape[2:]
-    size = tuple(max(round(factor * n / multiple_of), 1) * multiple_of for n in full)
-    images = F.interpolate(batch.images, size, mode="bilinear", antialias=True)
-    inverse = F.interpolate(batch.inverse[:, None], size, mode="nearest-exact")[:, 0]
-    labels = F.interpolate(batch.labels[:, None].float(), size, mode="nearest-exact")[:, 0]
-    images = images.contiguous(memory_format=torch.channels_last)
-    return Batch(images, inverse, labels.long())
+LOST_STEPS = 50  # so many in a row without a finite gradient end the run
+_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Average:
-    """The exponential moving average of a network's weights: what is measured and exported."""
+    """The exponential moving average of a network's weights: what is measured and exported.
 
-    def __init__(self, model: DPT) -> None:
+    Args:
+        decay: of the average; 0 keeps the weights themselves.
+    """
+
+    def __init__(self, model: DPT, decay: float) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay = decay
 
     @torch.no_grad()
     def update(self, model: DPT, step: int) -> None:
-        decay = min(0.998, (1 + step) / (10 + step))
+        decay = min(self.decay, (1 + step) / (10 + step))
         pairs = zip(self.model.state_dict().values(), model.state_dict().values(), strict=True)
         mine, theirs = zip(*((a, b) for a, b in pairs if a.is_floating_point()), strict=True)
         torch._foreach_lerp_(mine, theirs, 1 - decay)
-
-
-def class_weights(labels: np.ndarray, spec: ModelSpec) -> Tensor:
-    """Mild weights for rare classes, frequency ** -0.3, with a mean of 1 over the pixels.
-
-    Args:
-        labels: (N, H, W) uint8, the network's ids from 1.
-
-    Returns:
-        (num_classes,) float32
-    """
-    count = np.bincount(labels.ravel(), minlength=spec.num_classes + 1)[1 : spec.num_classes + 1]
-    share = np.maximum(count / max(count.sum(), 1), 1e-4)
-    weight = share**-0.3
-    return torch.from_numpy(weight / (weight * share).sum()).float()
-
-
-def loss_of(
-    outputs: Tensor | dict[str, Tensor], batch: Batch, model: DPT, weight: Tensor | None
-) -> dict[str, Tensor]:
-    """The terms of the loss by task."""
-    if not isinstance(outputs, dict):
-        outputs = {model.tasks[0]: outputs}
-    terms = {}
-    if "depth" in outputs:
-        depth = outputs["depth"].float()
-        if model.metric:
-            # sky has no depth, but the network should say its farthest there
-            floor = max(model.spec.shift, 1e-3)
-            everywhere = torch.ones_like(batch.inverse, dtype=torch.bool)
-            terms["depth"] = metric_loss(1 / depth, batch.inverse, everywhere, floor=floor)
-        else:
-            terms["depth"] = scale_shift_invariant_loss(depth, batch.inverse, batch.inverse > 0)
-    if "labels" in outputs:
-        logits = outputs["labels"].float()
-        terms["labels"] = F.cross_entropy(logits, batch.labels, weight, ignore_index=-1)
-    if "auxiliary" in outputs:
-        logits, half = outputs["auxiliary"].float(), batch.labels[:, ::2, ::2]
-        terms["auxiliary"] = 0.2 * F.cross_entropy(logits, half, weight, ignore_index=-1)
-    return terms
-
-
-def evaluate(model: DPT, frames: FrameSet, limit: int | None = None) -> dict[str, Any]:
-    """Measure a network on frames with ``predict_image``, as a user runs it.
-
-    Args:
-        limit: take only this many of the frames, evenly spread.
-
-    Returns:
-        the names of ``depth_metrics`` (mean over images; true depth up to 40 m, no sky; relative
-        networks are first fitted to the truth), those of ``Confusion.metrics`` (over all pixels),
-        "iou" by class name, and "images".
-    """
-    chosen = np.linspace(0, len(frames) - 1, min(len(frames), limit or len(frames))).astype(int)
-    depth_rows: list[dict[str, float]] = []
-    names = class_names(model.spec.class_names) if "labels" in model.tasks else ()
-    confusion = Confusion(len(names)) if names else None
-    class_ids = world_to_model_ids(model.spec)
-    for i in chosen:
-        result = predict_image(model, np.ascontiguousarray(frames.rgb[i]))
-        if not isinstance(result, dict):
-            result = {model.tasks[0]: result}
-        inverse = frames.inverse[i].astype(np.float32)
-        if "depth" in result:
-            truth = np.divide(1, inverse, out=np.full_like(inverse, np.inf), where=inverse > 0)
-            depth = result["depth"]
-            if not model.metric:
-                depth = aligned_depth(depth, inverse)
-            depth_rows.append(depth_metrics(depth, truth))
-        if confusion is not None:
-            confusion.add(result["labels"], class_ids[frames.labels[i]])
-    report: dict[str, Any] = {"images": len(chosen)}
-    if depth_rows:
-        del depth_rows[0]["pixels"]
-        report |= {k: float(np.nanmean([row[k] for row in depth_rows])) for k in depth_rows[0]}
-    if confusion is not None:
-        report |= confusion.metrics()
-        iou = confusion.iou().round(4).tolist()
-        report["iou"] = {name: v for name, v in zip(names, iou, strict=True) if v == v}
-    return report
-
-
-def aligned_depth(relative: np.ndarray, inverse: np.ndarray) -> np.ndarray:
-    """Metres from relative inverse depth, by the scale and shift that fit the truth best."""
-    prediction, target = (torch.from_numpy(x).double()[None] for x in (relative, inverse))
-    fitted = least_squares_align(prediction, target, target > 0)[0]
-    return fitted.clamp(min=1e-3).reciprocal().float().numpy()
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call ``write(temporary path)`` and put the result in place in one go."""
     part = path.with_name(path.name + ".part")
     write(part)
+    part.chmod(0o644)  # safetensors makes files that only their owner can read
+    with part.open("rb") as file:
+        os.fsync(file.fileno())  # else a power cut could leave the name without the content
     os.replace(part, path)
 
 
 class Trainer:
-    """One run: network, optimiser, schedule, log."""
+    """One run.
 
-    def __init__(self, recipe: Recipe, train: FrameSet, test: FrameSet) -> None:
+    Args:
+        recipe: how.
+        train: datasets to learn from.
+        test: pictures to measure on, None to measure nothing.
+        processes: this process among those of the run.
+        save_minutes: time between two checkpoints; 0 saves after every step.
+        workers: processes that prepare pictures ahead.
+        board: whether to write for TensorBoard.
+        test_limit: pictures of ``test`` that the last measurement takes; None for all.
+        test_sizes: sizes of the network's input to measure at, besides its own.
+
+    Raises:
+        ValueError: the recipe, the weights and the datasets do not go together.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        train: Sequence[Dataset],
+        test: Dataset | None,
+        processes: Processes | None = None,
+        save_minutes: float = 2.0,
+        workers: int = 0,
+        board: bool = False,
+        test_limit: int | None = None,
+        test_sizes: Sequence[tuple[int, int]] = (),
+        resume: bool = False,
+    ) -> None:
         self.recipe, self.train, self.test = recipe, train, test
-        torch.manual_seed(recipe.seed)
-        self.device = torch.device(recipe.device)
-        self.model = (
-            create_model(recipe.model, weights=recipe.weights, fold=False)
-            .to(self.device)
-            .to(memory_format=torch.channels_last)
-            .train()
-        )
-        for module in self.model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0  # a small network on this many worlds does not overfit
-        self.average = Average(self.model)
+        self.processes = processes or Processes(device=torch.device(recipe.device))
+        self.save_seconds, self.workers = 60 * save_minutes, workers
+        self.test_limit, self.test_sizes = test_limit, test_sizes
+        self.device = self.processes.device
+        state = self._read() if resume else None
+        start = self._resumed(state) if state else starting_network(recipe, train)
+        self.notes, self.names, self.view = start.notes, start.names, start.view
+        self.model = start.model.to(self.device).to(memory_format=torch.channels_last).train()
+        self.spec = self.model.spec
+        self.average = Average(self.model, recipe.average)
+        self.step, self.seconds, self.lost = 0, 0.0, 0
+        self.steps = self._length()
+        self.weight: Tensor | None = None
+        if "labels" in self.spec.tasks and recipe.class_weights:
+            self.weight = weights_of(train, self.names).to(self.device)
+        self._prepare()
+        if state:
+            self._load(state)
+        self.board = Board(recipe.out / "tensorboard", self.step) if board else None
+
+    def _length(self) -> int | None:
+        """Steps of the whole run, None where it is given in minutes."""
+        recipe = self.recipe
+        if recipe.epochs is None:
+            return recipe.steps
+        total = sum(len(source) for source in self.train)
+        per_epoch = recipe.epoch_steps or max(total // recipe.batch, 1)
+        return max(round(recipe.epochs * per_epoch), 1)
+
+    def _prepare(self) -> None:
+        """Optimizer, scaler, and the copy of the network that talks to the other processes."""
+        recipe = self.recipe
         encoder = list(self.model.encoder.parameters())
         in_encoder = {id(p) for p in encoder}
         rest = [p for p in self.model.parameters() if id(p) not in in_encoder]
         encoder_lr = recipe.lr if recipe.backbone_lr is None else recipe.backbone_lr
         self.peaks = [encoder_lr, recipe.lr]
-        self.optimizer = torch.optim.Adam(
-            [{"params": encoder}, {"params": rest}], lr=recipe.lr, fused=True
+        groups = [{"params": encoder}, {"params": rest}]
+        more: dict[str, Any] = {"weight_decay": recipe.weight_decay, "fused": True}
+        self.optimizer: torch.optim.Optimizer = (
+            torch.optim.Adam(groups, recipe.lr, **more)
+            if recipe.optimizer == "adam"
+            else torch.optim.SGD(groups, recipe.lr, momentum=0.9, **more)
         )
-        self.step, self.seconds = 0, 0.0
-        self.weight: Tensor | None = None
-        if "labels" in self.model.tasks:
-            ids = world_to_model_ids(self.model.spec)
-            weight = class_weights(
-                ids[train.labels[:: max(1, len(train) // 500)]], self.model.spec
-            )
-            self.weight = weight.to(self.device)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "fp16")
+        self.network: nn.Module = self.model
+        self.share = alone
+        if self.processes.count > 1:
+            self.share = mean_over_processes
+            network: nn.Module = self.model
+            if any(isinstance(m, nn.BatchNorm2d) for m in network.modules()):
+                if self.device.type == "cuda":
+                    network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+                else:
+                    self.notes.append(
+                        "On CPUs batch norm sees each process's own pictures, not the batch's."
+                    )
+            ids = [self.device.index] if self.device.type == "cuda" else None
+            self.network = DistributedDataParallel(network, device_ids=ids)
 
     def progress(self) -> float:
         """How much of the run is done, 0..1."""
-        if self.recipe.steps is not None:
-            return self.step / self.recipe.steps
+        if self.steps is not None:
+            return self.step / self.steps if self.steps else 1.0
         return self.seconds / (60 * self.recipe.minutes)
 
     def schedule(self) -> None:
-        """Linear warm-up over the first 3 %, then half a cosine down to 1 % of the peak."""
-        done = self.progress()
-        cosine = 0.5 * (1 + math.cos(math.pi * min((done - 0.03) / 0.97, 1)))
-        factor = max(done / 0.03, 1e-3) if done < 0.03 else 0.01 + 0.99 * cosine
+        """Set the learning rates of the coming step. The cosine has a linear warm-up over the
+        first 3 % and ends at 1 % of the peak."""
+        done, kind = self.progress(), self.recipe.schedule
+        if kind == "cosine":
+            cosine = 0.5 * (1 + math.cos(math.pi * min((done - 0.03) / 0.97, 1)))
+            factor = max(done / 0.03, 1e-3) if done < 0.03 else 0.01 + 0.99 * cosine
+        else:
+            factor = max(1 - done, 0) ** 0.9 if kind == "poly" else 1.0
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
 
+    @property
+    def exported(self) -> Path:
+        """The trained network, which ``create_model`` and the node load by its path."""
+        return self.recipe.out / f"{self.spec.name.replace('/', '_')}.safetensors"
+
     def save(self) -> None:
+        """Write the trained network and the checkpoint, each in one go."""
+        if not self.processes.first:
+            return
+        write_atomically(self.exported, lambda part: save_checkpoint(self.average.model, part))
         state = {
             "model": self.model.state_dict(),
             "average": self.average.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
+            "network": describe(self.spec),
+            "recipe": json.dumps(self.recipe.what_matters()),
         }
         write_atomically(self.recipe.checkpoint, lambda part: torch.save(state, part))
-        exported = self.recipe.out / f"{self.recipe.model.replace('/', '_')}.safetensors"
-        write_atomically(exported, lambda part: save_checkpoint(self.average.model, part))
 
-    def load(self) -> None:
-        state = torch.load(self.recipe.checkpoint, map_location=self.device, weights_only=True)
+    def _read(self) -> dict[str, Any]:
+        path = self.recipe.checkpoint
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            before = json.loads(state["recipe"])
+        except (RuntimeError, KeyError, EOFError) as error:
+            raise ValueError(f"{path} is no checkpoint of dpt_train: {error}") from error
+        now = json.loads(json.dumps(self.recipe.what_matters()))
+        for name, value in before.items():
+            if now.get(name) != value:
+                raise ValueError(
+                    f"The run in {path.parent} was started with {name} {value}, not "
+                    f"{now.get(name)}: go on with the same, or start in another folder."
+                )
+        return state
+
+    def _resumed(self, state: dict[str, Any]) -> Start:
+        """The network of a checkpoint, whose weights are read later."""
+        metadata = state["network"]
+        path = self.recipe.out / f"{metadata['model'].replace('/', '_')}.safetensors"
+        spec = spec_of(metadata, path)
+        labels = "labels" in spec.tasks
+        names = class_names(spec.class_names) if labels else ()
+        model = DPT(dataclasses.replace(spec, auxiliary=labels and self.recipe.auxiliary > 0))
+        set_dropout(model, self.recipe.dropout)
+        view = View.of(self.recipe, spec, self.train)
+        return Start(model.eval(), view, names, [f"Resumed at step {state['step']}."])
+
+    def _load(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.average.model.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
         self.step, self.seconds = state["step"], state["seconds"]
 
     def log(self, **entry: Any) -> None:
         """Add a line to the log."""
+        if not self.processes.first:
+            return
         line = {"step": self.step, "minutes": round(self.seconds / 60, 2)} | entry
         with (self.recipe.out / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def train_step(self, batch: Batch) -> dict[str, float]:
-        """One step on one batch. Returns the loss by task and the norm of the gradient."""
+        """One step on one batch, of which this process may have a part.
+
+        Returns:
+            the loss by its terms and the norm of the gradient.
+
+        Raises:
+            ValueError: the gradient has not been finite for many steps.
+        """
         self.schedule()
+        # Dropout: the same after an interruption, another in every process.
+        torch.manual_seed(hash((self.recipe.seed, self.step, self.processes.rank)))
         if self.progress() < self.recipe.coarse:
-            batch = reduced(batch, self.model.spec.multiple_of)
-        batch = Batch(*(x.to(self.device) for x in (batch.images, batch.inverse, batch.labels)))
-        bf16 = self.recipe.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-            outputs = self.model(batch.images)
-        terms = loss_of(outputs, batch, self.model, self.weight)
+            batch = reduced(batch, self.spec.multiple_of)
+        batch = Batch(*(x.to(self.device, non_blocking=True) for x in batch))
+        dtype = _PRECISIONS.get(self.recipe.precision)
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+            outputs = self.network(batch.images)
+        terms = loss_of(outputs, batch, self.spec, self.recipe, self.weight, self.share)
         total = torch.stack(list(terms.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 100.0)
+        self.scaler.scale(total).backward()
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
         if torch.isfinite(norm):
-            self.optimizer.step()
+            self.scaler.step(self.optimizer)
+            self.lost = 0
+        else:
+            self.lost += 1
+        self.scaler.update()
+        if self.lost >= LOST_STEPS:
+            raise ValueError(
+                f"The gradient was not finite for {LOST_STEPS} steps: take a smaller --lr, or "
+                "--precision fp32."
+            )
         self.step += 1
         self.average.update(self.model, self.step)
         values = {name: float(term.detach()) for name, term in terms.items()}
-        return values | {"grad_norm": float(norm)}
+        return values | {"grad_norm": float(norm), "lost": float(self.lost > 0)}
 
     def run(self) -> dict[str, Any]:
-        """Train to the end, saving every two minutes. Returns the held-out report."""
-        recipe, spec = self.recipe, self.model.spec
-        rng = np.random.default_rng([recipe.seed, self.step])
-        stream = batches(self.train, recipe.batch, rng, spec)
+        """Train to the end, saving from time to time. Returns the held-out report."""
+        recipe, first = self.recipe, self.processes.first
+        batches = Batches(
+            self.train, self.spec, self.names, self.view, recipe.batch, recipe.seed,
+            recipe.jitter, self.processes.rank, self.processes.count,
+        )  # fmt: skip
+        coming = stream(batches, self.step, self.workers, self.device.type == "cuda")
         recent: list[dict[str, float]] = []
-        next_save, next_test = self.seconds + 120, self.seconds + 600
+        next_save, next_test = self.seconds + self.save_seconds, self.seconds + 600
         layout = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
-        with tqdm(total=100, desc="training", bar_format=layout) as bar:
+        with tqdm(total=100, desc="training", bar_format=layout, disable=not first) as bar:
             while self.progress() < 1:
                 start = time.monotonic()
-                recent.append(self.train_step(next(stream)))
-                self.seconds += time.monotonic() - start
+                recent.append(self.train_step(next(coming)))
+                # The clock of one process decides, or they would part ways.
+                self.seconds = self.processes.from_first(self.seconds + time.monotonic() - start)
                 bar.update(min(100 * self.progress(), 100) - bar.n)
-                if self.step % 50 == 0:
-                    means = {
-                        k: round(float(np.mean([r[k] for r in recent])), 4) for k in recent[0]
-                    }
+                if self.step % 50 == 0 and first:
+                    bar.set_postfix(step=self.step, **self._log_losses(recent))
                     recent.clear()
-                    self.log(lr=round(self.optimizer.param_groups[1]["lr"], 7), **means)
-                    bar.set_postfix(step=self.step, **means)
                 if self.seconds >= next_save:
                     self.save()
-                    next_save = self.seconds + 120
+                    next_save = self.seconds + self.save_seconds
                 if self.seconds >= next_test:
-                    self.log(held_out=evaluate(self.average.model, self.test, 60))
+                    self._measure(60)
+                    self.processes.wait()
                     next_test = self.seconds + 600
         self.save()
-        report = evaluate(self.average.model, self.test)
+        report = self._measure(self.test_limit, self.test_sizes)
+        self.processes.wait()
+        if self.board is not None:
+            self.board.close()
+        return report
+
+    def _log_losses(self, recent: list[dict[str, float]]) -> dict[str, float]:
+        means = {k: round(float(np.mean([r[k] for r in recent])), 4) for k in recent[0]}
+        rate = self.optimizer.param_groups[1]["lr"]
+        self.log(lr=round(rate, 7), **means)
+        if self.board is not None:
+            self.board.scalars("training", {"lr": rate, **means}, self.step)
+        return means
+
+    def _measure(self, limit: int | None, sizes: Sequence[tuple[int, int]] = ()) -> dict[str, Any]:
+        """Measure the averaged network on the held-out pictures, in the first process."""
+        if self.test is None or not self.processes.first:
+            return {}
+        far = self.recipe.max_depth or 40.0
+        report = evaluate(self.average.model, self.test, limit, far)
+        for width, height in sizes:
+            other = evaluate(self.average.model, self.test, limit, far, (width, height))
+            report.setdefault("by_size", {})[f"{width}x{height}"] = other
         self.log(held_out=report)
+        if self.board is not None:
+            numbers = {k: v for k, v in report.items() if isinstance(v, float)}
+            self.board.scalars("held out", numbers, self.step)
+            self.board.pictures(self.average.model, self.test, self.step)
         return report

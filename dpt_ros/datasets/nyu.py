@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from importlib import import_module
 from pathlib import Path
@@ -43,6 +44,7 @@ class NyuDataset(Dataset):
         if depth not in ("raw", "filled"):
             raise ValueError(f"depth is {depth!r}, but must be raw or filled.")
         self._mat: Any = None
+        self._opened_by = 0
         self._depth = depth
         if (root / _MAT).exists():
             self._open_mat(root, split)
@@ -62,7 +64,7 @@ class NyuDataset(Dataset):
             ) from error
         self._indices = [int(i) - 1 for i in indices.ravel()]
         try:
-            self._mat = h5py.File(root / _MAT, "r")
+            self._mat, self._opened_by = h5py.File(root / _MAT, "r"), os.getpid()
         except OSError as error:
             raise DatasetError(f"{root / _MAT} is no MATLAB 7.3 file: {error}.") from error
         needed = "images", "rawDepths" if self._depth == "raw" else "depths"
@@ -114,6 +116,10 @@ class NyuDataset(Dataset):
 
     def _from_mat(self, index: int) -> tuple[str, np.ndarray, np.ndarray]:
         i = self._indices[index]
+        if self._opened_by != os.getpid():
+            # A worker that was forked must not read through its parent's file position.
+            h5py, _ = _matlab_readers()
+            self._mat, self._opened_by = h5py.File(self._mat.filename, "r"), os.getpid()
         # MATLAB stores columns first: (3, W, H) and (W, H)
         rgb = np.ascontiguousarray(self._mat["images"][i].transpose(2, 1, 0))
         stored = self._mat["rawDepths" if self._depth == "raw" else "depths"][i]

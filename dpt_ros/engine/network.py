@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from dpt_ros.model import DPT
 
 EMBEDDED = "dpt_hybrid_embedded"
+# Pixels of an input, over those that the network aims at; 5 is a panorama, 115 no robot's memory.
+MOST_AREA = 16
 # What ``auto`` prefers among the checkpoints that are already on this machine.
 _PREFERRED = {
     "depth": ("dpt_hybrid_nyu", "dpt_hybrid_kitti", "dpt_hybrid_midas", "dpt_large_midas"),
@@ -106,14 +109,21 @@ class Network:
         self.notes = (f"The networks run on the CPU without oneDNN, which is slower: {problem}",)
 
     def input_size(self, height: int, width: int, settings: Settings) -> tuple[int, int]:
-        """(height, width) at which a picture of the given size enters this network."""
-        return network_size(
-            height,
-            width,
-            settings.input_height or self.spec.net_height,
-            settings.input_width or self.spec.net_width,
-            self.spec.multiple_of,
-        )
+        """(height, width) at which a picture of the given size enters this network.
+
+        Raises:
+            ValueError: the picture is so long that this would be more than `MOST_AREA` times the
+                pixels that the network aims at. The published rule keeps the shorter side.
+        """
+        aim_height = settings.input_height or self.spec.net_height
+        aim_width = settings.input_width or self.spec.net_width
+        size = network_size(height, width, aim_height, aim_width, self.spec.multiple_of)
+        if size[0] * size[1] > MOST_AREA * aim_height * aim_width:
+            raise ValueError(
+                f"An image of {width}x{height} would enter the network as {size[1]}x{size[0]}"
+                f" pixels, more than {MOST_AREA} times {aim_width}x{aim_height}; crop it."
+            )
+        return size
 
     @torch.inference_mode()
     def __call__(
@@ -338,6 +348,16 @@ def _choose(task: str, name: str, weights: str, notes: list[str]) -> str | None:
             if cached_checkpoint(candidate):
                 notes.append(f"{network}: {candidate}, found among the downloads.")
                 return candidate
+    elif weights not in ("download", "random"):
+        from dpt_ros.model.describe import DescriptionError, described_spec
+
+        try:
+            described = described_spec(Path(weights).expanduser())
+        except DescriptionError as error:
+            raise NetworkError(f"{file}: {error}") from error
+        if described is not None:
+            notes.append(f"{network}: {described.name}, as {weights} says.")
+            return described.name
     notes.append(
         f"{network}: {EMBEDDED}, the small network that comes with the package and knows a "
         f"synthetic world only; for a published one set {network} to {_PREFERRED[task][0]} and "

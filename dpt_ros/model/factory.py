@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from dpt_ros.data import FOLDER
-from dpt_ros.model.checkpoint import load_checkpoint
+from dpt_ros.model.checkpoint import CheckpointError, load_checkpoint
 from dpt_ros.model.decoder import READOUTS
+from dpt_ros.model.describe import described_spec
 from dpt_ros.model.download import cache_path, download
 from dpt_ros.model.dpt import DPT
 from dpt_ros.model.encoder import WEIGHT_STDS, fold_weight_standardization
@@ -37,13 +38,17 @@ def model_spec(name: str, **overrides: Any) -> ModelSpec:
         raise ValueError(
             f"There is no network {name!r}{_close(name, ZOO)}; the networks are {', '.join(ZOO)}."
         )
+    return _overridden(ZOO[name], overrides)
+
+
+def _overridden(spec: ModelSpec, overrides: dict[str, Any]) -> ModelSpec:
     for key in overrides:
         if key not in OVERRIDES:
             raise ValueError(
                 f"{key!r} is not an override{_close(key, OVERRIDES)}; the overrides are "
                 f"{', '.join(OVERRIDES)}."
             )
-    spec = replace(ZOO[name], **overrides)
+    spec = replace(spec, **overrides)
     _one_of("readout", spec.readout, READOUTS)
     _one_of("weight_std", spec.weight_std, WEIGHT_STDS)
     if "labels" in spec.tasks and not 1 <= spec.num_classes <= 254:
@@ -53,7 +58,7 @@ def model_spec(name: str, **overrides: Any) -> ModelSpec:
         )
     for key in ("num_classes", "auxiliary"):
         if key in overrides and "labels" not in spec.tasks:
-            raise ValueError(f"{key} is given, but {name} predicts depth only; leave it out.")
+            raise ValueError(f"{key} is given, but {spec.name} predicts depth only; leave it out.")
     if not spec.scale > 0 or not spec.shift >= 0:
         raise ValueError(
             f"scale is {spec.scale} and shift is {spec.shift}, but inverse depth grows with the "
@@ -74,7 +79,9 @@ def create_model(
     Args:
         name: one of :func:`list_models`.
         weights: the path of a checkpoint (.pt, .bin or .safetensors; isl-org/DPT's, transformers'
-            or our own keys); "download" for the published file, kept in the cache folder;
+            or our own keys; a file of ``dpt_train`` says itself what it changed about the
+            network: tasks, classes, metres, taps ...); "download" for the published file, kept in
+            the cache folder;
             "random" for untrained weights, only ever on request; None for what is already there:
             the file that comes with the package, or an earlier download.
         fold: standardise the ResNet's weights once, now, instead of at every forward. That is
@@ -93,7 +100,15 @@ def create_model(
     if weights == "random":
         model = DPT(spec)
     else:
-        path = _weights_path(spec, weights)
+        path = weights_path(spec, weights)
+        described = described_spec(path)
+        if described is not None:
+            if described.name != name:
+                raise CheckpointError(
+                    f"{path} is not a checkpoint of {name} and was not loaded: it holds a "
+                    f"{described.name}. Choose the network that the file belongs to."
+                )
+            spec = _overridden(described, overrides)
         with torch.device("meta"):
             model = DPT(spec)
         load_checkpoint(model, path)
@@ -118,7 +133,7 @@ def cached_checkpoint(name: str) -> Path | None:
     return path if path.is_file() else None
 
 
-def _weights_path(spec: ModelSpec, weights: str | PathLike[str] | None) -> Path:
+def weights_path(spec: ModelSpec, weights: str | PathLike[str] | None) -> Path:
     if weights == "download" and spec.name != EMBEDDED_NAME:
         return download(spec)
     if weights is not None and weights != "download":
