@@ -14,7 +14,17 @@ from xml.etree import ElementTree
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PROGRAMS = ("dpt_bag_player", "dpt_bench", "dpt_camera_sim", "dpt_demo", "dpt_node", "dpt_train")
+PROGRAMS = (
+    "dpt_bag",
+    "dpt_bag_player",
+    "dpt_bench",
+    "dpt_camera_sim",
+    "dpt_demo",
+    "dpt_evaluate",
+    "dpt_node",
+    "dpt_train",
+    "dpt_view",
+)
 SHARED_FILES = (
     "share/ament_index/resource_index/packages/dpt_ros",
     "share/dpt_ros/package.xml",
@@ -22,6 +32,7 @@ SHARED_FILES = (
     "share/dpt_ros/config/dpt.yaml",
     "share/dpt_ros/config/dpt.rviz",
     "share/dpt_ros/config/fastdds.xml",
+    "share/dpt_ros/config/foxglove.json",
     "share/dpt_ros/config/labels_ade20k.yaml",
 )
 

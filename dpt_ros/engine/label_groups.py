@@ -22,6 +22,7 @@ ADE20K_GROUPS = FOLDER / "groups_ade20k.json"
 NAVIGATION = "navigation"  # stands for ADE20K_GROUPS among lines of groups
 REST = "other"  # the group of all classes that no group names
 _UNLABELLED = 255
+_MOST_MISTAKES = 8  # that a message lists
 _TINY = 1e-30  # the least share of a pixel's probability; its logarithm is still finite
 
 
@@ -205,6 +206,7 @@ def _problems(
     groups: Mapping[str, Sequence[str]], class_names: Sequence[str], known: set[str]
 ) -> list[str]:
     problems, seen = [], dict[str, str]()
+    names = f"known are {', '.join(class_names)}."
     if len(groups) > 253:
         problems.append(f"There are {len(groups)} label groups, but at most 253 are possible.")
     for group, members in groups.items():
@@ -216,13 +218,14 @@ def _problems(
             seen[name] = group
             if name not in class_names and name not in known:
                 close = difflib.get_close_matches(name, {*class_names, *known}, 3, 0.6)
-                hint = (
-                    f"did you mean {' or '.join(map(repr, close))}?"
-                    if close
-                    else (f"known are {', '.join(class_names)}.")
-                )
+                hint = f"did you mean {' or '.join(map(repr, close))}?" if close else names
+                if not close:
+                    names = "nor is it like one."  # to name them all once is enough
                 problems.append(
                     f"The label group {group!r} has {name!r}, which is no class of this network:"
                     f" {hint}"
                 )
+    if len(problems) > _MOST_MISTAKES:
+        rest = len(problems) - _MOST_MISTAKES
+        problems = [*problems[:_MOST_MISTAKES], f"There are {rest} more mistakes."]
     return problems

@@ -8,6 +8,7 @@ tested against, this class.
 from __future__ import annotations
 
 import math
+import re
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
@@ -369,8 +370,7 @@ def check(name: str, value: Any) -> Any:
 
 
 def _check_device_name(value: str) -> None:
-    kind, _, index = value.partition(":")
-    if value in ("auto", "cpu", "cuda") or (kind == "cuda" and index.isdecimal()):
+    if re.fullmatch("auto|cpu|cuda(:(0|[1-9][0-9]?))?", value):
         return
     raise ValueError(f"device is {value!r}, but must be auto, cpu, cuda or cuda:N.")
 

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from dpt_ros.model.describe import describe
 from dpt_ros.model.dpt import DPT
 from dpt_ros.model.encoder import PlainConv2dSame
 
@@ -22,6 +23,8 @@ Rules = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
 
 LISTED = 8
 """Keys that an error message names of each kind; the error's attributes hold all of them."""
+
+_SHOWN = 120  # characters of a name out of a file that a message shows
 
 # isl-org/DPT and MiDaS v3. The rules are applied in turn, each to what the ones before it left.
 _OFFICIAL: Rules = (
@@ -102,6 +105,7 @@ _DAMAGED = (
     AttributeError,
     EOFError,
     LookupError,
+    MemoryError,
     OSError,
     RuntimeError,
     TypeError,
@@ -117,7 +121,7 @@ class CheckpointError(ValueError):
     Attributes:
         missing: parameters of the network that the file lacks.
         unexpected: keys of the file that the network has no place for.
-        misshapen: keys whose shape is another one.
+        misshapen: keys whose shape or type is another one.
         not_finite: keys that hold NaN or infinity.
     """
 
@@ -146,6 +150,32 @@ def load_checkpoint(model: DPT, path: Path) -> None:
     model.load_state_dict(state, strict=True, assign=True)
 
 
+def load_parts(
+    model: DPT, tensors: Mapping[str, Tensor], fresh: tuple[str, ...], name: str = "the checkpoint"
+) -> tuple[str, ...]:
+    """Copy a checkpoint of another network into ``model``, where the two are alike.
+
+    Args:
+        model: initialised, with memory.
+        tensors: as for :func:`filter_state_dict`.
+        fresh: beginnings of parameter names, such as "label_head."; what the checkpoint lacks of
+            these, or has in another shape, keeps its initial weights, and what it has too much of
+            them is dropped. Everything else must fit.
+        name: what messages call the tensors.
+
+    Returns:
+        the names of the parameters that kept their initial weights.
+
+    Raises:
+        CheckpointError: as for :func:`filter_state_dict`.
+    """
+    own = model.state_dict()
+    kept: list[str] = []
+    state = filter_state_dict(tensors, model, name, fresh, kept)
+    model.load_state_dict({key: state[key] for key in own})
+    return tuple(kept)
+
+
 def save_checkpoint(model: DPT, path: Path, dtype: torch.dtype = torch.float16) -> None:
     """Write ``model`` as safetensors that :func:`load_checkpoint` reads.
 
@@ -161,7 +191,7 @@ def save_checkpoint(model: DPT, path: Path, dtype: torch.dtype = torch.float16) 
         key: (value.to(dtype) if value.is_floating_point() else value).contiguous().cpu()
         for key, value in model.state_dict().items()
     }
-    safetensors.torch.save_file(state, path, metadata={"format": "pt", "model": model.spec.name})
+    safetensors.torch.save_file(state, path, metadata=describe(model.spec))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -184,10 +214,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
         )
     except _DAMAGED as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
             f"{path} is not a checkpoint that can be read safely: it is damaged, or holds more "
-            f"than tensors, which is refused because such a file can run any program ({reason})."
+            "than tensors, which is refused because such a file can run any program "
+            f"({_reason(error)})."
         ) from error
     if isinstance(content, Mapping) and "optimizer" in content:
         content = content.get("model")
@@ -202,7 +232,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def filter_state_dict(
-    tensors: Mapping[str, Tensor], model: DPT, name: str = "the checkpoint"
+    tensors: Mapping[str, Tensor],
+    model: DPT,
+    name: str = "the checkpoint",
+    fresh: tuple[str, ...] = (),
+    kept: list[str] | None = None,
 ) -> dict[str, Tensor]:
     """Rename, merge and check the tensors of any known file until they are ``model``'s own.
 
@@ -215,6 +249,8 @@ def filter_state_dict(
         tensors: keys as in isl-org/DPT, transformers, or our own.
         model: the network they are meant for.
         name: what messages call them.
+        fresh: as for :func:`load_parts`.
+        kept: receives the names of the parameters that ``load_parts`` returns.
 
     Returns:
         float32 copies (integer buffers keep their type), keys as in ``model.state_dict()``.
@@ -225,20 +261,33 @@ def filter_state_dict(
     rules, unused = _family(tensors)
     sources: dict[str, str] = {}
     state: dict[str, Tensor] = {}
+    depth_file = model.depth_head is not None
+    if fresh:
+        # What a number means is then up to the file: only label heads have a norm, layer 1.
+        depth_file = not any(_rename(key, rules).startswith("head.1.") for key in tensors)
     for key, value in tensors.items():
         if key.startswith(unused):
             continue
-        renamed = _rename(key, (*rules, *(_DEPTH_HEAD if model.depth_head else _LABEL_HEAD)))
+        renamed = _rename(key, (*rules, *(_DEPTH_HEAD if depth_file else _LABEL_HEAD)))
         if renamed.startswith("auxiliary_head.") and model.auxiliary_head is None:
             continue
         state[renamed] = value
         sources[renamed] = key
-    _merge_attention(state, sources)
+    _merge_attention(state, sources, model.state_dict())
     for key in model.state_dict():
         if key.endswith(".num_batches_tracked"):
             state.setdefault(key, torch.zeros((), dtype=torch.int64))
+    if fresh:
+        own = model.state_dict()
+        for key in [key for key in state if key.startswith(fresh) and key not in own]:
+            del state[key]
+        for key in own:
+            if key.startswith(fresh) and (key not in state or state[key].shape != own[key].shape):
+                state[key], sources[key] = own[key], key
+                if kept is not None:
+                    kept.append(key)
     _check(state, sources, model, name)
-    return {key: _own_copy(state[key]) for key in model.state_dict()}
+    return {key: _own_copy(state[key], own) for key, own in model.state_dict().items()}
 
 
 def _family(keys: Iterable[str]) -> tuple[Rules, tuple[str, ...]]:
@@ -256,7 +305,9 @@ def _rename(key: str, rules: Rules) -> str:
     return key
 
 
-def _merge_attention(state: dict[str, Tensor], sources: dict[str, str]) -> None:
+def _merge_attention(
+    state: dict[str, Tensor], sources: dict[str, str], own: Mapping[str, Tensor]
+) -> None:
     """transformers keeps query, key and value apart; timm stacks their rows."""
     groups: dict[str, dict[str, str]] = {}
     for key in state:
@@ -265,7 +316,10 @@ def _merge_attention(state: dict[str, Tensor], sources: dict[str, str]) -> None:
     for merged, parts in groups.items():
         if set(parts) == {"query", "key", "value"}:
             keys = [parts["query"], parts["key"], parts["value"]]
-            if len({state[key].shape for key in keys}) == 1:
+            alike = len({state[key].shape for key in keys}) == 1
+            fits = merged in own and 3 * state[keys[0]].numel() == own[merged].numel()
+            # A file may claim any shape; what is not the network's is never given memory.
+            if alike and fits and all(_is_plain(state[key], own[merged]) for key in keys):
                 state[merged] = torch.cat([state.pop(key) for key in keys])
                 sources[merged] = sources[keys[0]]
 
@@ -275,23 +329,30 @@ def _check(state: Mapping[str, Tensor], sources: Mapping[str, str], model: DPT, 
     missing = [key for key in wanted if key not in state]
     unexpected = [sources[key] for key in state if key not in wanted]
     common = [key for key in state if key in wanted]
-    misshapen = [key for key in common if state[key].shape != wanted[key].shape]
+    fitting = [
+        key
+        for key in common
+        if state[key].shape == wanted[key].shape and _is_plain(state[key], wanted[key])
+    ]
+    misshapen = [key for key in common if key not in set(fitting)]
     not_finite = [
         sources[key]
-        for key in common
-        if state[key].is_floating_point() and not torch.isfinite(state[key]).all()
+        for key in fitting
+        if state[key].is_floating_point() and not torch.isfinite(state[key].float()).all()
     ]
     if not (missing or unexpected or misshapen or not_finite):
         return
     shapes = [
-        f"{sources[key]} {tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}"
+        f"{_shown(sources[key])} {_kind(state[key], wanted[key])}"
+        f"{' without memory' if state[key].is_meta else ''} instead of"
+        f" {_kind(wanted[key], state[key])}"
         for key in misshapen
     ]
     lists = {
         "missing": missing,
-        "unexpected": unexpected,
-        "of another shape": shapes,
-        "with NaN or infinity": not_finite,
+        "unexpected": [_shown(key) for key in unexpected],
+        "of another shape or type": shapes,
+        "with NaN or infinity": [_shown(key) for key in not_finite],
     }
     details = "; ".join(f"{len(v)} {k}: {_some(v)}" for k, v in lists.items() if v)
     raise CheckpointError(
@@ -304,12 +365,45 @@ def _check(state: Mapping[str, Tensor], sources: Mapping[str, str], model: DPT, 
     )
 
 
+def _is_plain(tensor: Tensor, own: Tensor) -> bool:
+    """Whether it holds numbers, in memory, that can become those of the network's ``own``."""
+    return (
+        tensor.layout == torch.strided
+        and not (tensor.is_meta or tensor.is_quantized or tensor.is_complex())
+        and tensor.is_floating_point() >= own.is_floating_point()
+    )
+
+
+def _kind(tensor: Tensor, other: Tensor) -> str:
+    """Shape, and where that is the ``other``'s, what else may tell the two apart."""
+    shape = str(tuple(tensor.shape))
+    if tensor.shape != other.shape:
+        return shape
+    layout = "" if tensor.layout == torch.strided else f" {tensor.layout}"
+    return f"{shape} {tensor.dtype}{layout}"
+
+
+def _reason(error: BaseException) -> str:
+    """What a reader complained of, without PyTorch's advice to load such a file all the same."""
+    text = str(error).rpartition("WeightsUnpickler error:")[2].strip()
+    wanted = re.search(r"GLOBAL (\S+)", text)
+    if wanted:
+        return f"it asks for {_shown(wanted[1])}"
+    return _shown((text or type(error).__name__).splitlines()[0])
+
+
+def _shown(text: str) -> str:
+    """A text out of a file, fit for a line of a log."""
+    text = text if text.isprintable() else repr(text)[1:-1]
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
 def _some(keys: list[str]) -> str:
     rest = len(keys) - LISTED
     return ", ".join(keys[:LISTED]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _own_copy(tensor: Tensor) -> Tensor:
+def _own_copy(tensor: Tensor, own: Tensor) -> Tensor:
     """Memory of our own, so that nothing depends on the mapped file any more."""
-    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+    dtype = torch.float32 if tensor.is_floating_point() else own.dtype
     return tensor.to(dtype, copy=True)

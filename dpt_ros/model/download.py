@@ -12,7 +12,7 @@ import re
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
@@ -21,6 +21,7 @@ from dpt_ros.model.zoo import ModelSpec
 
 ATTEMPTS = 3
 CHUNK = 1 << 20
+MOST_BYTES = 8 << 30
 TIMEOUT_S = 30
 
 # What a connection raises when it breaks on the way.
@@ -30,6 +31,23 @@ _log = logging.getLogger(__name__)
 
 class DownloadError(OSError):
     """A published file could not be fetched or is not what was published."""
+
+
+class SecureRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects, but none from https to anything else: there anyone could answer."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        if req.type == "https" and not newurl.lower().startswith("https:"):
+            raise urllib.error.URLError(f"it leads on to {newurl}, which is not https")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def cache_folder() -> Path:
@@ -69,7 +87,7 @@ def fetch(url: str, path: Path, sha256: str) -> None:
         sha256: hex digits that the file's hash starts with; "" to accept and report any.
 
     Raises:
-        DownloadError: no connection, no such file, or a wrong hash.
+        DownloadError: no connection, no such file, more than `MOST_BYTES`, or a wrong hash.
     """
     if path.exists():
         return
@@ -89,6 +107,8 @@ def fetch(url: str, path: Path, sha256: str) -> None:
                     f"{url} has sha256 {digest}, but the published one starts with {sha256}; the "
                     "file was thrown away. Try again, or get it from elsewhere and give its path."
                 )
+            # A file by its name must be whole even if the power goes.
+            os.fsync(file.fileno())
             os.replace(part, path)
     except DownloadError:
         raise
@@ -129,7 +149,7 @@ def _append(file: BinaryIO, url: str, label: str) -> None:
     if start:
         headers["Range"] = f"bytes={start}-"
     try:
-        response = urllib.request.urlopen(
+        response = urllib.request.build_opener(SecureRedirects).open(
             urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S
         )
     except urllib.error.HTTPError as error:
@@ -148,7 +168,13 @@ def _append(file: BinaryIO, url: str, label: str) -> None:
         total = start + int(length) if length else None
         bar = tqdm(desc=label, initial=start, total=total, unit="B", unit_scale=True, disable=None)
         with bar:
-            while chunk := response.read(CHUNK):
+            while chunk := response.read1(CHUNK):  # what has come: it is kept if we are killed
+                if file.tell() + len(chunk) > MOST_BYTES:
+                    file.truncate(0)
+                    raise DownloadError(
+                        f"{url} has more than {MOST_BYTES >> 20} MB, which is no checkpoint; the"
+                        " file was thrown away."
+                    )
                 file.write(chunk)
                 bar.update(len(chunk))
         end = file.tell()

@@ -45,6 +45,8 @@ def cloud_points(msg: PointCloud2) -> np.ndarray:
     step, data = msg.point_step, np.frombuffer(msg.data, np.uint8)
     if not {"x", "y", "z"} <= offsets.keys() or max(offsets[k] for k in "xyz") + 4 > step:
         raise MessageError("bad fields", "The cloud has no float32 fields x, y and z.")
+    if not count:
+        return np.zeros((0, 3), np.float32)
     if msg.row_step < step * msg.width or data.size < msg.row_step * msg.height:
         raise MessageError(
             "short data",

@@ -17,6 +17,8 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header
 
 from dpt_ros.engine.frame import CameraModel
+from dpt_ros.ros.image_files import file_header, undecodable
+from dpt_ros.ros.message_error import MessageError, one_line
 from dpt_ros.ros.rectified import unrectified
 
 if TYPE_CHECKING:
@@ -25,19 +27,6 @@ if TYPE_CHECKING:
 MAX_SIDE = 16384
 MAX_BYTES = 2**31
 MAX_COMPRESSED_PIXELS = 64_000_000
-
-
-class MessageError(ValueError):
-    """A message cannot be used; the text is a sentence for the user.
-
-    Args:
-        reason: a few words that name the kind of fault, for counting on /diagnostics.
-        sentence: what was found and what was expected.
-    """
-
-    def __init__(self, reason: str, sentence: str) -> None:
-        super().__init__(sentence)
-        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -193,7 +182,7 @@ class CompressedFile:
         Raises:
             MessageError: the file is damaged.
         """
-        damaged = _undecodable(self.kind, self.data.size)
+        damaged = undecodable(self.kind, self.data.size)
         try:
             pixels = cv2.imdecode(self.data, cv2.IMREAD_UNCHANGED)
         except cv2.error as error:
@@ -219,7 +208,7 @@ def compressed_file(msg: CompressedImage | CompressedImageView) -> CompressedFil
         MessageError: another format, a truncated file, or a size beyond `MAX_COMPRESSED_PIXELS`.
     """
     data = np.frombuffer(msg.data, np.uint8)
-    kind, width, height = _file_header(data.tobytes(), msg.format)
+    kind, width, height = file_header(data.tobytes(), msg.format)
     if width * height > MAX_COMPRESSED_PIXELS:
         raise MessageError(
             "bad size",
@@ -238,14 +227,6 @@ def compressed_pixels(msg: CompressedImage | CompressedImageView) -> tuple[np.nd
     return compressed_file(msg).decode()
 
 
-def _undecodable(kind: str, size: int) -> MessageError:
-    return MessageError("undecodable", f"The {kind} image of {size} bytes cannot be decoded.")
-
-
-def _truncated(kind: str, size: int) -> MessageError:
-    return MessageError("truncated", f"The {kind} image ends early, after {size} bytes.")
-
-
 def _decoded_encoding(pixels: np.ndarray, stored_as: str) -> str:
     """The encoding of decoded pixels: OpenCV's BGR unless the format string says otherwise."""
     bits = 8 * pixels.itemsize
@@ -258,66 +239,6 @@ def _decoded_encoding(pixels: np.ndarray, stored_as: str) -> str:
         return f"mono{bits}"
     order = "rgb" if "compressed rgb" in stored_as else "bgr"
     return f"{order}{'a' if pixels.shape[2] == 4 else ''}{bits}"
-
-
-def _file_header(content: bytes, stored_as: str) -> tuple[str, int, int]:
-    """Kind, width and height of a JPEG, PNG or WebP file that is there to its end."""
-    if "compressedDepth" not in stored_as:
-        if content[:3] == b"\xff\xd8\xff":
-            return ("JPEG", *_jpeg_size(content))
-        if content[:8] == b"\x89PNG\r\n\x1a\n":
-            return ("PNG", *_png_size(content))
-        if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
-            return ("WebP", *_webp_size(content))
-    raise MessageError(
-        "unsupported format",
-        f"The compressed image says its format is '{stored_as}' and begins with the bytes"
-        f" {content[:4].hex(' ') or '(none)'}; supported are jpeg, png and webp.",
-    )
-
-
-def _jpeg_size(content: bytes) -> tuple[int, int]:
-    """Width and height from the frame header (ITU-T T.81, B.2.2)."""
-    at = 2
-    while (at := content.find(b"\xff", at)) >= 0 and at + 9 <= len(content):
-        marker = content[at + 1]
-        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD9:
-            at += 1 if marker == 0xFF else 2
-            continue
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            # Inside the entropy-coded data 0xff is always followed by 0, so this ends the image.
-            if content.rfind(b"\xff\xd9", at) < 0:
-                raise _truncated("JPEG", len(content))
-            height, width = (int.from_bytes(content[at + i : at + i + 2], "big") for i in (5, 7))
-            return width, height
-        at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
-    raise _truncated("JPEG", len(content))
-
-
-def _png_size(content: bytes) -> tuple[int, int]:
-    """Width and height from the IHDR chunk."""
-    if content[12:16] != b"IHDR" or b"IEND" not in content[-4096:]:
-        raise _truncated("PNG", len(content))
-    return int.from_bytes(content[16:20], "big"), int.from_bytes(content[20:24], "big")
-
-
-def _webp_size(content: bytes) -> tuple[int, int]:
-    """Width and height from the first chunk: VP8, VP8L or VP8X (RFC 9649)."""
-
-    def number(at: int, size: int) -> int:
-        return int.from_bytes(content[at : at + size], "little")
-
-    if len(content) < 30 or len(content) < number(4, 4) + 8:
-        raise _truncated("WebP", len(content))
-    chunk = content[12:16]
-    if chunk == b"VP8 ":
-        return number(26, 2) & 0x3FFF, number(28, 2) & 0x3FFF
-    if chunk == b"VP8L":
-        bits = number(21, 4)
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    if chunk == b"VP8X":
-        return number(24, 3) + 1, number(27, 3) + 1
-    raise _undecodable("WebP", len(content))
 
 
 def image_message(pixels: np.ndarray, encoding: str, header: Header) -> Image:
@@ -387,10 +308,11 @@ def camera_model(info: CameraInfo, topic: str = "") -> tuple[CameraModel | None,
     camera = _pinhole(info, fx, fy, cx, cy)
     if camera is None:
         return None, (
-            "camera_info has no calibration (fx = 0 or no size), so depth goes out without"
+            "camera_info has no calibration (no size, or no focal length that a lens can have), so"
+            " depth goes out without"
             " usable intrinsics; calibrate the camera with camera_calibration."
         )
-    return camera, unrectified(info, topic)
+    return camera, one_line(unrectified(info, topic))
 
 
 def camera_info_message(camera: CameraModel, header: Header) -> CameraInfo:
@@ -435,5 +357,13 @@ def _pinhole(info: CameraInfo, fx: float, fy: float, cx: float, cy: float) -> Ca
         (float(cx) - roi.x_offset) / bin_x,
         (float(cy) - roi.y_offset) / bin_y,
     )
-    finite = np.isfinite([fx, fy, cx, cy]).all()
-    return whole if finite and fx > 0 and fy > 0 and whole.width and whole.height else None
+    return whole if _is_camera(whole) else None
+
+
+def _is_camera(camera: CameraModel) -> bool:
+    """Whether there can be such a lens: 0.01 of the width is 178.9 degrees, 1e4 is 0.006."""
+    sides = ((camera.width, camera.fx, camera.cx), (camera.height, camera.fy, camera.cy))
+    return all(
+        side > 0 and 0.01 <= focal / side <= 1e4 and abs(center) <= 1e4 * side
+        for side, focal, center in sides
+    )

@@ -17,11 +17,13 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.time import Time
 
 from dpt_ros.engine.settings import Settings
+from dpt_ros.ros.messages import one_line
 
 # Odometry is followed over gaps of this length, and this far beyond its last word; nanoseconds.
 _LONGEST_GAP = 300_000_000
 _LONGEST_GUESS = 150_000_000
 _KEPT = 400  # poses: two seconds at 200 Hz
+_FARTHEST = 1e9  # metres from the origin; no robot is there, and beyond 1e154 squares overflow
 
 
 class PoseSource(Protocol):
@@ -75,8 +77,10 @@ class Trajectory:
     def add(self, stamp_ns: int, pose: Sequence[float]) -> bool:
         """Take the next pose; False if it is none: not finite, or a quaternion of length 0."""
         values = np.array(pose, np.float64)
+        if not (np.abs(values) <= _FARTHEST).all():  # nor NaN
+            return False
         length = np.linalg.norm(values[3:])
-        if not np.isfinite(values).all() or not 0.5 < length < 2.0:
+        if not 0.5 < length < 2.0:
             return False
         values[3:] /= length
         if self._stamps and stamp_ns <= self._stamps[-1]:
@@ -193,8 +197,10 @@ class OdometryPoses:
         if frame_id == self._child:
             return base
         self._say(
-            f"odom tells the pose of '{self._child}', but images come from '{frame_id}': set"
-            " camera_in_base, or pose_source to tf. Until then motion comes from optical flow."
+            one_line(
+                f"odom tells the pose of '{self._child}', but images come from '{frame_id}': set"
+                " camera_in_base, or pose_source to tf. Until then motion comes from optical flow."
+            )
         )
         return None
 
@@ -230,7 +236,7 @@ class TfPoses:
 
     def pose(self, frame_id: str, stamp_ns: int) -> np.ndarray | None:
         """See :class:`PoseSource`; a stamp of 0 asks for the newest there is."""
-        if self._buffer is None:
+        if self._buffer is None or not 0 <= stamp_ns < 2**63:  # which rclpy refuses
             return None
         try:
             found = self._buffer.lookup_transform(

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""sensor_msgs/CameraInfo with any numbers: to intrinsics, scaled ones, and a message again."""
+
+from __future__ import annotations
+
+import numpy as np
+from sensor_msgs.msg import CameraInfo, RegionOfInterest
+from std_msgs.msg import Header
+
+from dpt_ros.engine.frame import CameraModel
+from dpt_ros.engine.ground import floor_places
+from dpt_ros.engine.motion import normalisation
+from dpt_ros.engine.scale import focal_factor
+from dpt_ros.ros.messages import (
+    MessageError,
+    camera_info_message,
+    camera_model,
+    scaled_camera_info,
+)
+from fuzz.choices import Choices
+from fuzz.properties import Broken, bounded, refusal, sentence
+
+
+def seeds() -> list[bytes]:
+    """A usual camera, an uncalibrated one, one with binning and a region of interest."""
+    usual = b"\x60\x64" + b"\0" * 5
+    numbers = bytes([150, 0, 8, 150, 0, 8, 150, 0, 2, 150, 0, 2])
+    return [
+        usual + numbers * 2,
+        usual,
+        b"\x60\x64\x02\x02\x20\x20\x03" + numbers * 2 + b"\x05\x60",
+    ]
+
+
+def camera_info(choices: Choices) -> CameraInfo:
+    """A message with any values that its types can hold."""
+    most = 2**32 - 1
+    info = CameraInfo(width=choices.integer(0, most), height=choices.integer(0, most))
+    info.binning_x, info.binning_y = choices.integer(0, most), choices.integer(0, most)
+    info.roi = RegionOfInterest(
+        width=choices.integer(0, most),
+        height=choices.integer(0, most),
+        x_offset=choices.integer(0, most),
+    )
+    fx, cx, fy, cy = (choices.real() for _ in range(4))
+    info.k = np.array([fx, 0, cx, 0, fy, cy, 0, 0, 1], np.float64)
+    fx, cx, fy, cy = (choices.real() for _ in range(4))
+    info.p = np.array([fx, 0, cx, choices.real(), 0, fy, cy, 0, 0, 0, 1, 0], np.float64)
+    info.d = [choices.real() for _ in range(choices.integer(0, 8))]
+    info.distortion_model = choices.text()
+    return info
+
+
+def one_input(data: bytes) -> None:
+    info = camera_info(Choices(data))
+    with bounded(len(data)), refusal(MessageError), np.errstate(all="ignore"):
+        camera, warning = camera_model(info)
+        if warning:
+            sentence(f"{warning}.")  # it may end with a command, which a full stop would spoil
+        for width, height in ((160, 120), (1, 1)):
+            scaled_camera_info(info, width, height, Header())
+        if camera is not None:
+            _see(camera)
+
+
+def _see(camera: CameraModel) -> None:
+    """What the engine does with intrinsics must give numbers."""
+    small = camera.scaled(64, 48)
+    to_grid = normalisation(64, 48) @ small.matrix()
+    focal = focal_factor(518.86, camera, 640)
+    found = [small.matrix(), np.linalg.inv(to_grid), np.array(focal)]
+    found += floor_places(camera, np.array([0.0, 1.0, 0.0]), 0.5)
+    if not all(np.isfinite(part).all() for part in found) or small.fx <= 0 or focal <= 0:
+        raise Broken(f"{camera} leads to what is not finite.")
+    camera_info_message(small, Header())
