@@ -16,13 +16,17 @@ PROGRAMS = {
     "dpt_camera_sim": "dpt_ros.ros.camera_sim:main",
     "dpt_bag_player": "dpt_ros.ros.bag_player:main",
     "dpt_demo": "dpt_ros.apps.demo:main",
+    "dpt_bag": "dpt_ros.apps.bag:main",
+    "dpt_evaluate": "dpt_ros.apps.evaluate:main",
     "dpt_train": "dpt_ros.apps.train:main",
+    "dpt_view": "dpt_ros.apps.view:main",
     "dpt_bench": "dpt_ros.apps.bench:main",
 }
 
 REQUIRES = [
     "numpy>=1.26,<3",
     "opencv-python>=4.8,<6",
+    "pillow>=10,<15",
     "safetensors>=0.4,<1",
     "timm>=1.0.11,<2",
     "torch>=2.9,<3",
@@ -48,16 +52,32 @@ ROS = ["ros-rclpy[fastrtps]>=9.1,<10", "rosbags>=0.11,<0.12"] + [
 # Another way to run the networks on a CPU (backend: openvino).
 OPENVINO = ["openvino>=2025.2,<2027"]
 
+# Many bags on many processes or machines (dpt_bag --ray).
+RAY = ["ray>=2.40,<3"]
+# NYUv2's .mat files (dpt_evaluate, dpt_train).
+DATASETS = ["h5py>=3.8,<4", "scipy>=1.10,<2"]
+# Curves of a training (dpt_train --tensorboard).
+TENSORBOARD = ["tensorboard>=2.15,<3"]
+# Looking at images and points (dpt_view).
+VIEW = ["rerun-sdk>=0.41,<0.50"]
+
 TEST = [
+    *DATASETS,
     *OPENVINO,
+    *RAY,
+    *TENSORBOARD,
+    *VIEW,
     "colcon-common-extensions>=0.3,<0.4",
     "hypothesis>=6.100,<7",
+    "mkdocs>=1.6,<2",
     "mypy>=2.4,<3",
     "pytest>=8,<10",
     "pyyaml>=6,<7",
     "rosbags-image>=0.10,<0.12",
     "ruff>=0.17,<0.18",
+    "scikit-learn>=1.3,<2",
     "setuptools>=70.1,<80",
+    "torchmetrics>=1.3,<2",
     "transformers>=4.45,<6",
 ]
 
@@ -86,12 +106,21 @@ setup(
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
     package_data={NAME: ["data/*.json", "data/*.safetensors"]},
     install_requires=REQUIRES,
-    extras_require={"ros": ROS, "openvino": OPENVINO, "test": TEST},
+    extras_require={
+        "ros": ROS,
+        "datasets": DATASETS,
+        "openvino": OPENVINO,
+        "ray": RAY,
+        "tensorboard": TENSORBOARD,
+        "view": VIEW,
+        "test": TEST,
+    },
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),
         (f"share/{NAME}/launch", sorted(glob("launch/*.py"))),
-        (f"share/{NAME}/config", sorted(glob("config/*"))),
+        (f"share/{NAME}/config", sorted(glob("config/*.*"))),
+        (f"share/{NAME}/config/sros2", sorted(glob("config/sros2/*.*"))),
         *programs_for_ros2_run(),
     ],
     entry_points={"console_scripts": [f"{name} = {target}" for name, target in PROGRAMS.items()]},

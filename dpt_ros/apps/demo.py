@@ -181,7 +181,8 @@ def _next_steps(out: Path) -> str:
 Next, in an environment with dpt_ros (source .venv/bin/activate):
   your camera         dpt_node --ros-args -r image:=/camera/image_raw
   a ROS install       ros2 launch dpt_ros dpt.launch.py image:=/camera/image_raw
-  your bag            dpt_bag_player MY_BAG --topics camera/image_raw    (and the node beside it)
+  your bag            dpt_bag MY_BAG OUT
+  look at it in 3-D   dpt_view {out / "camera"} {out / "predictions"} --classes world
   published networks  dpt_node --ros-args
                           -p depth_network:=dpt_hybrid_nyu -p depth_weights:=download
                           -p label_network:=dpt_hybrid_ade20k -p label_weights:=download"""
