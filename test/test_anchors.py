@@ -64,6 +64,23 @@ def test_noise_in_the_network_does_not_flatten_the_scene():
     assert np.mean(slopes) == pytest.approx(1.0, abs=0.05)
 
 
+def test_far_pairs_are_fitted_by_their_spread_relative_to_their_distance():
+    inverse = np.linspace(0.05, 0.15, 60)  # 7 to 20 m
+    fit = fit_pairs((inverse + 0.02) * 3, inverse)
+    assert fit.state == "fitted"
+    assert (fit.scale, fit.shift) == pytest.approx((1 / 3, -0.02), rel=1e-6)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_of_a_flat_wall_a_tenth_of_noise_is_told(noise):
+    rng = np.random.default_rng(0)
+    fit = fit_pairs(0.5 * (1 + noise * rng.standard_normal(300)), np.full(300, 0.5))
+    assert fit.state == "scale only"
+    told = np.sqrt(fit.covariance[0, 0]) / fit.center[1]
+    # six independent pairs, each of at least 4 %
+    assert told == pytest.approx(max(noise, 0.04) / np.sqrt(6), rel=0.15)
+
+
 def test_a_flat_wall_gives_the_scale_only():
     rng = np.random.default_rng(0)
     inverse = 0.5 * (1 + 0.01 * rng.standard_normal(80))
@@ -116,6 +133,47 @@ def test_of_two_points_in_one_place_the_nearer_stays():
     points = np.array([[0.0, 0, 4], [0.0, 0, 1.5], [1.0, 0, 4]])
     anchors = project_points(points, np.eye(4), CAMERA, 0)
     assert sorted(anchors.metres.tolist()) == [1.5, 4.0]
+
+
+def test_points_in_one_cell_of_the_picture_are_one_anchor_and_in_two_are_two():
+    def places(*columns):
+        x = (np.array(columns) - CAMERA.cx) / CAMERA.fx * 2
+        points = np.stack([x, np.zeros_like(x), np.full_like(x, 2.0)], 1)
+        return len(project_points(points, np.eye(4), CAMERA, 0))
+
+    assert places(40.5, 43.5) == 1  # cells are 4 pixels wide here
+    assert places(43.5, 44.5) == 2
+    assert places(40.5, 41.5, 42.5, 43.5, 44.5, 300.5) == 3
+
+
+def test_what_falls_on_the_very_border_is_no_anchor():
+    for u, v, count in (
+        (1.4, 120, 0), (1.6, 120, 1), (317.4, 120, 1), (317.6, 120, 0),
+        (160, 1.4, 0), (160, 1.6, 1), (160, 237.4, 1), (160, 237.6, 0),
+    ):  # fmt: skip
+        point = [(u - CAMERA.cx) / CAMERA.fx, (v - CAMERA.cy) / CAMERA.fy, 1.0]
+        assert len(project_points(np.array([point]), np.eye(4), CAMERA, 0)) == count, (u, v)
+
+
+def test_of_many_anchors_some_are_kept_evenly_from_end_to_end():
+    columns = np.arange(0, 300, 4) + 10.5
+    points = np.stack([(columns - CAMERA.cx) / CAMERA.fx, 0 * columns, 1 + 0 * columns], 1)
+    anchors = project_points(points, np.eye(4), CAMERA, 7)
+    few = anchors.thinned(38)
+    assert len(few) == 38
+    assert np.ptp(np.diff(few.u)) < 1e-3
+    assert (few.u[0], few.u[-1]) == (anchors.u[0], anchors.u[-1])
+    assert (few.stamp_ns, few.width, few.height) == (7, 320, 240)
+    assert anchors.thinned(100) is anchors
+
+
+def test_a_slanted_floor_in_a_large_depth_image_stays_where_it_is():
+    large = CameraModel(640, 480, 554.0, 554.0, 319.5, 239.5)
+    rows, columns = np.indices((480, 640), np.float32)
+    inverse = 0.2 + 0.001 * rows + 0.0005 * columns
+    anchors = project_depth((1 / inverse).astype(np.float32), large, np.eye(4), large, 0)
+    expected = 1 / (0.2 + 0.001 * anchors.v + 0.0005 * anchors.u)
+    np.testing.assert_allclose(anchors.metres, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.uint16])

@@ -323,6 +323,13 @@ def test_a_mistake_in_the_arguments_is_answered_with_a_sentence(
     assert sentence in capsys.readouterr().err
 
 
+def test_a_file_for_other_nodes_is_no_parameter_file(tmp_path) -> None:
+    file = tmp_path / "dpt.yaml"
+    file.write_text("other:\n  ros__parameters:\n    input_width: 64\n")
+    with pytest.raises(ValueError, match="it is for other, not for dpt"):
+        read_settings(file, [])
+
+
 def test_the_nodes_parameter_file_is_read(tmp_path) -> None:
     file = tmp_path / "dpt.yaml"
     file.write_text(

@@ -71,6 +71,29 @@ def test_the_same_scene_in_twice_the_size_is_smeared_at_the_same_places():
     assert (a != b).float().mean() < 0.02
 
 
+def test_a_strip_of_the_picture_is_smeared_where_the_whole_is():
+    depth = box_before_a_wall(blur=0)
+    strip = CameraModel(320, 60, 277.0, 277.0, 159.5, 29.5)
+    whole = smeared(depth, CAMERA, 85.0)
+    torch.testing.assert_close(smeared(depth[90:150], strip, 85.0), whole[90:150])
+
+
+def test_intrinsics_of_another_size_are_scaled():
+    # 0.0375 per pixel of a change of log depth: more than 75 degrees at this size, less than 80
+    depth = torch.exp(torch.arange(320) * 0.0157).expand(240, -1).contiguous()
+    big = CameraModel(960, 720, 831.0, 831.0, 479.5, 359.5)
+    assert smeared(depth, big, 75.0)[:, 10:-10].all()
+    assert not smeared(depth, big, 78.0).any()
+
+
+@pytest.mark.parametrize("distance", [0.1, 0.4, 20.0])
+def test_an_edge_is_seen_at_any_distance_and_in_a_tiny_picture(distance):
+    depth = box_before_a_wall(blur=0) / 2 * distance
+    assert smeared(depth, CAMERA, 85.0)[:, 159:161].all()
+    tiny = CameraModel(40, 30, 34.6, 34.6, 19.5, 14.5)
+    assert smeared(depth[:30, 140:180].contiguous(), tiny, 60.0)[:, 19:21].all()
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     height=st.integers(1, 30),
@@ -87,7 +110,7 @@ def test_any_depth_image_gives_a_mask_of_its_size(height, width, seed, degrees):
     assert mask.dtype == torch.bool
 
 
-@pytest.mark.parametrize("degrees", [0.0, 90.0, -3.0, float("nan")])
+@pytest.mark.parametrize("degrees", [0.0, 90.0, 120.0, -3.0, float("nan")])
 def test_an_angle_that_is_none_is_refused(degrees):
     with pytest.raises(ValueError, match="must be between 0 and 90"):
         smeared(torch.ones(4, 4), CAMERA, degrees)

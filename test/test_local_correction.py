@@ -64,6 +64,18 @@ def test_other_depths_and_columns_are_left_alone():
     torch.testing.assert_close(bent[:, 220:], network[:, 220:], rtol=1e-3, atol=0)
 
 
+def test_the_far_end_of_a_wall_is_not_corrected_by_anchors_at_the_near_one():
+    truth = torch.full((240, 320), 0.25)
+    network = truth * 1.15
+    columns, seen, true = scan_of(truth, network)
+    left = columns < 0.4
+    local = LocalCorrection()
+    local.take(columns[left], seen[left], true[left], 0.0, gently=False)
+    bent = local.bend(network, (1.0, 0.0))
+    torch.testing.assert_close(bent[:, 240:], network[:, 240:], rtol=1e-3, atol=0)
+    assert (bent / truth - 1)[:, :110].abs().max() < 0.03
+
+
 def test_scale_and_shift_come_on_top():
     truth = walls()
     scale, shift = 0.002, 0.05
@@ -118,6 +130,15 @@ def test_one_that_goes_on_from_a_state_is_the_same():
     )
 
 
+def test_what_scale_and_shift_send_beyond_range_is_left_to_them():
+    network = torch.tensor([[0.02, 0.5]] * 4)
+    local = LocalCorrection()
+    far = np.full(80, 0.03), np.full(80, 0.02)  # the farthest that the table knows
+    local.take(COLUMNS, *far, 0.0, gently=False)
+    bent = local.bend(network, (1.0, -0.03))
+    torch.testing.assert_close(bent[:, 0], network[:, 0])
+
+
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 2**16), count=st.integers(0, 60), shift=st.floats(-0.5, 0.5))
 def test_unknown_and_beyond_range_stay_and_the_rest_stays_positive(seed, count, shift):
@@ -126,7 +147,7 @@ def test_unknown_and_beyond_range_stay_and_the_rest_stays_positive(seed, count, 
     local = LocalCorrection()
     local.take(rng.random(count), rng.random(count) + 0.01, rng.random(count) + 0.01, 0.1, False)
     bent = local.bend(network, (1.0, shift))
-    same = ~(network > 0)
+    same = ~(network > 0) | (network + shift <= 0)
     torch.testing.assert_close(bent[same], network[same], equal_nan=True)
-    assert (bent[~same] > 0).all()
+    assert (bent[network > 0] > 0).all()
     assert bent.isfinite().eq(network.isfinite()).all()

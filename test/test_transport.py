@@ -175,6 +175,19 @@ def test_images_that_gave_way_to_newer_ones_are_counted(raw: bool) -> None:
         assert isinstance(domain.taken[-1], bytes if raw else Image)
 
 
+def test_two_cameras_on_one_topic_are_no_gap_in_each_other_s_numbers() -> None:
+    with ros_domain() as domain:
+        found = image_input(domain)
+        publishers = [domain.publisher(Image, "image", RELIABLE) for _ in range(2)]
+        domain.spin_for(0.3)
+        # One is far ahead of the other in its numbers, as a camera that runs for longer is.
+        for publisher in [publishers[0]] * 10 + publishers * 3:
+            taken = len(domain.taken)
+            publisher.publish(small_image())
+            domain.spin_until(lambda taken=taken: len(domain.taken) > taken, 10)
+        assert found.missed == 0
+
+
 class Camera:
     """The topics of one camera in this process, and the frames that they hand in."""
 

@@ -268,7 +268,7 @@ class Settings:
         group="points",
     )
     points_max_incidence: float = setting(
-        86.0,
+        87.0,
         "Steeper depth than that of a surface seen at so many degrees from its normal is the smear"
         " between near and far, and NaN in depth/points; 90 keeps all.",
         "Points hang in the air behind edges (less), or grazing walls and thin things go missing"

@@ -66,10 +66,10 @@ def _from_file(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file} does not exist.")
     try:
         # Jazzy refuses names that the file does not have, and without any takes every node's.
-        there = yaml.safe_load(file.read_text())
+        there = yaml.safe_load(file.read_text()) or {}
         names = [name for name in ("/**", "dpt", "/dpt") if name in there]
         if not names:
-            raise KeyError(f"it has parameters for {', '.join(there)}, and none for dpt")
+            raise RuntimeError(f"it is for {', '.join(map(str, there)) or 'no node'}, not for dpt")
         found = parameter_dict_from_yaml_file(str(file), target_nodes=names)
         values = {name: Parameter.from_parameter_msg(msg).value for name, msg in found.items()}
     except (RuntimeError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:

@@ -79,6 +79,7 @@ class CameraTopics:
         self._statistics = Statistics()
         self._said: dict[str, float] = {}
         self._input: ImageInput | None = None
+        self._missed = self._lost = 0  # by the inputs before this one
         self._read: Callable[[Any, float], Frame] = self._read_image
         self._info_subscription: Any = None
         self._submit: Callable[[Frame, Outputs], None] | None = None
@@ -134,6 +135,8 @@ class CameraTopics:
         """Unsubscribe; publishers stay."""
         if self._input is not None:
             self._input.close()
+            self._missed += self._input.missed
+            self._lost += self._input.lost
             self._node.destroy_subscription(self._info_subscription)
         for source in (self._poses, self._anchors):
             if source is not None:
@@ -270,20 +273,22 @@ class CameraTopics:
 
     def status(self) -> DiagnosticStatus:
         """What /diagnostics says of this camera."""
-        more = {}
+        more: dict[str, str] = {}
+        missed, lost = self._missed, self._lost
         warnings = [self._camera_warning] if self._camera_warning else []
         warnings += self._far_warning()
         if self._input is not None:
             more = {
                 "topic": self._input.topic_name,
                 "reliability": self._input.reliability,
-                "missed: not taken in time": str(max(self._input.missed - self._input.lost, 0)),
-                "missed: lost on the way": str(self._input.lost),
             }
+            missed, lost = missed + self._input.missed, lost + self._input.lost
             warnings += [self._input.silence] if self._input.silence else []
+        more["missed: not taken in time"] = str(max(missed - lost, 0))
+        more["missed: lost on the way"] = str(lost)
         more |= self._scale_said
         more["camera_info"] = self._camera_words()
-        name = f"{self._node.get_name()}: {self.name or 'image'}"
+        name = f"{self._node.get_fully_qualified_name().lstrip('/')}: {self.name or 'image'}"
         return camera_status(name, self._statistics, more, warnings)
 
     def _camera_words(self) -> str:

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import rclpy
 import torch
@@ -32,6 +35,7 @@ from dpt_ros.ros.diagnostics import networks_status
 from dpt_ros.ros.parameters import Parameters
 from dpt_ros.ros.transport import REVIEW_PERIOD, keep_large_buffers
 
+_PATIENCE = 1.7  # seconds from a signal to the end, of the two that are promised
 _DESCRIPTION = (
     "The lifecycle node dpt: takes camera images, publishes metric depth and semantic labels.\n"
     "Everything is set by ROS parameters; config/dpt.yaml lists them."
@@ -44,10 +48,14 @@ _EXAMPLES = """examples:
 
 
 class DptNode(LifecycleNode):
-    """Depth and labels from camera topics; see docs/topics.md for its names and parameters."""
+    """Depth and labels from camera topics; see docs/topics.md for its names and parameters.
 
-    def __init__(self) -> None:
-        super().__init__("dpt")
+    Args:
+        options: of rclpy's node: namespace, context, cli_args, parameter_overrides.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__("dpt", **options)
         self._networks: Networks | None = None
         self._pipeline: Pipeline | None = None
         self._cameras: dict[str, CameraTopics] = {}
@@ -233,7 +241,7 @@ class DptNode(LifecycleNode):
             camera.review()
 
     def _publish_diagnostics(self) -> None:
-        name = f"{self.get_name()}: networks"
+        name = f"{self.get_fully_qualified_name().lstrip('/')}: networks"
         status = [networks_status(name, self._state, self._networks, self._why, self._notes)]
         status += [camera.status() for camera in self._cameras.values()]
         stamp = self.get_clock().now().to_msg()
@@ -261,16 +269,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         # What was imported stays: the collector need not walk over torch again and again.
         gc.freeze()
+        _end_in_time()
     _spin()
     if argv is None:
         _end_process()
     return 0
 
 
+def _made() -> DptNode:
+    try:
+        return DptNode()
+    except RuntimeError as error:  # rclpy's, where the middleware lacks what was asked for
+        text = re.sub(r", at [^ ,]+:[0-9]+", "", str(error)).replace("\n", " ")
+        raise SystemExit(f"dpt_node: {text}.") from error
+
+
 def _spin() -> None:
     executor = SingleThreadedExecutor()
     try:
-        executor.add_node(DptNode())
+        executor.add_node(_made())
         executor.spin()
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
@@ -283,14 +300,34 @@ def _spin() -> None:
         rclpy.try_shutdown()
 
 
+def _end_in_time() -> None:
+    """See to it that a signal ends the process even in a call that does not return.
+
+    A name server that does not answer holds up a download for ten seconds, a driver for longer.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)  # gets the number of each signal
+
+    def wait() -> None:
+        while os.read(reader, 1)[0] not in (signal.SIGINT, signal.SIGTERM):
+            pass
+        time.sleep(_PATIENCE)
+        os.write(2, b"dpt_node: A call does not return; the process ends without it.\n")
+        os._exit(0)
+
+    threading.Thread(target=wait, name="dpt_end", daemon=True).start()
+
+
 def _end_process() -> NoReturn:
     """End at once: torch alone needs a second or more to be taken down object by object.
 
     What outlives a process, the middleware's shared memory, goes with the node's last objects.
     """
     gc.collect()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # a full disk or a closed pipe is no reason to stay
+            stream.flush()
     os._exit(0)
 
 

@@ -113,6 +113,7 @@ class ImageInput:
         self._alone_since = self._silent_since
         self._said_alone = False
         self._last_number: dict[bytes, int] = {}
+        self._publishers = 0
         self._told_reliability = ""
         self.reliability = self._forced or "reliable"
         self.silence = ""
@@ -132,6 +133,9 @@ class ImageInput:
     def review(self) -> None:
         """Look at the publishers: choose the reliability anew, warn when nothing comes."""
         publishers = self._node.get_publishers_info_by_topic(self.topic_name)
+        if len(publishers) != self._publishers:
+            self._publishers = len(publishers)
+            self._last_number.pop(b"", None)  # of whom, nobody can say
         wanted = self._forced or _reliability_for(publishers)
         if wanted != self.reliability:
             self._node.destroy_subscription(self._subscription)
@@ -178,8 +182,9 @@ class ImageInput:
         self._silent_since = time.monotonic()
         self.silence = ""
         number = about.get("publication_sequence_number")
-        if number:
-            publisher = about.get("publisher_gid", {}).get("data", b"")
+        publisher = (about.get("publisher_gid") or {}).get("data", b"")
+        # Jazzy does not say who published: the numbers of several cannot be told apart there.
+        if number and (publisher or self._publishers < 2):
             gap = number - self._last_number.get(publisher, number - 1) - 1
             self._last_number[publisher] = number
             if gap > 0:
