@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import random
 import signal
@@ -95,11 +96,25 @@ class Process:
         self._file.close()
 
 
+def _free_domain() -> tuple[int, int]:
+    """A domain that no other test of this machine has, and the locked file that says so."""
+    while True:
+        number = random.SystemRandom().randrange(1, 101)
+        path = Path(tempfile.gettempdir(), f"dpt_ros_domain_{number}")
+        claim = os.open(path, os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(claim)
+        else:
+            return number, claim
+
+
 class Domain:
     """A ROS domain that nobody else uses, a node in this process, and processes on it."""
 
     def __init__(self) -> None:
-        self.id = random.SystemRandom().randrange(1, 101)
+        self.id, self._claim = _free_domain()
         self.env = dict(os.environ, ROS_DOMAIN_ID=str(self.id))
         self.env["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
         self.env["OMP_NUM_THREADS"] = "1"
@@ -126,6 +141,7 @@ class Domain:
         self._executor.shutdown()
         self.node.destroy_node()
         rclpy.shutdown(context=self._context)
+        os.close(self._claim)
 
     def start(self, *args: str, **env: str) -> Process:
         """Start ``python args``."""

@@ -52,6 +52,7 @@ def test_a_relative_network_has_no_metres_before_the_first_fit():
     first = estimator.update(network, 0, CAMERA)
     assert (first.metric, first.source, first.state) == (False, "none", "no metres yet")
     assert np.isinf(first.sigma)
+    assert (first.scale, first.shift) == (1.0, 0.0)
     np.testing.assert_array_equal(first.inverse, network)
     second = estimator.update(network, FRAME, CAMERA, anchors_of(truth, FRAME, rng))
     assert (second.metric, second.source, second.state) == (True, "anchors", "fitted")
@@ -214,6 +215,59 @@ def test_the_variance_of_the_depth_is_that_of_drawn_corrections():
     expected = inverse.var(0) / (found.scale * x + found.shift) ** 2
     variance = found.relative_variance(torch.from_numpy(x).float()).numpy()
     np.testing.assert_allclose(variance, expected, rtol=0.05)
+
+
+def test_anchors_of_a_larger_picture_are_looked_up_where_they_are():
+    truth, rng = scene(), np.random.default_rng(0)
+    same = anchors_of(truth, 0, rng)
+    large = Anchors(2 * same.u + 0.5, 3 * same.v + 1, same.metres, 0, 640, 720)
+    found = ScaleEstimator().update(truth * 1.4, 0, CAMERA, large)
+    assert found.state == "fitted"
+    assert found.residual == pytest.approx(0.01, rel=0.5)
+    np.testing.assert_allclose(found.inverse, truth, rtol=0.05)
+
+
+@pytest.mark.parametrize("across", [True, False], ids=["upright", "level"])
+@pytest.mark.parametrize("side", [-1, 0], ids=["before", "behind"])
+def test_a_pair_beside_an_edge_is_left_out(across, side):
+    truth = np.repeat(np.linspace(0.3, 0.5, 240, dtype=np.float32)[:, None], 320, 1)
+    truth[120:, 160:] = truth[:120, :160] = 2.0  # an upright edge and a level one
+    plain = anchors_of(truth, 0, np.random.default_rng(0), noise=0, count=40)
+    u, v = (160 + side, 60) if across else (60, 120 + side)
+    # twenty of them say, of the one side of the edge, what is on the other
+    u, v = np.full(20, u, np.float32), np.full(20, v, np.float32)
+    wrong = Anchors(
+        np.r_[plain.u, u], np.r_[plain.v, v], np.r_[plain.metres, 9 + 0 * u], 0, 320, 240
+    )
+    found = ScaleEstimator().update(truth, 0, CAMERA, wrong)
+    off_edges = (np.abs(plain.u - 159.5) > 3) & (np.abs(plain.v - 119.5) > 3)
+    assert found.pairs <= 40
+    assert found.pairs >= off_edges.sum()
+
+
+def test_the_ground_is_left_alone_where_it_was_not_asked_for_or_has_no_height():
+    network, down = scene() * 1.4, np.array([0.0, 1.0, 0.0])
+    for settings_ in (ScaleSettings(), ScaleSettings(source="anchors", camera_height=0.6)):
+        estimator = ScaleEstimator(settings_, floor=(FLOOR,))
+        found = estimator.update(network, 0, CAMERA, None, floor_labels(), down)
+        assert (found.source, found.state, found.pairs) == ("network", "as the network says", 0)
+    estimator = ScaleEstimator(ScaleSettings(source="ground", camera_height=0.6), floor=(FLOOR,))
+    anchors = anchors_of(scene() * 2, 0, np.random.default_rng(0))
+    found = estimator.update(network, 0, CAMERA, anchors, floor_labels(), down)
+    assert (found.source, found.state) == ("ground", "fitted")
+
+
+def test_an_estimator_that_is_restored_goes_on_as_the_other():
+    truth, rng = scene(), np.random.default_rng(0)
+    one, other = ScaleEstimator(), ScaleEstimator()
+    for k in range(3):
+        one.update(truth * 1.4, k * FRAME, CAMERA, anchors_of(truth, k * FRAME, rng))
+    other.restore(one.state())
+    for k in (3, 4):
+        anchors = anchors_of(truth, k * FRAME, rng) if k == 4 else None
+        a, b = (e.update(truth * 1.4, k * FRAME, CAMERA, anchors) for e in (one, other))
+        np.testing.assert_array_equal(a.inverse, b.inverse)
+        assert a.diagnostics() == b.diagnostics()
 
 
 @pytest.mark.gpu

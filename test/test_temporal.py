@@ -442,7 +442,8 @@ def test_any_size_and_rate_gives_finite_depth(
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("inverse_depth", np.ones((2, 3, 4), np.float32)),
+        ("inverse_depth", np.ones((9, 9, 9), np.float32)),
+        ("inverse_depth", np.ones((4, 40), np.float32)),
         ("logits", np.ones((3, 4), np.float32)),
         ("rgb", np.ones((20, 20), np.uint8)),
         ("odom_from_camera", np.eye(3)),

@@ -21,6 +21,7 @@ import torch
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from std_srvs.srv import Trigger
 
@@ -35,6 +36,7 @@ from dpt_ros.ros.diagnostics import networks_status
 from dpt_ros.ros.parameters import Parameters
 from dpt_ros.ros.transport import REVIEW_PERIOD, keep_large_buffers
 
+RCLError = rclpy_implementation.RCLError
 _PATIENCE = 1.7  # seconds from a signal to the end, of the two that are promised
 _DESCRIPTION = (
     "The lifecycle node dpt: takes camera images, publishes metric depth and semantic labels.\n"
@@ -291,6 +293,10 @@ def _spin() -> None:
         executor.spin()
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
+    except RCLError:
+        if rclpy.ok():
+            raise
+        # A signal ended the context in the middle of a call of rclpy.
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
