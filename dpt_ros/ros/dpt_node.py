@@ -21,7 +21,6 @@ import torch
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from std_srvs.srv import Trigger
 
@@ -36,7 +35,7 @@ from dpt_ros.ros.diagnostics import networks_status
 from dpt_ros.ros.parameters import Parameters
 from dpt_ros.ros.transport import REVIEW_PERIOD, keep_large_buffers
 
-RCLError = rclpy_implementation.RCLError
+_signals: list[int] = []  # that have come
 _PATIENCE = 1.7  # seconds from a signal to the end, of the two that are promised
 _DESCRIPTION = (
     "The lifecycle node dpt: takes camera images, publishes metric depth and semantic labels.\n"
@@ -266,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # rclpy ends the wait for work; this also breaks into a long load. A shell that starts the node
     # in the background hands it SIGINT ignored, so both are set.
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
+        signal.signal(number, _interrupt)
     start_ros("dpt_node", _DESCRIPTION, _EXAMPLES, argv)
     if argv is None:
         # What was imported stays: the collector need not walk over torch again and again.
@@ -278,10 +277,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _interrupt(number: int, _: Any) -> None:
+    _signals.append(number)
+    raise KeyboardInterrupt
+
+
 def _made() -> DptNode:
     try:
         return DptNode()
     except RuntimeError as error:  # rclpy's, where the middleware lacks what was asked for
+        if _signals:
+            raise
         text = re.sub(r", at [^ ,]+:[0-9]+", "", str(error)).replace("\n", " ")
         raise SystemExit(f"dpt_node: {text}.") from error
 
@@ -293,10 +299,10 @@ def _spin() -> None:
         executor.spin()
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
-    except RCLError:
-        if rclpy.ok():
+    except RuntimeError:
+        # What becomes of a signal in the middle of a call of rclpy, and of what pybind converts.
+        if not _signals:
             raise
-        # A signal ended the context in the middle of a call of rclpy.
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

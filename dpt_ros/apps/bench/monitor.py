@@ -69,6 +69,7 @@ class Monitor:
     def _take_status(self, msg: DiagnosticArray) -> None:
         for status in msg.status:
             name, _, part = status.name.partition(": ")
+            name = name.rpartition("/")[2]  # unique already, without its namespace
             self._heard[name] = time.monotonic_ns()
             self._status[name][part] = {
                 "level": status.level[0],
