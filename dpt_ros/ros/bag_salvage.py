@@ -12,6 +12,7 @@ import heapq
 import sqlite3
 import struct
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,7 @@ class _Part:
     start: int = 0
 
 
-class DamagedFile:
+class DamagedFile(ABC):
     """What is left of a file.
 
     Attributes:
@@ -82,9 +83,9 @@ class DamagedFile:
     def channels(self) -> list[Channel]:
         return list(self._by_number.values())
 
+    @abstractmethod
     def messages(self, topics: Collection[str]) -> Iterator[tuple[str, int, bytes]]:
         """Topic, time of recording and bytes of each message, in the order of time."""
-        raise NotImplementedError
 
 
 def open_damaged(path: Path) -> DamagedFile:
