@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import heapq
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -118,7 +119,7 @@ class Part:
         return self.protocol.differences(self.images, self.variant)
 
 
-class Judge:
+class Judge(ABC):
     """Scores one kind of prediction; ``add`` for every image, then ``result``."""
 
     def __init__(self, protocol: Protocol, spec: ModelSpec, dataset: Dataset, kept: int) -> None:
@@ -127,13 +128,13 @@ class Judge:
         self.notes: tuple[str, ...] = ()
         self.extremes = Extremes(kept, protocol.rank in HIGHER_IS_BETTER)
 
+    @abstractmethod
     def add(self, sample: Sample, prediction: np.ndarray) -> None:
         """Judge a prediction for a sample.
 
         Raises:
             DatasetError: the sample has not the truth that the protocol needs.
         """
-        raise NotImplementedError
 
     def result(self) -> Part:
         """Means over the images."""
@@ -290,7 +291,7 @@ def ids_by_name(spec: ModelSpec, names: Sequence[str]) -> tuple[np.ndarray, tupl
     )
 
 
-JUDGES = {
+JUDGES: dict[str, Callable[[Protocol, ModelSpec, Dataset, int], Judge]] = {
     "metric": DepthJudge,
     "zero-shot": DepthJudge,
     "order": OrderJudge,

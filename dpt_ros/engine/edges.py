@@ -51,8 +51,8 @@ def smeared(depth: Tensor, camera: CameraModel, max_incidence: float) -> Tensor:
 def _over_window(best: Callable[[Tensor, Tensor], Tensor], values: Tensor, reach: int) -> Tensor:
     """(H, W): the largest or smallest within ``reach`` pixels; the border's value goes on.
 
-    A window of twice the size is the best of two: few passes over the image, which on a CPU is
-    ten times as fast as torch's max_pool2d.
+    A window of twice the size is the best of two: few passes over the image, where torch's
+    max_pool2d looks at every pixel of every window.
     """
     for _ in range(2):  # columns, then rows, by way of a transposition
         padded = pad(values[None], (reach, reach), mode="replicate")[0]
