@@ -14,7 +14,7 @@ fi
 
 made_from=$(cat setup.py package.xml | sha256sum | cut -d' ' -f1)
 if [ "$(cat .venv/made_from 2>/dev/null)" != "$made_from" ]; then
-  say "Installing torch, timm, ROS 2 (from PyPI) and the rest into .venv: about 6 GB, a few minutes"
+  say "Installing torch, timm, ROS 2 (from PyPI) and the rest into .venv: about 7.5 GB, a few minutes"
   "$PYTHON" -m venv .venv || {
     echo "The venv could not be made; on Debian and Ubuntu: apt install python3-venv" >&2
     exit 1
