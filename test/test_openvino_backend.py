@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """OpenVINO computes what PyTorch computes."""
 
+import subprocess
 import sys
 
 import pytest
@@ -48,6 +49,23 @@ def test_openvino_gives_the_same_depth_and_labels_at_every_shape(
     assert len(compiled._compiled) == len(set(sizes))
     compiled(torch.zeros_like(images))
     assert all(torch.equal(result, copy) for result, copy in kept), "overwritten later"
+
+
+def test_signals_are_handled_after_networks_of_several_shapes_are_gone():
+    pytest.importorskip("openvino")
+    program = f"""
+import signal, torch
+from dpt_ros.engine.openvino_backend import OpenVinoModel
+from dpt_ros.model import create_model
+compiled = OpenVinoModel(create_model({NAME!r}).requires_grad_(False), "fp32", 1)
+for width in 64, 96:
+    compiled(torch.zeros(1, 3, 64, width))
+del compiled
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+signal.raise_signal(signal.SIGUSR1)
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, "handled\n"), result.stderr
 
 
 def test_mistakes_are_refused(model):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -98,7 +99,20 @@ class OpenVinoModel:
             converted = self._openvino.convert_model(
                 self._outputs, example_input=torch.zeros_like(images), input=tuple(images.shape)
             )
-        return self._openvino.Core().compile_model(converted, "CPU", self._config)
+        return _core().compile_model(converted, "CPU", self._config)
+
+
+@functools.cache
+def _core() -> Any:
+    """The one core of this process, never let go.
+
+    A core's CPU plugin gives the thread a signal stack, and puts the one it found back when it
+    goes. Cores that go in the order in which they came leave a stack behind that is gone, and the
+    next signal ends the process (seen in 2026.4).
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 class _Outputs(nn.Module):
