@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -66,20 +67,21 @@ def test_no_frame_of_a_stock_publisher_is_missing_without_a_word(
     said = len(watched.dpt.output)
     camera = watched.start_camera(*size, FRAMES, reliable)
     camera.wait_for(f"sent {FRAMES}")
-    watched.spin_for(0.5)
-    after = watched.diagnostics("dpt: image")
+    counts = ("frames received", "missed: lost on the way", "missed: not taken in time")
+    deadline = time.monotonic() + 5.0
+    while True:
+        after = watched.diagnostics("dpt: image")
+        received, lost, overtaken = (int(after[name]) - int(before[name]) for name in counts)
+        unsaid = FRAMES - received - lost - overtaken
+        if unsaid <= 0 or time.monotonic() > deadline:
+            break
     camera.end()
-
-    def grown(name: str) -> int:
-        return int(after[name]) - int(before[name])
-
-    received, lost = grown("frames received"), grown("missed: lost on the way")
-    overtaken = grown("missed: not taken in time")
     output = watched.dpt.output[said:]
     assert after["reliability"] == ("reliable" if reliable else "best_effort")
-    assert received + lost + overtaken <= FRAMES
-    if received < FRAMES:
-        words = ("lost on the way", "gave way to newer ones", "no frame has come")
+    assert unsaid >= 0
+    # Gaps are counted from the first image that is taken; one or two may come before it.
+    if unsaid > 2:
+        words = ("lost on the way", "no frame has come")
         assert any(word in output for word in words), output
     if reliable:
         assert received >= FRAMES / 2

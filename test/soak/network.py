@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A camera and the node in two network namespaces, with loss and a cut link between them.
+"""A camera and the node in two network namespaces, with a bad link between them.
 
-Needs root and iproute2. The kernel need not have netem: this program carries the packets from one
-namespace to the other and leaves some out. Images go over UDP, never through shared memory.
+Raw and JPEG images, reliable and best effort, over links that lose, delay and reorder packets, and
+links that are cut. Needs root and iproute2. The kernel need not have netem: this program carries
+the packets from one namespace to the other. Images go over UDP, never through shared memory.
 """
 
 from __future__ import annotations
@@ -10,17 +11,22 @@ from __future__ import annotations
 import argparse
 import ctypes
 import fcntl
+import heapq
+import itertools
 import multiprocessing
 import os
 import random
+import re
 import select
 import socket
+import statistics
 import struct
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +39,30 @@ from soak.run import CAMERA, EMBEDDED
 
 SIDES = {"camera": "10.77.0.1/24", "node": "10.77.0.2/24"}
 RATE = 10.0
+SETTLE = 40.0  # seconds; the kernel waits 30 s for the rest of a datagram, and keeps what has come
 _CLONE_NEWNET = 0x40000000
 _SIOCETHTOOL, _STXCSUM = 0x8946, 0x17  # linux/sockios.h, linux/ethtool.h
 _ALL_PROTOCOLS = 3
 _LONGEST = 65536
+
+
+@dataclass(frozen=True)
+class Link:
+    """What happens to each packet, in both directions.
+
+    Args:
+        loss: probability that it is left out.
+        delay: seconds that it takes, on average.
+        jitter: seconds that it may take more or less; a later packet may overtake it.
+    """
+
+    loss: float = 0.0
+    delay: float = 0.0
+    jitter: float = 0.0
+
+    def __str__(self) -> str:
+        delay = f"{self.delay * 1e3:g} +- {self.jitter * 1e3:g} ms"
+        return f"{self.loss:.0%} of packets lost, {delay}"
 
 
 def ip(*words: str) -> None:
@@ -49,8 +75,12 @@ def ip(*words: str) -> None:
 
 
 @contextmanager
-def namespaces() -> Iterator[dict[str, str]]:
-    """Two namespaces, and by side the name of our end of the cable that leads there."""
+def namespaces(sysctl: list[str]) -> Iterator[dict[str, str]]:
+    """Two namespaces, and by side the name of our end of the cable that leads there.
+
+    Args:
+        sysctl: what to set in both, as "name=value".
+    """
     tag = os.getpid() % 10000
     names = {side: f"dpt{side[0]}{tag}" for side in SIDES}
     try:
@@ -65,6 +95,9 @@ def namespaces() -> Iterator[dict[str, str]]:
             ip("-n", name, "route", "add", "224.0.0.0/4", "dev", "eth0")
             with inside(name):
                 fill_in_checksums("eth0")
+                for setting in sysctl:
+                    key, _, value = setting.partition("=")
+                    Path("/proc/sys", key.replace(".", "/")).write_text(value)
         yield names
     finally:
         for name in names.values():
@@ -91,8 +124,8 @@ def fill_in_checksums(link: str) -> None:
         fcntl.ioctl(any_socket, _SIOCETHTOOL, request)
 
 
-def carry(links: list[str], loss: Any) -> None:
-    """Carry packets between two links for ever; each is lost with the probability ``loss``."""
+def carry(links: list[str], state: Any) -> None:
+    """Carry packets between two links for ever, as ``state`` (the values of a `Link`) says."""
     ends = []
     for link in links:
         end = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ALL_PROTOCOLS))
@@ -100,34 +133,90 @@ def carry(links: list[str], loss: Any) -> None:
         end.bind((link, 0))
         ends.append(end)
     chance = random.Random(0)
+    number = itertools.count()
+    on_the_way: list[tuple[float, int, int, bytes]] = []
     while True:
-        for end in select.select(ends, [], [])[0]:
+        patience = max(0.0, on_the_way[0][0] - time.monotonic()) if on_the_way else None
+        for end in select.select(ends, [], [], patience)[0]:
             packet, (_, _, kind, _, _) = end.recvfrom(_LONGEST)
-            if kind != socket.PACKET_OUTGOING and chance.random() >= loss.value:
-                ends[1 - ends.index(end)].send(packet)
+            loss, delay, jitter = state
+            if kind != socket.PACKET_OUTGOING and chance.random() >= loss:
+                due = time.monotonic() + delay + chance.uniform(-jitter, jitter)
+                heapq.heappush(on_the_way, (due, next(number), 1 - ends.index(end), packet))
+        while on_the_way and on_the_way[0][0] <= time.monotonic():
+            _, _, other, packet = heapq.heappop(on_the_way)
+            ends[other].send(packet)
 
 
-def measure(domain: Domain, watch: Watch, what: str, seconds: float) -> float:
-    """Outputs per second, printed."""
+@contextmanager
+def flow(
+    args: argparse.Namespace, encoding: str, best_effort: bool
+) -> Iterator[tuple[Domain, Watch, Any]]:
+    """A camera whose images the node takes, and the state of the link between them."""
+    state = multiprocessing.Array("d", astuple(Link()))
+    with namespaces(args.sysctl) as names:
+        ends = [names["camera"], names["node"]]
+        carrier = multiprocessing.Process(target=carry, args=(ends, state), daemon=True)
+        carrier.start()
+        try:
+            with inside(names["node"]), ros_domain() as domain:
+                domain.env["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "SUBNET"
+                domain.env["FASTDDS_BUILTIN_TRANSPORTS"] = "UDPv4"
+                dpt = domain.start_dpt(
+                    **EMBEDDED,
+                    diagnostics_period=0.2,
+                    input_width=96,
+                    input_height=64,
+                    image_transport="compressed" if encoding == "jpeg" else "raw",
+                )
+                watch = Watch(domain.node)
+                domain.wait_for_state("active")
+                options = ["--best-effort"] if best_effort else []
+                env = {"FASTDDS_DEFAULT_PROFILES_FILE": args.profile} if args.profile else {}
+                with inside(names["camera"]):
+                    size = args.size.split("x")
+                    words = ["--encoding", encoding, "--rate", str(RATE), *options]
+                    domain.start(CAMERA, *size, *words, **env)
+                domain.spin_until(lambda: watch.counts["depth/image"] > RATE)
+                yield domain, watch, state
+                if dpt.end()[0] != 0:
+                    watch.wrong.append("The node ended with another code than 0.")
+        finally:
+            carrier.terminate()
+            carrier.join()
+
+
+def measure(domain: Domain, watch: Watch, what: str, seconds: float) -> None:
+    """Print outputs per second, what /diagnostics counted, and how old the outputs were."""
     before = domain.diagnostics("dpt: image")
-    count = watch.counts["depth/image"]
+    depths = watch.arrivals["depth/image"]
+    count, begin = watch.counts["depth/image"], time.monotonic()
     domain.spin_for(seconds)
-    rate = (watch.counts["depth/image"] - count) / seconds
+    rate = (watch.counts["depth/image"] - count) / (time.monotonic() - begin)
     after = domain.diagnostics("dpt: image")
-    lost = {
-        name.removeprefix("missed: "): int(after[name]) - int(before[name])
+    grown = {
+        name: int(after[name]) - int(before.get(name, 0))
         for name in after
-        if name.startswith("missed: ")
+        if name == "frames received" or name.startswith(("missed: ", "dropped: "))
     }
-    print(f"{what}: {rate:.1f} of {RATE:g} outputs per second, {lost}", flush=True)
-    return rate
+    offset = time.time() - time.monotonic()
+    ages = [when + offset - stamp * 1e-9 for stamp, when in depths if when > begin]
+    middle = f"{statistics.median(ages) * 1e3:.0f} ms" if ages else "-"
+    sockstat = Path("/proc/thread-self/net/sockstat").read_text()
+    pieces = int(re.findall(r"FRAG: .* memory (\d+)", sockstat)[0]) / 1e6
+    print(
+        f"{what}: {rate:.1f} of {RATE:g} outputs per second, {middle} old;"
+        f" {', '.join(f'{name} {value}' for name, value in grown.items() if value)};"
+        f" {pieces:.1f} MB of incomplete datagrams",
+        flush=True,
+    )
 
 
-def cut(domain: Domain, watch: Watch, loss: Any, seconds: float) -> None:
+def cut(domain: Domain, watch: Watch, state: Any, seconds: float) -> None:
     """Cut the link for a while, and say how long the node needs after that."""
-    loss.value = 1.0
+    state[:] = astuple(Link(loss=1.0))
     domain.spin_for(seconds)
-    loss.value = 0.0
+    state[:] = astuple(Link())
     start, count = time.monotonic(), watch.counts["depth/image"]
     domain.spin_until(lambda: watch.counts["depth/image"] > count, 60)
     first = time.monotonic() - start
@@ -137,50 +226,41 @@ def cut(domain: Domain, watch: Watch, loss: Any, seconds: float) -> None:
 
 
 def main() -> int:
-    """Loss, then cuts; 1 if an output says what it must not, 2 if this may not be done here."""
+    """Each kind of images over each link; 1 if an output is wrong, 2 if it may not be done."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--encodings", nargs="*", default=["rgb8", "jpeg"])
+    parser.add_argument("--offers", nargs="*", default=["reliable", "best_effort"])
     parser.add_argument("--loss", type=float, nargs="*", default=[0.0, 0.01, 0.05])
+    parser.add_argument(
+        "--delay", type=float, nargs=2, default=[0.02, 0.01], help="and jitter, seconds"
+    )
     parser.add_argument("--cut", type=float, nargs="*", default=[5.0, 30.0], help="seconds")
-    parser.add_argument("--seconds", type=float, default=15.0, help="per loss")
+    parser.add_argument("--seconds", type=float, default=30.0, help="per link")
     parser.add_argument("--size", default="160x120", help="of the images")
-    parser.add_argument("--best-effort", action="store_true", help="what the camera offers")
+    parser.add_argument("--profile", default="", help="of Fast DDS, for the camera alone")
+    parser.add_argument("--sysctl", nargs="*", default=[], help="such as net.ipv4.ipfrag_time=1")
     args = parser.parse_args()
-    loss = multiprocessing.Value("d", 0.0)
+    links = [Link(0.0, *args.delay), *map(Link, args.loss)]
+    links.sort(key=lambda link: link.loss)  # loss leaves pieces behind
+    outputs, wrong = 0, []
     try:
-        with namespaces() as names:
-            carrier = multiprocessing.Process(
-                target=carry, args=([names["camera"], names["node"]], loss), daemon=True
-            )
-            carrier.start()
-            with inside(names["node"]), ros_domain() as domain:
-                domain.env["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "SUBNET"
-                domain.env["FASTDDS_BUILTIN_TRANSPORTS"] = "UDPv4"
-                dpt = domain.start_dpt(
-                    **EMBEDDED, diagnostics_period=0.2, input_width=96, input_height=64
-                )
-                watch = Watch(domain.node)
-                domain.wait_for_state("active")
-                with inside(names["camera"]):
-                    options = ["--best-effort"] if args.best_effort else []
-                    size = args.size.split("x")
-                    domain.start(CAMERA, *size, "--rate", str(RATE), *options)
-                domain.spin_until(lambda: watch.counts["depth/image"] > RATE)
-                for probability in args.loss:
-                    loss.value = probability
-                    measure(domain, watch, f"{probability:.0%} of packets lost", args.seconds)
-                loss.value = 0.0
-                measure(domain, watch, "after that", 5.0)
+        for encoding, offer in itertools.product(args.encodings, args.offers):
+            with flow(args, encoding, offer == "best_effort") as (domain, watch, state):
+                for link in links:
+                    state[:] = astuple(link)
+                    domain.spin_for(SETTLE if link.loss else 3.0)
+                    measure(domain, watch, f"{encoding}, {offer}, {link}", args.seconds)
                 for seconds in args.cut:
-                    cut(domain, watch, loss, seconds)
-                code, took = dpt.end()
-            carrier.terminate()
+                    cut(domain, watch, state, seconds)
+            outputs += watch.counts["depth/image"]
+            wrong += watch.wrong
     except (subprocess.CalledProcessError, FileNotFoundError, PermissionError) as error:
         print(f"Network namespaces cannot be made here: {error}", file=sys.stderr)
         return 2
-    print(f"{watch.counts['depth/image']} outputs, {len(watch.wrong)} wrong; end in {took:.2f} s")
-    for complaint in watch.wrong[:10]:
+    print(f"{outputs} outputs, {len(wrong)} wrong")
+    for complaint in wrong[:10]:
         print(complaint, file=sys.stderr)
-    return int(bool(watch.wrong) or code != 0)
+    return int(bool(wrong))
 
 
 if __name__ == "__main__":
