@@ -59,7 +59,7 @@ DATASETS = ["h5py>=3.8,<4", "scipy>=1.10,<2"]
 # Curves of a training (dpt_train --tensorboard).
 TENSORBOARD = ["tensorboard>=2.15,<3"]
 # Looking at images and points (dpt_view).
-VIEW = ["rerun-sdk>=0.41,<0.50"]
+VIEW = ["rerun-sdk>=0.41,<0.50; python_version >= '3.11'"]
 
 TEST = [
     *DATASETS,
