@@ -61,6 +61,10 @@ class Process:
         )
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def output(self) -> str:
         return Path(self._file.name).read_text(errors="replace")
 

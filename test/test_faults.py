@@ -33,7 +33,7 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from soak.frames import Watch, image_of, size_of
 from soak.lifecycle import TRANSITIONS, random_walk
-from soak.run import CAMERA, EMBEDDED, latency_growth, pid_of, soak
+from soak.run import CAMERA, EMBEDDED, latency_growth, soak
 from test_zoo import CONTENT, sha256
 
 from dpt_ros.data import class_names
@@ -190,11 +190,11 @@ def test_a_camera_that_goes_and_returns_is_seen_at_full_rate_within_a_second(
 def test_a_camera_that_stops_is_said_to_be_silent_and_goes_on(robot: Robot) -> None:
     with robot.camera() as camera:
         robot.flowing()
-        os.kill(pid_of(camera), signal.SIGSTOP)
+        os.kill(camera.pid, signal.SIGSTOP)
         robot.domain.spin_until(
             lambda: "no frame has come" in robot.domain.diagnostics("dpt: image")["message"], 20
         )
-        os.kill(pid_of(camera), signal.SIGCONT)
+        os.kill(camera.pid, signal.SIGCONT)
         robot.at_full_rate(time.monotonic())
         assert "no frame" not in robot.domain.diagnostics("dpt: image")["message"]
 
@@ -306,12 +306,12 @@ def test_a_subscriber_that_stands_still_or_is_killed_does_not_hold_up_the_others
     listener = robot.domain.start("-c", LISTENER)
     with robot.camera(size=SIZES[1]):  # 0.3 MB of depth: two fill the shared memory
         robot.domain.spin_until(lambda: "got" in listener.output)
-        os.kill(pid_of(listener), signal.SIGSTOP)
+        os.kill(listener.pid, signal.SIGSTOP)
         robot.at_full_rate(time.monotonic(), 2.0)
         heard = listener.output.count("got")
-        os.kill(pid_of(listener), signal.SIGCONT)
+        os.kill(listener.pid, signal.SIGCONT)
         robot.domain.spin_until(lambda: listener.output.count("got") > heard + 10)
-        os.kill(pid_of(listener), signal.SIGSTOP)
+        os.kill(listener.pid, signal.SIGSTOP)
         listener.end(signal.SIGKILL)
         robot.at_full_rate(time.monotonic())
 

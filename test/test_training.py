@@ -14,7 +14,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from dpt_ros.apps.training.measure import aligned_depth, class_weights
+from dpt_ros.apps.training.measure import class_weights
 from dpt_ros.apps.training.networks import load_encoder, starting_network, with_taps
 from dpt_ros.apps.training.pictures import (
     Batches,
@@ -323,10 +323,3 @@ def test_rare_classes_weigh_more_and_the_mean_over_pixels_is_one() -> None:
     weight = class_weights(labels, 2)
     assert weight[1] / weight[0] == pytest.approx(9**0.3, rel=1e-5)
     assert 0.9 * weight[0] + 0.1 * weight[1] == pytest.approx(1)
-
-
-def test_aligned_depth_undoes_scale_and_shift() -> None:
-    inverse = np.random.default_rng(0).uniform(0.05, 1, (8, 9))
-    inverse[0] = 0
-    got = aligned_depth(4 * inverse - 2, inverse)
-    assert np.allclose(got[1:], 1 / inverse[1:])

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from ros_processes import Domain, Process, ros_domain
 
 from soak.frames import Watch
-from soak.run import CAMERA, EMBEDDED, memory_of, pid_of
+from soak.run import CAMERA, EMBEDDED, memory_of
 
 # What each transition leads from and to; in any other state it must be refused.
 TRANSITIONS = {
@@ -109,10 +109,10 @@ def main() -> int:
         domain.wait_for_state("active")
         domain.start(CAMERA, "320", "240", "--rate", str(args.rate))
         domain.spin_until(lambda: watch.counts["depth/image"])
-        before = memory_of(pid_of(dpt))
+        before = memory_of(dpt.pid)
         walk = random_walk(domain, dpt, watch, args.transitions, args.seed)
         domain.spin_for(1.0)
-        after = memory_of(pid_of(dpt))
+        after = memory_of(dpt.pid)
         code, seconds = dpt.end()
         complaints = [*walk.complaints, *watch.wrong[:10]]
         if (code, seconds < 2.0) != (0, True):

@@ -39,7 +39,7 @@ from soak.run import CAMERA, EMBEDDED
 
 SIDES = {"camera": "10.77.0.1/24", "node": "10.77.0.2/24"}
 RATE = 10.0
-SETTLE = 40.0  # seconds; the kernel waits 30 s for the rest of a datagram, and keeps what has come
+SETTLE = 40.0
 _CLONE_NEWNET = 0x40000000
 _SIOCETHTOOL, _STXCSUM = 0x8946, 0x17  # linux/sockios.h, linux/ethtool.h
 _ALL_PROTOCOLS = 3

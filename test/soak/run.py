@@ -69,11 +69,6 @@ class Account:
         return said
 
 
-def pid_of(process: Process) -> int:
-    """The process id."""
-    return process._process.pid
-
-
 def memory_of(pid: int) -> float:
     """Resident host memory of a process, megabytes."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
@@ -83,10 +78,10 @@ def memory_of(pid: int) -> float:
 def take_sample(domain: Domain, dpt: Process, begin: float) -> Sample:
     """Ask /diagnostics and the kernel."""
     values = domain.diagnostics("dpt: image")
-    folder = Path(f"/proc/{pid_of(dpt)}")
+    folder = Path(f"/proc/{dpt.pid}")
     return Sample(
         (time.monotonic() - begin) / 60,
-        memory_of(pid_of(dpt)),
+        memory_of(dpt.pid),
         float(values.get("latency from receipt p50 (ms)", "nan")),
         float(values.get("latency from receipt p99 (ms)", "nan")),
         len(list((folder / "task").iterdir())),

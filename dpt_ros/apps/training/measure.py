@@ -15,19 +15,20 @@ from dpt_ros.apps.training.pictures import Batch, class_ids, picture_of
 from dpt_ros.apps.training.recipe import Recipe
 from dpt_ros.data import class_names
 from dpt_ros.datasets import Dataset
-from dpt_ros.engine.metrics import Confusion, depth_metrics
+from dpt_ros.engine.metrics import Confusion, aligned_depth, depth_metrics
 from dpt_ros.engine.predict import predict_image
 from dpt_ros.model.dpt import DPT
 from dpt_ros.model.losses import (
     Share,
     alone,
     label_loss,
-    least_squares_align,
     metric_loss,
     scale_shift_invariant_loss,
     silog_loss,
 )
 from dpt_ros.model.zoo import ModelSpec
+
+_FARTHEST = 1000.0  # metres that relative depth is read as at most
 
 
 def loss_of(
@@ -148,7 +149,7 @@ def _measured(model: DPT, dataset: Dataset, limit: int | None, max_depth: float)
             metres[np.isnan(inverse)] = np.nan
             depth = result["depth"]
             if not model.metric:
-                depth = aligned_depth(depth, inverse)
+                depth = aligned_depth(depth, metres, inverse > 0, _FARTHEST)
             depth_rows.append(depth_metrics(depth, metres, max_depth=max_depth))
         if confusion is not None:
             confusion.add(result["labels"], truth.labels)
@@ -161,10 +162,3 @@ def _measured(model: DPT, dataset: Dataset, limit: int | None, max_depth: float)
         iou = confusion.iou().round(4).tolist()
         report["iou"] = {name: v for name, v in zip(names, iou, strict=True) if v == v}
     return report
-
-
-def aligned_depth(relative: np.ndarray, inverse: np.ndarray) -> np.ndarray:
-    """Metres from relative inverse depth, by the scale and shift that fit the truth best."""
-    prediction, target = (torch.from_numpy(x).double()[None] for x in (relative, inverse))
-    fitted = least_squares_align(prediction, target, target > 0)[0]
-    return fitted.clamp(min=1e-3).reciprocal().float().numpy()
