@@ -35,6 +35,7 @@ SHARED_FILES = (
     "share/dpt_ros/config/dpt.yaml",
     "share/dpt_ros/config/dpt.rviz",
     "share/dpt_ros/config/fastdds.xml",
+    "share/dpt_ros/config/fastdds_network.xml",
     "share/dpt_ros/config/foxglove.json",
     "share/dpt_ros/config/labels_ade20k.yaml",
 )

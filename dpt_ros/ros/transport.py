@@ -33,6 +33,10 @@ _HOW_TO_ENLARGE = (
     "start it with FASTDDS_DEFAULT_PROFILES_FILE and FASTRTPS_DEFAULT_PROFILES_FILE naming"
     " share/dpt_ros/config/fastdds.xml, or have it offer reliable"
 )
+_BEHIND_A_NETWORK = (
+    "if the publisher is on another machine, behind a link that loses packets, start it with"
+    " share/dpt_ros/config/fastdds_network.xml"
+)
 
 
 def say(logger: RcutilsLogger, level: str, sentence: str) -> None:
@@ -208,9 +212,10 @@ class ImageInput:
             )
             return
         cause = (
-            f"; best effort on default Fast DDS has room for 0.5 MB only: {_HOW_TO_ENLARGE}"
+            f"; best effort on default Fast DDS has room for 0.5 MB only: {_HOW_TO_ENLARGE};"
+            f" {_BEHIND_A_NETWORK}"
             if self.reliability == "best_effort"
-            else ""
+            else f"; {_BEHIND_A_NETWORK}"
         )
         self._log.warning(
             f"{self.topic_name}: {_count(self.lost, 'image')} lost on the way so far, as"
@@ -268,7 +273,8 @@ class ImageInput:
                 f" default Fast DDS) are dropped without a word; {_HOW_TO_ENLARGE}"
             )
         return (
-            "the publisher may be paused, or sits behind a network that lets only discovery pass"
+            "the publisher may be paused, or sits behind a network that loses packets"
+            f" or lets only discovery pass; {_BEHIND_A_NETWORK}"
         )
 
 
