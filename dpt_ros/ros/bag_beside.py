@@ -31,6 +31,7 @@ from dpt_ros.ros.poses import OdometryPoses, pose_matrix
 
 LOOKAHEAD = 500_000_000  # nanoseconds that messages may be recorded after the image they belong to
 _KEPT = 1_000_000_000
+_FARTHEST = 1e9  # metres; beyond 1e154 squares overflow
 _KINDS = {
     "anchors/scan": LaserScan,
     "anchors/points": PointCloud2,
@@ -74,12 +75,21 @@ class StaticFrames:
         try:
             message: Any = TYPES.deserialize_cdr(data, "tf2_msgs/msg/TFMessage")
         except Exception as error:  # rosbags' reader raises anything for bytes that are no message
-            raise MessageError("malformed message", f"/tf_static: {error}") from error
+            raise MessageError("malformed message", f"no TFMessage: {error}.") from error
+        wrong = []
         for one in message.transforms:
             t, q = one.transform.translation, one.transform.rotation
-            pose = pose_matrix((t.x, t.y, t.z, q.x, q.y, q.z, q.w))
+            values = np.array((t.x, t.y, t.z, q.x, q.y, q.z, q.w), np.float64)
+            length = np.linalg.norm(values[3:])
+            if not ((np.abs(values) <= _FARTHEST).all() and 0.5 < length < 2.0):  # nor NaN
+                wrong.append(one.child_frame_id)
+                continue
+            values[3:] /= length
+            pose = pose_matrix(values.tolist())
             assert pose is not None
             self._poses[one.child_frame_id] = (one.header.frame_id, pose)
+        if wrong:
+            raise MessageError("bad pose", f"The poses of {wrong} are none and are left out.")
 
     def pose(self, frame: str, target: str) -> np.ndarray | None:
         """(4, 4) of ``frame`` in ``target``; None if nothing fixed connects them."""
@@ -272,4 +282,4 @@ def _read(data: bytes, kind: type) -> Any:
     try:
         return deserialize_message(data, kind)
     except Exception as error:  # rclpy's C code raises what it likes for bytes of another type
-        raise MessageError("malformed message", f"no {kind.__name__}: {error}") from error
+        raise MessageError("malformed message", f"no {kind.__name__}: {error}.") from error

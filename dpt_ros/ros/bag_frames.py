@@ -126,7 +126,8 @@ class Frames:
             except MessageError as error:
                 self._say(f"{message.topic}: {error}")
             waiting.append(message)
-            while waiting and message.time - waiting[0].time > LOOKAHEAD:
+            # A damaged time may be far ahead, and must not keep the rest of the bag waiting.
+            while waiting and abs(message.time - waiting[0].time) > LOOKAHEAD:
                 yield waiting.popleft()
         yield from waiting
 

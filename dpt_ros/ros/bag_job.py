@@ -101,6 +101,7 @@ def made_from(
         if Path(settings[name]).is_file()
     }
     settings |= {name: file.name for name, file in files.items()}
+    topics = [[channel.topic, channel.msgtype] for channel in reader.channels.values()]
     return {
         "settings": settings | {"device": networks.device.type},
         "own settings": job.own,
@@ -108,7 +109,7 @@ def made_from(
         "weights": [_mark(file) for file in files.values()],
         "cameras": [asdict(camera) for camera in cameras],
         "outputs": list(job.outputs),
-        "input topics": job.with_input,
+        "input topics": topics if job.with_input else False,
         "storage": job.storage,
         "compression": job.packed,
         "frames in a file": job.file_frames,

@@ -7,7 +7,7 @@ import re
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -16,9 +16,11 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import yaml
+from rosbags.interfaces import Qos
 from rosbags.rosbag2 import Reader
 
 from dpt_ros.ros.bag_salvage import Channel, DamagedFile, open_damaged
+from dpt_ros.ros.message_error import one_line
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -40,7 +42,14 @@ class Message(NamedTuple):
 
 
 class BagError(Exception):
-    """A bag cannot be used; the text is a sentence."""
+    """A bag cannot be used; the text is a sentence on one line.
+
+    Args:
+        sentence: texts of the bag in it may be long and have control characters.
+    """
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(one_line(sentence))
 
 
 def is_bag(path: Path) -> bool:
@@ -97,6 +106,7 @@ class BagReader:
             raise BagError(f"Nothing of {path} can be read. {' '.join(self.notes)}".strip())
 
     def _note(self, sentence: str) -> None:
+        sentence = one_line(sentence)
         if sentence not in self.notes:
             self.notes.append(sentence)
 
@@ -111,17 +121,25 @@ class BagReader:
             return []
         try:
             about = yaml.safe_load(path.read_text())["rosbag2_bagfile_information"]
-            files = [self.path / Path(name).name for name in about["relative_file_paths"]]
+            files = self._named(about["relative_file_paths"])
+            missing = [file for file in files if not file.is_file()]
             for entry in about["topics_with_message_count"]:
-                topic = entry["topic_metadata"]
-                channel = Channel(
-                    str(topic["name"]),
-                    str(topic["type"]),
-                    int(entry["message_count"]) + self._count_of(topic["name"]),
-                    digest=str(topic.get("type_description_hash") or ""),
-                )
-                self.channels[channel.topic] = channel
-        except (yaml.YAMLError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+                topic, count = entry["topic_metadata"], entry["message_count"]
+                digest = topic.get("type_description_hash") or ""
+                channel = Channel(topic["name"], topic["type"], count, digest=digest)
+                if not (channel.is_sound and isinstance(count, int) and count >= 0):
+                    raise ValueError(topic)
+                count += self._count_of(channel.topic)
+                self.channels[channel.topic] = replace(channel, count=count)
+        except (
+            yaml.YAMLError,
+            OSError,
+            KeyError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             self.channels.clear()
             self._note(
                 f"{METADATA} is damaged ({type(error).__name__}), so files are read by their"
@@ -129,9 +147,20 @@ class BagReader:
             )
             return []
         self._counted = True
-        for file in [file for file in files if not file.exists()]:
+        for file in missing:
             self._note(f"{file.name}, which {METADATA} names, is missing.")
-        return [file for file in files if file.exists()]
+        return [file for file in files if file not in missing]
+
+    def _named(self, names: Iterable[str]) -> list[Path]:
+        """The storage files of these names, each once.
+
+        Raises:
+            ValueError: a name is not that of a storage file.
+        """
+        files = list(dict.fromkeys(self.path / Path(name).name for name in names))
+        if wrong := [file.name for file in files if not _is_storage(file.name)]:
+            raise ValueError(wrong)
+        return files
 
     def _count_of(self, topic: str) -> int:
         return self.channels[topic].count if topic in self.channels else 0
@@ -146,7 +175,10 @@ class BagReader:
                 self._note(str(error))
                 continue
             for channel in found:
-                self._add(channel)
+                if channel.is_sound:
+                    self._add(channel)
+                else:
+                    self._note(f"{file.name}: the description of a topic is damaged.")
             if self._counted and found:
                 return
 
@@ -176,9 +208,13 @@ class BagReader:
         What cannot be read is left out; when this ends, ``notes`` says what.
         """
         read: Counter[str] = Counter()
-        packed = 0
+        packed = timeless = 0
         for file in self.files:
             for message in self._messages(file, topics):
+                # In SQLite any value can be a time; and not every number can be written again.
+                if not (isinstance(message.time, int) and 0 <= message.time < 1 << 63):
+                    timeless += 1
+                    continue
                 if message.data[:4] == _ZSTD_MAGIC:
                     try:
                         message = message._replace(data=zstd.decompress(message.data))
@@ -189,6 +225,8 @@ class BagReader:
                 yield message
         if packed:
             self._note(f"{packed} compressed messages are damaged and are left out.")
+        if timeless:
+            self._note(f"{timeless} messages have no time of recording and are left out.")
         for topic in sorted(topics) if self._counted else ():
             if read[topic] < self.channels[topic].count:
                 missing = self.channels[topic].count - read[topic]
@@ -268,10 +306,10 @@ class _Whole:
             Channel(
                 c.topic,
                 c.msgtype,
-                c.msgcount,
+                max(c.msgcount, 0),
                 c.msgdef.data,
                 c.digest,
-                tuple(getattr(c.ext, "offered_qos_profiles", ())),
+                tuple(q for q in getattr(c.ext, "offered_qos_profiles", ()) if _is_sound(q)),
             )
             for c in self._reader.connections
         ]
@@ -280,7 +318,17 @@ class _Whole:
         connections = [c for c in self._reader.connections if c.topic in topics]
         if connections:  # none would mean all
             for connection, time, data in self._reader.messages(connections):
-                yield connection.topic, time, bytes(data)
+                if not isinstance(data, bytes):  # which of a number would be so many bytes
+                    raise TypeError("a message is no bytes")
+                yield connection.topic, time, data
+
+
+def _is_sound(qos: Qos) -> bool:
+    """Whether what YAML says of a QoS profile can be written again."""
+    times = (*qos.deadline, *qos.lifespan, *qos.liveliness_lease_duration)
+    return all(isinstance(number, int) for number in (qos.depth, *times)) and isinstance(
+        qos.avoid_ros_namespace_conventions, bool
+    )
 
 
 def _words(error: Exception) -> str:

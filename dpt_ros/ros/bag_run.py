@@ -27,6 +27,7 @@ from dpt_ros.ros.bag_reader import BagError, BagReader, Message
 from dpt_ros.ros.bag_salvage import Channel
 from dpt_ros.ros.bag_topics import Camera, choose_cameras
 from dpt_ros.ros.bag_writer import OutputBag, Progress, described, offered
+from dpt_ros.ros.message_error import one_line
 
 # In a file: some seconds of work, so that little is lost and the files are few.
 _LEAST_FRAMES = {"cpu": 64, "cuda": 512}
@@ -82,6 +83,7 @@ class _Once:
         self._said: set[str] = set()
 
     def __call__(self, sentence: str) -> None:
+        sentence = one_line(sentence)  # with texts of the bag in it
         if sentence not in self._said:
             self._said.add(sentence)
             self._say(sentence)
@@ -212,7 +214,9 @@ class _Run:
         try:
             self._compute_all(before.position)
             self._write.put(None)
-            threads[1].join()
+            # After a fault that thread waits until this one ends it.
+            while threads[1].is_alive() and self._fault is None:
+                threads[1].join(0.1)
             self._check()
         finally:
             self._end(threads)
@@ -404,7 +408,7 @@ class _Run:
             done.frames += 1
         elif entry.error:
             kinds = done.failed
-            kind = entry.error
+            kind = one_line(entry.error)
             if kind not in kinds and len(kinds) >= _KINDS_OF_FAILURE:
                 kind = "other faults"
             kinds[kind] = kinds.get(kind, 0) + 1

@@ -14,6 +14,7 @@ import struct
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -33,6 +34,7 @@ _MESSAGE = struct.Struct("<HIQQ")
 _SCHEMA, _CHANNEL, _MESSAGE_RECORD, _CHUNK_RECORD = 3, 4, 5, 6
 _OPCODES = range(1, 16)
 _MISSES = 20_000  # rows in a row that are not there, after which there are no more
+_SMALLEST_ROW = 8  # bytes
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,12 @@ class Channel:
     definition: str = ""
     digest: str = ""
     qos: tuple[object, ...] = ()
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether what a file says of it is text, and can be written to another file."""
+        texts = (self.topic, self.msgtype, self.definition, self.digest)
+        return all(isinstance(text, str) and _is_utf8(text) for text in texts)
 
 
 @dataclass(frozen=True)
@@ -135,7 +143,7 @@ class DamagedMcap(DamagedFile):
             inside = file.read(min(length, size - at, _CHUNK.size))
             if opcode in (_SCHEMA, _CHANNEL):
                 file.seek(at)
-                self._record(opcode, file.read(length))
+                self._record(opcode, file.read(min(length, size - at)))
             whole = at + length <= size
             if opcode == _MESSAGE_RECORD and len(inside) >= _MESSAGE.size and whole:
                 start = _MESSAGE.unpack_from(inside)[2]
@@ -240,6 +248,14 @@ def _records(content: bytes) -> Iterator[tuple[int, bytes]]:
         at += length
 
 
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a character, as YAML can have it
+        return False
+    return True
+
+
 def _string(body: bytes, at: int) -> tuple[str, int]:
     """A string with its length in front, and where it ends."""
     (length,) = struct.unpack_from("<I", body, at)
@@ -254,20 +270,19 @@ class DamagedSqlite(DamagedFile):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._times: list[tuple[int, int]] = []
-        database = _database(path)
+        lost = 0
         try:
-            rows = database.execute("SELECT id, name, type FROM topics")
-            self._by_number = {number: Channel(name, kind) for number, name, kind in rows}
-            lost = 0
-            for row in self._numbers(database):
-                found = self._row(database, "timestamp, length(data)", row)
-                lost += found is None
-                if found:
-                    self._times.append((int(found[0]), row))
+            with closing(_database(path)) as database:
+                rows = database.execute("SELECT id, name, type FROM topics")
+                self._by_number = {number: Channel(name, kind) for number, name, kind in rows}
+                for row in self._numbers(database, path.stat().st_size):
+                    found = self._row(database, "timestamp, length(data)", row)
+                    if found and isinstance(found[0], int):
+                        self._times.append((found[0], row))
+                    else:
+                        lost += found != ()
         except sqlite3.DatabaseError as error:
             raise ValueError(f"{path.name}: nothing can be read ({error}).") from error
-        finally:
-            database.close()
         self._times.sort()
         self.problems.append(
             f"{path.name} is a damaged database: {len(self._times)} of its rows can be read,"
@@ -275,13 +290,18 @@ class DamagedSqlite(DamagedFile):
         )
 
     @staticmethod
-    def _numbers(database: sqlite3.Connection) -> Iterable[int]:
-        """Numbers of the rows there should be."""
+    def _numbers(database: sqlite3.Connection, size: int) -> Iterable[int]:
+        """Numbers of the rows there should be in a file of this size."""
         try:
             (last,) = database.execute("SELECT max(id) FROM messages").fetchone()
-            return range(1, (last or 0) + 1)
         except sqlite3.DatabaseError:
             return _until_gone(database)
+        if last is None:
+            return ()
+        # A row that is damaged can have any number; going on to that would take for ever.
+        if isinstance(last, int) and last <= size // _SMALLEST_ROW:
+            return range(1, last + 1)
+        return _until_gone(database)
 
     @staticmethod
     def _row(database: sqlite3.Connection, what: str, number: int) -> tuple[Any, ...] | None:
@@ -293,15 +313,12 @@ class DamagedSqlite(DamagedFile):
         return row or ()
 
     def messages(self, topics: Collection[str]) -> Iterator[tuple[str, int, bytes]]:
-        database = _database(self.path)
-        try:
+        with closing(_database(self.path)) as database:
             for time, number in self._times:
                 row = self._row(database, "topic_id, data", number)
                 topic = self._by_number[row[0]].topic if row and row[0] in self._by_number else ""
                 if row and topic in topics and isinstance(row[1], bytes):
                     yield topic, time, row[1]
-        finally:
-            database.close()
 
 
 def _database(path: Path) -> sqlite3.Connection:

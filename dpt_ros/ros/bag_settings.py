@@ -11,6 +11,7 @@ import yaml
 from rclpy.parameter import Parameter, parameter_dict_from_yaml_file
 
 from dpt_ros.engine.settings import Settings, check, common_name
+from dpt_ros.ros.message_error import one_line
 from dpt_ros.ros.parameters import unknown_name
 
 # What a parameter file may hold for rclpy itself.
@@ -36,29 +37,36 @@ def read_settings(
     for text in given:
         name, sign, value = text.partition(":=")
         if not sign or not name:
-            raise ValueError(f"-p {text}: expected NAME:=VALUE.")
+            raise ValueError(one_line(f"-p {text}: expected NAME:=VALUE."))
         try:
             values[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ValueError(f"-p {text}: the value is no YAML ({error}).") from error
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            words = _words(error)
+            raise ValueError(one_line(f"-p {text}: the value is no YAML ({words}).")) from error
     common = {name: value for name, value in values.items() if name == common_name(name)}
     for name in common:
         try:
             Settings.parse({name: common[name]})
         except ValueError as error:
             known = "is not a parameter" not in str(error)
-            raise ValueError(str(error) if known else unknown_name(name)) from error
+            raise ValueError(str(error) if known else one_line(unknown_name(name))) from error
     settings = Settings.parse(common)
     own: dict[str, dict[str, Any]] = {}
     for name in values.keys() - common.keys():
         camera = name.partition(".")[0]
         if camera not in settings.cameras:
+            cameras = list(settings.cameras)
             raise ValueError(
-                f"{name} is set for the camera {camera}, but cameras is {list(settings.cameras)}."
+                one_line(f"{name} is set for the camera {camera}, but cameras is {cameras}.")
             )
         if value := check(name, values[name]):
             own.setdefault(camera, {})[common_name(name)] = value
     return settings, own
+
+
+def _words(error: Exception) -> str:
+    """The text of an error, which YAML's readers write on several lines."""
+    return " ".join(str(error).split())
 
 
 def _from_file(file: Path) -> dict[str, Any]:
@@ -72,8 +80,17 @@ def _from_file(file: Path) -> dict[str, Any]:
             raise RuntimeError(f"it is for {', '.join(map(str, there)) or 'no node'}, not for dpt")
         found = parameter_dict_from_yaml_file(str(file), target_nodes=names)
         values = {name: Parameter.from_parameter_msg(msg).value for name, msg in found.items()}
-    except (RuntimeError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is no parameter file of the node dpt: {error}") from error
+    except (
+        RuntimeError,
+        yaml.YAMLError,
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise ValueError(
+            one_line(f"{file} is no parameter file of the node dpt: {_words(error)}.")
+        ) from error
     return {
         name: value if isinstance(value, str | bool | int | float) else list(value)
         for name, value in values.items()

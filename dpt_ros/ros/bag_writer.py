@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ _OURS = "dpt_bag"  # key in the bag's custom_data
 # Those in C, which are thirty times faster, where PyYAML was built with them.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+_DIGEST = sha256().digest_size  # bytes
 _FOREVER = QosTime(9223372036, 854775807)
 
 
@@ -80,7 +82,7 @@ def described(channel: Channel) -> Channel | None:
             store = TYPES
             definition, _ = store.generate_msgdef(channel.msgtype, ros_version=2)
         digest = channel.digest or store.hash_rihs01(channel.msgtype)
-    except (TypesysError, KeyError, AssertionError):
+    except (TypesysError, LookupError, ValueError, TypeError, AssertionError, RecursionError):
         return None
     about = (channel.topic, channel.msgtype, channel.count, definition, digest, channel.qos)
     return Channel(*about)
@@ -177,14 +179,18 @@ class OutputBag:
             shutil.rmtree(self._aside, ignore_errors=True)  # left by who was killed at the end
             return self
         self._lock = self._locked()
-        self._refuse_others()  # who held the lock may have finished
-        if self._overwrite:
-            self._clear()
-        elif self.finished is None:
-            self._go_on()
-        for entry in self._aside.iterdir():
-            if entry.is_dir():
-                shutil.rmtree(entry)  # what was in the making
+        try:
+            self._refuse_others()  # who held the lock may have finished
+            if self._overwrite:
+                self._clear()
+            elif self.finished is None:
+                self._go_on()
+            for entry in self._aside.iterdir():
+                if entry.is_dir():
+                    shutil.rmtree(entry)  # what was in the making
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -223,9 +229,13 @@ class OutputBag:
         """What we wrote into the bag's metadata."""
         try:
             found = _read_yaml(self.path / METADATA)
-            return dict(json.loads(found["rosbag2_bagfile_information"]["custom_data"][_OURS]))
-        except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
+            about = dict(json.loads(found["rosbag2_bagfile_information"]["custom_data"][_OURS]))
+        except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError):
             return None
+        kinds = {"asked": dict, "finished": bool}
+        if about.get("finished"):
+            kinds |= {"frames": int, "failed": int, "notes": list}
+        return about if all(isinstance(about.get(k), kind) for k, kind in kinds.items()) else None
 
     def _locked(self) -> int:
         while True:
@@ -234,7 +244,7 @@ class OutputBag:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                owner = os.read(lock, 32).decode()
+                owner = os.read(lock, 32).decode(errors="replace")
                 os.close(lock)
                 raise BagError(
                     f"{self.path} is being written by another dpt_bag (process {owner})."
@@ -258,7 +268,14 @@ class OutputBag:
         file = self._aside / "state.pt"
         if not file.exists():
             return
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        written = file.read_bytes()
+        digest, contents = written[:_DIGEST], written[_DIGEST:]
+        if sha256(contents).digest() != digest:
+            raise BagError(
+                f"{self.path} was interrupted, and the file that says where is damaged"
+                f" ({_ASIDE}/{file.name}); begin anew with --overwrite."
+            )
+        state = torch.load(BytesIO(contents), map_location="cpu", weights_only=True)
         # Before the first file there is no metadata to tell that the bag was made otherwise.
         if different := _differences(json.loads(state["asked"]), self._asked):
             raise BagError(
@@ -273,7 +290,14 @@ class OutputBag:
             self._clear()
             return
         progress = state["progress"]
-        self.progress = Progress(**progress | {"bag": json.loads(progress["bag"])})
+        bag = json.loads(progress["bag"])
+        for name in bag.get("relative_file_paths", ()):
+            if not (self.path / name).is_file():
+                raise BagError(
+                    f"{name}, which was finished, is missing in {self.path}; begin anew with"
+                    " --overwrite."
+                )
+        self.progress = Progress(**progress | {"bag": bag})
 
     def open(self, channels: Sequence[Channel]) -> None:
         """Say which topics there will be, each with the definition of its type."""
@@ -326,7 +350,9 @@ class OutputBag:
         contents = BytesIO()
         asked, machine = json.dumps(self._asked), json.dumps(self._machine)
         torch.save({"asked": asked, "machine": machine, "progress": state}, contents)
-        _replace(self._aside / "state.pt", contents.getvalue())
+        written = contents.getvalue()
+        # Of a damaged file torch would read other numbers without a word.
+        _replace(self._aside / "state.pt", sha256(written).digest() + written)
         self._write_metadata({"finished": False})
 
     def finish(self, notes: Sequence[str]) -> None:

@@ -26,5 +26,6 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "anchors": _OURS,
     "checkpoint": (*_OURS, "torch._weights_only_unpickler", "safetensors"),
     "bag": (*_OURS, "rosbags"),
+    "bag_run": _OURS,
     "parameters": _OURS,
 }
