@@ -318,7 +318,7 @@ class Settings:
         """
         known = set(_FIELDS)
         problems = [
-            f"'{name}' is not a parameter; known are {', '.join(sorted(known))}."
+            f"{name!r} is not a parameter; known are {', '.join(sorted(known))}."
             for name in values
             if name not in known
         ]

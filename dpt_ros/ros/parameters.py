@@ -164,7 +164,7 @@ def unknown_name(name: str, more: Iterable[str] = ()) -> str:
     """
     near = difflib.get_close_matches(name, [*_TYPES, *more], n=1)
     hint = f" Did you mean '{near[0]}'?" if near else ""
-    return f"'{name}' is not a parameter of this node and is ignored.{hint}"
+    return f"{name!r} is not a parameter of this node and is ignored.{hint}"
 
 
 def _integers_as_floats(changes: list[Parameter[Any]]) -> list[Parameter[Any]]:
