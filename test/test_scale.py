@@ -173,6 +173,7 @@ def test_a_clock_that_jumps_back_keeps_the_correction():
 
 def test_unknown_and_beyond_range_stay_what_they_are():
     network = torch.tensor([[np.nan, 0.0, np.inf, 0.5, 0.01, -1.0]])
+    assert apply_correction(network, (2.0, 3.0))[0, 5] == 0
     out = apply_correction(network, (2.0, -0.1))
     assert torch.isnan(out[0, 0])
     assert out[0, 1:].tolist() == [0.0, np.inf, pytest.approx(0.9), 0.0, 0.0]
@@ -328,6 +329,33 @@ def test_the_ground_is_asked_when_a_held_fit_has_become_doubtful():
         truth * 1.4, stamp + FRAME, CAMERA, anchors_of(truth, stamp + FRAME, rng), labels, down
     )
     assert back.source == "anchors"
+
+
+def test_the_ground_is_asked_where_anchors_say_nothing_plausible():
+    truth = scene()
+    estimator = ScaleEstimator(ScaleSettings(camera_height=0.6), floor=(FLOOR,))
+    rng = np.random.default_rng(0)
+    wrong = anchors_of(rng.uniform(0.03, 3, truth.shape), 0, rng)
+    found = estimator.update(truth * 1.4, 0, CAMERA, wrong, floor_labels(), np.array([0.0, 1, 0]))
+    assert (found.source, found.state, found.reason) == ("ground", "fitted", "")
+    alone = ScaleEstimator(ScaleSettings(camera_height=0.6), floor=(FLOOR,))
+    same = alone.update(truth * 1.4, 0, CAMERA, None, floor_labels(), np.array([0.0, 1, 0]))
+    assert (found.scale, found.shift) == (same.scale, same.shift)
+
+
+def test_a_metric_network_starts_from_its_focal_length_and_depth_scale():
+    estimator = ScaleEstimator(ScaleSettings(depth_scale=3.0), focal=2.0)
+    found = estimator.update(scene(), 0, CAMERA)
+    assert (found.scale, found.shift) == (pytest.approx(1 / 6), 0.0)
+    assert found.diagnostics()["scale sigma"] == f"{100 * found.sigma:.1f} %"
+
+
+def test_a_missing_scan_is_no_reason_where_none_was_asked_for():
+    reasons = {}
+    for source in ("network", "auto", "anchors"):
+        estimator = ScaleEstimator(ScaleSettings(source=source))
+        reasons[source] = estimator.update(scene(), 0, CAMERA).reason
+    assert reasons == {"network": "", "auto": "", "anchors": "no anchors"}
 
 
 def test_a_source_that_was_not_asked_for_is_not_used():

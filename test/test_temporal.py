@@ -153,6 +153,7 @@ def test_what_is_not_known_comes_back_as_it_is_and_leaves_no_trace() -> None:
             broken[hole] = np.nan
             broken[20:25, 30:35] = np.inf
             broken[35:40, 45:50] = 0
+            broken[35:40, 30:35] = -1
         steady = feed(holed, k, broken, picture())
         usual = feed(whole, k, inverse, picture())
         if k == 4:
@@ -446,6 +447,8 @@ def test_any_size_and_rate_gives_finite_depth(
         ("inverse_depth", np.ones((4, 40), np.float32)),
         ("logits", np.ones((3, 4), np.float32)),
         ("rgb", np.ones((20, 20), np.uint8)),
+        ("rgb", np.ones((20, 20, 4), np.uint8)),
+        ("rgb", np.ones((4, 20, 3), np.uint8)),
         ("odom_from_camera", np.eye(3)),
         ("anchors", (1.0, float("nan"))),
     ],

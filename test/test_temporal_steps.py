@@ -10,8 +10,8 @@ import pytest
 import torch
 from test_temporal import CAMERA, FRAME, H, W, feed, noisy, picture, settled, slope
 
-from dpt_ros.engine.motion import FlowEstimator
-from dpt_ros.engine.temporal import TemporalFilter, TemporalSettings
+from dpt_ros.engine.motion import Flow, FlowEstimator
+from dpt_ros.engine.temporal import TemporalFilter, TemporalSettings, _places_before
 from dpt_ros.engine.temporal_steps import (
     Pace,
     Past,
@@ -93,7 +93,7 @@ def test_flow_contradicts_the_camera_beyond_a_pixel_and_a_half_and_some_of_the_w
         where[1] += apart * pixel
         brighter = replace(seen(flow), gain=torch.tensor(0.8))
         differs, worse = contradiction(brighter, HERE, where, past)
-        return float(differs[4, 4]), float(worse[4, 4])
+        return float(differs.mean()), float(worse.mean())
 
     assert of(1.4, 0.0)[0] == 0
     assert of(1.6, 0.0)[0] == 1
@@ -145,6 +145,71 @@ def test_labels_follow_the_world_whatever_tells_the_motion(told_by: str) -> None
             smoothed += int((steady.labels.numpy() != truth + 1)[inner].sum())
             raw += int((logits.argmax(0) != truth)[inner].sum())
     assert smoothed < raw / 2
+
+
+def test_flow_of_any_size_tells_the_pixel_where_a_place_was() -> None:
+    one = torch.ones(16, 40)
+    size, displacement = (8, 10), np.zeros((8, 10, 2), np.float32)
+    displacement[:] = (1.5, 1.0)  # of 10 x 8 pixels: 6 across and 2 down of 40 x 16
+    empty = np.zeros(size, np.float32)
+    luma, weight = np.zeros(size, np.uint8), np.ones((2, *size), np.float32)
+    flow = Flow(displacement, empty, weight, luma, FRAME, 0)
+    found = _places_before(flow, Seen(one, one, one, one))
+    here = places(16, 40, torch.device("cpu"))
+    x, y = (found[:2] - here[:2]) * torch.tensor([39 / 2, 15 / 2])[:, None, None]
+    torch.testing.assert_close(x, torch.full((16, 40), 6.0))
+    torch.testing.assert_close(y, torch.full((16, 40), 2.0))
+
+
+def shifted(metres: float) -> np.ndarray:
+    pose = np.eye(4)
+    pose[0, 3] = metres
+    return pose
+
+
+def turned(angle: float) -> np.ndarray:
+    pose = np.eye(4)
+    pose[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    return pose
+
+
+@pytest.mark.parametrize(
+    ("pose", "believed"),
+    [
+        (shifted(9 / 30), True),
+        (shifted(11 / 30), False),
+        (turned(6 / 30), True),
+        (turned(-6.6 / 30), False),
+    ],
+    ids=["9 m/s", "11 m/s", "6 rad/s", "6.6 rad/s"],
+)
+def test_odometry_that_no_robot_can_do_is_not_believed(pose: np.ndarray, believed: bool) -> None:
+    def after(pose: np.ndarray) -> torch.Tensor:
+        steadier = settled(settings=TemporalSettings(use_flow=False))
+        return feed(steadier, 12, slope(), picture(), odom_from_camera=pose).inverse_depth
+
+    assert torch.equal(after(pose), after(shifted(50.0))) != believed
+
+
+def test_odometry_that_the_whole_picture_contradicts_does_no_harm() -> None:
+    steadier = settled()
+    for k in range(12, 20):
+        pose = turned(0.1 * (k - 11))
+        steady = feed(steadier, k, slope(), picture(), odom_from_camera=pose)
+        assert steady.reset == ""
+        assert np.abs(steady.inverse_depth.numpy() / slope() - 1).max() < 0.02
+        assert float(steady.gain.mean()) < 0.3
+
+
+def test_what_is_said_of_doubt_is_the_kalman_filters_and_of_labels_softmax() -> None:
+    steadier = settled(settings=TemporalSettings(measurement_noise=0.1))
+    logits = np.random.default_rng(0).normal(size=(3, H, W)).astype(np.float32)
+    steady = feed(TemporalFilter(), 0, slope(), picture(), logits=logits)
+    share = torch.softmax(torch.from_numpy(logits), 0).amax(0)
+    assert steady.confidence is not None
+    assert (steady.confidence.float() - 255 * share).abs().max() <= 0.51
+    steady = feed(steadier, 12, slope(), picture())
+    torch.testing.assert_close(steady.variance, 0.01 * steady.gain)
 
 
 def test_odometry_that_ends_is_missed_without_a_reset() -> None:
