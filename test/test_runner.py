@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chains and runners with a real, small network: what comes out, and what if something fails."""
+"""Chains and runners with a real, small network: what comes out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from dpt_ros.engine.network import Network, NetworkError, Networks, load_network
 from dpt_ros.engine.pipeline import make_runner
 from dpt_ros.engine.runner import HostRunner, Runner
 from dpt_ros.engine.settings import Settings
-from dpt_ros.engine.stream_runner import DeviceLostError, StreamRunner
+from dpt_ros.engine.stream_runner import StreamRunner
 from dpt_ros.engine.streams import CudaStreams, HostStreams
 from dpt_ros.model import create_model
 
@@ -368,82 +367,6 @@ def test_labels_speak_of_groups_where_groups_are_asked_for():
 def test_a_wrong_label_group_is_refused_with_a_hint():
     with pytest.raises(NetworkError, match=r"label_groups: .*'flor'.*did you mean 'floor'"):
         load_networks(Settings(label_groups=("ground: flor",)))
-
-
-@dataclass
-class Faulty(HostStreams):
-    """The host's streams, with one fault to come."""
-
-    at: str
-    error: Exception
-    times: int = 1
-    settled: int = 0
-    dead: bool = False
-    waited: list[str] = field(default_factory=list)
-
-    def _fault(self, where: str) -> None:
-        if where == self.at and self.times:
-            self.times -= 1
-            raise self.error
-
-    def record(self, work: Callable[[], dict[str, torch.Tensor]]):
-        self._fault("record")
-        return super().record(work)
-
-    def after(self, mark, lane: str) -> None:
-        self._fault(lane)
-
-    def settle(self) -> None:
-        self.settled += 1
-        if self.dead:
-            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
-
-
-def test_a_graph_that_cannot_be_recorded_is_said_once_and_frames_go_on(networks):
-    notes: list[str] = []
-    streams = Faulty("record", RuntimeError("operation not permitted when stream is capturing"))
-    runner = on_streams(networks, streams, notes)
-    for number in range(6):
-        seen = frame(number)
-        same(run(runner, seen, EVERYTHING)[0], one(networks, seen, EVERYTHING))
-    assert len(notes) == 1
-    assert "cannot be captured in a CUDA graph" in notes[0]
-    assert "operation not permitted" in notes[0]
-
-
-def test_out_of_memory_frees_what_it_can_and_tries_the_frame_again(networks):
-    notes: list[str] = []
-    runner = on_streams(networks, Faulty("compute", torch.OutOfMemoryError("full")), notes)
-    same(run(runner, frame(1), EVERYTHING)[0], one(networks, frame(1), EVERYTHING))
-    assert ["The memory of cpu ran out" in note for note in notes] == [True]
-
-
-def test_out_of_memory_twice_fails_the_frame_and_leaves_room_for_the_next(networks):
-    streams = Faulty("download", torch.OutOfMemoryError("full"), times=2)
-    runner = on_streams(networks, streams)
-    with pytest.raises(torch.OutOfMemoryError):
-        runner.start([frame(1)], EVERYTHING, SMALL)
-    for _ in range(3):
-        tickets = [runner.start([frame(2)], EVERYTHING, SMALL) for _ in range(runner.in_flight)]
-        for ticket in tickets:
-            ticket.release()
-
-
-def test_a_lost_device_is_told_from_a_failed_call(networks):
-    error = torch.AcceleratorError("CUDA error: invalid argument\nmore lines")
-    streams = Faulty("compute", error)
-    runner = on_streams(networks, streams)
-    with pytest.raises(torch.AcceleratorError):
-        runner.start([frame(1)], EVERYTHING, SMALL)
-    run(runner, frame(1), EVERYTHING)
-
-    streams.times, streams.dead = 1, True
-    with pytest.raises(DeviceLostError, match=r"cpu is lost \(CUDA error: .*\); .* started again"):
-        runner.start([frame(1)], EVERYTHING, SMALL)
-    before = streams.settled
-    with pytest.raises(DeviceLostError):
-        runner.start([frame(1)], EVERYTHING, SMALL)
-    assert streams.settled == before  # a lost device is not touched again
 
 
 def test_a_camera_that_keeps_changing_its_size_does_not_fill_the_memory(networks):
