@@ -330,7 +330,8 @@ def stock_camera(width: int, height: int, frames: int, reliable: bool, fast: boo
         time.sleep(0.1)
     time.sleep(0.5)
     print(f"sent {frames}", flush=True)
-    time.sleep(60)  # stays, like a driver, until it is ended
+    while rclpy.ok():  # stays, like a driver, until it is ended; on Jazzy no signal ends a sleep
+        time.sleep(0.1)
 
 
 if __name__ == "__main__":
