@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from bags import Interrupted, interrupt, job
 from geometry_msgs.msg import TransformStamped
-from rosbags.rosbag2 import StoragePlugin
+from rosbags.rosbag2 import CompressionMode, StoragePlugin
 
 from dpt_ros.engine.settings import Settings
-from dpt_ros.ros import bag_writer
+from dpt_ros.ros import bag_reader, bag_writer
 from dpt_ros.ros.bag_beside import StaticFrames
 from dpt_ros.ros.bag_frames import Frames
 from dpt_ros.ros.bag_job import Job
@@ -53,6 +53,15 @@ def test_a_message_with_an_impossible_time_is_left_out(tmp_path, time) -> None:
     result = convert(job(source, tmp_path / "out", with_input=True))
     assert result.frames == 3
     assert "1 messages have no time of recording and are left out." in result.notes
+
+
+def test_a_message_that_unpacks_to_more_than_any_image_is_left_out(tmp_path, monkeypatch) -> None:
+    source = bags.write(tmp_path / "in", bags.records(4), packed=CompressionMode.MESSAGE)
+    monkeypatch.setattr(bag_reader, "MAX_MESSAGE", 1000)  # more than a camera_info has
+    reader = BagReader(source)
+    topics = [message.topic for message in reader.messages(["/image", "/camera_info"])]
+    assert topics == ["/camera_info"] * 4
+    assert "4 compressed messages are damaged or too large and are left out." in reader.notes
 
 
 def test_a_topic_without_a_name_is_left_out(tmp_path) -> None:

@@ -30,6 +30,7 @@ else:
 METADATA = "metadata.yaml"
 _STORAGE = (".mcap", ".db3")
 _COMPRESSED = ".zstd"
+MAX_MESSAGE = 1 << 30  # bytes of a message that was compressed; the largest image has half of it
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
@@ -216,15 +217,15 @@ class BagReader:
                     timeless += 1
                     continue
                 if message.data[:4] == _ZSTD_MAGIC:
-                    try:
-                        message = message._replace(data=zstd.decompress(message.data))
-                    except zstd.ZstdError:
+                    content = _unpacked(message.data)
+                    if content is None:
                         packed += 1
                         continue
+                    message = message._replace(data=content)
                 read[message.topic] += 1
                 yield message
         if packed:
-            self._note(f"{packed} compressed messages are damaged and are left out.")
+            self._note(f"{packed} compressed messages are damaged or too large and are left out.")
         if timeless:
             self._note(f"{timeless} messages have no time of recording and are left out.")
         for topic in sorted(topics) if self._counted else ():
@@ -321,6 +322,16 @@ class _Whole:
                 if not isinstance(data, bytes):  # which of a number would be so many bytes
                     raise TypeError("a message is no bytes")
                 yield connection.topic, time, data
+
+
+def _unpacked(data: bytes) -> bytes | None:
+    """What is in a message that was compressed; None if it is damaged or a size bomb."""
+    unpacker = zstd.ZstdDecompressor()
+    try:
+        content = unpacker.decompress(data, MAX_MESSAGE)
+    except zstd.ZstdError:
+        return None
+    return bytes(content) if unpacker.eof else None
 
 
 def _is_sound(qos: Qos) -> bool:
