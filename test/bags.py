@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from nav_msgs.msg import Odometry
-from rclpy.serialization import deserialize_message, serialize_message
+from rclpy.serialization import deserialize_message
 from rosbags.highlevel import AnyReader
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
@@ -19,7 +20,9 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan
 from std_msgs.msg import Header
 
 from dpt_ros.engine.frame import CameraModel
-from dpt_ros.ros.bag_job import Job
+from dpt_ros.ros.bag_job import Job, Result
+from dpt_ros.ros.bag_node import serialised
+from dpt_ros.ros.bag_run import convert
 from dpt_ros.ros.bag_settings import read_settings
 from dpt_ros.ros.messages import camera_info_message, image_message, jpeg_message
 
@@ -94,18 +97,20 @@ def write(
     plugin: StoragePlugin = StoragePlugin.MCAP,
     packed: CompressionMode | None = None,
 ) -> Path:
-    """Write a bag, and return its path."""
+    """Write a bag of messages of ROS or of rosbags, and return its path."""
     writer = Writer(path, version=9, storage_plugin=plugin)
     if packed is not None:
         writer.set_compression(packed, CompressionFormat.ZSTD)
     connections: dict[str, Any] = {}
     with writer:
         for time, topic, message in messages:
+            kind = type(message)
+            of_rosbags = getattr(message, "__msgtype__", "")
+            name = of_rosbags or f"{kind.__module__.split('.')[0]}/msg/{kind.__name__}"
             if topic not in connections:
-                kind = type(message)
-                name = f"{kind.__module__.split('.')[0]}/msg/{kind.__name__}"
                 connections[topic] = writer.add_connection(topic, name, typestore=TYPES)
-            writer.write(connections[topic], time, serialize_message(message))
+            data = TYPES.serialize_cdr(message, name) if of_rosbags else serialised(message)
+            writer.write(connections[topic], time, data)
     return path
 
 
@@ -165,3 +170,13 @@ def interrupt(at: int) -> Callable[[int, int | None], None]:
             raise Interrupted
 
     return progress
+
+
+def goes_on_to_the_same(made: Job, out: Path, at: int) -> Result:
+    """Run once more to ``out``, interrupted at a frame; what the run that goes on with it says."""
+    again = replace(made, out=out)
+    with pytest.raises(Interrupted):
+        convert(again, progress=interrupt(at))
+    result = convert(again)
+    assert contents(out) == contents(made.out)
+    return result

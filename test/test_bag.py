@@ -14,7 +14,7 @@ import bags
 import numpy as np
 import pytest
 import torch
-from bags import Interrupted, expected, interrupt, job
+from bags import Interrupted, expected, goes_on_to_the_same, interrupt, job
 from rosbags.rosbag2 import CompressionMode, StoragePlugin
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_msgs.msg import String
@@ -124,11 +124,8 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path, at) -> None:
     asked = Asked(images=("/front/image", "/rear/image"), anchors=("/anchors/scan",))
     made = job(source, tmp_path / "a" / "out", asked=asked, file_frames=4, with_input=True)
     convert(made)
-    again = replace(made, out=tmp_path / "b" / "out")
-    with pytest.raises(Interrupted):
-        convert(again, progress=interrupt(2 * at))
-    assert convert(again).computed == 20 - (2 * at - 1) // 4 * 4
-    assert bags.contents(again.out) == bags.contents(made.out)
+    again = goes_on_to_the_same(made, tmp_path / "b" / "out", 2 * at)
+    assert again.computed == 20 - (2 * at - 1) // 4 * 4
     assert "finished" in (made.out / "metadata.yaml").read_text()
 
 
@@ -140,11 +137,7 @@ def test_on_a_gpu_too_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path, str
     asked = Asked(images=("/front/image", "/rear/image"))
     made = job(source, tmp_path / "a" / "out", *given, asked=asked, file_frames=8)
     convert(made)
-    again = replace(made, out=tmp_path / "b" / "out")
-    with pytest.raises(Interrupted):
-        convert(again, progress=interrupt(22))
-    convert(again)
-    assert bags.contents(again.out) == bags.contents(made.out)
+    goes_on_to_the_same(made, tmp_path / "b" / "out", 22)
 
 
 def test_a_relative_network_keeps_its_colours_over_an_interruption(tmp_path) -> None:
@@ -152,11 +145,7 @@ def test_a_relative_network_keeps_its_colours_over_an_interruption(tmp_path) -> 
     given = ("scale.source:=none", "smoothing.strength:=0.0")
     made = job(source, tmp_path / "a" / "out", *given, outputs=("depth/color",), file_frames=2)
     convert(made)
-    again = replace(made, out=tmp_path / "b" / "out")
-    with pytest.raises(Interrupted):
-        convert(again, progress=interrupt(4))
-    convert(again)
-    assert bags.contents(again.out) == bags.contents(made.out)
+    goes_on_to_the_same(made, tmp_path / "b" / "out", 4)
     assert bags.stamps(made.out, "/depth/color", Image) == expected(6)
 
 
@@ -320,11 +309,7 @@ def test_frames_go_together_over_cameras_and_without_a_past_over_time(
         assert all(len(set(batch)) == len(batch) for batch in runners[0].batches)
     assert bags.stamps(made.out, "/front/depth/inverse", Image) == expected(6)
     assert bags.stamps(made.out, "/rear/depth/inverse", Image) == expected(6)
-    again = replace(made, out=tmp_path / "b" / "out")
-    with pytest.raises(Interrupted):
-        convert(again, progress=interrupt(8))
-    convert(again)
-    assert bags.contents(again.out) == bags.contents(made.out)
+    goes_on_to_the_same(made, tmp_path / "b" / "out", 8)
 
 
 def test_memory_does_not_grow_with_the_bag(tmp_path) -> None:

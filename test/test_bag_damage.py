@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from bags import Interrupted, interrupt, job
 from geometry_msgs.msg import TransformStamped
+from rclpy.serialization import serialize_message
 from rosbags.rosbag2 import CompressionMode, StoragePlugin
 
 from dpt_ros.engine.settings import Settings
@@ -122,7 +123,7 @@ def test_a_pose_that_is_none_is_left_out_of_the_static_frames() -> None:
         known.transform.translation.x = 1.0
         r = known.transform.rotation
         r.x, r.y, r.z, r.w = q if child == "right" else (value * 0.5 for value in q)
-        data = bags.serialize_message(known)
+        data = serialize_message(known)
         transforms.append(bags.TYPES.deserialize_cdr(data, "geometry_msgs/msg/TransformStamped"))
     frames = StaticFrames()
     tree = store["tf2_msgs/msg/TFMessage"](transforms)

@@ -9,7 +9,8 @@ from dpt_ros.engine.anchors import Anchors, project_scan
 from dpt_ros.engine.frame import CameraModel
 from dpt_ros.engine.ground import down_direction, floor_ids, floor_places
 from dpt_ros.engine.metrics import depth_metrics
-from dpt_ros.engine.scale import ScaleEstimator, ScaleSettings, apply_correction, focal_factor
+from dpt_ros.engine.scale import ScaleEstimator, ScaleSettings, focal_factor
+from dpt_ros.engine.scaled import apply_correction
 from dpt_ros.model.zoo import ZOO
 from dpt_ros.world import CLASSES, KINDS, World
 from dpt_ros.world.scan import Scanner, level_mount

@@ -16,8 +16,9 @@ from dpt_ros.engine.frame import CameraModel, Frame
 from dpt_ros.engine.motion import FlowEstimator
 from dpt_ros.engine.network import Networks
 from dpt_ros.engine.preprocess import to_rgb
-from dpt_ros.engine.scale import Scaled, ScaleEstimator, ScaleSettings
+from dpt_ros.engine.scale import ScaleEstimator, ScaleSettings
 from dpt_ros.engine.scale import focal_factor as factor_of
+from dpt_ros.engine.scaled import Scaled
 from dpt_ros.engine.settings import Settings
 from dpt_ros.engine.temporal import TemporalFilter, TemporalSettings
 

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from hashlib import sha256
 from io import BytesIO
@@ -178,8 +179,9 @@ class OutputBag:
         if self.finished is not None:
             shutil.rmtree(self._aside, ignore_errors=True)  # left by who was killed at the end
             return self
-        self._lock = self._locked()
-        try:
+        with ExitStack() as failed:
+            self._lock = self._locked()
+            failed.callback(self.__exit__)
             self._refuse_others()  # who held the lock may have finished
             if self._overwrite:
                 self._clear()
@@ -188,9 +190,7 @@ class OutputBag:
             for entry in self._aside.iterdir():
                 if entry.is_dir():
                     shutil.rmtree(entry)  # what was in the making
-        except BaseException:
-            self.__exit__()
-            raise
+            failed.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -24,8 +24,8 @@ import numpy as np
 import torch
 import yaml
 from nav_msgs.msg import Odometry
-from rosbags.interfaces import Connection
-from rosbags.rosbag2 import CompressionFormat, CompressionMode, Reader, StoragePlugin, Writer
+from rclpy.serialization import serialize_message
+from rosbags.rosbag2 import CompressionMode, Reader, StoragePlugin, Writer
 from sensor_msgs.msg import PointCloud2
 
 from dpt_ros.engine.frame import CameraModel, Frame, Outputs, Prediction
@@ -33,7 +33,6 @@ from dpt_ros.engine.network import Networks
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros import bag_run, messages
 from dpt_ros.ros.bag_job import Job, Result
-from dpt_ros.ros.bag_node import serialised
 from dpt_ros.ros.bag_reader import METADATA, BagError, BagReader
 from dpt_ros.ros.bag_settings import read_settings
 from dpt_ros.ros.bag_writer import joined
@@ -159,33 +158,6 @@ def _frames() -> Any:
     return kinds["TFMessage"]([kinds["TransformStamped"](header, "laser", pose)])
 
 
-def _bag(
-    path: Path,
-    records: Iterator[tuple[int, str, Any]],
-    plugin: StoragePlugin = MCAP,
-    packed: CompressionMode | None = None,
-) -> Path:
-    """``bags.write``, which knows the messages of rosbags, too."""
-    writer = Writer(path, version=9, storage_plugin=plugin)
-    if packed is not None:
-        writer.set_compression(packed, CompressionFormat.ZSTD)
-    connections: dict[str, Connection] = {}
-    with writer:
-        for time, topic, message in records:
-            of_rosbags = hasattr(message, "__msgtype__")
-            kind = type(message)
-            name = (
-                message.__msgtype__
-                if of_rosbags
-                else f"{kind.__module__.split('.')[0]}/msg/{kind.__name__}"
-            )
-            if topic not in connections:
-                connections[topic] = writer.add_connection(topic, name, typestore=bags.TYPES)
-            data = bags.TYPES.serialize_cdr(message, name) if of_rosbags else serialised(message)
-            writer.write(connections[topic], time, data)
-    return path
-
-
 def _read(folder: Path) -> Files:
     found = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(found)}
@@ -212,9 +184,9 @@ def _scenes() -> tuple[list[Files], dict[int, Files]]:
     with tempfile.TemporaryDirectory() as temporary:
         for number, (plugin, packed, jpeg) in enumerate(kinds):
             root = Path(temporary, str(number))
-            _bag(root / "in", _records(jpeg=jpeg), plugin, packed)
+            bags.write(root / "in", _records(jpeg=jpeg), plugin, packed)
             scenes.append(_read(root))
-        parts = [_bag(Path(temporary, f"in_{k}"), _records(3 * k)) for k in range(2)]
+        parts = [bags.write(Path(temporary, f"in_{k}"), _records(3 * k)) for k in range(2)]
         abouts = [yaml.safe_load((part / METADATA).read_text())[_INFORMATION] for part in parts]
         # The second has no /tf_static, but all parts of a bag name the same topics.
         first = abouts[0]["topics_with_message_count"][0]
@@ -356,7 +328,7 @@ def _small(plugin: StoragePlugin) -> bytes:
                 "/image", "sensor_msgs/msg/Image", msgdef="", rihs01="RIHS01_"
             )
             message = image_message(np.zeros((1, 1, 3), np.uint8), "rgb8", bags.header(1))
-            writer.write(connection, 5, bags.serialize_message(message))
+            writer.write(connection, 5, serialize_message(message))
         (path,) = (path for path in Path(folder, "in").iterdir() if path.name != METADATA)
         if plugin == SQLITE:
             with closing(sqlite3.connect(path, isolation_level=None)) as database:
@@ -390,7 +362,8 @@ def one_input(data: bytes) -> None:
             copied = number in _COPIED
             result = _convert(Path(folder, source), Path(folder, "out"), copied, said.append)
         for text in (*said, *(result.notes if result else ())):
-            sentence(text)
+            # One of camera_info ends with a command, which a full stop would spoil.
+            sentence(f"{text}." if " -r image:=" in text else text)
         _check(Path(folder), files, result, number)
 
 
