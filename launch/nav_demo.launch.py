@@ -35,7 +35,12 @@ ARGUMENTS = [
         "namespace of the nodes; topics of the costmap file are to be changed alike",
     ),
     ("params_file", "", "parameter file of dpt; empty takes config/nav2_costmap.yaml"),
-    ("costmap_file", "", "parameter file of Nav2; empty takes config/nav2_costmap.yaml"),
+    (
+        "costmap_file",
+        "",
+        "parameter file of Nav2; empty takes config/nav2_costmap.yaml, and nav2_semantic.yaml "
+        "where semantic_segmentation_layer is installed",
+    ),
     ("laserscan", "true", "true starts depthimage_to_laserscan"),
     ("costmap", "false", "true starts a local costmap of Nav2"),
     ("use_sim_time", "false", "true or false"),
@@ -103,26 +108,26 @@ def _start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             )
         )
     if given["costmap"].lower() == "true":
-        actions += _costmap(costmap_file, clock)
+        files = [costmap_file]
+        if not given["costmap_file"]:
+            try:
+                get_package_share_directory("semantic_segmentation_layer")
+                files.append(os.path.join(share, "config", "nav2_semantic.yaml"))
+            except PackageNotFoundError:
+                text = "semantic_segmentation_layer is not installed: no semantic layer."
+                actions.append(LogInfo(msg=text))
+        actions += _costmap(files, clock)
     return actions
 
 
-def _costmap(file: str, clock: dict[str, bool]) -> list[LaunchDescriptionEntity]:
+def _costmap(files: list[str], clock: dict[str, bool]) -> list[LaunchDescriptionEntity]:
     """A local costmap and what brings it to active."""
-    actions: list[LaunchDescriptionEntity] = []
-    parameters: list[object] = [file, clock]
-    try:
-        get_package_share_directory("semantic_segmentation_layer")
-    except PackageNotFoundError:
-        parameters.append({"plugins": ["voxel_layer", "inflation_layer"]})
-        text = "semantic_segmentation_layer is not installed: the costmap goes without labels."
-        actions.append(LogInfo(msg=text))
     costmap = LifecycleNode(
         package="nav2_costmap_2d",
         executable="nav2_costmap_2d",
         name="local_costmap",
         namespace="local_costmap",
-        parameters=parameters,
+        parameters=[*files, clock],
         output="screen",
     )
     manager = Node(
@@ -132,4 +137,4 @@ def _costmap(file: str, clock: dict[str, bool]) -> list[LaunchDescriptionEntity]
         parameters=[{"node_names": ["local_costmap/local_costmap"], "autostart": True}, clock],
         output="screen",
     )
-    return [*actions, costmap, manager]
+    return [costmap, manager]
