@@ -55,7 +55,8 @@ class Block:
 def blocks(page: Path) -> list[Block]:
     """The fenced blocks of a page that have a language."""
     fence = re.compile(
-        r"(?:^<!-- not run: needs (?P<why>.+) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$",
+        r"(?:^<!-- not run: needs (?P<why>[^\n]+) -->\n)?"
+        r"^```(?P<language>\w+)\n(?P<text>.*?)^```$",
         re.MULTILINE | re.DOTALL,
     )
     found = fence.finditer(page.read_text("utf-8"))
@@ -96,7 +97,7 @@ def wrong(words: list[str]) -> str:
             return wrong_launch(name, rest)
     if name in PROGRAMS:
         return wrong_arguments(name, rest)
-    if name in ("python", "python3"):
+    if Path(name).name in ("python", "python3"):
         if rest[0] == "-m":
             return "" if importlib.util.find_spec(rest[1]) else f"no module {rest[1]}"
         return "" if rest[0] == "-c" or (REPO / rest[0]).is_file() else f"no file {rest[0]}"
@@ -105,7 +106,7 @@ def wrong(words: list[str]) -> str:
         unknown = {part for extra in extras for part in extra.split(",")} - EXTRAS
         return f"no extra {unknown}" if unknown else ""
     if "/" in name:
-        return "" if os.access(REPO / name, os.X_OK) else f"no program {name}"
+        return "" if (REPO / name).is_file() else f"no file {name}"
     return "" if name in FOREIGN else f"unknown command {name}"
 
 
