@@ -50,7 +50,7 @@ def run_on_ray(
     try:
         import ray
     except ImportError as error:
-        raise ImportError("Ray is not installed: pip install 'dpt_ros[ray]'.") from error
+        raise ImportError("Ray is not installed: pip install ray.") from error
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent home unasked
     ours = not ray.is_initialized()
     if ours:

@@ -134,5 +134,5 @@ def _matlab_readers() -> tuple[ModuleType, ModuleType]:
     except ImportError as error:
         raise DatasetError(
             f"{_MAT} is read by h5py and scipy, and {error.name} is not installed: "
-            "pip install 'dpt_ros[datasets]', or give the extracted pictures."
+            "pip install h5py scipy, or give the extracted pictures."
         ) from error
