@@ -34,20 +34,24 @@ REQUIRES = [
     "tqdm>=4.60,<5",
 ]
 
-# ROS 2 Kilted from PyPI, for machines without a ROS install.
-ROS = ["ros-rclpy[fastrtps]>=9.1,<10", "rosbags>=0.11,<0.12"] + [
-    f"ros-kilted-{package}"  # pins the right version
-    for package in (
-        "diagnostic-msgs",
-        "geometry-msgs",
-        "lifecycle-msgs",
-        "nav-msgs",
-        "rosgraph-msgs",
-        "sensor-msgs",
-        "std-msgs",
-        "std-srvs",
-    )
-]
+MESSAGES = (
+    "diagnostic-msgs",
+    "geometry-msgs",
+    "lifecycle-msgs",
+    "nav-msgs",
+    "rosgraph-msgs",
+    "sensor-msgs",
+    "std-msgs",
+    "std-srvs",
+)
+
+
+def ros(distribution: str, rclpy: str) -> list[str]:
+    """A ROS 2 distribution from PyPI, for machines without a ROS install."""
+    # The packages that are named after a distribution pin its versions of the messages.
+    messages = [f"ros-{distribution}-{package}" for package in MESSAGES]
+    return [f"ros-rclpy[fastrtps]{rclpy}", "rosbags>=0.11,<0.12", *messages]
+
 
 # Another way to run the networks on a CPU (backend: openvino).
 OPENVINO = ["openvino>=2025.2,<2027"]
@@ -107,7 +111,8 @@ setup(
     package_data={NAME: ["data/*.json", "data/*.safetensors"]},
     install_requires=REQUIRES,
     extras_require={
-        "ros": ROS,
+        "ros": ros("jazzy", ">=7.1,<8"),
+        "ros-kilted": ros("kilted", ">=9.1,<10"),
         "datasets": DATASETS,
         "openvino": OPENVINO,
         "ray": RAY,
