@@ -12,15 +12,16 @@ NAME = "dpt_ros"
 MANIFEST = ElementTree.parse(Path(__file__).parent / "package.xml").getroot()
 
 PROGRAMS = {
-    "dpt_node": "dpt_ros.ros.dpt_node:main",
-    "dpt_camera_sim": "dpt_ros.ros.camera_sim:main",
-    "dpt_bag_player": "dpt_ros.ros.bag_player:main",
+    "dpt_node": "dpt_ros.ros.command_line:dpt_node",
+    "dpt_camera_sim": "dpt_ros.ros.command_line:dpt_camera_sim",
+    "dpt_bag_player": "dpt_ros.ros.command_line:dpt_bag_player",
     "dpt_demo": "dpt_ros.apps.demo:main",
     "dpt_bag": "dpt_ros.apps.bag:main",
     "dpt_evaluate": "dpt_ros.apps.evaluate:main",
     "dpt_train": "dpt_ros.apps.train:main",
     "dpt_view": "dpt_ros.apps.view:main",
     "dpt_bench": "dpt_ros.apps.bench:main",
+    "dpt_status": "dpt_ros.apps.status:main",
 }
 
 REQUIRES = [

@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 import pytest
 
-from dpt_ros.apps.evaluate import main, make_plan
+from dpt_ros.apps.evaluate import main
+from dpt_ros.apps.evaluate_command import make_plan
 from dpt_ros.apps.evaluate_page import notes_of, table_rows, tiles_of
 from dpt_ros.apps.evaluate_protocols import NAMES, PROTOCOLS, find_protocol
 from dpt_ros.apps.evaluate_run import Extremes, Judged, Part, evaluate, smaller

@@ -25,6 +25,7 @@ PROGRAMS = (
     "dpt_demo",
     "dpt_evaluate",
     "dpt_node",
+    "dpt_status",
     "dpt_train",
     "dpt_view",
 )

@@ -53,8 +53,14 @@ class Start:
     notes: list[str]
 
 
-def starting_network(recipe: Recipe, sources: Sequence[Dataset]) -> Start:
+def starting_network(recipe: Recipe, sources: Sequence[Dataset], align: bool = True) -> Start:
     """Build the network that a recipe trains and give it its first weights.
+
+    Args:
+        recipe: how the network is trained.
+        sources: what it learns from.
+        align: whether a relative network that becomes metric is fitted to the pictures, which
+            reads many of them; without it only the recipe is checked.
 
     Raises:
         ValueError: a name, tap or file is wrong, or the datasets lack what is to be learned.
@@ -91,7 +97,7 @@ def starting_network(recipe: Recipe, sources: Sequence[Dataset]) -> Start:
     if spec.auxiliary is False and recipe.auxiliary:
         notes.append("There are no labels to learn, so there is no auxiliary head.")
     was_relative = path is not None and "depth" in base.tasks and not base.invert
-    if spec.invert and was_relative:
+    if spec.invert and was_relative and align:
         notes.append(_align(model, sources[0], recipe.max_depth))
     set_dropout(model, recipe.dropout)
     return Start(model.eval(), view, names, notes)

@@ -56,7 +56,7 @@ class Recipe:
         bottom: crop at the bottom centre instead of anywhere.
         jitter: random changes of light.
         seed: of weights, batches and augmentation.
-        device: torch device.
+        device: "auto" (the GPU if there is one), "cpu", "cuda" or "cuda:N".
         precision: "bf16", "fp16" or "fp32", of the forward pass.
     """
 
@@ -95,7 +95,7 @@ class Recipe:
     bottom: bool = False
     jitter: bool = True
     seed: int = 0
-    device: str = "cpu"
+    device: str = "auto"
     precision: str = "bf16"
 
     @property
