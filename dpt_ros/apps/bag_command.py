@@ -167,8 +167,8 @@ def _run_here(jobs: Sequence[Job]) -> Iterator[tuple[Job, Result | str]]:
             yield job, str(error)
 
 
-def _say(sentence: str) -> None:
-    tqdm.write(sentence, file=sys.stderr)
+def _say(message: str) -> None:
+    tqdm.write(message, file=sys.stderr)
 
 
 def _table(rows: Sequence[tuple[Job, Result | str]]) -> str:

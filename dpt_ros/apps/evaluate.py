@@ -17,7 +17,7 @@ from dpt_ros.model.zoo import EMBEDDED_NAME, list_models, unknown_model
 EXAMPLES = """examples:
   the embedded network on worlds that it has not seen:
     dpt_evaluate --dataset world --out scores
-  its steadiness on videos of these worlds:
+  its temporal stability on videos of these worlds:
     dpt_evaluate --dataset world --set video=true worlds=6 frames=60 --out scores
   the paper's table 2 (NYU Depth V2, metric) and its column in table 1 (zero-shot):
     dpt_evaluate --dataset nyu --root data/nyu --depth-network dpt_hybrid_nyu \\
@@ -52,14 +52,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--depth-network", metavar="NAME", help="a name of the zoo; for the world by default "
         f"{EMBEDDED_NAME}")  # fmt: skip
     add("--depth-weights", metavar="WEIGHTS", help="a file, 'download' or 'random'; by default "
-        "what is at hand")  # fmt: skip
+        "the cached file, else the shipped one")  # fmt: skip
     add("--label-network", metavar="NAME", help="a name of the zoo; by default the depth network "
         "if it has labels")  # fmt: skip
     add("--label-weights", metavar="WEIGHTS", help="as for depth")
     add("--protocol", choices=("auto", "metric", "zero-shot"), default="auto",
-        help="how depth is judged: in metres, or after a fit to each image; by default in metres "
-        "if the network gives them")  # fmt: skip
-    add("--limit", type=int, metavar="N", help="judge only N samples, evenly spread")
+        help="how depth is evaluated: in metres, or after a fit to each image; by default in "
+        "metres for a metric network")  # fmt: skip
+    add("--limit", type=int, metavar="N", help="evaluate only N samples, evenly spread")
     add("--pictures", type=int, default=4, metavar="N",
         help="show the N best and the N worst images (default: 4)")  # fmt: skip
     add("--device", default="auto",

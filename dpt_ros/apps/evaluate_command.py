@@ -77,7 +77,9 @@ def _run(args: argparse.Namespace, options: dict[str, Any], device: torch.device
     for model, protocols in plan:
         weights = args.depth_weights if model is depth else args.label_weights
         judged = " and ".join(protocol.kind for protocol in protocols)
-        facts.append(f"{model.spec.name}, weights: {weights or 'at hand'}, judged: {judged}")
+        facts.append(
+            f"{model.spec.name}, weights: {weights or 'cached or shipped'}, judged: {judged}"
+        )
     facts += dataset.notes
     facts.append(f"{machine['date']}, {device}, {machine['cpu']}")
     _print(parts, steady)
@@ -107,7 +109,7 @@ def _print(parts: Sequence[Part], steady: dict[str, dict[str, float]]) -> None:
     if steady:
         names = list(next(iter(steady.values())))
         rows_of = [[video, *map(values.get, names)] for video, values in steady.items()]
-        print("\nSteadiness over time, single frames with no filter")
+        print("\nTemporal stability, single frames without the filter")
         print(table(["video", *(NAMES[n] for n in names)], rows_of))
 
 
@@ -160,19 +162,22 @@ def make_plan(dataset: str, depth: DPT | None, labels: DPT | None, protocol: str
                 kind = "metric" if depth.metric else "zero-shot"
             if kind == "metric" and not depth.metric:
                 raise ValueError(
-                    f"{depth.spec.name} gives relative depth, not metres: judge it as zero-shot."
+                    f"{depth.spec.name} predicts relative depth, not metres: use --protocol"
+                    " zero-shot."
                 )
             found.append(find_protocol(dataset, kind))
         if labels is None and "labels" in depth.tasks and "labels" in kinds:
             found.append(find_protocol(dataset, "labels"))
         if not found:
             raise ValueError(
-                f"{depth.spec.name} gives {' and '.join(depth.tasks)}, but {dataset} has "
-                f"{' and '.join(sorted(kinds))} to judge."
+                f"{depth.spec.name} predicts {' and '.join(depth.tasks)}, but {dataset} has ground"
+                f" truth for {' and '.join(sorted(kinds))}."
             )
         plan.append((depth, found))
     if labels is not None:
         if "labels" not in labels.tasks:
-            raise ValueError(f"{labels.spec.name} gives no labels.")
+            raise ValueError(
+                f"{labels.spec.name} predicts no labels: give another --label-network."
+            )
         plan.append((labels, [find_protocol(dataset, "labels")]))
     return plan

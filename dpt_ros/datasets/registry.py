@@ -96,7 +96,9 @@ def open_dataset(
         options[option] = _typed(option, value, taken[option].default)
     if name == "world":
         if root is not None:
-            raise ValueError(f"The synthetic world needs no folder, but got {root}.")
+            raise ValueError(
+                f"The dataset world is rendered and has no folder, but root is {root}."
+            )
         return build(split=split, **options)
     if root is None:
         raise ValueError(
@@ -124,7 +126,7 @@ def _typed(option: str, value: Any, default: Any) -> Any:
         try:
             return kind(value)
         except ValueError:
-            pass  # the sentence below says it
+            pass  # refused below
     if kind is float and type(value) is int:
         return float(value)
     if kind is str and isinstance(value, Path):

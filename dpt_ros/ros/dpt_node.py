@@ -80,8 +80,9 @@ class DptNode(LifecycleNode):
             self.trigger_activate()
         elif self.context.ok():
             self.get_logger().error(
-                "The node stays unconfigured. Set the parameter right, then restart it or run"
-                f" ros2 lifecycle set {self.get_fully_qualified_name()} configure."
+                "The node stays unconfigured; dpt_status shows the reason. Correct the parameter,"
+                " then restart the node or, with a ROS install, run ros2 lifecycle set"
+                f" {self.get_fully_qualified_name()} configure."
             )
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:

@@ -33,7 +33,7 @@ FRAME_METHOD = """\
 Three processes over DDS with the shipped Fast DDS profile: dpt_camera_sim (rgb8), dpt_node with
 the embedded network, and this one, which subscribes to depth/image, depth/camera_info and
 semantic/labels. Times are the node's own, per frame: p50 of the last 512 frames as /diagnostics
-says it. "all but the network" is from the receipt of the image to the end of the last publish,
+reports it. "all but the network" is from the receipt of the image to the end of the last publish,
 less the network."""
 NODE_METHOD = """\
 Processes on one host, over DDS: a camera, dpt_node, a monitor. All stamps are of one monotonic
@@ -43,8 +43,8 @@ takes the time when it holds the serialised message. A frame has returned when a
 for are there. The echo has the node's topics, message sizes, QoS and profile and computes nothing:
 the floor of transport. Echo and node take turns, run by run, with all processes up all the time.
 
-sent = back + lost + dropped. dropped: the arm says on /diagnostics that the frame gave way to a
-newer one, or failed. lost: nobody says anything of it. late: took longer than a period. order:
+sent = back + lost + dropped. dropped: the arm reports on /diagnostics that the frame gave way to a
+newer one, or failed. lost: not reported. late: took longer than a period. order:
 came after a newer frame. jitter: mean of the absolute second difference of arrival times, as
 ros2_benchmark has it. Times are in milliseconds. cpu: percent of one core, per process; other:
 what everything else on the machine used, percent of the whole machine."""

@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     """Measure; exit code 1 if our own arm fails parity."""
     args = engine_parser().parse_args(argv)
     if args.device.startswith("cuda") and not torch.cuda.is_available():
-        print("dpt_bench engine: torch finds no GPU here; dpt_bench cpu measures a CPU.")
+        print("dpt_bench engine: torch finds no usable GPU; to measure a CPU use dpt_bench cpu.")
         return 2
     device = torch.device(args.device)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False

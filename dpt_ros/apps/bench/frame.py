@@ -130,4 +130,4 @@ def _spin_until(node: Node, done: Callable[[], bool], seconds: float) -> None:
     while not done():
         rclpy.spin_once(node, timeout_sec=0.1)
         if time.monotonic() > deadline:
-            raise SystemExit("The node gave no depth in time; its log above says why.")
+            raise SystemExit("The node published no depth in time; see its log above.")

@@ -164,7 +164,7 @@ def _peak(session: Session, arm: str, start: float) -> float:
 
 
 def report(result: Result, args: argparse.Namespace) -> str:
-    """The tables and sentences on one case."""
+    """The tables and remarks on one case."""
     rows = [
         _row(str(number // len(ARMS) + 1), run.arm, run.account, run)
         for number, run in enumerate(result.runs)

@@ -72,7 +72,7 @@ def _jobs(args: argparse.Namespace, settings: TemporalSettings) -> list[Job]:
     frames = args.frames or (30 if args.quick else 60)
     seeds = args.seeds or (1 if args.quick else 2)
     if frames < 20:
-        raise ValueError(f"--frames must be at least 20 for clips and steps, but is {frames}.")
+        raise ValueError(f"--frames is {frames}, but must be at least 20 for clips and steps.")
     width, height = args.size
     shots: dict[str, list[str]] = {}
     for name in CONDITIONS:
@@ -131,7 +131,9 @@ def _settings(pairs: list[str]) -> TemporalSettings:
     for pair in pairs:
         name, _, value = pair.partition("=")
         if name not in known:
-            raise ValueError(f"The filter has no setting {name!r}, but {', '.join(known)}.")
+            raise ValueError(
+                f"Unknown setting {name!r} of the filter. Available: {', '.join(known)}."
+            )
         values[name] = value == "true" if isinstance(known[name], bool) else float(value)
     return TemporalSettings(**values)  # type: ignore[arg-type]
 

@@ -16,7 +16,7 @@ class Recipe:
 
     Args:
         out: folder of checkpoint, log and the trained network.
-        model: a name of the zoo; "" for the one that the weights file says, or the embedded.
+        model: a name of the zoo; "" for the one that the weights file names, or the embedded.
         weights: a file, "download", "cached" (what is at hand), "random", "imagenet" (the encoder
             as timm has it, the rest random) or "timm:NAME" (another encoder of the same shape).
         train: "depth", "labels" or "both"; "" for what the network does.
