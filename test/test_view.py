@@ -210,7 +210,7 @@ def test_a_bag_recorded_at_its_stamps_has_no_latency_and_that_is_said(
 ) -> None:
     bag = _write(tmp_path / "bag", ALL, late=0)
     assert main([str(bag), "--save", str(tmp_path / "out.rrd")]) == 0
-    assert "no latency to plot" in capsys.readouterr().out
+    assert "Latency is not plotted" in capsys.readouterr().out
     assert not any("latency" in entity for entity in Recording(tmp_path / "out.rrd").entities)
 
 
@@ -253,23 +253,23 @@ def test_odometry_of_another_frame_is_left_out_with_a_sentence(
         for topic, message in (("/image", image), ("/odom", odom)):
             writer.write(connections[topic], START, serialize_message(message))
     assert main([str(tmp_path / "robot"), *save]) == 0
-    assert "the pose of 'base_link', but images come from 'optical'" in capsys.readouterr().err
+    assert "The pose is of 'base_link', but the images are of 'optical'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["BAG", "--only", "depths"], "--only has depths, but there is image, depth"),
+        (["BAG", "--only", "depths"], "--only: unknown kind 'depths'. Available: image, depth"),
         (["BAG", "--remap", "image"], "must be NAME:=TOPIC"),
-        (["BAG", "--range", "0"], "--range must be positive"),
-        (["BAG", "--jpeg", "101"], "--jpeg must be 1 to 100"),
+        (["BAG", "--range", "0"], "--range is 0.0, but must be positive."),
+        (["BAG", "--jpeg", "101"], "--jpeg is 101, but must be 1 to 100"),
         (["BAG", "--memory", "much"], "must be a size like 2GB"),
-        (["BAG", "--seconds", "3"], "looking live"),
+        (["BAG", "--seconds", "3"], "apply to live topics"),
         (["nowhere"], "nowhere does not exist"),
-        (["BAG", "--camera", "rear"], "There is no camera rear; there is one without a prefix"),
-        (["BAG", "--remap", "image:=/x"], "There is no /x to take as image. The bag has /image"),
-        (["BAG", "--only", "points"], "There is nothing to show of points"),
-        (["--connect", "localhost:1"], "No viewer answers at localhost:1"),
+        (["BAG", "--camera", "rear"], "Unknown camera rear. Available: one without a name"),
+        (["BAG", "--remap", "image:=/x"], "the bag has no topic /x to use as image. The bag has /image"),
+        (["BAG", "--only", "points"], "--only: the bag has no topic for points"),
+        (["--connect", "localhost:1"], "No viewer found at localhost:1"),
     ],
 )
 def test_a_mistake_is_answered_with_a_sentence(
@@ -295,7 +295,7 @@ def test_a_bag_without_topics_of_the_node_is_refused_with_what_it_has(
     assert main([str(bag), "--save", str(tmp_path / "out.rrd")]) == 1
     error = capsys.readouterr().err
     assert "/cam/left (sensor_msgs/msg/Image)" in error
-    assert "--remap image:=/camera/image_raw" in error
+    assert "image:=/camera/image_raw" in error
 
 
 def test_without_rerun_the_extra_is_named(
@@ -376,7 +376,7 @@ def test_silence_is_answered_with_the_topics_waited_for(domain: Domain, tmp_path
         *("--only", "depth,path", "--namespace", "/robot", "--camera", "front"),
         *("--ros-args", "-r", "front/depth/image:=/elsewhere"),
     )
-    process.wait_for("Waiting: nobody publishes")
+    process.wait_for("Waiting: no publisher on")
     assert "/elsewhere" in process.output
     assert "/robot/front/depth/camera_info" in process.output
     assert "/robot/front/image" not in process.output  # --only

@@ -66,7 +66,7 @@ class NyuDataset(Dataset):
         try:
             self._mat, self._opened_by = h5py.File(root / _MAT, "r"), os.getpid()
         except OSError as error:
-            raise DatasetError(f"{root / _MAT} is no MATLAB 7.3 file: {error}.") from error
+            raise DatasetError(f"{root / _MAT} is not a MATLAB 7.3 file: {error}.") from error
         needed = "images", "rawDepths" if self._depth == "raw" else "depths"
         for name in needed:
             if name not in self._mat:

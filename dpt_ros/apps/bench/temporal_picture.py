@@ -184,5 +184,5 @@ def animation(film: Film, file: Path, width: int = 240) -> None:
 def _write(file: Path, rgb: np.ndarray) -> None:
     done, data = cv2.imencode(file.suffix or ".png", np.ascontiguousarray(rgb[..., ::-1]))
     if not done:
-        raise ValueError(f"No picture can be written as {file.suffix}: use .png or .jpg.")
+        raise ValueError(f"Pictures cannot be written as {file.suffix}: use .png or .jpg.")
     file.write_bytes(data.tobytes())
