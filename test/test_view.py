@@ -267,7 +267,10 @@ def test_odometry_of_another_frame_is_left_out_with_a_sentence(
         (["BAG", "--seconds", "3"], "apply to live topics"),
         (["nowhere"], "nowhere does not exist"),
         (["BAG", "--camera", "rear"], "Unknown camera rear. Available: one without a name"),
-        (["BAG", "--remap", "image:=/x"], "the bag has no topic /x to use as image. The bag has /image"),
+        (
+            ["BAG", "--remap", "image:=/x"],
+            "the bag has no topic /x to use as image. The bag has /image",
+        ),
         (["BAG", "--only", "points"], "--only: the bag has no topic for points"),
         (["--connect", "localhost:1"], "No viewer found at localhost:1"),
     ],
