@@ -29,7 +29,7 @@ REPO = Path(__file__).parents[1]
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
 SETUP = (REPO / "setup.py").read_text("utf-8")
 PROGRAMS = set(re.findall(r'"(dpt_\w+)": "dpt_ros', SETUP))
-EXTRAS = set(re.findall(r'"(\w+)":', SETUP.partition("extras_require")[2].partition("}")[0]))
+EXTRAS = set(re.findall(r'"([\w-]+)":', SETUP.partition("extras_require")[2].partition("}")[0]))
 SOURCES = "\n".join(path.read_text("utf-8") for path in (REPO / "dpt_ros").rglob("*.py"))
 LAUNCH = {path.name: path.read_text("utf-8") for path in (REPO / "launch").glob("*.py")}
 PARAMETERS = {parameter_name(field) for field in fields(Settings)}
@@ -102,7 +102,7 @@ def wrong(words: list[str]) -> str:
             return "" if importlib.util.find_spec(rest[1]) else f"no module {rest[1]}"
         return "" if rest[0] == "-c" or (REPO / rest[0]).is_file() else f"no file {rest[0]}"
     if name == "pip":
-        extras = {extra for word in rest for extra in re.findall(r"\[([\w,]+)\]", word)}
+        extras = {extra for word in rest for extra in re.findall(r"\[([\w,-]+)\]", word)}
         unknown = {part for extra in extras for part in extra.split(",")} - EXTRAS
         return f"no extra {unknown}" if unknown else ""
     if "/" in name:
