@@ -237,7 +237,7 @@ def test_every_dataset_has_a_protocol_and_every_measure_a_name() -> None:
         assert protocol.rank in protocol.measures
         for row in protocol.published:
             assert set(row.values) <= set(protocol.measures) <= set(NAMES)
-    with pytest.raises(ValueError, match="diw has no protocol metric. Available: order"):
+    with pytest.raises(ValueError, match=r"diw has no protocol metric\. Available: order"):
         find_protocol("diw", "metric")
 
 

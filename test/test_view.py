@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from builtin_interfaces.msg import Time
@@ -21,7 +22,10 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header, String
 
 from dpt_ros.apps.view import main
+from dpt_ros.data import class_names, palette
+from dpt_ros.engine.color import depth_to_color
 from dpt_ros.engine.frame import CameraModel
+from dpt_ros.engine.legend import depth_legend
 from dpt_ros.ros.camera_sim import odometry_message
 from dpt_ros.ros.messages import camera_info_message, image_message
 
@@ -191,7 +195,10 @@ def test_only_what_is_asked_for_is_in_the_recording(tmp_path: Path) -> None:
     assert main([str(bag), "--save", str(tmp_path / "out.rrd"), "--only", "depth,labels"]) == 0
     assert Recording(tmp_path / "out.rrd").entities == {
         "camera/depth",
+        "camera/depth/color",
+        "camera/depth_legend",
         "camera/labels",
+        "camera/labels_legend",
         "world",
         "world/camera/points_by_class",  # names of classes
     }
@@ -269,7 +276,7 @@ def test_odometry_of_another_frame_is_left_out_with_a_sentence(
         (["BAG", "--camera", "rear"], "Unknown camera rear. Available: one without a name"),
         (
             ["BAG", "--remap", "image:=/x"],
-            "the bag has no topic /x to use as image. The bag has /image",
+            "no topic /x to use as image. The bag has /image",
         ),
         (["BAG", "--only", "points"], "--only: the bag has no topic for points"),
         (["--connect", "localhost:1"], "No viewer found at localhost:1"),
@@ -385,3 +392,30 @@ def test_silence_is_answered_with_the_topics_waited_for(domain: Domain, tmp_path
     assert "/robot/front/image" not in process.output  # --only
     code, _ = process.end()
     assert code == 0, process.output
+
+
+def test_the_world_has_its_own_colours_although_ade20k_knows_its_names_too() -> None:
+    from dpt_ros.apps.view_scene import class_colors
+
+    world = dict(enumerate(class_names("labels_world.json"), start=1))
+    assert np.array_equal(class_colors(world)[1:11], palette("labels_world.json")[1:11])
+    ade = dict(enumerate(class_names("labels_ade20k.json"), start=1))
+    assert np.array_equal(class_colors(ade)[1:151], palette("labels_ade20k.json")[1:151])
+    some = {k: world[k] for k in (7, 9, 5)}  # box, door, grass: all green in ADE20K
+    assert len({tuple(class_colors(some)[k]) for k in some}) == 3
+    assert np.array_equal(class_colors(some)[7], palette("labels_world.json")[7])
+
+
+def test_depth_has_the_colours_of_the_node_and_every_picture_has_a_legend(tmp_path: Path) -> None:
+    bag = _write(tmp_path / "bag", ALL, frames=1)
+    assert main([str(bag), "--save", str(tmp_path / "out.rrd"), "--range", "7"]) == 0
+    recording = Recording(tmp_path / "out.rrd")
+    (file,) = recording.rows("camera/depth/color", "EncodedImage:blob").values()
+    shown = cv2.imdecode(np.array(file[0], np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    expected = depth_to_color(_depth(0), 7.0)
+    assert np.abs(shown.astype(int) - expected)[8:, 8:].max() < 12  # it is a JPEG
+    for name in ("depth", "deviation", "labels"):
+        legends = recording.rows(f"camera/{name}_legend", "Image:buffer")
+        assert list(legends) == [None], name  # for all times
+    picture = np.array(recording.rows("camera/depth_legend", "Image:buffer")[None][0], np.uint8)
+    assert np.array_equal(picture.reshape(22, -1, 3), depth_legend(480, 7.0))
