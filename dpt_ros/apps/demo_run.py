@@ -177,9 +177,9 @@ def _next_steps(out: Path) -> str:
     return f"""Look at {out / "contact_sheet.png"} and {out / "demo.mp4"}; the bags are there too.
 
 Next, in an environment with dpt_ros (source .venv/bin/activate):
-  your camera         dpt_node --ros-args -r image:=/camera/image_raw
+  your camera         dpt_node --ros-args -r image:=/camera/image_rect
   the node's state    dpt_status
-  a ROS install       ros2 launch dpt_ros dpt.launch.py image:=/camera/image_raw
+  a ROS install       ros2 launch dpt_ros dpt.launch.py image:=/camera/image_rect
   your bag            dpt_bag MY_BAG OUT
   look at it in 3-D   dpt_view {out / "camera"} {out / "predictions"} --classes world
   published networks  dpt_node --ros-args
