@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpt_ros.apps.bench.arms import ARMS, OURS, REFERENCE, SIZES, TRANSFORMERS, Bench, Call, Case
+from dpt_ros.apps.bench.arguments import ENGINE_METHOD as METHOD
+from dpt_ros.apps.bench.arguments import engine_parser
+from dpt_ros.apps.bench.arms import ARMS, OURS, REFERENCE, TRANSFORMERS, Bench, Call, Case
 from dpt_ros.apps.bench.report import (
     GpuWatch,
     Summary,
@@ -28,16 +30,6 @@ from dpt_ros.apps.bench.report import (
 from dpt_ros.apps.bench.roofline import copy_bandwidth, matmul_peak, network_work
 from dpt_ros.apps.bench.rounds import interleave, ratio
 from dpt_ros.model import create_model
-
-METHOD = """\
-One process; all arms once per round, in turn. A call begins with the camera's rgb8 bytes on the
-device and ends with float32 depth and/or uint8 labels of the network's size on the device; the
-time is that of CUDA events around it ("ours, from host" begins and ends in pinned host memory and
-is wall time). Back to back, and paced: one call of each arm per period, the GPU idle in between.
-Parity is against the first arm (plain, fp32, TF32 off): mean |difference| / depth, and the share
-of equal labels; an arm that fails it has no time. The floor is the sum over all convolutions,
-matrix products and attentions of the larger of arithmetic and traffic at the rates measured here.
-Weights that are random amplify rounding, so parity then says less than with a trained network."""
 
 
 @dataclass(frozen=True)
@@ -57,32 +49,9 @@ class Row:
 
 def main(argv: Sequence[str]) -> int:
     """Measure; exit code 1 if our own arm fails parity."""
-    parser = argparse.ArgumentParser(
-        prog="dpt_bench engine",
-        description=METHOD,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Example: dpt_bench engine --tasks depth --sizes 384x384 --json engine.json",
-    )
-    parser.add_argument("--tasks", nargs="+", default=["depth", "labels", "both"])
-    parser.add_argument("--sizes", nargs="+", default=list(SIZES), help="height x width")
-    parser.add_argument("--batches", nargs="+", type=int, default=[1])
-    parser.add_argument("--depth-network", default="dpt_hybrid_midas")
-    parser.add_argument("--label-network", default="dpt_hybrid_ade20k")
-    parser.add_argument(
-        "--weights", default="random", help="random, download, or '' for the cache"
-    )
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
-    parser.add_argument("--rounds", type=int, default=300)
-    parser.add_argument("--warm-up", type=int, default=50)
-    parser.add_argument("--rate", type=float, default=30.0, help="paced calls per second")
-    parser.add_argument("--paced-rounds", type=int, default=150, help="0 leaves pacing out")
-    parser.add_argument("--parity", type=float, default=0.02, help="largest mean relative error")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--profile", type=Path, help="write a trace of our arm (chrome://tracing)")
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args(argv)
+    args = engine_parser().parse_args(argv)
     if args.device.startswith("cuda") and not torch.cuda.is_available():
-        print("dpt_bench engine: torch finds no GPU here; dpt_bench cpu measures a CPU.")
+        print("dpt_bench engine: torch finds no usable GPU; to measure a CPU use dpt_bench cpu.")
         return 2
     device = torch.device(args.device)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
