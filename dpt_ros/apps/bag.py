@@ -16,9 +16,10 @@ from tqdm import tqdm
 
 from dpt_ros.engine.network import NetworkError
 from dpt_ros.engine.stream_runner import DeviceLostError
+from dpt_ros.ros.bag_files import is_bag
 from dpt_ros.ros.bag_job import Job, Result
 from dpt_ros.ros.bag_node import ALL_OUTPUTS, MAPS
-from dpt_ros.ros.bag_reader import BagError, is_bag
+from dpt_ros.ros.bag_reader import BagError
 from dpt_ros.ros.bag_run import convert
 from dpt_ros.ros.bag_settings import read_settings
 from dpt_ros.ros.bag_topics import Asked

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 
-from dpt_ros.engine.frame import Frame, Outputs
+from dpt_ros.engine.frame import Frame, Outputs, Prediction
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.bag_beside import LOOKAHEAD, Beside, StaticFrames, stamp_of
 from dpt_ros.ros.bag_reader import Message
@@ -152,3 +152,43 @@ class Frames:
         future = Future()
         future.set_result(Frame(pixels, view.encoding, context=origin, **about))
         return future, outputs
+
+
+class Resets:
+    """Counts, by camera, the frames at which the temporal filter forgot the past."""
+
+    _FEW = 4  # frames, of which the most can be resets by chance
+
+    def __init__(self) -> None:
+        self._frames: Counter[str] = Counter()
+        self._reasons: dict[str, Counter[str]] = {}
+        self._stamps: dict[str, set[int]] = {}
+
+    def see(self, prediction: Prediction) -> None:
+        """Take the next prediction."""
+        frame = prediction.frame
+        self._frames[frame.source] += 1
+        if prediction.reset:
+            self._reasons.setdefault(frame.source, Counter())[prediction.reset] += 1
+        stamps = self._stamps.setdefault(frame.source, set())
+        if len(stamps) < 2:
+            stamps.add(frame.stamp_ns)
+
+    def sentences(self) -> list[str]:
+        """One on each camera whose past was forgotten at most of its frames."""
+        found = []
+        for camera, reasons in self._reasons.items():
+            (reason, count), frames = reasons.most_common(1)[0], self._frames[camera]
+            if frames < self._FEW or 2 * reasons.total() < frames:
+                continue
+            stamps = self._stamps[camera]
+            why = reason
+            if len(stamps) == 1:
+                why += f"; the stamp of every image is {next(iter(stamps)) / 1e9:g} s"
+            elif reason == "stamp not newer":
+                why += "; perhaps several cameras publish on one topic"
+            found.append(
+                f"{camera + ': ' if camera else ''}{count} of {frames} frames were computed"
+                f" without those before them ({why}), so depth and labels are not smoothed."
+            )
+        return found
