@@ -194,9 +194,15 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         if is_safetensors(path):
             return safetensors.torch.load_file(path)
-        content = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
+        with path.open("rb") as file:
+            # By this name torch.load would take it for safetensors.
+            misnamed = path.suffix == ".safetensors"
+            content = torch.load(
+                file if misnamed else path,
+                map_location="cpu",
+                weights_only=True,
+                mmap=not misnamed and zipfile.is_zipfile(path),
+            )
     except _DAMAGED as error:
         raise CheckpointError(
             f"{path} is not a checkpoint that can be read safely: {_what(path, error)}."
