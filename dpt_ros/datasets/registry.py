@@ -6,6 +6,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,22 @@ def open_dataset(
     folder = Path(root).expanduser()
     if not folder.is_dir():
         raise DatasetError(f"There is no folder {folder}; for {name}: {_DATASETS[name][1]}.")
-    return build(root=folder, split=split, **options)
+    try:
+        return build(root=folder, split=split, **options)
+    except DatasetError as error:
+        for other in _near(folder):
+            try:
+                build(root=other, split=split, **options)
+            except (DatasetError, OSError):
+                continue
+            raise DatasetError(f"{error} The folder {other} holds it: give that.") from error
+        raise
+
+
+def _near(folder: Path) -> list[Path]:
+    """The folders one level below and above."""
+    inside = (path for path in folder.iterdir() if not path.name.startswith("."))
+    return [*islice(sorted(path for path in inside if path.is_dir()), 50), folder.resolve().parent]
 
 
 def _typed(option: str, value: Any, default: Any) -> Any:
