@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 import struct
@@ -17,10 +16,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from dpt_ros.file_kinds import kind_of_file, read_json
+
 _SHOWN = 120  # characters of a name out of a file that a message shows
 _INDEX = ".index.json"
 _SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.safetensors|\.bin|\.pt)")
-_MOST_JSON = 1 << 24  # bytes; the index of the largest network has far fewer
 
 # Under these a training file keeps the network, beside its optimizer, epoch and so on.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -116,21 +116,6 @@ def is_safetensors(path: Path) -> bool:
     return len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") < 1 << 32
 
 
-def kind_of_file(path: Path) -> str:
-    """What a file is that was given as something else, with what to do; "" where nobody knows."""
-    with path.open("rb") as file:
-        start = file.read(1024).lstrip()
-    if not start:
-        return "" if path.stat().st_size else "an empty file"
-    if start.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer in the place of the file; fetch the file with git lfs pull"
-    if re.match(rb"(<!--|<!doctype\s+html|<html|<\?xml)", start, re.IGNORECASE):
-        return "a web page in the place of the file; download the file itself"
-    if start[:1] in (b"{", b"["):
-        return "JSON text" if _json(path) is not None else ""
-    return ""
-
-
 def shown(text: str) -> str:
     """A text out of a file, fit for a line of a log."""
     text = text if text.isprintable() else repr(text)[1:-1]
@@ -159,7 +144,7 @@ def _parts(path: Path) -> list[Path]:
         )
     parts = [path]
     if path.name.endswith(_INDEX):
-        index = _json(path)
+        index = read_json(path)
         files = index.get("weight_map") if isinstance(index, dict) else None
         if not isinstance(files, dict) or not all(isinstance(f, str) for f in files.values()):
             raise CheckpointError(f'{path} is not the index of a checkpoint: no "weight_map".')
@@ -178,16 +163,6 @@ def _parts(path: Path) -> list[Path]:
             " it."
         )
     return parts
-
-
-def _json(path: Path) -> Any:
-    """What a JSON file holds; None if it is none."""
-    if path.stat().st_size > _MOST_JSON:
-        return None
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        return None
 
 
 def _read(path: Path) -> dict[str, Tensor]:

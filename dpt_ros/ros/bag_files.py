@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from dpt_ros.model.checkpoint_file import kind_of_file
+from dpt_ros.file_kinds import kind_of_file
 
 if sys.version_info >= (3, 14):
     from compression import zstd

@@ -23,7 +23,7 @@ from rosbags.interfaces import QosDurability
 
 from dpt_ros.ros.bag_reader import BagError, BagReader
 from dpt_ros.ros.bag_salvage import Channel
-from dpt_ros.ros.messages import one_line
+from dpt_ros.ros.message_error import one_line
 
 _SETTLED = 1.0  # seconds; longer than a node takes to choose its QoS by what is published
 _DELIVERY = Duration(seconds=2)

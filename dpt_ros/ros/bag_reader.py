@@ -20,7 +20,7 @@ import yaml
 from rosbags.interfaces import Connection, Qos
 from rosbags.rosbag2 import Reader
 
-from dpt_ros.model.checkpoint_file import kind_of_file
+from dpt_ros.file_kinds import kind_of_file
 from dpt_ros.ros.bag_files import (
     METADATA,
     is_bag,
