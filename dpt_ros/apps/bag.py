@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from dpt_ros.engine.network import NetworkError
 from dpt_ros.engine.stream_runner import DeviceLostError
-from dpt_ros.ros.bag_files import is_bag
+from dpt_ros.ros.bag_files import is_bag, other_kind
 from dpt_ros.ros.bag_job import Job, Result
 from dpt_ros.ros.bag_node import ALL_OUTPUTS, MAPS
 from dpt_ros.ros.bag_reader import BagError
@@ -100,8 +100,9 @@ def _inputs(paths: Sequence[str]) -> list[Path]:
             bags += [bag for bag in inside if is_bag(bag)]
         if not bags:
             raise ValueError(
-                f"There is no bag at {text}: expected a folder with metadata.yaml, a file *.mcap"
-                " or *.db3, or a folder or pattern of such."
+                other_kind(Path(text))
+                or f"There is no bag at {text}: expected a folder with metadata.yaml, a file"
+                " *.mcap or *.db3, or a folder or pattern of such."
             )
         found |= dict.fromkeys(bags)
     return list(found)

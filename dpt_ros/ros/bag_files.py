@@ -53,6 +53,14 @@ def storage_of(path: Path) -> str:
 
 def no_bag(path: Path) -> str:
     """A sentence on what a path is that is no bag."""
+    return other_kind(path) or (
+        f"{path} is no bag: expected a folder with {METADATA}, or a file named *.mcap, *.db3,"
+        " *.mcap.zstd or *.db3.zstd."
+    )
+
+
+def other_kind(path: Path) -> str:
+    """A sentence on a path that is something else than a bag, with what to do; "" if unknown."""
     old = [path] if path.is_file() else sorted(path.glob("*.bag"))
     if any(_begins(file, b"#ROSBAG V") for file in old):
         return (
@@ -60,10 +68,7 @@ def no_bag(path: Path) -> str:
             f" --dst {old[0].with_suffix('')}"
         )
     kind = kind_of_file(path) if path.is_file() else ""
-    return (
-        f"{path} is {kind or 'no bag'}: expected a folder with {METADATA}, or a file named *.mcap,"
-        " *.db3, *.mcap.zstd or *.db3.zstd."
-    )
+    return f"{path} is {kind}." if kind else ""
 
 
 def storage_files(folder: Path) -> tuple[list[Path], list[Path]]:
