@@ -263,6 +263,12 @@ class CameraTopics:
         """Count a frame that was not computed."""
         self._statistics.dropped(reason)
 
+    def _say_once(self, sentence: str) -> None:
+        """Log a sentence about what does not change with the camera."""
+        if sentence not in self._said:
+            self._said[sentence] = time.monotonic()
+            self._log.warning(f"{self._prefix}image: {sentence}")
+
     def fail(self, error: Exception) -> None:
         """Count and report an image that could not be read or a frame that failed."""
         if isinstance(error, MessageError):
@@ -311,12 +317,6 @@ class CameraTopics:
             " or the network): what stands between is cleared from a costmap. Set points.far lower"
             " or max_range higher."
         ]
-
-    def _say_once(self, sentence: str) -> None:
-        """Log a sentence about what does not change with the camera."""
-        if sentence not in self._said:
-            self._said[sentence] = time.monotonic()
-            self._log.warning(f"{self._prefix}image: {sentence}")
 
     def _say_at_times(self, subject: str, level: str, sentence: str) -> None:
         """Log a sentence at most every few seconds per subject."""
