@@ -100,11 +100,16 @@ def _start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     for variable, value in transport_environment().items():
         actions.append(SetEnvironmentVariable(variable, value))
     if bag:
-        # Our own player stands in where rosbag2 is not installed; it publishes no clock.
-        command = ["ros2", "bag", "play", bag, "--clock"]
+        # rosbag2 waits for nobody: the node needs a moment to find its publishers and to renew
+        # its subscription as they offer. Our own player, which waits for the subscription, stands
+        # in where rosbag2 is not installed; it publishes no clock.
+        command = ["ros2", "bag", "play", bag, "--clock", "--delay", "3"]
         if not has_rosbag2:
-            topics = [given["image"], given["camera_info"]]
-            command = [sys.executable, "-m", "dpt_ros.ros.bag_player", bag, "--topics", *topics]
+            also = [given["camera_info"], given["odom"], given["scan"], "/tf", "/tf_static"]
+            command = [sys.executable, "-m", "dpt_ros.ros.bag_player", bag]
+            command += ["--topics", given["image"], "--also", *also]
+            if given["namespace"]:
+                command += ["--ros-args", "-r", f"__ns:=/{given['namespace'].lstrip('/')}"]
         player = ExecuteProcess(cmd=command, output="screen")
         actions.append(
             RegisterEventHandler(

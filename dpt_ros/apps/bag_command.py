@@ -16,9 +16,10 @@ from tqdm import tqdm
 
 from dpt_ros.engine.network import NetworkError
 from dpt_ros.engine.stream_runner import DeviceLostError
+from dpt_ros.ros.bag_files import is_bag, other_kind
 from dpt_ros.ros.bag_job import Job, Result
 from dpt_ros.ros.bag_outputs import ALL_OUTPUTS
-from dpt_ros.ros.bag_reader import BagError, is_bag
+from dpt_ros.ros.bag_reader import BagError
 from dpt_ros.ros.bag_run import convert
 from dpt_ros.ros.bag_settings import read_settings
 from dpt_ros.ros.bag_topics import Asked
@@ -89,8 +90,9 @@ def _inputs(paths: Sequence[str]) -> list[Path]:
             bags += [bag for bag in inside if is_bag(bag)]
         if not bags:
             raise ValueError(
-                f"No bag found at {text}: expected a folder with metadata.yaml, a file *.mcap or"
-                " *.db3, or a folder or pattern of such."
+                other_kind(Path(text))
+                or f"No bag found at {text}: expected a folder with metadata.yaml, a file *.mcap"
+                " or *.db3, or a folder or pattern of such."
             )
         found |= dict.fromkeys(bags)
     return list(found)

@@ -120,7 +120,7 @@ class CameraMessages:
             else:
                 stamp = stamp_ns(msg)
                 if topic != "odom":
-                    self._frame_id = msg.header.frame_id
+                    self._frame_id = msg.header.frame_id.lstrip("/")
                 if BY_NAME[topic].frames:
                     self._newest = stamp
                     if recorded_ns is not None and "plots" in self._kinds:
@@ -179,7 +179,7 @@ class CameraMessages:
             self._make_points(stamp)
 
     def _take_odom(self, stamp: int, msg: Any) -> None:
-        if self._camera_in_base is None and msg.child_frame_id != self._frame_id:
+        if self._camera_in_base is None and msg.child_frame_id.lstrip("/") != self._frame_id:
             if self._frame_id:
                 raise MessageError(
                     "frame",

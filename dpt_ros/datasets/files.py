@@ -39,14 +39,20 @@ def need_one(candidates: Iterable[Path], what: str) -> Path:
 def read_lines(path: Path, what: str) -> list[str]:
     """The lines of a text file without empty ones and those that begin with #."""
     try:
-        lines = need(path, what).read_text(encoding="utf-8").splitlines()
+        lines = need(path, what).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path} is not a text file, but {what} was expected.") from error
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
 def read_rgb(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 of a picture file. Raises DatasetError if there is none."""
+    """(H, W, 3) uint8 of a picture file, as PNG or JPEG whichever of them its name says.
+
+    Raises:
+        DatasetError: there is none.
+    """
+    forms = (path.with_suffix(suffix) for suffix in (".png", ".jpg", ".jpeg"))
+    path = path if path.exists() else next((form for form in forms if form.exists()), path)
     picture = cv2.imread(
         str(need(path, "a picture")), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     )

@@ -15,6 +15,7 @@ _LISTS = {
     "test": ("eigen_test_files_with_gt.txt", "test_files.txt", "eigen_test_files.txt"),
     "train": ("eigen_train_files_with_gt.txt", "train_files.txt", "eigen_train_files.txt"),
 }
+_RAW = ("", "raw", "raw_data", "input")
 _SELECTION = "val_selection_cropped"
 
 
@@ -29,7 +30,7 @@ class _Entry:
 
 
 class KittiDataset(Dataset):
-    """KITTI: raw pictures, a list of files, and the annotated depth maps (PNG, 1/256 m).
+    """KITTI: raw pictures (PNG or JPEG), a list of files, the annotated maps (PNG, 1/256 m).
 
     Expected in the folder: the raw data ``2011_09_26/2011_09_26_drive_0002_sync/image_02/data/``
     (also under ``raw/`` or ``raw_data/``); a list, of BTS (``eigen_test_files_with_gt.txt``) or
@@ -68,11 +69,11 @@ class KittiDataset(Dataset):
         wanted = [Path(files).expanduser()] if files else [root / n for n in _LISTS[split]]
         listing = need_one(wanted, f"the list of Eigen's {split} pictures")
         entries = [_entry(line, listing) for line in read_lines(listing, "the list")]
-        raw = need_one(
-            (r for r in (root, root / "raw", root / "raw_data", root / "input")
-             if entries and (r / entries[0].picture).parent.exists()),
-            f"the raw data with {entries[0].picture if entries else 'a drive'} in {root}",
-        )  # fmt: skip
+        if not entries:
+            raise DatasetError(f"{listing} lists no picture.")
+        first = Path(entries[0].picture).parent
+        folder = need_one([root / name / first for name in _RAW], "the folder of a listed picture")
+        raw = folder.parents[len(first.parts) - 1]
         places = _depth_places(Path(depth_root).expanduser() if depth_root else root)
         if official_val:
             places = [place for place in places if place.name == "val"]
@@ -102,8 +103,8 @@ class KittiDataset(Dataset):
             [root / _SELECTION, root / "depth_selection" / _SELECTION],
             "KITTI's selection for validation",
         )
-        for picture in sorted((folder / "image").glob("*.png")):
-            name = picture.name.replace("_sync_image_", "_sync_groundtruth_depth_")
+        for picture in sorted((folder / "image").glob("*.[pj][np]g")):
+            name = f"{picture.stem.replace('_sync_image_', '_sync_groundtruth_depth_')}.png"
             self._pairs.append((picture.name, picture, folder / "groundtruth_depth" / name))
         if not self._pairs:
             raise DatasetError(f"There is no picture in {folder / 'image'}.")

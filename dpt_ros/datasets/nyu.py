@@ -90,7 +90,7 @@ class NyuDataset(Dataset):
             lines = read_lines(listed[0], "the list of BTS")
             self._names = [line.split()[0].lstrip("/") for line in lines]
         else:
-            found = self._folder.rglob("rgb_*.jpg")
+            found = [*self._folder.rglob("rgb_*.jpg"), *self._folder.rglob("rgb_*.png")]
             self._names = sorted(path.relative_to(self._folder).as_posix() for path in found)
         if not self._names:
             raise DatasetError(f"There is no SCENE/rgb_00000.jpg in {self._folder}.")

@@ -7,6 +7,7 @@ import difflib
 import inspect
 from collections.abc import Callable
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +110,22 @@ def open_dataset(
         raise DatasetError(
             f"The folder {folder} does not exist. Expected for {name}: {_DATASETS[name][1]}."
         )
-    return build(root=folder, split=split, **options)
+    try:
+        return build(root=folder, split=split, **options)
+    except DatasetError as error:
+        for other in _near(folder):
+            try:
+                build(root=other, split=split, **options)
+            except (DatasetError, OSError):
+                continue
+            raise DatasetError(f"{error} The folder {other} holds it: give that.") from error
+        raise
+
+
+def _near(folder: Path) -> list[Path]:
+    """The folders one level below and above."""
+    inside = (path for path in folder.iterdir() if not path.name.startswith("."))
+    return [*islice(sorted(path for path in inside if path.is_dir()), 50), folder.resolve().parent]
 
 
 def _class_of(name: str) -> Callable[..., Dataset]:

@@ -151,7 +151,7 @@ def load_groups(path: str | Path = ADE20K_GROUPS) -> tuple[dict[str, list[str]],
         ValueError: the file is not there or not of that form; the message says what is wrong.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ValueError(f"The label groups {path} cannot be read: {error.strerror}.") from error
     except ValueError as error:

@@ -81,6 +81,14 @@ class Settings:
         "You know better than discovery does; best_effort loses large images on default Fast DDS.",
         choices=("auto", "reliable", "best_effort"),
     )
+    image_bits: int = setting(
+        0,
+        "Bits in use of each value of a 16-bit image (mono16, bayer_rggb16, ...); 0 for all 16.",
+        "The camera puts 10, 12 or 14 bits into 16; unscaled, its images are nearly black.",
+        low=0,
+        high=16,
+        live=True,
+    )
     depth_network: str = setting(
         "auto",
         "Depth network: a name of the zoo, none, or auto (a downloaded one, else the embedded).",

@@ -1,20 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any published file -> state dict of our DPT. The only place that knows foreign key names."""
+"""Named tensors -> state dict of our DPT. The only place that knows foreign key names."""
 
 from __future__ import annotations
 
-import pickle
 import re
-import struct
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
+from dpt_ros.model.checkpoint_file import CheckpointError, read_tensors, shown, without_wrapper
 from dpt_ros.model.describe import describe
 from dpt_ros.model.dpt import DPT
 from dpt_ros.model.encoder import PlainConv2dSame
@@ -23,8 +20,6 @@ Rules = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
 
 LISTED = 8
 """Keys that an error message names of each kind; the error's attributes hold all of them."""
-
-_SHOWN = 120  # characters of a name out of a file that a message shows
 
 # isl-org/DPT and MiDaS v3. The rules are applied in turn, each to what the ones before it left.
 _OFFICIAL: Rules = (
@@ -94,50 +89,7 @@ _LABEL_HEAD: Rules = (
     (r"^(label_head|auxiliary_head)\.4\.", r"\1.classify."),
 )
 
-# What the readers were seen to raise on files with random bytes.
-_DAMAGED = (
-    SafetensorError,
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    struct.error,
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-
 _ATTENTION = re.compile(r"\.attn\.(query|key|value)\.(weight|bias)$")
-
-
-class CheckpointError(ValueError):
-    """A file is not a checkpoint of the network it was given for.
-
-    Attributes:
-        missing: parameters of the network that the file lacks.
-        unexpected: keys of the file that the network has no place for.
-        misshapen: keys whose shape or type is another one.
-        not_finite: keys that hold NaN or infinity.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        missing: Iterable[str] = (),
-        unexpected: Iterable[str] = (),
-        misshapen: Iterable[str] = (),
-        not_finite: Iterable[str] = (),
-    ) -> None:
-        super().__init__(message)
-        self.missing = tuple(missing)
-        self.unexpected = tuple(unexpected)
-        self.misshapen = tuple(misshapen)
-        self.not_finite = tuple(not_finite)
 
 
 def load_checkpoint(model: DPT, path: Path) -> None:
@@ -194,43 +146,6 @@ def save_checkpoint(model: DPT, path: Path, dtype: torch.dtype = torch.float16) 
     safetensors.torch.save_file(state, path, metadata=describe(model.spec))
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors or .pt file, as they are. No pickled code is executed.
-
-    A training file, recognised by its "optimizer", gives the tensors of its "model".
-
-    Raises:
-        CheckpointError: there is no such file, or it holds something else than tensors.
-    """
-    if not path.is_file():
-        raise CheckpointError(
-            f"There is no checkpoint file {path}; give the path of an existing .pt, .bin or "
-            ".safetensors file."
-        )
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        content = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
-    except _DAMAGED as error:
-        raise CheckpointError(
-            f"{path} is not a checkpoint that can be read safely: it is damaged, or holds more "
-            "than tensors, which is refused because such a file can run any program "
-            f"({_reason(error)})."
-        ) from error
-    if isinstance(content, Mapping) and "optimizer" in content:
-        content = content.get("model")
-    if not isinstance(content, Mapping) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
-    ):
-        raise CheckpointError(
-            f"{path} holds something else than named tensors; expected a state dict, or a "
-            'training file with "optimizer" and "model".'
-        )
-    return dict(content)
-
-
 def filter_state_dict(
     tensors: Mapping[str, Tensor],
     model: DPT,
@@ -243,7 +158,8 @@ def filter_state_dict(
     What the published network has but never uses is dropped by name: the final norm and the
     classifier of the transformer, the first residual unit of the deepest fusion stage, and the
     auxiliary head where the network has none. The batch counters of batch norms, which no network
-    here reads, may be absent. Nothing else is dropped, nothing is guessed.
+    here reads, may be absent. A prefix of all keys that a training tool put there ("module.",
+    "_orig_mod.", "model.") is taken off. Nothing else is dropped, nothing is guessed.
 
     Args:
         tensors: keys as in isl-org/DPT, transformers, or our own.
@@ -258,6 +174,7 @@ def filter_state_dict(
     Raises:
         CheckpointError: keys are missing, left over, misshapen or not finite; lists them.
     """
+    tensors = without_wrapper(tensors)
     rules, unused = _family(tensors)
     sources: dict[str, str] = {}
     state: dict[str, Tensor] = {}
@@ -343,16 +260,16 @@ def _check(state: Mapping[str, Tensor], sources: Mapping[str, str], model: DPT, 
     if not (missing or unexpected or misshapen or not_finite):
         return
     shapes = [
-        f"{_shown(sources[key])} {_kind(state[key], wanted[key])}"
+        f"{shown(sources[key])} {_kind(state[key], wanted[key])}"
         f"{' without memory' if state[key].is_meta else ''} instead of"
         f" {_kind(wanted[key], state[key])}"
         for key in misshapen
     ]
     lists = {
         "missing": missing,
-        "unexpected": [_shown(key) for key in unexpected],
+        "unexpected": [shown(key) for key in unexpected],
         "of another shape or type": shapes,
-        "with NaN or infinity": [_shown(key) for key in not_finite],
+        "with NaN or infinity": [shown(key) for key in not_finite],
     }
     details = "; ".join(f"{len(v)} {k}: {_some(v)}" for k, v in lists.items() if v)
     raise CheckpointError(
@@ -381,21 +298,6 @@ def _kind(tensor: Tensor, other: Tensor) -> str:
         return shape
     layout = "" if tensor.layout == torch.strided else f" {tensor.layout}"
     return f"{shape} {tensor.dtype}{layout}"
-
-
-def _reason(error: BaseException) -> str:
-    """What a reader complained of, without PyTorch's advice to load such a file all the same."""
-    text = str(error).rpartition("WeightsUnpickler error:")[2].strip()
-    wanted = re.search(r"GLOBAL (\S+)", text)
-    if wanted:
-        return f"it asks for {_shown(wanted[1])}"
-    return _shown((text or type(error).__name__).splitlines()[0])
-
-
-def _shown(text: str) -> str:
-    """A text out of a file, fit for a line of a log."""
-    text = text if text.isprintable() else repr(text)[1:-1]
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _some(keys: list[str]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from dpt_ros.data import class_names, palette
+from dpt_ros.model.checkpoint_file import is_safetensors
 from dpt_ros.model.decoder import READOUTS
 from dpt_ros.model.encoder import WEIGHT_STDS
 from dpt_ros.model.zoo import ZOO, Geometry, ModelSpec, ResNetGeometry
@@ -59,7 +60,7 @@ def described_spec(path: Path) -> ModelSpec | None:
     Raises:
         DescriptionError: what it says cannot be.
     """
-    if path.suffix != ".safetensors" or not path.is_file():
+    if not is_safetensors(path):
         return None
     try:
         with safe_open(path, "pt") as file:

@@ -71,7 +71,8 @@ def create_model(
 
     Args:
         name: one of :func:`list_models`.
-        weights: the path of a checkpoint (.pt, .bin or .safetensors; isl-org/DPT's, transformers'
+        weights: the path of a checkpoint (.pt, .bin or .safetensors, or of one in parts its index
+            or folder; isl-org/DPT's, transformers'
             or our own keys; a file of ``dpt_train`` says itself what it changed about the
             network: tasks, classes, metres, taps ...); "download" for the published file, kept in
             the cache folder;

@@ -110,7 +110,7 @@ class AnchorTopics:
         if self._depth_camera is None:
             self._say("anchors/depth needs its intrinsics on anchors/camera_info.")
             return None
-        if msg.encoding not in ("32FC1", "16UC1"):
+        if msg.encoding not in ("32FC1", "16UC1", "mono16"):  # drivers call millimetres either
             raise MessageError(
                 "unknown encoding",
                 f"the depth image has the encoding '{msg.encoding}', but must be 32FC1 or 16UC1.",

@@ -87,13 +87,13 @@ class StaticFrames:
             values[3:] /= length
             pose = pose_matrix(values.tolist())
             assert pose is not None
-            self._poses[one.child_frame_id] = (one.header.frame_id, pose)
+            self._poses[_name(one.child_frame_id)] = (_name(one.header.frame_id), pose)
         if wrong:
             raise MessageError("bad pose", f"The poses of {wrong} are none and are left out.")
 
     def pose(self, frame: str, target: str) -> np.ndarray | None:
         """(4, 4) of ``frame`` in ``target``; None if nothing fixed connects them."""
-        up, down = self._to_root(frame), self._to_root(target)
+        up, down = self._to_root(_name(frame)), self._to_root(_name(target))
         for common in up:
             if common in down:
                 return np.asarray(np.linalg.inv(down[common]) @ up[common])
@@ -109,6 +109,11 @@ class StaticFrames:
             poses[parent] = pose @ poses[frame]
             frame = parent
         return poses
+
+
+def _name(frame: str) -> str:
+    """A frame id as tf has it; some drivers write that of ROS 1, with a slash in front."""
+    return frame.lstrip("/")
 
 
 class _Anchors(AnchorTopics):

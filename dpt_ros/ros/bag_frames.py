@@ -3,20 +3,22 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 
+import numpy as np
 from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 
-from dpt_ros.engine.frame import Frame, Outputs
+from dpt_ros.engine.frame import Frame, Outputs, Prediction
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.bag_beside import LOOKAHEAD, Beside, StaticFrames, stamp_of
 from dpt_ros.ros.bag_reader import Message
 from dpt_ros.ros.bag_topics import Camera
 from dpt_ros.ros.cdr import read_compressed_image, read_image
+from dpt_ros.ros.image_bits import ImageBits
 from dpt_ros.ros.messages import MessageError, compressed_file, image_pixels
 
 STATIC_FRAMES = "/tf_static"
@@ -85,6 +87,7 @@ class Frames:
         self._decoder = decoder
         self._static = StaticFrames()
         self._cameras = {camera.image: camera for camera in cameras}
+        self._bits = {camera.name: _bits_of(settings[camera.name], say) for camera in cameras}
         self._beside = {
             camera.name: Beside(camera, settings[camera.name], self._static, say)
             for camera in cameras
@@ -134,21 +137,72 @@ class Frames:
     def _frame(
         self, camera: Camera, message: Message, stamp: int
     ) -> tuple[Future[Frame], Outputs]:
-        beside, time = self._beside[camera.name], message.time
+        beside, bits, time = self._beside[camera.name], self._bits[camera.name], message.time
         outputs = self._wanted(camera.name, beside.calibrated(time, stamp))
         future: Future[Frame]
         if camera.compressed:
             image = read_compressed_image(message.data)
             file = compressed_file(image)
+            if file.oddity:
+                self._say(f"{camera.image}: {file.oddity}")
             size = (file.width, file.height)
             about, info = beside.about(time, image.header, stamp, size)
             origin = Origin(time, image.header, info)
-            packed = Frame(file.data, file.kind, decode=file.decode, context=origin, **about)
+
+            def decode() -> tuple[np.ndarray, str]:
+                pixels, encoding = file.decode()
+                return bits(pixels), encoding
+
+            packed = Frame(file.data, file.kind, decode=decode, context=origin, **about)
             return self._decoder.submit(packed.decoded), outputs
         view = read_image(message.data)
-        pixels = image_pixels(view)
+        pixels = bits(image_pixels(view))
         about, info = beside.about(time, view.header, stamp, (view.width, view.height))
         origin = Origin(time, view.header, info)
         future = Future()
         future.set_result(Frame(pixels, view.encoding, context=origin, **about))
         return future, outputs
+
+
+def _bits_of(settings: Settings, say: Callable[[str], None]) -> ImageBits:
+    return ImageBits(lambda: settings.image_bits, say)
+
+
+class Resets:
+    """Counts, by camera, the frames at which the temporal filter forgot the past."""
+
+    _FEW = 4  # frames, of which the most can be resets by chance
+
+    def __init__(self) -> None:
+        self._frames: Counter[str] = Counter()
+        self._reasons: dict[str, Counter[str]] = {}
+        self._stamps: dict[str, set[int]] = {}
+
+    def see(self, prediction: Prediction) -> None:
+        """Take the next prediction."""
+        frame = prediction.frame
+        self._frames[frame.source] += 1
+        if prediction.reset:
+            self._reasons.setdefault(frame.source, Counter())[prediction.reset] += 1
+        stamps = self._stamps.setdefault(frame.source, set())
+        if len(stamps) < 2:
+            stamps.add(frame.stamp_ns)
+
+    def sentences(self) -> list[str]:
+        """One on each camera whose past was forgotten at most of its frames."""
+        found = []
+        for camera, reasons in self._reasons.items():
+            (reason, count), frames = reasons.most_common(1)[0], self._frames[camera]
+            if frames < self._FEW or 2 * reasons.total() < frames:
+                continue
+            stamps = self._stamps[camera]
+            why = reason
+            if len(stamps) == 1:
+                why += f"; the stamp of every image is {next(iter(stamps)) / 1e9:g} s"
+            elif reason == "stamp not newer":
+                why += "; perhaps several cameras publish on one topic"
+            found.append(
+                f"{camera + ': ' if camera else ''}{count} of {frames} frames were computed"
+                f" without those before them ({why}), so depth and labels are not smoothed."
+            )
+        return found

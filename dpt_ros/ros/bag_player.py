@@ -7,26 +7,25 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import rclpy
+from rclpy.duration import Duration
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.publisher import Publisher
-from rclpy.qos import QoSProfile
-from rosbags.highlevel import AnyReader
-from rosbags.interfaces import Connection
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from rosbags.interfaces import QosDurability
 
+from dpt_ros.ros.bag_reader import BagError, BagReader
+from dpt_ros.ros.bag_salvage import Channel
 from dpt_ros.ros.command_line import player_arguments
-from dpt_ros.ros.messages import one_line
+from dpt_ros.ros.message_error import one_line
 
-
-class BagError(ValueError):
-    """A bag cannot be read; the text is a sentence."""
+_SETTLED = 1.0  # seconds; longer than a node takes to choose its QoS by what is published
+_DELIVERY = Duration(seconds=2)
 
 
 class NoSubscriber(Exception):
@@ -34,16 +33,26 @@ class NoSubscriber(Exception):
 
 
 def play(
-    node: Node, bag: Path, topics: list[str], rate: float = 1.0, wait: float = 30.0
+    node: Node,
+    reader: BagReader,
+    topics: Sequence[str],
+    also: Sequence[str] = (),
+    rate: float = 1.0,
+    wait: float = 30.0,
+    say: Callable[[str], None] = lambda sentence: None,
 ) -> list[tuple[int, int]]:
     """Publish the messages of ``topics``, unchanged, as serialised in the bag.
 
     Args:
         node: publishes, under its namespace and remaps.
-        bag: a rosbag2 folder or an mcap file.
-        topics: names without a leading slash; the first one's subscriber is waited for.
+        reader: of the bag.
+        topics: names as in the bag; without a leading slash they are published under the node's
+            namespace. Of an image that the bag has compressed only, that is played. The first
+            one's subscriber is waited for.
+        also: the same, of topics that need not be there.
         rate: 2.0 plays twice as fast as recorded.
         wait: seconds to wait for that subscriber.
+        say: takes a sentence about a topic of ``also`` that cannot be played.
 
     Returns:
         (time in the bag, time of publishing by time.monotonic_ns), nanoseconds, per message of
@@ -51,60 +60,71 @@ def play(
 
     Raises:
         NoSubscriber: nobody subscribed to the first topic in time.
-        ValueError: a topic is not in the bag.
-        BagError: the bag cannot be read, or holds what is no message.
+        BagError: a topic is not in the bag, or holds what is no message.
     """
-    with ExitStack() as stack:
-        with _reading(bag):
-            reader = stack.enter_context(AnyReader([bag]))
-            start_bag = reader.start_time
-        connections = [c for c in reader.connections if c.topic.lstrip("/") in topics]
-        missing = set(topics) - {c.topic.lstrip("/") for c in connections}
-        if missing:
-            raise BagError(
-                one_line(
-                    f"{bag} has no topic {', '.join(sorted(missing))}; it has "
-                    f"{', '.join(sorted(reader.topics)) or 'none'}."
-                )
-            )
-        publishers = {
-            c.topic.lstrip("/"): node.create_publisher(
-                _message_class(c.msgtype), c.topic.lstrip("/"), QoSProfile(depth=10)
-            )
-            for c in connections
-        }
-        _wait_for_subscriber(publishers[topics[0]], wait)
-        sent = []
-        start_wall = time.monotonic_ns()
-        for connection, stamp, data in _messages(reader, connections, bag):
-            due = start_wall + (stamp - start_bag) / rate
-            time.sleep(max(0.0, (due - time.monotonic_ns()) / 1e9))
-            if not rclpy.ok(context=node.context):
+    names = _names(reader, topics, also)
+    publishers: dict[str, Publisher] = {}
+    for topic, name in names.items():
+        channel = reader.channels[topic]
+        try:
+            kind = _message_class(channel.msgtype)
+        except BagError as error:
+            if not {name, name.removesuffix("/compressed")}.isdisjoint(topics):
+                raise
+            say(f"{topic} is not played. {error}")
+            continue
+        publishers[topic] = node.create_publisher(kind, name, _profile(channel))
+    first = next(iter(names))
+    _wait_for_subscriber(publishers[first], wait)
+    sent = []
+    start_wall = time.monotonic_ns()
+    start_bag = None
+    for message in reader.messages(publishers):
+        start_bag = message.time if start_bag is None else start_bag
+        due = start_wall + (message.time - start_bag) / rate
+        time.sleep(max(0.0, (due - time.monotonic_ns()) / 1e9))
+        if not rclpy.ok(context=node.context):
+            break
+        if message.topic == first:
+            sent.append((message.time, time.monotonic_ns()))
+        publishers[message.topic].publish(message.data)
+    else:
+        for publisher in publishers.values():  # what is on its way would end with the publisher
+            publisher.wait_for_all_acked(_DELIVERY)
+    return sent
+
+
+def _names(reader: BagReader, topics: Sequence[str], also: Sequence[str]) -> dict[str, str]:
+    """Names to publish under, by topic of the bag, in the order asked for.
+
+    Raises:
+        BagError: one of ``topics`` is not there.
+    """
+    there = {topic.lstrip("/"): topic for topic in reader.channels}
+    names: dict[str, str] = {}
+    missing = []
+    for name in dict.fromkeys((*topics, *also)):
+        for form in (name, f"{name}/compressed"):
+            if (topic := there.get(form.lstrip("/"))) is not None:
+                names.setdefault(topic, form)
                 break
-            topic = connection.topic.lstrip("/")
-            if topic == topics[0]:
-                sent.append((stamp, time.monotonic_ns()))
-            publishers[topic].publish(data)
-        return sent
-
-
-@contextmanager
-def _reading(bag: Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # a damaged file can make a reader raise anything
+        else:
+            missing += [name] if name in topics else []
+    if missing:
         raise BagError(
-            f"{bag} cannot be read as a bag: {one_line(str(error) or type(error).__name__)}; give"
-            " a whole rosbag2 folder or .mcap file."
-        ) from error
+            f"{reader.path} has no topic {', '.join(sorted(missing))}; it has"
+            f" {', '.join(sorted(reader.channels))}."
+        )
+    return names
 
 
-def _messages(
-    reader: AnyReader, connections: Sequence[Connection], bag: Path
-) -> Iterator[tuple[Connection, int, bytes]]:
-    with _reading(bag):
-        for connection, stamp, data in reader.messages(connections):
-            yield connection, stamp, bytes(data)
+def _profile(channel: Channel) -> QoSProfile:
+    """As recorded: what was latched (tf_static) is there for who comes later."""
+    offered = [getattr(qos, "durability", None) for qos in channel.qos]
+    profile = QoSProfile(depth=10)
+    if offered and all(durability == QosDurability.TRANSIENT_LOCAL for durability in offered):
+        profile.durability = DurabilityPolicy.TRANSIENT_LOCAL
+    return profile
 
 
 def _message_class(name: str) -> Any:
@@ -123,12 +143,13 @@ def _message_class(name: str) -> Any:
 
 def _wait_for_subscriber(publisher: Publisher, seconds: float) -> None:
     deadline = time.monotonic() + seconds
-    since = None
-    # Half a second without change: a subscriber that has just come may still renew its QoS.
-    while since is None or time.monotonic() - since < 0.5:
+    since, before = time.monotonic(), 0
+    # A while without change: a subscriber that has just come may still renew its QoS.
+    while not before or time.monotonic() - since < _SETTLED:
         count = publisher.get_subscription_count()
-        since = (since or time.monotonic()) if count else None
-        if time.monotonic() > deadline:
+        if count != before:
+            since, before = time.monotonic(), count
+        if not count and time.monotonic() > deadline:
             raise NoSubscriber(
                 f"Nobody subscribed to {publisher.topic_name} within {seconds:g} s; start the "
                 "node first, and give it the same namespace and ROS_DOMAIN_ID."
@@ -142,9 +163,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     rclpy.init(args=ros_args)
     node = Node("bag_player")
     try:
-        sent = play(node, args.bag, args.topics, args.rate, args.wait)
+        reader = BagReader(args.bag)
+        sent = play(node, reader, args.topics, args.also, args.rate, args.wait, _say)
     except (NoSubscriber, BagError, OSError) as error:
-        print(f"dpt_bag_player: {error}", file=sys.stderr)
+        _say(str(error))
         return 1
     except (KeyboardInterrupt, ExternalShutdownException):
         return 0
@@ -154,7 +176,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         rclpy.try_shutdown()
     if args.times:
         args.times.write_text("".join(f"{bag},{wall}\n" for bag, wall in sent))
-    return 0
+    for sentence in (*reader.remarks, *reader.notes):
+        _say(sentence)
+    return 3 if reader.notes else 0
+
+
+def _say(sentence: str) -> None:
+    print(f"dpt_bag_player: {sentence}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads recorded bags (rosbag2: mcap, sqlite3, zstd), whole ones and damaged ones."""
+"""The one reader of recorded bags (rosbag2: mcap, sqlite3, zstd), whole ones and damaged ones.
+
+It hands on the bytes of messages, which needs no definitions of their types. What metadata.yaml
+and the names of files say is used where the files themselves say nothing else.
+"""
 
 from __future__ import annotations
 
-import re
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
@@ -12,14 +14,24 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import yaml
-from rosbags.interfaces import Qos
+from rosbags.interfaces import Connection, Qos
 from rosbags.rosbag2 import Reader
 
-from dpt_ros.ros.bag_salvage import Channel, DamagedFile, open_damaged
+from dpt_ros.file_kinds import kind_of_file
+from dpt_ros.ros.bag_files import (
+    METADATA,
+    is_bag,
+    is_storage,
+    no_bag,
+    other_form,
+    readable,
+    storage_files,
+    storage_of,
+)
+from dpt_ros.ros.bag_salvage import CDR, Channel, SalvagedFile, salvage
 from dpt_ros.ros.message_error import one_line
 
 if sys.version_info >= (3, 14):
@@ -27,9 +39,6 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-METADATA = "metadata.yaml"
-_STORAGE = (".mcap", ".db3")
-_COMPRESSED = ".zstd"
 MAX_MESSAGE = 1 << 30  # bytes of a message that was compressed; the largest image has half of it
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
@@ -53,26 +62,6 @@ class BagError(Exception):
         super().__init__(one_line(sentence))
 
 
-def is_bag(path: Path) -> bool:
-    """Whether this is a bag: a folder with storage files or metadata, or a storage file."""
-    if path.is_dir():
-        return (path / METADATA).is_file() or bool(_storage_files(path))
-    return path.is_file() and _is_storage(path.name)
-
-
-def _is_storage(name: str) -> bool:
-    return name.removesuffix(_COMPRESSED).endswith(_STORAGE)
-
-
-def _storage_files(folder: Path) -> list[Path]:
-    """Storage files in the order of the numbers in their names."""
-
-    def order(path: Path) -> list[Any]:
-        return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
-
-    return sorted((p for p in folder.iterdir() if _is_storage(p.name)), key=order)
-
-
 class BagReader:
     """One bag.
 
@@ -80,8 +69,9 @@ class BagReader:
         path: a rosbag2 folder, or a storage file.
 
     Attributes:
-        channels: by topic. A topic of several types has its first one.
-        notes: sentences on what was not as it should be, in the order in which it was found.
+        channels: by topic, of those in CDR. A topic of several types has its first one.
+        notes: sentences on what cannot be read, in the order in which it was found.
+        remarks: sentences on what was read in another way than usual, or does not belong to ROS 2.
 
     Raises:
         BagError: there is no bag, or nothing in it can be read.
@@ -91,25 +81,53 @@ class BagReader:
         self.path = path
         self.channels: dict[str, Channel] = {}
         self.notes: list[str] = []
+        self.remarks: list[str] = []
         self._counted = False  # whether metadata says how many messages there are
         if not path.exists():
             raise BagError(f"{path} does not exist.")
         if not is_bag(path):
-            raise BagError(
-                f"{path} is no bag: expected a folder with {METADATA}, or a file named *.mcap,"
-                " *.db3, *.mcap.zstd or *.db3.zstd."
-            )
+            raise BagError(no_bag(path))
         self.files = [path]
         if path.is_dir():
-            self.files = self._from_metadata() or _storage_files(path)
+            self.files = self._from_metadata() or self._from_folder()
         self._learn_types()
+        others = self._leave_out_others()
         if not self.channels:
-            raise BagError(f"Nothing of {path} can be read. {' '.join(self.notes)}".strip())
+            kinds = [f"{f.name} is {kind}." for f in self.files if (kind := kind_of_file(f))]
+            why = " ".join(kinds or [*others, *self.notes])
+            raise BagError(f"Nothing of {path} can be read. {why}".strip())
+
+    def _remark(self, sentence: str) -> None:
+        sentence = one_line(sentence)
+        if sentence not in self.remarks:
+            self.remarks.append(sentence)
 
     def _note(self, sentence: str) -> None:
         sentence = one_line(sentence)
         if sentence not in self.notes:
             self.notes.append(sentence)
+
+    def _from_folder(self) -> list[Path]:
+        files, copies = storage_files(self.path)
+        if copies:
+            self._remark(
+                f"{', '.join(copy.name for copy in copies)} is left out: the same recording is"
+                " there in another form."
+            )
+        return files
+
+    def _leave_out_others(self) -> list[str]:
+        """Take out the topics whose messages are not those of ROS 2; a sentence if there are."""
+        others = [c for c in self.channels.values() if c.encoding != CDR]
+        if not others:
+            return []
+        for channel in others:
+            del self.channels[channel.topic]
+        named = ", ".join(f"{c.topic} ({c.msgtype or '?'}, {c.encoding or '?'})" for c in others)
+        self._remark(f"Not messages of ROS 2 (CDR), left out: {named}.")
+        if any(channel.encoding == "ros1" for channel in others):
+            self._remark("Messages of ROS 1 can be converted: rosbags-convert --src IN --dst OUT.")
+        return self.remarks
 
     def _from_metadata(self) -> list[Path]:
         """The files and channels that metadata.yaml names; none if it cannot be used."""
@@ -123,11 +141,14 @@ class BagReader:
         try:
             about = yaml.safe_load(path.read_text())["rosbag2_bagfile_information"]
             files = self._named(about["relative_file_paths"])
-            missing = [file for file in files if not file.is_file()]
+            there = {file: file if file.is_file() else other_form(file) for file in files}
             for entry in about["topics_with_message_count"]:
                 topic, count = entry["topic_metadata"], entry["message_count"]
                 digest = topic.get("type_description_hash") or ""
-                channel = Channel(topic["name"], topic["type"], count, digest=digest)
+                encoding = topic.get("serialization_format") or CDR
+                channel = Channel(
+                    topic["name"], topic["type"], count, digest=digest, encoding=encoding
+                )
                 if not (channel.is_sound and isinstance(count, int) and count >= 0):
                     raise ValueError(topic)
                 count += self._count_of(channel.topic)
@@ -148,9 +169,12 @@ class BagReader:
             )
             return []
         self._counted = True
-        for file in missing:
-            self._note(f"{file.name}, which {METADATA} names, is missing.")
-        return [file for file in files if file not in missing]
+        for file, other in there.items():
+            if other is None:
+                self._note(f"{file.name}, which {METADATA} names, is missing.")
+            elif other != file:
+                self._remark(f"{other.name} stands for {file.name}, which {METADATA} names.")
+        return [other for other in there.values() if other is not None]
 
     def _named(self, names: Iterable[str]) -> list[Path]:
         """The storage files of these names, each once.
@@ -159,7 +183,7 @@ class BagReader:
             ValueError: a name is not that of a storage file.
         """
         files = list(dict.fromkeys(self.path / Path(name).name for name in names))
-        if wrong := [file.name for file in files if not _is_storage(file.name)]:
+        if wrong := [file.name for file in files if not is_storage(file.name)]:
             raise ValueError(wrong)
         return files
 
@@ -170,7 +194,7 @@ class BagReader:
         """Take definitions from the first file that can be read; without metadata, from all."""
         for file in self.files:
             try:
-                with self._opened(file) as bag:
+                with self._opened(file) as (_, bag):
                     found = bag.channels
             except ValueError as error:
                 self._note(str(error))
@@ -195,6 +219,7 @@ class BagReader:
                 definition=known.definition or channel.definition,
                 digest=known.digest or channel.digest,
                 qos=known.qos or channel.qos,
+                encoding=channel.encoding,
             )
         self.channels[channel.topic] = channel
 
@@ -237,62 +262,52 @@ class BagReader:
                 )
 
     def _messages(self, file: Path, topics: Collection[str]) -> Iterator[Message]:
-        done = 0
         try:
-            with self._local(file) as local:
-                try:
-                    with _Whole(local) as bag:
-                        for message in bag.messages(topics):
+            with self._opened(file) as (local, bag):
+                messages = bag.messages(topics)
+                if isinstance(bag, _Whole):
+                    done = 0
+                    try:
+                        for message in messages:
                             yield Message(*message)
                             done += 1
-                    return
-                except Exception as error:  # a damaged file can make a reader raise anything
-                    self._note(f"{file.name} is damaged: {_words(error)}")
-                damaged = open_damaged(local)
-                for problem in damaged.problems:
-                    self._note(problem)
-                # Both orders are that of time, so what came already comes first here, too.
-                for message in islice(damaged.messages(topics), done, None):
+                        return
+                    except Exception as error:  # a damaged file can make a reader raise anything
+                        self._note(f"{file.name} is damaged: {_words(error)}")
+                    # Both orders are that of time, so what came already comes first here, too.
+                    messages = islice(self._salvaged(local).messages(topics), done, None)
+                for message in messages:
                     yield Message(*message)
         except ValueError as error:
             self._note(str(error))
 
     @contextmanager
-    def _opened(self, file: Path) -> Iterator[_Whole | DamagedFile]:
-        with self._local(file) as local:
+    def _opened(self, file: Path) -> Iterator[tuple[Path, _Whole | SalvagedFile]]:
+        """A file as it can be read, and what reads it."""
+        with readable(file, self._note, self._remark) as local:
             try:
-                bag = _Whole(local)
+                whole = _Whole(local)
             except Exception as error:  # as above
-                self._note(f"{file.name} is damaged: {_words(error)}")
-                damaged = open_damaged(local)
-                for problem in damaged.problems:
-                    self._note(problem)
-                yield damaged
+                # rosbags also refuses whole files, for topics that are not ROS 2's.
+                yield local, self._salvaged(local, f"{file.name} is damaged: {_words(error)}")
                 return
-            with bag:
-                yield bag
+            with whole:
+                yield local, whole
 
-    @contextmanager
-    def _local(self, file: Path) -> Iterator[Path]:
-        """The file, unpacked if it was compressed as a whole."""
-        if file.suffix != _COMPRESSED:
-            yield file
-            return
-        with TemporaryDirectory(prefix="dpt_bag_") as folder:
-            unpacked = Path(folder, file.stem)
-            with zstd.open(file, "rb") as packed, unpacked.open("wb") as out:
-                try:
-                    shutil.copyfileobj(packed, out, 1 << 20)
-                except (zstd.ZstdError, EOFError) as error:
-                    self._note(f"{file.name} can be unpacked in part only: {_words(error)}")
-            yield unpacked
+    def _salvaged(self, local: Path, damage: str = "") -> SalvagedFile:
+        bag = salvage(local, storage_of(local))
+        if bag.problems and damage:
+            self._note(damage)
+        for problem in bag.problems:
+            self._note(problem)
+        return bag
 
 
 class _Whole:
     """A storage file that is as it should be, so far."""
 
     def __init__(self, path: Path) -> None:
-        self._reader = Reader(path)
+        self._reader = Reader.STORAGE_PLUGINS[storage_of(path)](path)
         self._reader.open()
 
     def __enter__(self) -> _Whole:
@@ -311,12 +326,15 @@ class _Whole:
                 c.msgdef.data,
                 c.digest,
                 tuple(q for q in getattr(c.ext, "offered_qos_profiles", ()) if _is_sound(q)),
+                _encoding(c),
             )
             for c in self._reader.connections
         ]
 
     def messages(self, topics: Collection[str]) -> Iterator[tuple[str, int, bytes]]:
-        connections = [c for c in self._reader.connections if c.topic in topics]
+        connections = [
+            c for c in self._reader.connections if c.topic in topics and _encoding(c) == CDR
+        ]
         if connections:  # none would mean all
             for connection, time, data in self._reader.messages(connections):
                 if not isinstance(data, bytes):  # which of a number would be so many bytes
@@ -332,6 +350,10 @@ def _unpacked(data: bytes) -> bytes | None:
     except zstd.ZstdError:
         return None
     return bytes(content) if unpacker.eof else None
+
+
+def _encoding(connection: Connection) -> str:
+    return str(getattr(connection.ext, "serialization_format", CDR))
 
 
 def _is_sound(qos: Qos) -> bool:

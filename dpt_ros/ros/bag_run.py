@@ -20,7 +20,7 @@ from dpt_ros.engine.network import Networks
 from dpt_ros.engine.pipeline import make_runner
 from dpt_ros.engine.refinement import is_refined
 from dpt_ros.engine.runner import Ticket
-from dpt_ros.ros.bag_frames import STATIC_FRAMES, Frames, Item, Origin
+from dpt_ros.ros.bag_frames import STATIC_FRAMES, Frames, Item, Origin, Resets
 from dpt_ros.ros.bag_job import Job, Result, machine, made_from, networks_for
 from dpt_ros.ros.bag_node import BagNode, BagOutputs
 from dpt_ros.ros.bag_reader import BagError, BagReader, Message
@@ -60,7 +60,7 @@ def convert(
         raise BagError(f"{job.out} holds the input; choose another name for the output.")
     networks = networks_for(job.settings)
     said = _Once(say)
-    for note in notes:
+    for note in (*reader.remarks, *notes):
         said(note)
     asked = made_from(job, reader, cameras, networks)
     output = OutputBag(job.out, asked, machine(networks), job.storage, job.packed, job.overwrite)
@@ -135,6 +135,7 @@ class _Run:
         self._runner = make_runner(networks, job.settings, say)
         self._refined = is_refined(networks, job.settings)
         self._done = output.progress
+        self._resets = Resets()
         self._time = 0
         settings = {c.name: replace(job.settings, **job.own.get(c.name, {})) for c in cameras}
         self._node = BagNode(say, job.outputs, self._write_output)
@@ -220,6 +221,8 @@ class _Run:
             self._check()
         finally:
             self._end(threads)
+        for sentence in self._resets.sentences():
+            self._say(sentence)
         failed = sum(self._done.failed.values())
         if not self._done.frames:
             notes = [*self._reader.notes, *self._done.failed]
@@ -401,6 +404,7 @@ class _Run:
                     outputs.publish_label_info()
             prediction = batch.predictions[entry.index]
             self._outputs[entry.camera].publish(prediction, origin.header, origin.info)
+            self._resets.see(prediction)
             batch.left -= 1
             if not batch.left:
                 batch.ticket.release()

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads what can be read of damaged bag files, where rosbags rightly refuses the whole.
+"""Reads what can be read of bag files that rosbags refuses: damaged ones, and ones with other
+messages than those of ROS 2 in them.
 
 MCAP is a sequence of records: an opcode, a length, and so many bytes (mcap.dev/spec). Chunks hold
 most records, may be compressed, and are read one by one, so that a broken one costs itself only.
@@ -27,6 +28,7 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
+CDR = "cdr"
 _MAGIC = b"\x89MCAP0\r\n"
 _RECORD = struct.Struct("<BQ")
 _CHUNK = struct.Struct("<QQQI")
@@ -48,6 +50,7 @@ class Channel:
         definition: text of the message's definition, "" if the bag has none.
         digest: RIHS01 hash of the type, "" if the bag has none.
         qos: offered QoS profiles, as rosbags has them.
+        encoding: of its messages; those of ROS 2 are CDR.
     """
 
     topic: str
@@ -56,11 +59,12 @@ class Channel:
     definition: str = ""
     digest: str = ""
     qos: tuple[object, ...] = ()
+    encoding: str = CDR
 
     @property
     def is_sound(self) -> bool:
         """Whether what a file says of it is text, and can be written to another file."""
-        texts = (self.topic, self.msgtype, self.definition, self.digest)
+        texts = (self.topic, self.msgtype, self.definition, self.digest, self.encoding)
         return all(isinstance(text, str) and _is_utf8(text) for text in texts)
 
 
@@ -75,11 +79,11 @@ class _Part:
     start: int = 0
 
 
-class DamagedFile(ABC):
-    """What is left of a file.
+class SalvagedFile(ABC):
+    """What can be read of a file.
 
     Attributes:
-        problems: sentences on what cannot be read.
+        problems: sentences on what cannot; none of a file that is whole.
     """
 
     def __init__(self, path: Path) -> None:
@@ -93,20 +97,26 @@ class DamagedFile(ABC):
 
     @abstractmethod
     def messages(self, topics: Collection[str]) -> Iterator[tuple[str, int, bytes]]:
-        """Topic, time of recording and bytes of each message, in the order of time."""
+        """Topic, time of recording and bytes of each CDR message, in the order of time."""
+
+    def _topic(self, number: int, topics: Collection[str]) -> str:
+        """The topic of a number, "" unless it is among some and its messages are CDR."""
+        channel = self._by_number.get(number)
+        wanted = channel is not None and channel.topic in topics and channel.encoding == CDR
+        return channel.topic if channel is not None and wanted else ""
 
 
-def open_damaged(path: Path) -> DamagedFile:
-    """What is left of a file, by its suffix: ".mcap" or ".db3".
+def salvage(path: Path, storage: str) -> SalvagedFile:
+    """What can be read of a file of a storage, ".mcap" or ".db3".
 
     Raises:
         ValueError: nothing can be read of it; a sentence.
     """
-    return DamagedMcap(path) if path.suffix == ".mcap" else DamagedSqlite(path)
+    return SalvagedMcap(path) if storage == ".mcap" else SalvagedSqlite(path)
 
 
-class DamagedMcap(DamagedFile):
-    """An MCAP file without a usable index, or with broken chunks."""
+class SalvagedMcap(SalvagedFile):
+    """An MCAP file without a usable index, with broken chunks, or with other schemas."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -171,13 +181,17 @@ class DamagedMcap(DamagedFile):
             if opcode == _SCHEMA:
                 (number,) = struct.unpack_from("<H", body)
                 name, at = _string(body, 2)
-                _, at = _string(body, at)
-                self._schemas[number] = (name, _string(body, at)[0])
+                form, at = _string(body, at)
+                # Of protobuf it is bytes.
+                text = _string(body, at)[0] if form.startswith("ros2") else ""
+                self._schemas[number] = (name, text)
                 return
             number, schema = struct.unpack_from("<HH", body)
-            topic, _ = _string(body, 4)
-            name, definition = self._schemas[schema]
-            self._by_number[number] = Channel(topic, name, 0, definition)
+            topic, at = _string(body, 4)
+            encoding, _ = _string(body, at)
+            # Schema 0 stands for none.
+            name, definition = self._schemas[schema] if schema else ("", "")
+            self._by_number[number] = Channel(topic, name, 0, definition, encoding=encoding)
         except (struct.error, UnicodeDecodeError, KeyError):
             self.problems.append(f"{self.path.name}: the description of a topic is damaged.")
 
@@ -198,8 +212,7 @@ class DamagedMcap(DamagedFile):
         for number, (opcode, body) in enumerate(_records(content)):
             if opcode == _MESSAGE_RECORD and len(body) >= _MESSAGE.size:
                 channel, _, time, _ = _MESSAGE.unpack_from(body)
-                topic = self._by_number[channel].topic if channel in self._by_number else ""
-                if topic in topics:
+                if topic := self._topic(channel, topics):
                     found.append((time, part.at, number, topic, body[_MESSAGE.size :]))
         yield from sorted(found, key=lambda one: one[0])
 
@@ -264,8 +277,8 @@ def _string(body: bytes, at: int) -> tuple[str, int]:
     return body[at + 4 : at + 4 + length].decode(), at + 4 + length
 
 
-class DamagedSqlite(DamagedFile):
-    """A SQLite file with broken pages, or cut off."""
+class SalvagedSqlite(SalvagedFile):
+    """A SQLite file with broken pages, cut off, or with definitions that nobody wrote."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -273,21 +286,26 @@ class DamagedSqlite(DamagedFile):
         lost = 0
         try:
             with closing(_database(path)) as database:
-                rows = database.execute("SELECT id, name, type FROM topics")
-                self._by_number = {number: Channel(name, kind) for number, name, kind in rows}
+                rows = database.execute("SELECT id, name, type, serialization_format FROM topics")
+                self._by_number = {
+                    number: Channel(name, kind, encoding=encoding)
+                    for number, name, kind, encoding in rows
+                }
                 for row in self._numbers(database, path.stat().st_size):
                     found = self._row(database, "timestamp, length(data)", row)
                     if found and isinstance(found[0], int):
                         self._times.append((found[0], row))
                     else:
                         lost += found != ()
+                whole = not lost and _is_whole(database)
         except sqlite3.DatabaseError as error:
             raise ValueError(f"{path.name}: nothing can be read ({error}).") from error
         self._times.sort()
-        self.problems.append(
-            f"{path.name} is a damaged database: {len(self._times)} of its rows can be read,"
-            f" {lost} cannot."
-        )
+        if not whole:
+            self.problems.append(
+                f"{path.name} is a damaged database: {len(self._times)} of its rows can be read,"
+                f" {lost} cannot."
+            )
 
     @staticmethod
     def _numbers(database: sqlite3.Connection, size: int) -> Iterable[int]:
@@ -316,8 +334,8 @@ class DamagedSqlite(DamagedFile):
         with closing(_database(self.path)) as database:
             for time, number in self._times:
                 row = self._row(database, "topic_id, data", number)
-                topic = self._by_number[row[0]].topic if row and row[0] in self._by_number else ""
-                if row and topic in topics and isinstance(row[1], bytes):
+                topic = self._topic(row[0], topics) if row else ""
+                if row and topic and isinstance(row[1], bytes):
                     yield topic, time, row[1]
 
 
@@ -328,10 +346,17 @@ def _database(path: Path) -> sqlite3.Connection:
     return database
 
 
+def _is_whole(database: sqlite3.Connection) -> bool:
+    try:
+        return database.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
+    except sqlite3.DatabaseError:
+        return False
+
+
 def _until_gone(database: sqlite3.Connection) -> Iterator[int]:
     """Numbers from 1 until for long there was no row that can be read."""
     number = missed = 0
     while missed < _MISSES:
         number += 1
         yield number
-        missed = missed + 1 if DamagedSqlite._row(database, "1", number) in ((), None) else 0
+        missed = missed + 1 if SalvagedSqlite._row(database, "1", number) in ((), None) else 0

@@ -40,8 +40,9 @@ from rosbags.typesys import (
     get_typestore,
 )
 
+from dpt_ros.ros.bag_files import METADATA
 from dpt_ros.ros.bag_node import TYPES
-from dpt_ros.ros.bag_reader import METADATA, BagError
+from dpt_ros.ros.bag_reader import BagError
 from dpt_ros.ros.bag_salvage import Channel
 
 STORAGES = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}

@@ -25,6 +25,7 @@ from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.anchor_topics import AnchorTopics
 from dpt_ros.ros.cdr import read_compressed_image, read_image
 from dpt_ros.ros.diagnostics import Statistics, camera_status
+from dpt_ros.ros.image_bits import ImageBits
 from dpt_ros.ros.messages import MessageError, camera_model, compressed_file, image_pixels
 from dpt_ros.ros.outputs import CameraOutputs
 from dpt_ros.ros.poses import PoseSource, make_pose_source, pose_matrix
@@ -90,6 +91,7 @@ class CameraTopics:
         self._anchors: AnchorTopics | None = None
         self._down: np.ndarray | None = None
         self._scale_said: dict[str, str] = {}
+        self._bits = ImageBits(lambda: settings().image_bits, self._say_once)
         self._outputs = CameraOutputs(node, self._prefix, networks, settings)
 
     def open(self, submit: Callable[[Frame, Outputs], None]) -> None:
@@ -183,7 +185,7 @@ class CameraTopics:
 
     def _read_image(self, msg: Image | bytes, received: float) -> Frame:
         image = read_image(msg) if isinstance(msg, bytes) else msg
-        pixels = image_pixels(image)
+        pixels = self._bits(image_pixels(image))
         self._statistics.accepted(image.encoding)
         about = self._about(image.header, image.width, image.height, received)
         return Frame(pixels, image.encoding, **about)
@@ -192,11 +194,13 @@ class CameraTopics:
         """A frame to be decoded by who computes it: here that would hold up every callback."""
         image = read_compressed_image(msg) if isinstance(msg, bytes) else msg
         file = compressed_file(image)
+        if file.oddity:
+            self._say_once(file.oddity)
 
         def decode() -> tuple[np.ndarray, str]:
             pixels, encoding = file.decode()
             self._statistics.accepted(encoding)
-            return pixels, encoding
+            return self._bits(pixels), encoding
 
         about = self._about(image.header, file.width, file.height, received)
         return Frame(file.data, file.kind, decode=decode, **about)
@@ -258,6 +262,12 @@ class CameraTopics:
     def drop(self, reason: str) -> None:
         """Count a frame that was not computed."""
         self._statistics.dropped(reason)
+
+    def _say_once(self, sentence: str) -> None:
+        """Log a sentence about what does not change with the camera."""
+        if sentence not in self._said:
+            self._said[sentence] = time.monotonic()
+            self._log.warning(f"{self._prefix}image: {sentence}")
 
     def fail(self, error: Exception) -> None:
         """Count and report an image that could not be read or a frame that failed."""

@@ -109,10 +109,14 @@ def player_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, li
         prog="dpt_bag_player",
         description="Play a bag's messages at the pace they were recorded, where ros2 bag is"
         " missing.",
-        epilog="Example: dpt_bag_player my_bag --topics image camera_info",
+        epilog="Example: dpt_bag_player my_bag --topics image camera_info --also odom. Exit codes:"
+        " 0 done; 1 not done; 2 wrong arguments; 3 done, but parts of the bag could not be read.",
     )
-    parser.add_argument("bag", type=Path, help="rosbag2 folder or mcap file")
+    parser.add_argument("bag", type=Path, help="rosbag2 folder or storage file")
     parser.add_argument("--topics", nargs="+", default=["image", "camera_info"], metavar="NAME")
+    parser.add_argument(
+        "--also", nargs="+", default=[], metavar="NAME", help="topics to play if the bag has them"
+    )
     parser.add_argument("--rate", type=float, default=1.0, help="speed, 1 as recorded")
     parser.add_argument(
         "--wait", type=float, default=30.0, help="seconds to wait for a subscriber"

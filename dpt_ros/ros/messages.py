@@ -17,7 +17,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header
 
 from dpt_ros.engine.frame import CameraModel
-from dpt_ros.ros.image_files import file_header, undecodable
+from dpt_ros.ros.image_files import file_header, odd_label, undecodable, with_jpeg_end
 from dpt_ros.ros.message_error import MessageError, one_line
 from dpt_ros.ros.rectified import unrectified
 
@@ -97,7 +97,7 @@ def image_pixels(msg: Image | ImageView) -> np.ndarray:
             f"The image has the encoding '{msg.encoding}', which is not known;"
             f" known are {', '.join(LAYOUTS)}.",
         )
-    width, height, step = msg.width, msg.height, msg.step
+    width, height = msg.width, msg.height
     _check_side_lengths(width, height)
     if (layout.even_width and width % 2) or (layout.even_height and height % 2):
         raise MessageError(
@@ -107,25 +107,9 @@ def image_pixels(msg: Image | ImageView) -> np.ndarray:
         )
     dtype = np.dtype(layout.dtype)
     row_bytes = width * max(layout.channels, 1) * dtype.itemsize
-    if step < row_bytes:
-        raise MessageError(
-            "bad step",
-            f"The image has a step of {step} bytes, but a row of {width} {msg.encoding} pixels"
-            f" takes {row_bytes}.",
-        )
     rows = int(height * layout.planes)
-    if step * rows >= MAX_BYTES:
-        raise MessageError(
-            "bad size",
-            f"The image claims {step} x {rows} bytes, more than the {MAX_BYTES} allowed.",
-        )
     data = np.frombuffer(msg.data, np.uint8)
-    if data.size < step * rows:
-        raise MessageError(
-            "short data",
-            f"The image holds {data.size} bytes, but {rows} rows of {step} bytes"
-            f" ({width}x{height} {msg.encoding}) need {step * rows}.",
-        )
+    step = _row_step(msg, data.size, rows, row_bytes)
     if msg.encoding == "nv24":
         return _nv24_planes(data, width, height, step)
     shape = (rows, width, layout.channels) if layout.channels else (rows, width)
@@ -136,6 +120,39 @@ def image_pixels(msg: Image | ImageView) -> np.ndarray:
     if foreign or step % dtype.itemsize or not view.flags.aligned:
         return np.ascontiguousarray(view, dtype)
     return view
+
+
+def _row_step(msg: Image | ImageView, size: int, rows: int, row_bytes: int) -> int:
+    """Bytes from row to row; where the data say it themselves, ``step`` does not matter.
+
+    Raises:
+        MessageError: it matters, and is too small, or there are too few bytes.
+    """
+    if size == rows * row_bytes or rows == 1:
+        step = row_bytes
+    elif msg.step >= row_bytes:
+        step = msg.step
+    else:
+        raise MessageError(
+            "bad step",
+            f"The image has a step of {msg.step} bytes, but a row of {msg.width} {msg.encoding}"
+            f" pixels takes {row_bytes}, and {rows} rows without padding would have"
+            f" {rows * row_bytes} bytes, not {size}.",
+        )
+    if step * rows >= MAX_BYTES:
+        raise MessageError(
+            "bad size",
+            f"The image claims {step} x {rows} bytes, more than the {MAX_BYTES} allowed.",
+        )
+    # Some drivers leave out the padding of the last row.
+    least = step * rows if msg.encoding == "nv24" else step * (rows - 1) + row_bytes
+    if size < least:
+        raise MessageError(
+            "short data",
+            f"The image holds {size} bytes, but {rows} rows with a step of {step} bytes"
+            f" ({msg.width}x{msg.height} {msg.encoding}) need {least}.",
+        )
+    return step
 
 
 def _check_side_lengths(width: int, height: int) -> None:
@@ -158,13 +175,14 @@ def _nv24_planes(data: np.ndarray, width: int, height: int, step: int) -> np.nda
 
 @dataclass(frozen=True)
 class CompressedFile:
-    """A JPEG, PNG or WebP file of which the header was read, and no more.
+    """A JPEG, PNG, WebP or TIFF file of which the header was read, and no more.
 
     Args:
-        kind: "JPEG", "PNG" or "WebP".
+        kind: "JPEG", "PNG", "WebP" or "TIFF".
         width, height: of the picture, pixels.
         data: the file, (N,) uint8, as a view of the message's bytes.
         stored_as: the format string of the message.
+        ended: whether the file has its end marker.
     """
 
     kind: str
@@ -172,6 +190,15 @@ class CompressedFile:
     height: int
     data: np.ndarray
     stored_as: str
+    ended: bool = True
+
+    @property
+    def oddity(self) -> str:
+        """A sentence on a format string that says something else than the file, "" if none does.
+
+        The file is right: its kind is known by its bytes, and its colours are true ones.
+        """
+        return one_line(odd_label(self.kind, self.stored_as))
 
     def decode(self) -> tuple[np.ndarray, str]:
         """The pixels and their encoding.
@@ -183,8 +210,9 @@ class CompressedFile:
             MessageError: the file is damaged.
         """
         damaged = undecodable(self.kind, self.data.size)
+        data = self.data if self.ended else with_jpeg_end(self.data)
         try:
-            pixels = cv2.imdecode(self.data, cv2.IMREAD_UNCHANGED)
+            pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
         except cv2.error as error:
             raise damaged from error
         if pixels is None or pixels.dtype not in (np.uint8, np.uint16):
@@ -201,14 +229,14 @@ class CompressedFile:
 def compressed_file(msg: CompressedImage | CompressedImageView) -> CompressedFile:
     """The file in a CompressedImage, to be decoded where there is time for it.
 
-    JPEG, PNG and WebP are told apart by their bytes. The format string of image_transport
-    ("rgb8; jpeg compressed bgr8") only says in which order the colours were stored.
+    JPEG, PNG, WebP and TIFF are told apart by their bytes. Of the format string of image_transport
+    ("rgb8; jpeg compressed bgr8") only the pattern of a Bayer image is used, which no file tells.
 
     Raises:
         MessageError: another format, a truncated file, or a size beyond `MAX_COMPRESSED_PIXELS`.
     """
     data = np.frombuffer(msg.data, np.uint8)
-    kind, width, height = file_header(data.tobytes(), msg.format)
+    kind, width, height, ended = file_header(data.tobytes(), msg.format)
     if width * height > MAX_COMPRESSED_PIXELS:
         raise MessageError(
             "bad size",
@@ -216,7 +244,7 @@ def compressed_file(msg: CompressedImage | CompressedImageView) -> CompressedFil
             f" {MAX_COMPRESSED_PIXELS // 1_000_000} megapixels allowed.",
         )
     _check_side_lengths(width, height)
-    return CompressedFile(kind, width, height, data, msg.format)
+    return CompressedFile(kind, width, height, data, msg.format, ended)
 
 
 def compressed_pixels(msg: CompressedImage | CompressedImageView) -> tuple[np.ndarray, str]:
@@ -228,7 +256,7 @@ def compressed_pixels(msg: CompressedImage | CompressedImageView) -> tuple[np.nd
 
 
 def _decoded_encoding(pixels: np.ndarray, stored_as: str) -> str:
-    """The encoding of decoded pixels: OpenCV's BGR unless the format string says otherwise."""
+    """The encoding of decoded pixels: OpenCV's BGR, grey, or the Bayer pattern of the label."""
     bits = 8 * pixels.itemsize
     if pixels.ndim == 2:
         original = stored_as.split(";")[0].strip()
@@ -237,8 +265,7 @@ def _decoded_encoding(pixels: np.ndarray, stored_as: str) -> str:
         ):
             return original
         return f"mono{bits}"
-    order = "rgb" if "compressed rgb" in stored_as else "bgr"
-    return f"{order}{'a' if pixels.shape[2] == 4 else ''}{bits}"
+    return f"bgr{'a' if pixels.shape[2] == 4 else ''}{bits}"
 
 
 def image_message(pixels: np.ndarray, encoding: str, header: Header) -> Image:
@@ -329,11 +356,12 @@ def camera_info_message(camera: CameraModel, header: Header) -> CameraInfo:
 def scaled_camera_info(info: CameraInfo, width: int, height: int, header: Header) -> CameraInfo:
     """``info`` for the same view resized to ``width`` x ``height``: K and P scaled, D zero.
 
-    The baseline term of a stereo camera's ``P`` is kept in metres.
+    The baseline term of a stereo camera's ``P`` is kept in metres. ``R`` is the identity where it
+    is empty.
     """
     out = CameraInfo(header=header, width=width, height=height, distortion_model="plumb_bob")
     out.d = [0.0] * 5
-    out.r = info.r
+    out.r = info.r if any(info.r) else np.eye(3).ravel()
     raw = _pinhole(info, info.k[0], info.k[4], info.k[2], info.k[5])
     rectified = _pinhole(info, info.p[0], info.p[5], info.p[2], info.p[6])
     if raw := raw or rectified:

@@ -13,6 +13,7 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
 from dpt_ros.ros import bag_player
+from dpt_ros.ros.bag_reader import BagError, BagReader
 from fuzz.properties import Broken, bounded, refusal
 
 _SPLIT = b"\n---split---\n"
@@ -27,6 +28,9 @@ class _Publisher:
     def publish(self, msg: bytes) -> None:
         if not isinstance(msg, bytes):
             raise Broken(f"{type(msg)} was published.")
+
+    def wait_for_all_acked(self, timeout: object) -> None:
+        pass
 
 
 _NODE = SimpleNamespace(
@@ -77,5 +81,5 @@ def one_input(data: bytes) -> None:
         path = folder / "file.mcap"
         path.write_bytes(data[1:])
     nobody_waits = patch.object(bag_player, "_wait_for_subscriber")
-    with bounded(len(data)), refusal(bag_player.BagError), nobody_waits:
-        bag_player.play(_NODE, path, ["image"], rate=1e300)
+    with bounded(len(data)), refusal(BagError), nobody_waits:
+        bag_player.play(_NODE, BagReader(path), ["image"], rate=1e300)

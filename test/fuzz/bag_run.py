@@ -32,8 +32,9 @@ from dpt_ros.engine.frame import CameraModel, Frame, Outputs, Prediction
 from dpt_ros.engine.network import Networks
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros import bag_run, messages
+from dpt_ros.ros.bag_files import METADATA
 from dpt_ros.ros.bag_job import Job, Result
-from dpt_ros.ros.bag_reader import METADATA, BagError, BagReader
+from dpt_ros.ros.bag_reader import BagError, BagReader
 from dpt_ros.ros.bag_settings import read_settings
 from dpt_ros.ros.bag_writer import joined
 from dpt_ros.ros.messages import camera_info_message, image_message, jpeg_message

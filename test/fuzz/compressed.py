@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JPEG, PNG and WebP files: damaged ones, and such as would unpack to far more than they are."""
+"""Compressed pictures: damaged ones, and such as would unpack to far more than they are."""
 
 from __future__ import annotations
 
@@ -38,12 +38,15 @@ def seeds() -> list[bytes]:
     colours = np.random.default_rng(0).integers(0, 256, (5, 6, 4), np.uint8)
     pictures = [colours, colours[..., :3], colours[..., 0], colours.astype(np.uint16) * 257]
     files = []
-    for suffix in (".jpg", ".png", ".webp"):
+    for suffix in (".jpg", ".png", ".webp", ".tiff"):
         for picture in pictures:
-            if suffix == ".png" or (picture.dtype == np.uint8 and picture.shape[2:] != (4,)):
+            if suffix in (".png", ".tiff") or (
+                picture.dtype == np.uint8 and picture.shape[2:] != (4,)
+            ):
                 files.append(cv2.imencode(suffix, np.ascontiguousarray(picture))[1].tobytes())
     options = [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]
     files.append(cv2.imencode(".jpg", colours[..., :3].copy(), options)[1].tobytes())
+    files += [file[:-2] for file in files if file[:2] == b"\xff\xd8"]  # without an end marker
     bomb = bytearray(files[0])
     at = bomb.find(b"\xff\xc0") + 5
     bomb[at : at + 4] = struct.pack(">HH", 60000, 60000)
