@@ -163,7 +163,8 @@ class CameraScene:
         """Class ids, (H, W) uint8."""
         self._at(stamp_ns)
         self._recording.log(f"{self._flat}/labels", rr.SegmentationImage(labels))
-        if new := set(np.flatnonzero(np.bincount(labels.ravel(), minlength=256))) - self._seen:
+        here = np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist()
+        if new := set(here) - self._seen:
             self._seen |= new
             self._legends.discard("labels")
             self._explain_labels()
