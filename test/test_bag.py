@@ -218,7 +218,7 @@ def test_a_bag_made_with_other_settings_is_refused(tmp_path, finished) -> None:
         with pytest.raises(Interrupted):
             convert(made, progress=interrupt(3))
     other = job(source, tmp_path / "out", "smoothing.strength:=0.2", file_frames=2)
-    with pytest.raises(BagError, match=r"smoothing_strength: 0.5, now 0.2.*--overwrite"):
+    with pytest.raises(BagError, match=r"\(smoothing\.strength: 0\.5, now 0\.2\).*--overwrite"):
         convert(other)
     assert convert(replace(other, overwrite=True)).computed == 6
 

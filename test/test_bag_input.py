@@ -2,8 +2,10 @@
 """dpt_bag: what belongs to a frame, damaged bags, and the command line."""
 
 import shutil
+import signal
 import sqlite3
 from pathlib import Path
+from time import sleep
 
 import bags
 import numpy as np
@@ -15,6 +17,7 @@ from rosbags.rosbag2 import CompressionMode, StoragePlugin
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
+from dpt_ros.apps import bag_command
 from dpt_ros.apps.bag import main
 from dpt_ros.engine.cloud import POINT
 from dpt_ros.engine.settings import Settings
@@ -25,6 +28,7 @@ from dpt_ros.ros.bag_run import convert
 from dpt_ros.ros.bag_salvage import Channel
 from dpt_ros.ros.bag_settings import read_settings
 from dpt_ros.ros.bag_topics import Asked, Camera, choose_cameras
+from dpt_ros.ros.bag_writer import saved_frames
 from dpt_ros.ros.clouds import cloud_message
 from dpt_ros.ros.messages import camera_info_message, image_message, image_pixels
 
@@ -302,12 +306,18 @@ def test_many_bags_come_out_in_a_folder_with_a_table(tmp_path, capsys) -> None:
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (["-p", "smothing.strength:=1.0"], "Did you mean 'smoothing.strength'?"),
+        (
+            ["-p", "smothing.strength:=1"],
+            "dpt_bag: Unknown parameter 'smothing.strength' (did you",
+        ),
         (["-p", "smoothing.strength:=2.0"], "smoothing.strength is 2.0, but must be between"),
         (["-p", "input_width"], "expected NAME:=VALUE"),
         (["--params", "/no/such/file"], "/no/such/file does not exist"),
-        (["--outputs", "depth/imag"], "--outputs depth/imag: there are"),
-        (["--cpus", "2"], "are for --ray"),
+        (
+            ["--outputs", "depth/imag"],
+            "--outputs: unknown output 'depth/imag'. Available: depth/image",
+        ),
+        (["--cpus", "2"], "need --ray"),
         (["more", "bags"], "several bags and --out-dir"),
     ],
 )
@@ -317,6 +327,33 @@ def test_a_mistake_in_the_arguments_is_answered_with_a_sentence(
     source = bags.write(tmp_path / "in", bags.records(1))
     assert main([str(source), str(tmp_path / "out"), *more]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_an_interruption_names_the_frame_that_the_same_command_resumes_after(
+    tmp_path, capsys, monkeypatch
+) -> None:
+    source = bags.write(tmp_path / "in", bags.records(8))
+    words = [str(source), str(tmp_path / "out"), "--file-frames", "2", *arguments()]
+    results = []
+
+    def stopped(job, say, show):
+        def ctrl_c(done: int, total: int | None) -> None:
+            if done == 5:
+                signal.raise_signal(signal.SIGINT)
+                sleep(1)  # until the main thread has noticed
+
+        results.append(convert(job, say, ctrl_c))
+        return results[-1]
+
+    monkeypatch.setattr(bag_command, "convert", stopped)
+    assert main(words) == 130
+    said = capsys.readouterr().err
+    assert f"The same command resumes {tmp_path / 'out'} after frame 4." in said
+    monkeypatch.setattr(bag_command, "convert", convert)
+    assert main(words) == 0
+    assert results == []
+    assert "frames" in capsys.readouterr().out
+    assert saved_frames(tmp_path / "out") == 0  # nothing is left to resume
 
 
 def test_a_file_for_other_nodes_is_no_parameter_file(tmp_path) -> None:

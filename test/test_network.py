@@ -82,7 +82,14 @@ def test_a_file_is_taken_by_path(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        (Settings(depth_network="dpt_hybrid_nyc"), "did you mean dpt_hybrid_nyu"),
+        (
+            Settings(depth_network="dpt_hybrid_nyc"),
+            "depth_network: Unknown network 'dpt_hybrid_nyc' (did you mean dpt_hybrid_nyu",
+        ),
+        (
+            Settings(label_network="ade20k"),
+            "label_network: Unknown network 'ade20k'",
+        ),
         (Settings(depth_network="dpt_hybrid_nyu"), 'ask for "download"'),
         (Settings(depth_weights="/no/such/file.pt"), "no checkpoint file /no/such/file.pt"),
         (Settings(depth_network="none", label_network="none"), "nothing to compute"),

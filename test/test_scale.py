@@ -372,7 +372,7 @@ def test_a_source_that_cannot_be_had_is_refused():
         ScaleEstimator(ScaleSettings(source="gps"))
     with pytest.raises(ValueError, match="relative inverse depth"):
         ScaleEstimator(ScaleSettings(source="network"), metric=False)
-    with pytest.raises(ValueError, match="camera's height"):
+    with pytest.raises(ValueError, match=r"needs scale\.camera_height"):
         ScaleEstimator(ScaleSettings(source="ground"))
     with pytest.raises(ValueError, match="must be"):
         ScaleEstimator().update(np.zeros((1, 2, 3), np.float32), 0)

@@ -230,7 +230,7 @@ def test_networks_without_published_weights_say_so(monkeypatch: pytest.MonkeyPat
 def test_only_names_of_the_zoo_are_known(name: str) -> None:
     if name in ZOO:
         return
-    with pytest.raises(ValueError, match="There is no network"):
+    with pytest.raises(ValueError, match="Unknown network"):
         create_model(name, weights="random")
 
 

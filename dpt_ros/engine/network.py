@@ -24,6 +24,7 @@ from dpt_ros.engine.label_groups import LabelGroups
 from dpt_ros.engine.onednn import pack, supports_bf16, unavailable
 from dpt_ros.engine.preprocess import network_size
 from dpt_ros.engine.settings import Settings
+from dpt_ros.model.zoo import list_models, unknown_model
 
 if TYPE_CHECKING:
     from dpt_ros.model import DPT
@@ -296,7 +297,7 @@ def load_networks(settings: Settings) -> Networks:
             continue
         key = (name, weights[task])
         if key not in ready:
-            model = _create(name, weights[task], settings, _PARAMETERS[task][1])
+            model = _create(name, weights[task], settings, task)
             ready[key] = _on_device(model, device, _DTYPES[precision], settings)
         if task not in ready[key].spec.tasks:
             raise NetworkError(
@@ -407,7 +408,7 @@ def _choose(task: str, name: str, weights: str, notes: list[str]) -> str | None:
         except DescriptionError as error:
             raise NetworkError(f"{file}: {error}") from error
         if described is not None:
-            notes.append(f"{network}: {described.name}, as {weights} says.")
+            notes.append(f"{network}: {described.name}, as named in {weights}.")
             return described.name
     notes.append(
         f"{network}: {EMBEDDED}, the small network that comes with the package and knows a "
@@ -417,7 +418,8 @@ def _choose(task: str, name: str, weights: str, notes: list[str]) -> str | None:
     return EMBEDDED
 
 
-def _create(name: str, weights: str, settings: Settings, parameter: str) -> DPT:
+def _create(name: str, weights: str, settings: Settings, task: str) -> DPT:
+    network, file = _PARAMETERS[task]
     try:
         from dpt_ros.model import create_model
     except RuntimeError as error:
@@ -427,10 +429,12 @@ def _create(name: str, weights: str, settings: Settings, parameter: str) -> DPT:
             "torch and torchvision do not fit together (operator torchvision::nms is missing): "
             "install both from the same source and for the same device."
         ) from error
+    if name not in list_models():
+        raise NetworkError(f"{network}: {unknown_model(name)}")
     try:
         return create_model(name, weights=weights or None, weight_std=settings.weight_std)
     except (ValueError, OSError) as error:
-        raise NetworkError(f"{name} cannot be loaded ({parameter}): {error}") from error
+        raise NetworkError(f"{name} cannot be loaded ({file}): {error}") from error
 
 
 def _on_device(

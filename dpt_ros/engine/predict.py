@@ -31,8 +31,8 @@ def predict_image(
         From a depth network (H, W) float32: relative inverse depth, which can be below 0 where
         bicubic upsampling overshoots, as published; or metres if it is metric, never below the
         least and never above the most that the network predicted. From a label network (H, W)
-        uint8: class ids from 1.
-        From a network of both tasks a dict of the two, "depth" and "labels".
+        uint8: class ids from 1. From a network of both tasks a dict of the two, "depth" and
+        "labels".
 
     Raises:
         ValueError: the picture is not (H, W, 3) uint8, or smaller than the crop.

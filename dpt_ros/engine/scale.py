@@ -133,16 +133,15 @@ class ScaleEstimator:
     ) -> None:
         if settings.source not in SOURCES:
             raise ValueError(
-                f"The scale source is {settings.source!r}, but must be one of"
-                f" {', '.join(SOURCES)}."
+                f"scale.source is {settings.source!r}, but must be one of {', '.join(SOURCES)}."
             )
         if settings.source == "network" and not metric:
             raise ValueError(
-                "The scale source is network, but this network says relative inverse depth; take"
-                " a metric network, or anchors or ground as the source."
+                "scale.source is network, but this network predicts relative inverse depth: use a"
+                " metric network, or set scale.source to anchors or ground."
             )
         if settings.source == "ground" and not settings.camera_height > 0:
-            raise ValueError("The scale source is ground, which needs the camera's height.")
+            raise ValueError("scale.source is ground, which needs scale.camera_height.")
         if not focal > 0 or not settings.depth_scale > 0:
             raise ValueError("focal and depth_scale must be greater than 0.")
         self.settings, self.metric = settings, metric

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from dpt_ros.engine.network import Networks, load_networks
-from dpt_ros.engine.settings import Settings
+from dpt_ros.engine.settings import Settings, parameter_name
 from dpt_ros.ros.bag_outputs import MAPS
 from dpt_ros.ros.bag_reader import BagReader
 from dpt_ros.ros.bag_topics import Asked, Camera
@@ -94,17 +94,21 @@ def made_from(
     job: Job, reader: BagReader, cameras: list[Camera], networks: Networks
 ) -> dict[str, Any]:
     """All that the output is made from."""
-    settings = {k: v for k, v in asdict(job.settings).items() if k not in _NO_MATTER}
+    settings = asdict(job.settings)
     files = {
         name: Path(settings[name])
         for name in ("depth_weights", "label_weights")
         if Path(settings[name]).is_file()
     }
     settings |= {name: file.name for name, file in files.items()}
+    settings["device"] = networks.device.type
+    # By the names that a user gives them, for they are named where they differ.
+    names = {spec.name: parameter_name(spec) for spec in fields(job.settings)}
+    parameters = {names[k]: v for k, v in settings.items() if k not in _NO_MATTER}
+    parameters |= {f"{c}.{names[k]}": v for c, own in job.own.items() for k, v in own.items()}
     topics = [[channel.topic, channel.msgtype] for channel in reader.channels.values()]
     return {
-        "settings": settings | {"device": networks.device.type},
-        "own settings": job.own,
+        "parameters": parameters,
         "networks": [networks.depth_name, networks.label_name],
         "weights": [_mark(file) for file in files.values()],
         "cameras": [asdict(camera) for camera in cameras],

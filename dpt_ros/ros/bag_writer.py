@@ -428,7 +428,8 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], within: str 
     for key in dict.fromkeys([*before, *now]):
         a, b = before.get(key), now.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            words += [inner] if (inner := _differences(a, b, f"{within}{key}.")) else []
+            prefix = "" if key == "parameters" else f"{within}{key}."
+            words += [inner] if (inner := _differences(a, b, prefix)) else []
         elif a != b:
             long = max(len(str(a)), len(str(b))) > 60
             words.append(f"{within}{key}" if long else f"{within}{key}: {a!r}, now {b!r}")

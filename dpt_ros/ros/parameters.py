@@ -115,7 +115,8 @@ class Parameters:
         for name in names:
             if name in _RCLPY_NAMES or name.startswith(_RCLPY_PREFIXES) or self._knows(name):
                 continue
-            self._node.get_logger().warning(unknown_name(name, self._of_cameras))
+            message = unknown_name(name, self._of_cameras)
+            self._node.get_logger().warning(f"{message} It is ignored.")
 
     def _judge(self, changes: list[Parameter[Any]]) -> SetParametersResult:
         for change in changes:
@@ -155,15 +156,15 @@ def is_live(name: str) -> bool:
 
 
 def unknown_name(name: str, more: Iterable[str] = ()) -> str:
-    """A sentence about a parameter that does not exist, with the nearest one that does.
+    """The message for a parameter that does not exist, with the nearest one that does.
 
     Args:
         name: of no parameter.
         more: names that there are beside those of Settings.
     """
     near = difflib.get_close_matches(name, [*_TYPES, *more], n=1)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
-    return f"{name!r} is not a parameter of this node and is ignored.{hint}"
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return f"Unknown parameter {name!r}{hint}."
 
 
 def _integers_as_floats(changes: list[Parameter[Any]]) -> list[Parameter[Any]]:
