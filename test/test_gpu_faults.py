@@ -9,14 +9,18 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
 from rehearsal import Kernels, RehearsalStreams, RehearsedNetwork, embedded_networks, rehearsal
 from test_rehearsal import ALL, DEFAULT, frame, run, same
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpt_ros.engine import kernels
+from dpt_ros.engine.chain import Kind
 from dpt_ros.engine.faults import AccelerationError, DeviceLostError, is_out_of_memory
+from dpt_ros.engine.frame import Outputs
 from dpt_ros.engine.network import Networks
 from dpt_ros.engine.pipeline import Pipeline
 from dpt_ros.engine.runner import HostRunner
@@ -30,6 +34,8 @@ FULL = [
     RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     RuntimeError("Triton Error [CUDA]: out of memory"),
+    RuntimeError("GET was unable to find an engine to execute this computation"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"),
     RuntimeError('NVML_SUCCESS == r INTERNAL ASSERT FAILED at "CUDACachingAllocator.cpp":1131'),
 ]
 OTHER = [
@@ -67,8 +73,13 @@ class Faulty(RehearsalStreams):
 
     def mark(self):
         made = super().mark()
-        made.wait = lambda: self.fail("wait")
+        made.wait = self.wait
         return made
+
+    def wait(self) -> None:
+        self.fail("wait")
+        if self.dead:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
     def set(self, mark, lane: str) -> None:
         self.fail(lane)
@@ -336,15 +347,15 @@ def test_a_failed_frame_keeps_nothing_alive_and_the_next_ones_flow(both, stage):
             assert outcomes[-1] == expected
             if expected == "error":
                 assert [one() for one in both.streams.held] == [None]
+                assert kept[0].__cause__ is None
                 assert "EXECUTION_FAILED" in str(kept[0])
     finally:
         pipeline.close()
 
 
 def test_warming_up_leaves_nothing_but_the_capture_to_the_first_real_frame(both, rehearsed):
-    first = frame(0)
-    kind = next(iter(_kinds(both, first)))
-    both.runner.warm_up({"": kind}, DEFAULT)
+    kind = Kind.of(frame(0), ALL)
+    both.runner.warm_up({"": kind}, DEFAULT, lambda: False)
     variants = set(rehearsed.variants)
     both.frames(1)
     assert rehearsed.variants == variants
@@ -354,15 +365,90 @@ def test_warming_up_leaves_nothing_but_the_capture_to_the_first_real_frame(both,
 
 
 def test_warming_up_takes_the_batches_that_there_are_cameras_for(both):
-    kind = next(iter(_kinds(both, frame(0))))
-    both.runner.warm_up(dict.fromkeys(("front", "rear", "left"), kind), DEFAULT)
+    kind = Kind.of(frame(0), ALL)
+    both.runner.warm_up(dict.fromkeys(("front", "rear", "left"), kind), DEFAULT, lambda: False)
     assert sorted(batch for _, _, batch in both.runner._programs) == [1, 2]
     both.runner._free()
-    both.runner.warm_up({}, DEFAULT)
+    both.runner.warm_up({}, DEFAULT, lambda: False)
+    assert not both.runner._programs
+    both.runner.warm_up({"": kind}, DEFAULT, lambda: True)  # the pipeline was closed
     assert not both.runner._programs
 
 
-def _kinds(both: Rehearsed, seen) -> Iterator:
-    from dpt_ros.engine.chain import Kind
+def test_warming_up_takes_the_same_steps_as_frames_with_odometry(both):
+    def names(work: Callable[[], object]) -> set[str]:
+        seen: set[str] = set()
 
-    yield Kind.of(seen, ALL)
+        class Seen(TorchDispatchMode):
+            def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+                seen.add(func.overloadpacket.__name__)
+                return func(*args, **(kwargs or {}))
+
+        with Seen():
+            work()
+        return seen
+
+    kind = Kind.of(frame(0), Outputs())
+    warm = names(lambda: both.runner.warm_up({"": kind}, DEFAULT, lambda: False))
+    settings = replace(DEFAULT, cuda_graphs=False)
+    real = names(lambda: [run(both.runner, [frame(k)], Outputs(), settings) for k in range(3)])
+    assert real <= warm
+
+
+def test_graphs_whose_memory_is_never_enough_are_given_up(both):
+    both.streams.plan("capture", FULL[0], times=10**9)
+    both.frames(9)
+    assert len(both.notes) == 2
+    assert "The memory of cpu ran out" in both.notes[0]
+    assert "cannot be captured in a CUDA graph" in both.notes[1]
+
+
+def test_a_kernel_that_cannot_be_loaded_in_a_capture_is_no_fault_of_the_capture(both, rehearsed):
+    both.frames(2)
+    rehearsed.broken = "classify_kernel"
+    both.frames(4)
+    assert len(both.notes) == 1
+    assert "The Triton kernel classify_kernel cannot be used" in both.notes[0]
+    assert both.runner._graphs
+
+
+def test_cameras_that_wait_together_are_all_given_out(both):
+    outcomes, arrived = list[tuple[str, str]](), threading.Semaphore(0)
+
+    def note(kind: str, source: str) -> None:
+        outcomes.append((kind, source))
+        arrived.release()
+
+    begin = threading.Event()
+
+    class Waits:
+        """The runner, which begins when all cameras have sent their frame."""
+
+        in_flight, max_batch = 3, 4
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(both.runner, name)
+
+        def warm_up(self, *args: object) -> None:
+            begin.wait(30)
+
+    names = ("front", "rear", "left", "right")
+    pipeline = Pipeline(
+        both.runner._networks,
+        DEFAULT,
+        on_prediction=lambda prediction: note("prediction", prediction.frame.source),
+        on_drop=lambda one, reason: note(reason, one.source),
+        on_error=lambda one, error: note(repr(error), one.source),
+        runner=Waits(),
+    )
+    try:
+        for name in names:
+            pipeline.submit(frame(0, name), ALL)
+        begin.set()
+        for _ in names:
+            assert arrived.acquire(timeout=30)
+        assert outcomes == [("prediction", name) for name in names]
+        assert set(pipeline.kinds) == set(names)
+    finally:
+        begin.set()
+        pipeline.close()

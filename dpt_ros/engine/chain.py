@@ -54,10 +54,16 @@ class Kind:
         return cls(frame.encoding, frame.pixels.shape, frame.pixels.dtype.name, outputs, camera)
 
     def blank(self, source: str, stamp_ns: int) -> Frame:
-        """A black frame of this kind."""
-        pixels = np.zeros(self.shape, self.dtype)
+        """A black frame of this kind, from a camera that stands still."""
+        height, width = picture_size(self.shape, self.encoding)
+        guess = CameraModel(width, height, width, width, (width - 1) / 2, (height - 1) / 2)
         return Frame(
-            pixels, self.encoding, stamp_ns, frame_id="", camera=self.camera, source=source
+            np.zeros(self.shape, self.dtype),
+            self.encoding,
+            stamp_ns,
+            source=source,
+            camera=self.camera or guess,
+            odom_from_camera=np.eye(4),
         )
 
 

@@ -22,6 +22,11 @@ _OUT_OF_MEMORY = (
     "cudnn_status_internal_error_host_allocation_failed",
     "cublas_status_alloc_failed",
     "cusolver_status_alloc_failed",
+    # cuDNN tries its engines one by one and reports only that none was left; cuBLAS and cuDNN
+    # cannot make a handle. Both have other causes, too: what was freed then did not help.
+    "unable to find an engine to execute this computation",
+    "cudnn_status_not_initialized",
+    "cublas_status_not_initialized",
     # Jetson: the caching allocator asks NVML, which is not there, for the text of its message.
     "nvml_success == r internal assert failed",
     "nvmapmemalloc",
@@ -56,7 +61,8 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory of the device, or pinned memory of the host, ran out, in whatever words."""
+    """Whether memory of the device, or pinned memory of the host, ran out or may have run out, in
+    whatever words."""
     return any(_is_out_of_memory(one) for one in causes(error))
 
 
@@ -78,8 +84,11 @@ def first_line(error: BaseException) -> str:
 
 
 def innermost_line(error: BaseException) -> str:
-    """The same of what led to the error."""
-    return [first_line(one) for one in causes(error)][-1]
+    """The same of what led to the error; lookups that failed on the way are no cause."""
+    found: list[BaseException] = [
+        one for one in causes(error) if isinstance(one, RuntimeError | OSError)
+    ]
+    return first_line((found or [error])[-1])
 
 
 def without_locals(error: Exception) -> Exception:

@@ -74,7 +74,8 @@ class FlowEstimator:
         """
         if self._worker is None:
             self._worker = ThreadPoolExecutor(1, "dpt_flow")
-        self.result()
+        if self._pending is not None:
+            wait([self._pending])
         self._before_pending = self._before
         self._pending = self._worker.submit(self.compute, rgb, stamp_ns)
 

@@ -158,6 +158,8 @@ class Network:
         except (torch.OutOfMemoryError, torch.AcceleratorError):
             raise
         except Exception as error:  # whatever dynamo, inductor, Triton or a C compiler raise
+            if is_out_of_memory(error):
+                raise
             raise AccelerationError(
                 f"torch.compile fails for {self.spec.name}, so it runs without, which is slower:"
                 f" {first_line(error)}",

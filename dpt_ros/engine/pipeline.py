@@ -151,7 +151,7 @@ class Pipeline:
 
     def _warm_up(self) -> None:
         try:
-            self._runner.warm_up(self._known, self.settings)
+            self._runner.warm_up(self._known, self.settings, lambda: self._closed)
         except Exception as error:  # the first frame will fail in the same way, and be counted
             self._on_note(f"The device could not be warmed up: {first_line(error)}")
 
@@ -181,7 +181,7 @@ class Pipeline:
             batch[0] = frame = frame.decoded()
             batch += self._companions(Kind.of(frame, outputs))
             self._begun.put(_Job(batch, self._runner.start(batch, outputs, self.settings)))
-            self.kinds[frame.source] = Kind.of(frame, outputs)
+            self.kinds |= {one.source: Kind.of(one, outputs) for one in batch}
         except Exception as error:  # a bad frame must never end the stream
             self._begun.put(_Job(batch, None, without_locals(error)))
 
@@ -195,10 +195,12 @@ class Pipeline:
                     if fits and len(taken) + 1 < self._runner.max_batch:
                         del self._waiting[source]
                         taken.append(frame)
-        young = [frame for frame in taken if not self._too_old(frame)]
+        young = []
         for frame in taken:
-            if frame not in young:
+            if self._too_old(frame):
                 self._on_drop(frame, "older than max_age")
+            else:
+                young.append(frame)
         return young
 
     def _too_old(self, frame: Frame) -> bool:

@@ -54,8 +54,11 @@ class Runner(Protocol):
     def start(self, frames: Sequence[Frame], outputs: Outputs, settings: Settings) -> Ticket:
         """Begin with frames of one kind, one per source; called from one thread."""
 
-    def warm_up(self, known: Mapping[str, Kind], settings: Settings) -> None:
-        """Make ready for frames to come, by source; on the thread that calls ``start``."""
+    def warm_up(
+        self, known: Mapping[str, Kind], settings: Settings, stop: Callable[[], bool]
+    ) -> None:
+        """Make ready for frames to come, by source; on the thread that calls ``start``, and only
+        until ``stop`` says so."""
 
     def reset(self) -> None:
         """Forget the past of all cameras; may be called from any thread."""
@@ -84,7 +87,9 @@ class HostRunner:
         self._refiner = Refiner(networks, settings)
         self._chains: OrderedDict[tuple[Kind, bool], Chain] = OrderedDict()
 
-    def warm_up(self, known: Mapping[str, Kind], settings: Settings) -> None:
+    def warm_up(
+        self, known: Mapping[str, Kind], settings: Settings, stop: Callable[[], bool]
+    ) -> None:
         """Nothing: a CPU's first frame costs little more than the second."""
 
     def reset(self) -> None:

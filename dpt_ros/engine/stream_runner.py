@@ -34,6 +34,7 @@ _EAGER_RUNS = 2
 _PERIOD_NS = 33_000_000  # between blank frames
 _USUAL = Kind("rgb8", (480, 640, 3), "uint8", Outputs())  # of a camera that nothing is known of
 _KINDS_WARMED = 4
+_FULL_CAPTURES = 2  # that meet full memory, one after another, until there are no more
 _SEEN_AS = {"uint8": torch.uint8, "uint16": torch.int16, "float32": torch.float32}
 Refine = Callable[[dict[str, Tensor]], tuple[dict[str, Tensor], list[Refined]]]
 
@@ -69,6 +70,7 @@ class StreamRunner:
         self._refiner = Refiner(networks, settings)
         self._programs: OrderedDict[tuple[Kind, bool, int], _Program] = OrderedDict()
         self._lost = ""
+        self._full_captures = 0
 
     def reset(self) -> None:
         """Forget the past of all cameras."""
@@ -85,7 +87,9 @@ class StreamRunner:
         if self._networks.device.type == "cuda":
             torch.cuda.synchronize(self._networks.device)
 
-    def warm_up(self, known: Mapping[str, Kind], settings: Settings) -> None:
+    def warm_up(
+        self, known: Mapping[str, Kind], settings: Settings, stop: Callable[[], bool]
+    ) -> None:
         """Take blank frames through, so that the first real ones need not wait for libraries.
 
         On the thread that calls ``start``, for cuDNN keeps its plans per thread, and in batches
@@ -95,6 +99,7 @@ class StreamRunner:
         Args:
             known: the kinds of frames to come, by source.
             settings: the live ones.
+            stop: asked before every blank frame whether to leave it at that.
 
         Raises:
             Exception: as ``start``.
@@ -105,6 +110,8 @@ class StreamRunner:
             for kind, count in list(cameras.items())[:_KINDS_WARMED]:
                 for batch in (size for size in (1, 2, 4) if size <= max(count, 1)):
                     for number in range(_EAGER_RUNS):
+                        if stop():
+                            return
                         frames = [kind.blank(str(k), number * _PERIOD_NS) for k in range(batch)]
                         ticket = self.start(frames, self._possible(kind.outputs), settings)
                         ticket.wait()
@@ -140,19 +147,23 @@ class StreamRunner:
         if self._lost:
             raise DeviceLostError(self._lost)
         key = (Kind.of(frames[0], outputs), is_refined(self._networks, settings), len(frames))
-        if key[1]:
-            self._refiner.see(frames, settings)
-        past = self._refiner.snapshot(frames)
-        freed = False
+        past, freed = None, False
         while True:
             try:
+                if past is None:
+                    if key[1]:
+                        self._refiner.see(frames, settings)
+                    past = self._refiner.snapshot(frames)
                 return self._start(key, frames, settings)
             except Exception as error:
-                self._refiner.roll_back(past)
+                self._refiner.roll_back(past or {})
                 remedy = _remedy(error)
                 if remedy is None or (freed and remedy.frees):
                     self._refiner.withdraw(frames)
-                    raise self._judged(error) from error
+                    judged = self._judged(error, self._streams.settle)
+                    if judged is error:
+                        raise
+                    raise judged from error
             # Outside of the handler: its traceback would keep the memory of the failed work.
             freed |= remedy.frees
             remedy.turn_off()
@@ -184,9 +195,15 @@ class StreamRunner:
     def _record(self, program: _Program) -> None:
         try:
             program.record()
-        except RuntimeError as error:
-            if is_out_of_memory(error) or isinstance(error, AccelerationError):
+            self._full_captures = 0
+        except Exception as error:
+            if any(isinstance(one, AccelerationError) for one in causes(error)):
                 raise
+            full = is_out_of_memory(error)
+            self._full_captures += full
+            if full and self._full_captures < _FULL_CAPTURES:
+                raise
+            # The memory of graphs is their own: it may be too little where that of frames is not.
             raise AccelerationError(
                 "The work on a frame cannot be captured in a CUDA graph, so its kernels are"
                 f" launched one by one, which is slower: {innermost_line(error)}",
@@ -200,20 +217,25 @@ class StreamRunner:
         try:
             self._streams.settle()
         except RuntimeError as error:
-            raise self._judged(error) from error
+            raise self._judged(error, self._streams.settle) from None
         # Those on their way keep what they need until they are back.
         self._programs.clear()
         if self._streams.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _judged(self, error: Exception) -> Exception:
+    def _judged(self, error: Exception, again: Callable[[], None]) -> Exception:
         """The error to raise for a fault of the device: of full memory, that the device is lost,
-        or as it is."""
+        or as it is.
+
+        Args:
+            error: what was raised.
+            again: waits for the device, which is lost if it fails.
+        """
         if is_out_of_memory(error):
             return torch.OutOfMemoryError(first_line(error))
         if isinstance(error, RuntimeError):
             try:
-                self._streams.settle()
+                again()
             except RuntimeError:
                 self._lost = (
                     f"{self._streams.device} is lost ({first_line(error)}); no frame can be"
@@ -233,16 +255,16 @@ class _Remedy:
 
 
 def _remedy(error: Exception) -> _Remedy | None:
-    if is_out_of_memory(error):
-        message = (
-            "The memory of {device} ran out. Everything that could be spared was freed and the"
-            " frame is tried again. Another process may be using the device."
-        )
-        return _Remedy(message, frees=True)
     for one in causes(error):
         if isinstance(one, AccelerationError):
             return _Remedy(str(one).replace("{", "{{").replace("}", "}}"), False, one.turn_off)
-    return None
+    if not is_out_of_memory(error):
+        return None
+    message = (
+        "The memory of {device} ran out. Everything that could be spared was freed and the frame"
+        " is tried again. Another process may be using the device."
+    )
+    return _Remedy(message, frees=True)
 
 
 class _Slot:
@@ -395,7 +417,7 @@ class _Flight:
         frames: Sequence[Frame],
         program: _Program,
         slot: _Slot,
-        judged: Callable[[Exception], Exception],
+        judged: Callable[[Exception, Callable[[], None]], Exception],
     ) -> None:
         self._frames = frames
         self._program = program
@@ -406,7 +428,11 @@ class _Flight:
         try:
             self._slot.done.wait()
         except RuntimeError as error:
-            raise self._judged(error) from error
+            # Not the lanes: another thread may be capturing one.
+            judged = self._judged(error, self._slot.done.wait)
+            if judged is error:
+                raise
+            raise judged from error
         slot = self._slot
         return predictions_of(self._frames, slot.arrays, slot.seconds(), slot.about)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
 LANES = ("upload", "compute", "download")
 
 
@@ -139,6 +140,7 @@ class CudaStreams:
             # The allocator takes a pool for dead once its last graph is, and its name with it.
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
+        begun, inner = False, 0
         try:
             with ExitStack() as stack:
                 stack.enter_context(torch.cuda.device(self.device))
@@ -154,13 +156,31 @@ class CudaStreams:
                 # the stream's when any graph is destroyed (pytorch issue 193402).
                 torch._C._cuda_clearCublasWorkspaces()
                 stack.enter_context(capture)
-                results = work()
-        except BaseException:
-            # A capture that failed can leave its streams and its pool in the middle of it.
+                begun = True
+                try:
+                    results = work()
+                except BaseException as error:
+                    inner = id(error)
+                    raise
+        except BaseException as error:
+            if begun and id(error) != inner:
+                self._end_capture()
+            # A capture that failed can leave its streams and its pool in the middle of it. What
+            # the old streams had to do is done: a capture begins with waiting for the device.
             self._renew()
             raise
         self._graphs.add(graph)
         return graph.replay, results
+
+    def _end_capture(self) -> None:
+        """What older versions of torch leave out when the end of a capture fails: until then the
+        allocator would give nothing back (pytorch pull requests 180395 and 190348)."""
+        if _VERSION >= (2, 14):
+            return
+        where = (torch.cuda._utils._get_device_index(self.device, optional=True), self._pool)
+        for end in (torch._C._cuda_endAllocateToPool, torch._C._cuda_releasePool):
+            with suppress(RuntimeError):
+                end(*where)
 
     def settle(self) -> None:
         for stream in self._streams.values():

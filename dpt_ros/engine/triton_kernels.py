@@ -20,7 +20,7 @@ from triton.compiler import ASTSource
 
 from dpt_ros.engine import kernels
 from dpt_ros.engine import triton_jit as jit
-from dpt_ros.engine.faults import AccelerationError, first_line
+from dpt_ros.engine.faults import AccelerationError, first_line, is_out_of_memory
 from dpt_ros.engine.postprocess import resize_labels
 
 ARCHS = (80, 86, 87, 89, 90, 100, 120)
@@ -66,6 +66,8 @@ def run(
     except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except Exception as error:  # whatever Triton, its compiler or its launcher raise
+        if is_out_of_memory(error):
+            raise
         raise AccelerationError(
             f"The Triton kernel {kernel.__name__} cannot be used, so plain torch is, which is"
             f" slower: {first_line(error)}",
