@@ -24,7 +24,7 @@ from test_runner import (
 )
 
 from dpt_ros.engine.network import Networks
-from dpt_ros.engine.stream_runner import DeviceLostError
+from dpt_ros.engine.faults import DeviceLostError
 from dpt_ros.engine.streams import HostStreams
 
 

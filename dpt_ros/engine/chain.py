@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,6 +52,13 @@ class Kind:
             outputs = replace(outputs, points=False)
         camera = frame.camera if outputs.points else None
         return cls(frame.encoding, frame.pixels.shape, frame.pixels.dtype.name, outputs, camera)
+
+    def blank(self, source: str, stamp_ns: int) -> Frame:
+        """A black frame of this kind."""
+        pixels = np.zeros(self.shape, self.dtype)
+        return Frame(
+            pixels, self.encoding, stamp_ns, frame_id="", camera=self.camera, source=source
+        )
 
 
 class Chain:
@@ -122,12 +130,11 @@ class Chain:
         """
         results: dict[int, dict[str, Tensor]] = {}
         *beside, last = self._wanted()
-        for network in beside:
-            with self._streams.branch() if self._streams else nullcontext():
-                results[id(network)] = self._run(network, pixels, seconds)
-        results[id(last)] = self._run(last, pixels, seconds)
-        if beside and self._streams:
-            self._streams.join()
+        with self._beside() as branch:
+            for network in beside:
+                with branch():
+                    results[id(network)] = self._run(network, pixels, seconds)
+            results[id(last)] = self._run(last, pixels, seconds)
         said = {}
         if self._wants_depth:
             said["depth"] = results[id(self._networks.depth)]["depth"]
@@ -180,6 +187,18 @@ class Chain:
     ) -> dict[str, Tensor]:
         """Both halves, one after the other."""
         return self.finish(self.predict(pixels), pixels, limit)
+
+    @contextmanager
+    def _beside(self) -> Iterator[Callable[[], AbstractContextManager[Any]]]:
+        """Work given in contexts of what this yields runs beside the rest, until it ends."""
+        if self._streams is None:
+            yield nullcontext
+            return
+        try:
+            yield self._streams.branch
+        finally:
+            # Also after an error: a capture with a branch that was not joined ends as another.
+            self._streams.join()
 
     def _run(
         self,

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dpt_ros.engine.kernels import triton_enabled
 from dpt_ros.engine.preprocess import picture_size
 
 _U8, _U16, _F32 = torch.uint8, torch.int16, torch.float32
@@ -174,11 +174,7 @@ class DeviceInput:
         self.size = (int(size[0]), int(size[1]))
         self.dtype = dtype
         self.device = torch.device(device)
-        self._kernel: Callable[[Tensor, DeviceInput], Tensor] | None = None
-        if not plain and self.device.type == "cuda" and find_spec("triton") is not None:
-            from dpt_ros.engine.triton_preprocess import network_input
-
-            self._kernel = network_input
+        self._kernel = None if plain else self._triton_kernel()
         scale = (1.0 / (255.0 * np.array(std))).astype(np.float32)
         offset = (-np.array(mean) / np.array(std)).astype(np.float32)
         self.normalisation = self._constant(np.stack([scale, offset]))
@@ -214,6 +210,16 @@ class DeviceInput:
             )
         if self._kernel is not None:
             return self._kernel(_checked_pixels(pixels, self.encoding, self.format), self)
+        return self._plain(pixels)
+
+    def _triton_kernel(self) -> Callable[[Tensor, DeviceInput], Tensor] | None:
+        if self.device.type != "cuda" or not triton_enabled():
+            return None
+        from dpt_ros.engine.triton_preprocess import network_input
+
+        return network_input
+
+    def _plain(self, pixels: Tensor) -> Tensor:
         picture = rgb(pixels, self.encoding)
         values = self._resize(picture) if self.resized else picture
         scale, offset = self.normalisation.unbind()

@@ -65,7 +65,7 @@ def fuse(model: DPT) -> None:
 
 
 class Pointwise(nn.Module):
-    """A 1x1 convolution with bias. On a GPU it is a matrix product, which adds the bias itself."""
+    """A 1x1 convolution with bias, as a matrix product, which adds the bias itself."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
@@ -76,12 +76,9 @@ class Pointwise(nn.Module):
         self.bias = nn.Parameter(F.pad(conv.get_parameter("bias").detach(), (0, padding)))
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.is_cuda:
-            pixels = x.permute(0, 2, 3, 1)
-            y = F.linear(pixels.flatten(0, 2), self.weight, self.bias)
-            return y.view(*pixels.shape[:3], -1).permute(0, 3, 1, 2)[:, : self.channels]
-        weight, bias = self.weight[: self.channels], self.bias[: self.channels]
-        return F.conv2d(x, weight[:, :, None, None], bias)
+        pixels = x.permute(0, 2, 3, 1)
+        y = F.linear(pixels.flatten(0, 2), self.weight, self.bias)
+        return y.view(*pixels.shape[:3], -1).permute(0, 3, 1, 2)[:, : self.channels]
 
 
 class FusedNorm(nn.Module):

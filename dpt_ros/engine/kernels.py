@@ -9,6 +9,7 @@ They are for inference: the Triton versions have no gradient.
 from __future__ import annotations
 
 from functools import cache
+from importlib.util import find_spec
 from types import ModuleType, TracebackType
 from typing import Literal, overload
 
@@ -16,10 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dpt_ros.engine.faults import causes, first_line
 from dpt_ros.engine.postprocess import classify, resize_labels
 from dpt_ros.model.heads import MIN_INVERSE_DEPTH
 
 _enabled = True
+_SLOWER = "The networks run on the GPU without fused Triton kernels, which is slower"
 
 
 class use_triton:
@@ -46,12 +49,13 @@ class use_triton:
         _enabled = self._before
 
 
+def triton_enabled() -> bool:
+    """Whether Triton's versions are used for CUDA tensors."""
+    return _enabled and find_spec("triton") is not None
+
+
 @cache
-def _triton_kernels() -> ModuleType | None:
-    try:
-        import triton  # noqa: F401
-    except ImportError:
-        return None
+def _triton_kernels() -> ModuleType:
     from dpt_ros.engine import triton_kernels
 
     return triton_kernels
@@ -59,9 +63,40 @@ def _triton_kernels() -> ModuleType | None:
 
 def _triton(x: Tensor) -> ModuleType | None:
     # torch.compile writes better kernels from plain operations than around foreign ones.
-    if not x.is_cuda or not _enabled or torch.compiler.is_compiling():
+    if not x.is_cuda or torch.compiler.is_compiling() or not triton_enabled():
         return None
     return _triton_kernels()
+
+
+def probe(device: torch.device) -> str:
+    """Compile, load and run one kernel on a GPU; turn Triton off for good if that fails.
+
+    Triton needs a C compiler and Python's headers where it runs, for the launcher that it
+    compiles, a folder that it can write to, and a driver that fits.
+
+    Returns:
+        "" if Triton's versions are used; else why plain torch is.
+
+    Raises:
+        torch.OutOfMemoryError: the device's memory is full.
+    """
+    if not triton_enabled():
+        return f"{_SLOWER}: triton is not installed." if _enabled else ""
+    x = torch.linspace(-1, 1, 64, device=device).view(1, 16, 2, 2)
+    x = x.contiguous(memory_format=torch.channels_last)
+    bias = torch.full((16,), 0.25, device=device)
+    try:
+        right = torch.equal(_triton_kernels().bias_act(x, bias, relu=True), F.relu(x + 0.25))
+        why = "" if right else "a kernel computed wrong values"
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever Triton, its compiler or its launcher raise
+        *_, cause = causes(error)
+        why = first_line(cause)
+    if why:
+        use_triton(False)
+        return f"{_SLOWER}: {why}. Triton needs gcc and Python's headers (python3-dev)."
+    return ""
 
 
 def group_norm_act(

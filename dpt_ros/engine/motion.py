@@ -76,12 +76,9 @@ class FlowEstimator:
         self._pending = self._worker.submit(self.compute, rgb, stamp_ns)
 
     def result(self) -> Flow | None:
-        """Flow of the frame submitted last; None when there is no frame before it to compare, or
-        the picture has less than 32 pixels a side."""
-        if self._pending is None:
-            return None
-        pending, self._pending = self._pending, None
-        return pending.result()
+        """Flow of the frame submitted last, as often as it is asked for; None when there is no
+        frame before it to compare, or the picture has less than 32 pixels a side."""
+        return None if self._pending is None else self._pending.result()
 
     def compute(self, rgb: np.ndarray, stamp_ns: int) -> Flow | None:
         """The same at once, on the caller's thread."""
@@ -95,8 +92,7 @@ class FlowEstimator:
 
     def reset(self) -> None:
         """Forget the frame before."""
-        self.result()
-        self._before = None
+        self._forget(None)
 
     def state(self) -> dict[str, Any]:
         """What ``restore`` needs to go on as this one would: tensors and plain values."""
@@ -108,8 +104,11 @@ class FlowEstimator:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on where the one with this state was."""
+        self._forget((state["luma"].numpy(), state["stamp_ns"]) if state else None)
+
+    def _forget(self, before: tuple[np.ndarray, int] | None) -> None:
         self.result()
-        self._before = (state["luma"].numpy(), state["stamp_ns"]) if state else None
+        self._pending, self._before = None, before
 
     def close(self) -> None:
         """End the thread."""

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from dpt_ros.data import class_names, palette
+from dpt_ros.engine import kernels
+from dpt_ros.engine.faults import AccelerationError, first_line, is_out_of_memory
 from dpt_ros.engine.fold import fold
 from dpt_ros.engine.fuse import fuse
 from dpt_ros.engine.ground import floor_ids
@@ -80,6 +82,7 @@ class Network:
         self.dtype = dtype
         self.input_dtype = torch.float32 if backend == "openvino" else dtype
         self.notes: tuple[str, ...] = ()
+        self._compiled = compiled and backend == "torch"
         fold(model)
         model.requires_grad_(False)
         self._predict: Callable[[Tensor, bool, bool], dict[str, Tensor]]
@@ -92,9 +95,8 @@ class Network:
         if device.type == "cpu":
             self._prepare_for_cpu(model)
         else:
-            fuse(model)
-            model.to(device, dtype).to(memory_format=torch.channels_last)
-        self._predict = partial(_predict, model)
+            self._prepare_for_gpu(model)
+        self._predict = self._plain = partial(_predict, model)
         if compiled:
             self._predict = torch.compile(
                 self._predict, mode="max-autotune-no-cudagraphs", dynamic=False
@@ -107,6 +109,10 @@ class Network:
             return
         model.to(self.dtype).to(memory_format=torch.channels_last)
         self.notes = (f"The networks run on the CPU without oneDNN, which is slower: {problem}",)
+
+    def _prepare_for_gpu(self, model: DPT) -> None:
+        fuse(model)
+        model.to(self.device, self.dtype).to(memory_format=torch.channels_last)
 
     def input_size(self, height: int, width: int, settings: Settings) -> tuple[int, int]:
         """(height, width) at which a picture of the given size enters this network.
@@ -139,8 +145,39 @@ class Network:
         Returns:
             By task, what is wanted and known: "depth" (B, H, W) float32, relative inverse depth
             or metres; "labels": logits (B, C, H / 2, W / 2), before the head's last upsampling.
+
+        Raises:
+            AccelerationError: a kernel, or torch.compile, fails at this shape.
         """
-        return self._predict(images.to(self.input_dtype), depth, labels)
+        images = images.to(self.input_dtype)
+        if not self._compiled:
+            return self._predict(images, depth, labels)
+        try:
+            return self._predict(images, depth, labels)
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
+            raise
+        except Exception as error:  # whatever dynamo, inductor, Triton or a C compiler raise
+            raise AccelerationError(
+                f"torch.compile fails for {self.spec.name}, so it runs without, which is slower:"
+                f" {first_line(error)}",
+                self._compile_no_more,
+            ) from error
+
+    def check(self, height: int, width: int) -> None:
+        """Run it once on a black picture of the given size, and turn off, with a note, whatever
+        makes it faster and cannot be used."""
+        while True:
+            try:
+                self(torch.zeros(1, 3, height, width, device=self.device))
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize(self.device)
+                return
+            except AccelerationError as error:
+                error.turn_off()
+                self.notes += (str(error),)
+
+    def _compile_no_more(self) -> None:
+        self._compiled, self._predict = False, self._plain
 
 
 def _predict(model: DPT, images: Tensor, depth: bool, labels: bool) -> dict[str, Tensor]:
@@ -236,6 +273,12 @@ def load_networks(settings: Settings) -> Networks:
         notes.append("precision is bf16, which this CPU has to emulate: fp32 is faster here.")
     if settings.compile:
         notes.append("torch.compile is at work; the first frame of a new size waits for it.")
+    if device.type == "cuda":
+        try:
+            slower = kernels.probe(device)
+        except RuntimeError as error:
+            raise _unusable(device, error, "any work") from error
+        notes += [slower] if slower else []
     names = {
         "depth": _choose("depth", settings.depth_network, settings.depth_weights, notes),
         "labels": _choose("labels", settings.label_network, settings.label_weights, notes),
@@ -392,23 +435,28 @@ def _on_device(
             model, device, dtype, settings.backend, settings.threads, settings.compile
         )
         height, width = network.input_size(spec.net_height, spec.net_width, settings)
-        network(torch.zeros(1, 3, height, width, device=device))
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        network.check(height, width)
     except ImportError as error:
         raise NetworkError(str(error)) from error
-    except torch.OutOfMemoryError as error:
-        free, total = torch.cuda.mem_get_info(device)
-        peak = torch.cuda.max_memory_allocated(device)
-        raise NetworkError(
-            f"{spec.name} does not fit into the memory of {device}: its weights alone take"
-            f" {weights >> 20} MiB, this process had {peak >> 20} MiB in use when it ran out, and"
-            f" {free >> 20} of {total >> 20} MiB are free; end what else uses the device, or"
-            " choose a smaller network or input."
-        ) from error
-    except torch.AcceleratorError as error:
-        raise NetworkError(
-            f"{device} fails: {error} If it was lost while this process ran, only a new process"
-            " can use it again."
-        ) from error
+    except RuntimeError as error:
+        if device.type != "cuda":
+            raise
+        what = f"{spec.name} (its weights alone take {weights >> 20} MiB)"
+        raise _unusable(device, error, what) from error
     return network
+
+
+def _unusable(device: torch.device, error: RuntimeError, what: str) -> NetworkError:
+    """What to say of an error of a GPU on which something was to be made ready."""
+    if not is_out_of_memory(error):
+        return NetworkError(
+            f"{device} fails: {first_line(error)} If it was lost while this process ran, only a"
+            " new process can use it again."
+        )
+    free, total = torch.cuda.mem_get_info(device)
+    peak = torch.cuda.max_memory_allocated(device)
+    return NetworkError(
+        f"The memory of {device} is too small for {what}: this process had {peak >> 20} MiB in use"
+        f" when it ran out, and {free >> 20} of {total >> 20} MiB are free. End other processes"
+        " that use the device, or choose a smaller network or input."
+    )

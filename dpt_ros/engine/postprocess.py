@@ -12,6 +12,11 @@ from torch.nn import functional as F
 _CLASSES = 16
 
 
+def on_host(values: torch.Tensor) -> bool:
+    """Whether OpenCV can work on the values, which is faster there than torch is."""
+    return values.device.type == "cpu"
+
+
 def resize_depth(depth: torch.Tensor, size: tuple[int, int], exact: bool = True) -> torch.Tensor:
     """Bicubic to the picture's size (isl-org/DPT run_monodepth.py); it can overshoot below 0.
 
@@ -26,7 +31,7 @@ def resize_depth(depth: torch.Tensor, size: tuple[int, int], exact: bool = True)
     """
     if tuple(depth.shape[-2:]) == size:
         return depth
-    if depth.device.type == "cpu" and not exact:
+    if on_host(depth) and not exact:
         maps = [
             cv2.resize(one.numpy(), size[::-1], interpolation=cv2.INTER_CUBIC) for one in depth
         ]

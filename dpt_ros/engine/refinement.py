@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,11 @@ class _Past:
     scale: ScaleEstimator | None = None
     scaled_for: CameraModel | None = None
     picture: np.ndarray | None = None
+
+    def copy(self) -> _Past:
+        """The same past, which stays as it is while frames are taken into this one."""
+        scale = None if self.scale is None else self.scale.copy()
+        return replace(self, filter=copy(self.filter), scale=scale)
 
     def state(self) -> dict[str, Any]:
         return {
@@ -116,6 +122,19 @@ class Refiner:
             if settings.smoothing_strength > 0:
                 past.picture = to_rgb(frame.pixels, frame.encoding)
                 past.flow.submit(past.picture, frame.stamp_ns)
+
+    def snapshot(self, frames: Sequence[Frame]) -> dict[str, _Past | None]:
+        """The pasts of the frames' cameras, for ``roll_back``."""
+        pasts = ((frame.source, self._pasts.get(frame.source)) for frame in frames)
+        return {source: None if past is None else past.copy() for source, past in pasts}
+
+    def roll_back(self, snapshot: dict[str, _Past | None]) -> None:
+        """Forget the frames taken in since: one that failed leaves no trace."""
+        for source, past in snapshot.items():
+            if past is None:
+                self._pasts.pop(source, None)
+            else:
+                self._pasts[source] = past.copy()
 
     def refine(
         self, frames: Sequence[Frame], said: dict[str, Tensor], settings: Settings

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -163,6 +164,12 @@ class ScaleEstimator:
         self._residual = 0.0
         self._local.reset()
 
+    def copy(self) -> ScaleEstimator:
+        """The same correction, which stays as it is while frames are taken into this one."""
+        other = copy(self)
+        other._filter, other._local = copy(self._filter), copy(self._local)
+        return other
+
     def state(self) -> dict[str, Any]:
         """Everything that ``restore`` needs to go on as this one would, as plain values."""
         return {
@@ -213,7 +220,9 @@ class ScaleEstimator:
         """
         tensor = torch.as_tensor(network)
         samples = self.sample(tensor, stamp_ns, camera, anchors, labels, down)
-        scaled = self.observe(samples.values.cpu().numpy(), samples, stamp_ns)
+        # Nothing is waited for where nothing was sampled.
+        values = samples.values.cpu().numpy() if len(samples.values) else np.zeros(0, np.float32)
+        scaled = self.observe(values, samples, stamp_ns)
         if scaled.metric:
             tensor = self._local.bend(tensor, self.correction)
         return replace(

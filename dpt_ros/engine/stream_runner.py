@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,13 @@ import torch
 from torch import Tensor
 
 from dpt_ros.engine.chain import Chain, Kind, depth_limit
+from dpt_ros.engine.faults import (
+    AccelerationError,
+    DeviceLostError,
+    causes,
+    first_line,
+    is_out_of_memory,
+)
 from dpt_ros.engine.frame import Frame, Outputs, Prediction
 from dpt_ros.engine.network import Networks
 from dpt_ros.engine.refinement import Refined, Refiner, is_refined
@@ -22,12 +30,9 @@ from dpt_ros.engine.streams import Streams
 
 # Runs of a kind before its graphs are recorded: libraries choose their algorithms meanwhile.
 _EAGER_RUNS = 2
+_PERIOD_NS = 33_000_000  # between blank frames
 _SEEN_AS = {"uint8": torch.uint8, "uint16": torch.int16, "float32": torch.float32}
 Refine = Callable[[dict[str, Tensor]], tuple[dict[str, Tensor], list[Refined]]]
-
-
-class DeviceLostError(RuntimeError):
-    """The GPU failed in a way that only a new process recovers from; the message says so."""
 
 
 class StreamRunner:
@@ -77,43 +82,75 @@ class StreamRunner:
         if self._networks.device.type == "cuda":
             torch.cuda.synchronize(self._networks.device)
 
+    def warm_up(self, kinds: Sequence[Kind], batches: Sequence[int], settings: Settings) -> None:
+        """Take blank frames through, so that the first real ones need not wait for libraries.
+
+        Call it on the thread that will call ``start``: cuDNN keeps its plans per thread. Frames
+        of these kinds then pay for nothing but the capture of their graphs.
+
+        Raises:
+            Exception: as ``start``.
+        """
+        past, self._refiner = self._refiner, Refiner(self._networks, self._settings)
+        try:
+            for kind in kinds:
+                for batch in batches:
+                    for number in range(_EAGER_RUNS):
+                        frames = [kind.blank(str(k), number * _PERIOD_NS) for k in range(batch)]
+                        ticket = self.start(frames, kind.outputs, settings)
+                        ticket.wait()
+                        ticket.release()
+        finally:
+            self._refiner = past
+
+    @torch.inference_mode()
     def start(self, frames: Sequence[Frame], outputs: Outputs, settings: Settings) -> Ticket:
         """Hand the frames to the device and return at once.
 
+        A frame that fails is tried again after what can be done about it: memory that can be
+        spared is freed, an acceleration that cannot be used is turned off. A frame that fails for
+        good leaves no trace in its camera's past.
+
         Raises:
             ValueError: the frames cannot be read.
-            torch.OutOfMemoryError: even after everything that can be spared was freed.
+            torch.OutOfMemoryError: even after everything that can be spared was freed; also for
+                memory of the host that the device reads.
+            RuntimeError: the device refuses the work.
             DeviceLostError: now and ever after.
         """
         if self._lost:
             raise DeviceLostError(self._lost)
-        kind = Kind.of(frames[0], outputs)
-        try:
+        key = (Kind.of(frames[0], outputs), is_refined(self._networks, settings), len(frames))
+        if key[1]:
+            self._refiner.see(frames, settings)
+        past = self._refiner.snapshot(frames)
+        freed = False
+        while True:
             try:
-                return self._start(kind, frames, settings)
-            except torch.OutOfMemoryError:
-                self._free()
-                self._say(
-                    f"The memory of {self._streams.device} ran out; what could be spared was freed"
-                    " and the frame tried again. Something else may be using the device."
-                )
-                return self._start(kind, frames, settings)
-        except torch.AcceleratorError as error:
-            raise self._judge(error) from error
+                return self._start(key, frames, settings)
+            except Exception as error:
+                self._refiner.roll_back(past)
+                remedy = _remedy(error)
+                if remedy is None or (freed and remedy.frees):
+                    raise self._judged(error) from error
+            # Outside of the handler: its traceback would keep the memory of the failed work.
+            freed |= remedy.frees
+            remedy.turn_off()
+            self._say(remedy.message.format(device=self._streams.device))
+            self._free()
 
-    def _start(self, kind: Kind, frames: Sequence[Frame], settings: Settings) -> Ticket:
-        key = (kind, is_refined(self._networks, settings), len(frames))
+    def _start(
+        self, key: tuple[Kind, bool, int], frames: Sequence[Frame], settings: Settings
+    ) -> Ticket:
         program = kept_for(self._programs, key, lambda: self._program(*key))
         if self._graphs and program.wants_recording:
             self._record(program)
         limit = depth_limit(self._networks, settings)
         refine = partial(self._refiner.refine, frames, settings=settings) if key[1] else None
-        if refine is not None:
-            self._refiner.see(frames, settings)
         slot = program.launch(frames, limit, refine)
         if refine is None:
             slot.about = as_they_are(self._networks, self._settings, frames)
-        return _Flight(frames, program, slot, self._judge)
+        return _Flight(frames, program, slot, self._judged)
 
     def _program(self, kind: Kind, refined: bool, batch: int) -> _Program:
         streams = self._streams
@@ -127,33 +164,66 @@ class StreamRunner:
     def _record(self, program: _Program) -> None:
         try:
             program.record()
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
-            self._streams.settle()
-            self._graphs = False
-            self._say(
+            if is_out_of_memory(error) or isinstance(error, AccelerationError):
+                raise
+            *_, cause = causes(error)
+            raise AccelerationError(
                 "The work on a frame cannot be captured in a CUDA graph, so its kernels are"
-                f" launched one by one, which is slower: {error}"
-            )
+                f" launched one by one, which is slower: {first_line(cause)}",
+                self._use_no_graphs,
+            ) from error
+
+    def _use_no_graphs(self) -> None:
+        self._graphs = False
 
     def _free(self) -> None:
-        self._streams.settle()
+        try:
+            self._streams.settle()
+        except RuntimeError as error:
+            raise self._judged(error) from error
+        # Those on their way keep what they need until they are back.
         self._programs.clear()
         if self._streams.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _judge(self, error: Exception) -> Exception:
-        """What a fault of the device means: the error itself, or that the device is lost."""
-        try:
-            self._streams.settle()
-        except torch.AcceleratorError:
-            self._lost = (
-                f"{self._streams.device} is lost ({str(error).splitlines()[0]}); no frame can be"
-                " computed until this process is started again."
-            )
-            return DeviceLostError(self._lost)
+    def _judged(self, error: Exception) -> Exception:
+        """The error to raise for a fault of the device: of full memory, that the device is lost,
+        or as it is."""
+        if is_out_of_memory(error):
+            return torch.OutOfMemoryError(first_line(error))
+        if isinstance(error, RuntimeError):
+            try:
+                self._streams.settle()
+            except RuntimeError:
+                self._lost = (
+                    f"{self._streams.device} is lost ({first_line(error)}); no frame can be"
+                    " computed until this process is started again."
+                )
+                return DeviceLostError(self._lost)
         return error
+
+
+@dataclass(frozen=True)
+class _Remedy:
+    """What can be done about a fault before the frame is tried again."""
+
+    message: str
+    frees: bool
+    turn_off: Callable[[], None] = lambda: None
+
+
+def _remedy(error: Exception) -> _Remedy | None:
+    if is_out_of_memory(error):
+        message = (
+            "The memory of {device} ran out. Everything that could be spared was freed and the"
+            " frame is tried again. Another process may be using the device."
+        )
+        return _Remedy(message, frees=True)
+    for one in causes(error):
+        if isinstance(one, AccelerationError):
+            return _Remedy(str(one).replace("{", "{{").replace("}", "}}"), False, one.turn_off)
+    return None
 
 
 class _Slot:
@@ -173,10 +243,11 @@ class _Slot:
         )
 
     def make_outputs(self, streams: Streams, like: dict[str, Tensor]) -> None:
+        outputs = {name: torch.empty_like(value) for name, value in like.items()}
         for name, value in like.items():
-            self.outputs[name] = torch.empty_like(value)
             self.host_outputs[name] = streams.buffer(tuple(value.shape), value.dtype)
             self.arrays[name] = self.host_outputs[name].numpy()
+        self.outputs = outputs  # last: memory may run out before
 
     def seconds(self) -> dict[str, float]:
         return {
@@ -212,19 +283,22 @@ class _Program:
 
     def record(self) -> None:
         chain, streams = self._chain, self._streams
-        predict, self._said = streams.record(lambda: chain.predict(self._pixels))
+        predict, said = streams.record(lambda: chain.predict(self._pixels))
         if chain.refined:
             with streams.on("compute"):
-                self._said["variance"] = torch.zeros_like(self._said["depth"])
+                said["variance"] = torch.zeros_like(said["depth"])
         finish, self._results = streams.record(
-            lambda: chain.finish(self._said, self._pixels, self._limit)
+            lambda: chain.finish(said, self._pixels, self._limit)
         )
-        self._replays = (predict, finish)
+        self._said, self._replays = said, (predict, finish)
 
     def _compute(self, refine: Refine | None, slot: _Slot) -> dict[str, Tensor]:
-        """Predict, refine, finish; the past cannot be in a graph, for it decides what is done."""
+        """Predict, refine, finish; the past cannot be in a graph, for it decides what is done.
+
+        What was refined takes the place of what was predicted, so that the second half finds the
+        same memory layout, and loads the same kernels, in a graph and before there is one.
+        """
         if self._replays is None:
-            self._runs += 1
             said = self._chain.predict(self._pixels)
         else:
             self._replays[0]()
@@ -232,12 +306,15 @@ class _Program:
         better = said
         if refine is not None:
             better, slot.about = refine({k: v for k, v in said.items() if k != "variance"})
-        if self._replays is None:
-            results = self._chain.finish(better, self._pixels, self._limit)
-        else:
-            if refine is not None:
-                for name, value in said.items():
+            if "variance" not in said:
+                said["variance"] = torch.empty_like(better["variance"])
+            for name, value in said.items():
+                if value is not better[name]:
                     value.copy_(better[name])
+        if self._replays is None:
+            results = self._chain.finish(said, self._pixels, self._limit)
+            self._runs += 1
+        else:
             self._replays[1]()
             results = self._results
         if "verdict" in better:
@@ -299,18 +376,18 @@ class _Flight:
         frames: Sequence[Frame],
         program: _Program,
         slot: _Slot,
-        judge: Callable[[Exception], Exception],
+        judged: Callable[[Exception], Exception],
     ) -> None:
         self._frames = frames
         self._program = program
         self._slot = slot
-        self._judge = judge
+        self._judged = judged
 
     def wait(self) -> list[Prediction]:
         try:
             self._slot.done.wait()
-        except torch.AcceleratorError as error:
-            raise self._judge(error) from error
+        except RuntimeError as error:
+            raise self._judged(error) from error
         slot = self._slot
         return predictions_of(self._frames, slot.arrays, slot.seconds(), slot.about)
 

@@ -9,6 +9,7 @@ is done at once, so that the same runner can be tested without a GPU.
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
@@ -56,12 +57,16 @@ class Streams(Protocol):
         """Work given in this context runs beside what the compute lane is given after it."""
 
     def join(self) -> None:
-        """Let the compute lane wait for the branches."""
+        """Let the compute lane wait for the branches that there are."""
 
     def record(
         self, work: Callable[[], dict[str, Tensor]]
     ) -> tuple[Callable[[], None], dict[str, Tensor]]:
-        """Record the kernels of ``work``: what repeats them, and where their results lie."""
+        """Record the kernels of ``work``: what repeats them, and where their results lie.
+
+        The results hold nothing until they are repeated for the first time, and each time they
+        are written in place. After an error what was recorded before must be let go.
+        """
 
     def settle(self) -> None:
         """Wait for all lanes, after something went wrong."""
@@ -76,10 +81,15 @@ class CudaStreams:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self._graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
+        self._renew()
+
+    def _renew(self) -> None:
         # All of one priority: a frame's download must not starve behind the next one's compute,
         # and copies run on engines of their own anyway.
-        self._streams = {lane: torch.cuda.Stream(device) for lane in (*LANES, "branch")}
+        self._streams = {lane: torch.cuda.Stream(self.device) for lane in (*LANES, "branch")}
         self._pool = torch.cuda.graph_pool_handle()
+        self._forked = False
 
     def buffer(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, pin_memory=True)
@@ -112,29 +122,45 @@ class CudaStreams:
             return
         branch = self._streams["branch"]
         branch.wait_stream(self._streams["compute"])
+        self._forked = True
         with torch.cuda.stream(branch):
             yield
 
     def join(self) -> None:
-        if torch.cuda.is_current_stream_capturing():
+        # A stream that is no part of a capture must not be waited for in it.
+        if self._forked:
+            self._forked = False
             self._streams["compute"].wait_stream(self._streams["branch"])
 
     def record(
         self, work: Callable[[], dict[str, Tensor]]
     ) -> tuple[Callable[[], None], dict[str, Tensor]]:
+        if not self._graphs:
+            # The allocator takes a pool for dead once its last graph is, and its name with it.
+            self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        with ExitStack() as stack:
-            stack.enter_context(torch.cuda.device(self.device))
-            # Threads of the node that have nothing to do with this may call CUDA meanwhile.
-            stack.enter_context(
-                torch.cuda.graph(
+        try:
+            with ExitStack() as stack:
+                stack.enter_context(torch.cuda.device(self.device))
+                # Threads of the node that have nothing to do with this may call CUDA meanwhile.
+                capture = torch.cuda.graph(
                     graph,
                     pool=self._pool,
                     stream=self._streams["compute"],
                     capture_error_mode="thread_local",
                 )
-            )
-            results = work()
+                # A workspace of cuBLAS belongs to a stream and is shared by what is launched
+                # there. Each graph gets its own, inside of its pool: some versions of torch free
+                # the stream's when any graph is destroyed (pytorch issue 193402).
+                torch._C._cuda_clearCublasWorkspaces()
+                stack.callback(torch._C._cuda_clearCublasWorkspaces)
+                stack.enter_context(capture)
+                results = work()
+        except BaseException:
+            # A capture that failed can leave its streams and its pool in the middle of it.
+            self._renew()
+            raise
+        self._graphs.add(graph)
         return graph.replay, results
 
     def settle(self) -> None:
@@ -185,16 +211,27 @@ class HostStreams:
     def record(
         self, work: Callable[[], dict[str, Tensor]]
     ) -> tuple[Callable[[], None], dict[str, Tensor]]:
-        results = {name: value.clone() for name, value in work().items()}
+        # As on a GPU: a graph's results are what the work itself made, hold nothing until the
+        # first replay, and are inference tensors if the work makes such.
+        results, again = work(), work()
+        for name, value in results.items():
+            if value.data_ptr() != again[name].data_ptr():  # else it is the work's input
+                _spoil(value)
 
         def repeat() -> None:
-            for name, value in work().items():
-                results[name].copy_(value)
+            with torch.inference_mode():
+                for name, value in work().items():
+                    results[name].copy_(value)
 
         return repeat, results
 
     def settle(self) -> None:
         pass
+
+
+@torch.inference_mode()
+def _spoil(values: Tensor) -> None:
+    values.fill_(torch.nan if values.is_floating_point() else 255)
 
 
 class _HostMark:

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dpt_ros.engine import postprocess
 from dpt_ros.engine.motion import EgoMotion, refine
 from dpt_ros.engine.registration import fit_affine
 
@@ -396,7 +397,7 @@ def sample(maps: Tensor, where: Tensor) -> Tensor:
 
 def widest(values: Tensor) -> Tensor:
     """(H, W): the largest of every 3x3 neighbourhood."""
-    if values.device.type == "cpu":
+    if postprocess.on_host(values):
         return torch.from_numpy(cv2.dilate(values.numpy(), np.ones((3, 3), np.uint8)))
     return F.max_pool2d(values[None], 3, 1, 1)[0]
 

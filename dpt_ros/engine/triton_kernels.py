@@ -18,7 +18,9 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from dpt_ros.engine import kernels
 from dpt_ros.engine import triton_jit as jit
+from dpt_ros.engine.faults import AccelerationError, first_line
 from dpt_ros.engine.postprocess import resize_labels
 
 ARCHS = (80, 86, 87, 89, 90, 100, 120)
@@ -41,13 +43,38 @@ _TYPE_NAMES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "
 _DTYPES = tuple(_TYPE_NAMES)
 _TYPE_NAMES |= {torch.uint8: "*u8"}
 
-Launch = Callable[[Any, tuple[int, ...], tuple, dict[str, Any], int], None]
+Launch = Callable[..., None]
+"""Runs a kernel: kernel, grid, arguments, constants, warps, whether products fuse with sums."""
 
 
-def run(kernel: Any, grid: tuple[int, ...], args: tuple, meta: dict[str, Any], warps: int) -> None:
-    """Launch a kernel on the device of its first tensor, on torch's current stream."""
-    with torch.cuda.device_of(args[0]):
-        kernel[grid](*args, **meta, num_warps=warps, enable_fp_fusion=True)
+def run(
+    kernel: Any,
+    grid: tuple[int, ...],
+    args: tuple,
+    meta: dict[str, Any],
+    warps: int,
+    fp_fusion: bool = True,
+) -> None:
+    """Launch a kernel on the device of its first tensor, on torch's current stream.
+
+    Raises:
+        AccelerationError: the kernel cannot be compiled, loaded or launched.
+    """
+    try:
+        with torch.cuda.device_of(args[0]):
+            kernel[grid](*args, **meta, num_warps=warps, enable_fp_fusion=fp_fusion)
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except Exception as error:  # whatever Triton, its compiler or its launcher raise
+        raise AccelerationError(
+            f"The Triton kernel {kernel.__name__} cannot be used, so plain torch is, which is"
+            f" slower: {first_line(error)}",
+            _turn_off,
+        ) from error
+
+
+def _turn_off() -> None:
+    kernels.use_triton(False)
 
 
 def group_norm_act(

@@ -18,6 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from dpt_ros.engine.device_preprocess import FORMATS, PixelFormat
+from dpt_ros.engine.triton_kernels import Launch, run
 
 if TYPE_CHECKING:
     from dpt_ros.engine.device_preprocess import DeviceInput
@@ -199,12 +200,13 @@ def preprocess_kernel(  # type: ignore[no-untyped-def]
     tl.store(target + 2, blue.to(out.dtype.element_ty), mask=there)
 
 
-def network_input(pixels: Tensor, plan: DeviceInput) -> Tensor:
+def network_input(pixels: Tensor, plan: DeviceInput, launch: Launch = run) -> Tensor:
     """What ``DeviceInput`` gives, by the kernel.
 
     Args:
         pixels: (B, \\*pixels_shape) of the plan's type, on its device.
         plan: sizes and constants.
+        launch: runs a kernel.
 
     Returns:
         (B, 3, height, width) in channels_last memory.
@@ -213,24 +215,21 @@ def network_input(pixels: Tensor, plan: DeviceInput) -> Tensor:
     (in_height, in_width), (height, width) = plan.picture_size, plan.size
     out = torch.empty((len(pixels), height, width, 3), dtype=plan.dtype, device=pixels.device)
     grid = (triton.cdiv(width, _COLUMNS), triton.cdiv(height, _ROWS), len(pixels))
-    with torch.cuda.device_of(pixels):
-        preprocess_kernel[grid](
-            pixels,
-            out,
-            plan.row_taps,
-            plan.row_weights,
-            plan.column_taps,
-            plan.column_weights,
-            plan.normalisation,
-            pixels.stride(0),
-            in_height,
-            in_width,
-            height,
-            width,
-            **_switches(plan.format, plan.resized),
-            num_warps=_WARPS,
-            enable_fp_fusion=False,
-        )
+    args = (
+        pixels,
+        out,
+        plan.row_taps,
+        plan.row_weights,
+        plan.column_taps,
+        plan.column_weights,
+        plan.normalisation,
+        pixels.stride(0),
+        in_height,
+        in_width,
+        height,
+        width,
+    )
+    launch(preprocess_kernel, grid, args, _switches(plan.format, plan.resized), _WARPS, False)
     return out.permute(0, 3, 1, 2)
 
 
