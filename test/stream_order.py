@@ -357,7 +357,7 @@ def drive(
             del ticket
         streams.tell("begin", streams.moment("finish"))
 
-    with streams.watch, torch.inference_mode():
+    with streams.watch:
         for batch in batches:
             if len(flying) == runner.in_flight:
                 finish()

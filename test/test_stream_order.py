@@ -13,15 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rehearsal import Kernels, RehearsedNetwork, embedded_networks, rehearsal
 from stream_order import OrderedStreams, drive
-from test_runner import EVERYTHING, SMALL, SMOOTH, frame, make_networks, one, picture, same
-from torch.nn import functional as F
+from test_runner import EVERYTHING, SMALL, SMOOTH, frame, one, picture, same
 
-from dpt_ros.engine import chain, temporal_steps
 from dpt_ros.engine.anchors import Anchors
 from dpt_ros.engine.frame import Frame, Outputs
 from dpt_ros.engine.network import Networks
-from dpt_ros.engine.postprocess import resize_depth
 from dpt_ros.engine.settings import Settings
 from dpt_ros.engine.stream_runner import StreamRunner
 
@@ -49,7 +47,7 @@ class Careless(OrderedStreams):
             super().check_done(*marks)
 
     def settle(self) -> None:
-        if self.left_out != f"settle in {sys._getframe(1).f_code.co_name}":
+        if self.left_out not in ("settle", f"settle in {sys._getframe(1).f_code.co_name}"):
             super().settle()
 
     @contextmanager
@@ -97,16 +95,14 @@ class Full(Careless):
 
 @pytest.fixture(scope="module")
 def networks() -> Networks:
-    return make_networks(shared=False)
+    return embedded_networks(RehearsedNetwork, shared=False)
 
 
 @pytest.fixture(autouse=True)
-def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the two steps for which a CPU has OpenCV: no lane sees what OpenCV touches."""
-    monkeypatch.setattr(chain, "resize_depth", lambda maps, size, exact: resize_depth(maps, size))
-    monkeypatch.setattr(
-        temporal_steps, "widest", lambda values: F.max_pool2d(values[None], 3, 1, 1)[0]
-    )
+def rehearsed() -> Iterator[Kernels]:
+    """The steps of a GPU: no lane would see what OpenCV touches."""
+    with rehearsal() as kernels:
+        yield kernels
 
 
 def seen(number: int, source: str = "", width: int = 64) -> Frame:
@@ -194,14 +190,12 @@ def test_no_two_accesses_of_the_same_memory_are_without_an_order(networks, case,
     assert streams.counts["finish"] >= sum(map(len, batches))
 
 
-def test_what_is_computed_beside_the_clocks_is_right(networks):
-    settings = replace(SMALL, scale_source="none")
-    done, _ = run(networks, OrderedStreams(), one_by_one(6), settings, Outputs(labels=True))
-    for (found,), (given,) in zip(done, one_by_one(6), strict=True):
-        assert (found.labels == one(networks, given, EVERYTHING).labels).mean() > 0.999
+def test_what_is_computed_beside_the_clocks_is_right(networks, rehearsed):
     done, _ = run(networks, OrderedStreams(), one_by_one(6), SMALL, EVERYTHING)
-    for (found,), (given,) in zip(done, one_by_one(6), strict=True):
-        same(found, one(networks, given, EVERYTHING))
+    with rehearsed.paused():
+        on_host = embedded_networks()
+        for (found,), (given,) in zip(done, one_by_one(6), strict=True):
+            same(found, one(on_host, given, EVERYTHING))
 
 
 @pytest.mark.parametrize(
@@ -227,11 +221,11 @@ def test_a_frame_tried_again_after_full_memory_waits_for_what_was_begun_of_it(
 
 def test_a_frame_that_fails_leaves_its_slot_when_the_device_is_done_with_it(networks):
     found = {}
-    for left_out in ("", "settle in launch"):
+    for left_out in ("", "settle"):
         streams = Full("compute", 1, left_out)
         streams.error = RuntimeError("no such kernel")
         runner = StreamRunner(networks, SMALL, streams, print)
-        with streams.watch, torch.inference_mode():
+        with streams.watch:
             with pytest.raises(RuntimeError, match="no such kernel"):
                 runner.start([seen(0)], EVERYTHING, SMALL)
             flying = [
@@ -241,7 +235,7 @@ def test_a_frame_that_fails_leaves_its_slot_when_the_device_is_done_with_it(netw
         found[left_out] = list(streams.races)
         del flying  # or their memory would be taken to be another's already
     assert found[""] == []
-    assert matches(found["settle in launch"], "begin write into buffer .* a read: upload copy_")
+    assert matches(found["settle"], "begin write into buffer .* a read: upload copy_")
 
 
 @pytest.mark.parametrize(
@@ -266,7 +260,7 @@ def test_a_wait_that_is_left_out_is_found(networks, left_out, case, race):
 def test_a_slot_used_again_before_it_is_back_is_found(networks):
     streams = OrderedStreams()
     runner = StreamRunner(networks, SMALL, streams, print)
-    with streams.watch, torch.inference_mode():
+    with streams.watch:
         for number in range(8):
             runner.start([seen(number)], EVERYTHING, SMALL).release()
     assert matches(streams.races, "begin write into buffer does not wait for a read: upload")
