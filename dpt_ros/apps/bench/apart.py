@@ -7,6 +7,7 @@ torch and timm takes seconds, and a measurement on a rented GPU has few.
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import json
 import multiprocessing
@@ -57,7 +58,8 @@ def rows(
         timeout: seconds after which the process and those it started are ended.
         log: file for what it prints.
         preload: modules to import once; those of the first call count.
-        start: "forkserver" or "spawn", the slow way that shares nothing.
+        start: "forkserver"; "spawn", the slow way that shares nothing; or "fork", from a process
+            that has not touched a GPU and is itself one of these, so that it ends with it.
 
     Raises:
         Failed: it raised, crashed or took too long.
@@ -68,7 +70,7 @@ def rows(
     deadline = time.monotonic() + timeout
     begin = log.stat().st_size if log.exists() else 0
     mine, its = context.Pipe(duplex=False)
-    process = context.Process(target=_run, args=(work, arguments, its, str(log)), daemon=False)
+    process = context.Process(target=_run, args=(work, arguments, its, str(log), timeout, start))
     process.start()
     its.close()
     try:
@@ -90,15 +92,20 @@ def rows(
         mine.close()
 
 
-def _run(work: str, arguments: dict[str, Any], output: Any, log: str) -> None:
+def _run(
+    work: str, arguments: dict[str, Any], output: Any, log: str, timeout: float, start: str
+) -> None:
     """In the new process: its own session, so that all it starts can be ended with it."""
     global _output
-    os.setsid()
+    if start != "fork":
+        os.setsid()
     _output = output.fileno()
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     sys.stdout.flush()
     os.dup2(file, 1)
     os.dup2(file, 2)
+    # Where it hangs, if it does, in the last lines of the log.
+    faulthandler.dump_traceback_later(max(timeout - 1.0, timeout / 2), file=file)
     module, name = work.split(":")
     getattr(importlib.import_module(module), name)(**arguments)
 
@@ -115,8 +122,9 @@ def _end(process: Any) -> None:
 
 
 def _signal(pid: int, number: int) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(pid, number)
+    for kill in (os.killpg, os.kill):  # one that was forked leads no group of its own
+        with suppress(ProcessLookupError):
+            kill(pid, number)
 
 
 def _failure(code: int, tail: list[str]) -> Failed:

@@ -114,14 +114,15 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def measured(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
+def measured(args: argparse.Namespace, folder: Path, start: str = "forkserver") -> Iterator[Row]:
     """All rows, as they come.
 
     Args:
         args: from ``arguments``.
         folder: for logs and what is compared with.
+        start: how the rows' processes are started, see ``apart.rows``.
     """
-    args.logs = folder
+    args.logs, args.start = folder, start
     peaks = _measured(args, "peaks", {"kind": "peaks"})
     yield peaks
     for task, size, batch in product(args.tasks, args.sizes, args.batches):
@@ -202,7 +203,7 @@ def _measured(args: argparse.Namespace, case: str, request: Row, arm: str = "") 
     request = {"device": args.device, "threads": int(args.rehearse), **request}
     log = args.logs / "engine.log"
     try:
-        (row,) = rows(_WORK, {"request": request}, args.timeout, log)
+        (row,) = rows(_WORK, {"request": request}, args.timeout, log, start=args.start)
     except Failed as failed:
         return about | {"error": str(failed), "log": failed.log}
     return about | row
