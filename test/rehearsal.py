@@ -150,6 +150,15 @@ class RehearsalStreams(HostStreams):
 
     def __init__(self, rehearsed: Kernels) -> None:
         self._kernels = rehearsed
+        self._forked = False
+
+    @contextmanager
+    def branch(self) -> Iterator[None]:
+        self._forked = self._kernels.capturing
+        yield
+
+    def join(self) -> None:
+        self._forked = False
 
     def record(
         self, work: Callable[[], dict[str, Tensor]]
@@ -163,9 +172,19 @@ class RehearsalStreams(HostStreams):
             self._kernels.capturing = True
             try:
                 with _NoWaits():
-                    return work()
+                    results = work()
+            except BaseException:
+                # The end of a capture hides what went wrong inside of it.
+                raise RuntimeError(
+                    "CUDA error: capturing stream has unjoined work"
+                    if self._forked
+                    else "CUDA error: operation failed due to a previous error during capture"
+                ) from None
             finally:
                 self._kernels.capturing, captured = False, True
+            if self._forked:
+                raise RuntimeError("CUDA error: capturing stream has unjoined work")
+            return results
 
         return super().record(strictly)
 

@@ -33,6 +33,9 @@ class Device:
     fails_at: dict[int, str] = field(default_factory=dict)
     _changed: threading.Condition = field(default_factory=threading.Condition)
 
+    def warm_up(self, known, settings) -> None:
+        pass
+
     def start(self, frames, outputs, settings) -> "Ticket":
         stamp = frames[0].stamp_ns
         self.batches.append([f.stamp_ns for f in frames])

@@ -23,8 +23,8 @@ from test_runner import (
     same,
 )
 
-from dpt_ros.engine.network import Networks
 from dpt_ros.engine.faults import DeviceLostError
+from dpt_ros.engine.network import Networks
 from dpt_ros.engine.streams import HostStreams
 
 

@@ -77,6 +77,11 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def innermost_line(error: BaseException) -> str:
+    """The same of what led to the error."""
+    return [first_line(one) for one in causes(error)][-1]
+
+
 def without_locals(error: Exception) -> Exception:
     """The same error, whose traceback no longer keeps tensors of the failed work alive."""
     for one in causes(error):

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dpt_ros.engine.faults import causes, first_line
+from dpt_ros.engine.faults import innermost_line
 from dpt_ros.engine.postprocess import classify, resize_labels
 from dpt_ros.model.heads import MIN_INVERSE_DEPTH
 
@@ -91,8 +91,7 @@ def probe(device: torch.device) -> str:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever Triton, its compiler or its launcher raise
-        *_, cause = causes(error)
-        why = first_line(cause)
+        why = innermost_line(error)
     if why:
         use_triton(False)
         return f"{_SLOWER}: {why}. Triton needs gcc and Python's headers (python3-dev)."

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +63,7 @@ class FlowEstimator:
         self._before: tuple[np.ndarray, int] | None = None
         self._worker: ThreadPoolExecutor | None = None
         self._pending: Future[Flow | None] | None = None
+        self._before_pending: tuple[np.ndarray, int] | None = None
 
     def submit(self, rgb: np.ndarray, stamp_ns: int) -> None:
         """Begin with the next frame on a thread of its own; ``result`` waits for it.
@@ -73,7 +74,15 @@ class FlowEstimator:
         """
         if self._worker is None:
             self._worker = ThreadPoolExecutor(1, "dpt_flow")
+        self.result()
+        self._before_pending = self._before
         self._pending = self._worker.submit(self.compute, rgb, stamp_ns)
+
+    def withdraw(self) -> None:
+        """Forget the frame submitted last, as if it had never been."""
+        if self._pending is not None:
+            wait([self._pending])
+            self._pending, self._before = None, self._before_pending
 
     def result(self) -> Flow | None:
         """Flow of the frame submitted last, as often as it is asked for; None when there is no

@@ -6,10 +6,11 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from dpt_ros.engine.chain import Kind
+from dpt_ros.engine.faults import first_line, without_locals
 from dpt_ros.engine.frame import Frame, Outputs, Prediction
 from dpt_ros.engine.network import Networks
 from dpt_ros.engine.runner import HostRunner, Runner, Ticket
@@ -62,6 +63,11 @@ class Pipeline:
         on_note: takes a sentence when something runs otherwise than asked for.
         now_ns: the clock that stamps are measured by, for ``max_age``; None drops nothing.
         runner: takes frames through the device; by default what ``make_runner`` chooses.
+        known: kinds of frames to come, by source, as ``kinds`` had them at the end of an earlier
+            pipeline: a GPU is warmed up for them before the first frame.
+
+    Attributes:
+        kinds: the kind of the last frame begun, by source.
     """
 
     def __init__(
@@ -74,12 +80,16 @@ class Pipeline:
         on_note: Callable[[str], None] = lambda sentence: None,
         now_ns: Callable[[], int] | None = None,
         runner: Runner | None = None,
+        known: Mapping[str, Kind] | None = None,
     ) -> None:
         self.settings = settings
+        self.kinds: dict[str, Kind] = {}
+        self._known = dict(known or {})
         self._runner = runner or make_runner(networks, settings, on_note)
         self._on_prediction = on_prediction
         self._on_drop = on_drop
         self._on_error = on_error
+        self._on_note = on_note
         self._now_ns = now_ns
         self._waiting: dict[str, tuple[Frame, Outputs]] = {}
         self._room = self._runner.in_flight
@@ -134,9 +144,23 @@ class Pipeline:
     # The first thread
 
     def _begin(self) -> None:
-        while (item := self._next()) is not None:
-            self._begin_batch(*item)
+        self._warm_up()
+        while self._begin_next():
+            pass
         self._begun.put(None)
+
+    def _warm_up(self) -> None:
+        try:
+            self._runner.warm_up(self._known, self.settings)
+        except Exception as error:  # the first frame will fail in the same way, and be counted
+            self._on_note(f"The device could not be warmed up: {first_line(error)}")
+
+    def _begin_next(self) -> bool:
+        # What is not a local variable of the loop is let go before the next frame is waited for.
+        item = self._next()
+        if item is not None:
+            self._begin_batch(*item)
+        return item is not None
 
     def _next(self) -> tuple[Frame, Outputs] | None:
         """The frame whose turn it is, once the device has room for it; None at the end."""
@@ -157,8 +181,9 @@ class Pipeline:
             batch[0] = frame = frame.decoded()
             batch += self._companions(Kind.of(frame, outputs))
             self._begun.put(_Job(batch, self._runner.start(batch, outputs, self.settings)))
+            self.kinds[frame.source] = Kind.of(frame, outputs)
         except Exception as error:  # a bad frame must never end the stream
-            self._begun.put(_Job(batch, None, error))
+            self._begun.put(_Job(batch, None, without_locals(error)))
 
     def _companions(self, kind: Kind) -> list[Frame]:
         """Frames of other sources that wait now and can go along."""
@@ -185,15 +210,22 @@ class Pipeline:
     # The second thread
 
     def _finish(self) -> None:
-        while (job := self._begun.get()) is not None:
-            try:
-                self._hand_out(job)
-            finally:
-                if job.ticket is not None:
-                    job.ticket.release()
-                with self._changed:
-                    self._room += 1
-                    self._changed.notify_all()
+        while self._finish_next():
+            pass
+
+    def _finish_next(self) -> bool:
+        job = self._begun.get()
+        if job is None:
+            return False
+        try:
+            self._hand_out(job)
+        finally:
+            if job.ticket is not None:
+                job.ticket.release()
+            with self._changed:
+                self._room += 1
+                self._changed.notify_all()
+        return True
 
     def _hand_out(self, job: _Job) -> None:
         error, predictions = job.error, []
@@ -201,7 +233,7 @@ class Pipeline:
             try:
                 predictions = job.ticket.wait()
             except Exception as failure:  # the next frame may be a good one
-                error = failure
+                error = without_locals(failure)
         if error is not None:
             for frame in job.frames:
                 self._on_error(frame, error)

@@ -129,12 +129,18 @@ class Refiner:
         return {source: None if past is None else past.copy() for source, past in pasts}
 
     def roll_back(self, snapshot: dict[str, _Past | None]) -> None:
-        """Forget the frames taken in since: one that failed leaves no trace."""
+        """Forget the frames refined since; they can be refined again."""
         for source, past in snapshot.items():
             if past is None:
                 self._pasts.pop(source, None)
             else:
                 self._pasts[source] = past.copy()
+
+    def withdraw(self, frames: Sequence[Frame]) -> None:
+        """Forget frames that were seen and will not be refined."""
+        for frame in frames:
+            if frame.source in self._pasts:
+                self._pasts[frame.source].flow.withdraw()
 
     def refine(
         self, frames: Sequence[Frame], said: dict[str, Tensor], settings: Settings

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
@@ -54,6 +54,9 @@ class Runner(Protocol):
     def start(self, frames: Sequence[Frame], outputs: Outputs, settings: Settings) -> Ticket:
         """Begin with frames of one kind, one per source; called from one thread."""
 
+    def warm_up(self, known: Mapping[str, Kind], settings: Settings) -> None:
+        """Make ready for frames to come, by source; on the thread that calls ``start``."""
+
     def reset(self) -> None:
         """Forget the past of all cameras; may be called from any thread."""
 
@@ -80,6 +83,9 @@ class HostRunner:
         self._settings = settings
         self._refiner = Refiner(networks, settings)
         self._chains: OrderedDict[tuple[Kind, bool], Chain] = OrderedDict()
+
+    def warm_up(self, known: Mapping[str, Kind], settings: Settings) -> None:
+        """Nothing: a CPU's first frame costs little more than the second."""
 
     def reset(self) -> None:
         """Forget the past of all cameras."""

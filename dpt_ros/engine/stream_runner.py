@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from dpt_ros.engine.faults import (
     DeviceLostError,
     causes,
     first_line,
+    innermost_line,
     is_out_of_memory,
 )
 from dpt_ros.engine.frame import Frame, Outputs, Prediction
@@ -31,6 +32,8 @@ from dpt_ros.engine.streams import Streams
 # Runs of a kind before its graphs are recorded: libraries choose their algorithms meanwhile.
 _EAGER_RUNS = 2
 _PERIOD_NS = 33_000_000  # between blank frames
+_USUAL = Kind("rgb8", (480, 640, 3), "uint8", Outputs())  # of a camera that nothing is known of
+_KINDS_WARMED = 4
 _SEEN_AS = {"uint8": torch.uint8, "uint16": torch.int16, "float32": torch.float32}
 Refine = Callable[[dict[str, Tensor]], tuple[dict[str, Tensor], list[Refined]]]
 
@@ -82,26 +85,42 @@ class StreamRunner:
         if self._networks.device.type == "cuda":
             torch.cuda.synchronize(self._networks.device)
 
-    def warm_up(self, kinds: Sequence[Kind], batches: Sequence[int], settings: Settings) -> None:
+    def warm_up(self, known: Mapping[str, Kind], settings: Settings) -> None:
         """Take blank frames through, so that the first real ones need not wait for libraries.
 
-        Call it on the thread that will call ``start``: cuDNN keeps its plans per thread. Frames
-        of these kinds then pay for nothing but the capture of their graphs.
+        On the thread that calls ``start``, for cuDNN keeps its plans per thread, and in batches
+        of 1, 2 and 4 as far as there are cameras for them. Frames of these kinds then pay for
+        nothing but the capture of their graphs. Without any, the libraries at least are loaded.
+
+        Args:
+            known: the kinds of frames to come, by source.
+            settings: the live ones.
 
         Raises:
             Exception: as ``start``.
         """
+        cameras = Counter(known.values()) or {_USUAL: max(len(settings.cameras), 1)}
         past, self._refiner = self._refiner, Refiner(self._networks, self._settings)
         try:
-            for kind in kinds:
-                for batch in batches:
+            for kind, count in list(cameras.items())[:_KINDS_WARMED]:
+                for batch in (size for size in (1, 2, 4) if size <= max(count, 1)):
                     for number in range(_EAGER_RUNS):
                         frames = [kind.blank(str(k), number * _PERIOD_NS) for k in range(batch)]
-                        ticket = self.start(frames, kind.outputs, settings)
+                        ticket = self.start(frames, self._possible(kind.outputs), settings)
                         ticket.wait()
                         ticket.release()
         finally:
             self._refiner = past
+            if not known:
+                self._programs.clear()
+
+    def _possible(self, outputs: Outputs) -> Outputs:
+        networks = self._networks
+        return replace(
+            outputs,
+            depth=outputs.depth and networks.depth is not None,
+            labels=outputs.labels and networks.labels is not None,
+        )
 
     @torch.inference_mode()
     def start(self, frames: Sequence[Frame], outputs: Outputs, settings: Settings) -> Ticket:
@@ -132,6 +151,7 @@ class StreamRunner:
                 self._refiner.roll_back(past)
                 remedy = _remedy(error)
                 if remedy is None or (freed and remedy.frees):
+                    self._refiner.withdraw(frames)
                     raise self._judged(error) from error
             # Outside of the handler: its traceback would keep the memory of the failed work.
             freed |= remedy.frees
@@ -167,10 +187,9 @@ class StreamRunner:
         except RuntimeError as error:
             if is_out_of_memory(error) or isinstance(error, AccelerationError):
                 raise
-            *_, cause = causes(error)
             raise AccelerationError(
                 "The work on a frame cannot be captured in a CUDA graph, so its kernels are"
-                f" launched one by one, which is slower: {first_line(cause)}",
+                f" launched one by one, which is slower: {innermost_line(error)}",
                 self._use_no_graphs,
             ) from error
 

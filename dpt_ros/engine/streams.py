@@ -153,7 +153,6 @@ class CudaStreams:
                 # there. Each graph gets its own, inside of its pool: some versions of torch free
                 # the stream's when any graph is destroyed (pytorch issue 193402).
                 torch._C._cuda_clearCublasWorkspaces()
-                stack.callback(torch._C._cuda_clearCublasWorkspaces)
                 stack.enter_context(capture)
                 results = work()
         except BaseException:

@@ -24,6 +24,7 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from std_srvs.srv import Trigger
 
+from dpt_ros.engine.chain import Kind
 from dpt_ros.engine.frame import Frame, Prediction
 from dpt_ros.engine.network import NetworkError, Networks, load_networks
 from dpt_ros.engine.pipeline import Pipeline
@@ -59,6 +60,7 @@ class DptNode(LifecycleNode):
         super().__init__("dpt", **options)
         self._networks: Networks | None = None
         self._pipeline: Pipeline | None = None
+        self._kinds: dict[str, Kind] = {}  # of the frames that the cameras sent so far
         self._cameras: dict[str, CameraTopics] = {}
         self._state = "unconfigured"
         self._why = ""
@@ -133,6 +135,7 @@ class DptNode(LifecycleNode):
                 on_error=self._report_failure,
                 on_note=self._take_note,
                 now_ns=lambda: self.get_clock().now().nanoseconds,
+                known=self._kinds,
             )
             for camera in self._cameras.values():
                 camera.open(self._pipeline.submit)
@@ -189,6 +192,7 @@ class DptNode(LifecycleNode):
             camera.close()
         if self._pipeline is not None:
             self._pipeline.close(patience)
+            self._kinds |= self._pipeline.kinds
             self._pipeline = None
 
     def release(self, patience: float = 1.0) -> None:
@@ -201,6 +205,7 @@ class DptNode(LifecycleNode):
         for camera in self._cameras.values():
             camera.destroy()
         self._cameras.clear()
+        self._kinds.clear()
         self._networks = None
         gc.collect()
         # A device that is lost has nothing to give back.
