@@ -67,10 +67,12 @@ def rows(
     context: Any = multiprocessing.get_context(start)
     if start == "forkserver":
         context.set_forkserver_preload([*preload, work.split(":")[0]])
+    if start == "fork":  # its thread would not be there, and its lock for ever taken
+        faulthandler.cancel_dump_traceback_later()
     deadline = time.monotonic() + timeout
     begin = log.stat().st_size if log.exists() else 0
     mine, its = context.Pipe(duplex=False)
-    process = context.Process(target=_run, args=(work, arguments, its, str(log), timeout, start))
+    process = context.Process(target=_run, args=(work, arguments, its, str(log), deadline, start))
     process.start()
     its.close()
     try:
@@ -93,7 +95,7 @@ def rows(
 
 
 def _run(
-    work: str, arguments: dict[str, Any], output: Any, log: str, timeout: float, start: str
+    work: str, arguments: dict[str, Any], output: Any, log: str, deadline: float, start: str
 ) -> None:
     """In the new process: its own session, so that all it starts can be ended with it."""
     global _output
@@ -105,7 +107,7 @@ def _run(
     os.dup2(file, 1)
     os.dup2(file, 2)
     # Where it hangs, if it does, in the last lines of the log.
-    faulthandler.dump_traceback_later(max(timeout - 1.0, timeout / 2), file=file)
+    faulthandler.dump_traceback_later(max(deadline - time.monotonic() - 1.0, 0.1), file=file)
     module, name = work.split(":")
     getattr(importlib.import_module(module), name)(**arguments)
 
