@@ -12,15 +12,16 @@ NAME = "dpt_ros"
 MANIFEST = ElementTree.parse(Path(__file__).parent / "package.xml").getroot()
 
 PROGRAMS = {
-    "dpt_node": "dpt_ros.ros.dpt_node:main",
-    "dpt_camera_sim": "dpt_ros.ros.camera_sim:main",
-    "dpt_bag_player": "dpt_ros.ros.bag_player:main",
+    "dpt_node": "dpt_ros.ros.command_line:dpt_node",
+    "dpt_camera_sim": "dpt_ros.ros.command_line:dpt_camera_sim",
+    "dpt_bag_player": "dpt_ros.ros.command_line:dpt_bag_player",
     "dpt_demo": "dpt_ros.apps.demo:main",
     "dpt_bag": "dpt_ros.apps.bag:main",
     "dpt_evaluate": "dpt_ros.apps.evaluate:main",
     "dpt_train": "dpt_ros.apps.train:main",
     "dpt_view": "dpt_ros.apps.view:main",
     "dpt_bench": "dpt_ros.apps.bench:main",
+    "dpt_status": "dpt_ros.apps.status:main",
 }
 
 REQUIRES = [
@@ -34,20 +35,24 @@ REQUIRES = [
     "tqdm>=4.60,<5",
 ]
 
-# ROS 2 Kilted from PyPI, for machines without a ROS install.
-ROS = ["ros-rclpy[fastrtps]>=9.1,<10", "rosbags>=0.11,<0.12"] + [
-    f"ros-kilted-{package}"  # pins the right version
-    for package in (
-        "diagnostic-msgs",
-        "geometry-msgs",
-        "lifecycle-msgs",
-        "nav-msgs",
-        "rosgraph-msgs",
-        "sensor-msgs",
-        "std-msgs",
-        "std-srvs",
-    )
-]
+MESSAGES = (
+    "diagnostic-msgs",
+    "geometry-msgs",
+    "lifecycle-msgs",
+    "nav-msgs",
+    "rosgraph-msgs",
+    "sensor-msgs",
+    "std-msgs",
+    "std-srvs",
+)
+
+
+def ros(distribution: str, rclpy: str) -> list[str]:
+    """A ROS 2 distribution from PyPI, for machines without a ROS install."""
+    # The packages that are named after a distribution pin its versions of the messages.
+    messages = [f"ros-{distribution}-{package}" for package in MESSAGES]
+    return [f"ros-rclpy[fastrtps]{rclpy}", "rosbags>=0.11,<0.12", *messages]
+
 
 # Another way to run the networks on a CPU (backend: openvino).
 OPENVINO = ["openvino>=2025.2,<2027"]
@@ -107,7 +112,8 @@ setup(
     package_data={NAME: ["data/*.json", "data/*.safetensors"]},
     install_requires=REQUIRES,
     extras_require={
-        "ros": ROS,
+        "ros": ros("jazzy", ">=7.1,<8"),
+        "ros-kilted": ros("kilted", ">=9.1,<10"),
         "datasets": DATASETS,
         "openvino": OPENVINO,
         "ray": RAY,

@@ -35,14 +35,27 @@ ARGUMENTS = [
         "namespace of the nodes; topics of the costmap file are to be changed alike",
     ),
     ("params_file", "", "parameter file of dpt; empty takes config/nav2_costmap.yaml"),
-    ("costmap_file", "", "parameter file of Nav2; empty takes config/nav2_costmap.yaml"),
+    (
+        "costmap_file",
+        "",
+        "parameter file of Nav2; empty takes config/nav2_costmap.yaml, and nav2_semantic.yaml "
+        "where semantic_segmentation_layer is installed",
+    ),
     ("laserscan", "true", "true starts depthimage_to_laserscan"),
+    (
+        "camera_frame",
+        "",
+        "optical frame of your camera; camera_depth_frame, the scan's, is broadcast in it",
+    ),
     ("costmap", "false", "true starts a local costmap of Nav2"),
     ("use_sim_time", "false", "true or false"),
 ]
 # Where the synthetic robot has its scanner, in the camera's optical frame: level, 0.3 m below a
 # camera that looks down by 5 degrees (dpt_ros.world.scan.level_mount). Another robot's tf says it.
 SIM_SCANNER = "0.0 0.2989 0.0261 0.5213 -0.5213 0.4777 0.4777"
+SIM_CAMERA_FRAME = "camera_optical_frame"
+# x ahead, y to the left, z up, in an optical frame (REP 103): quaternion x y z w.
+AHEAD_IN_OPTICAL = (0.5, -0.5, 0.5, 0.5)
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -87,6 +100,8 @@ def _start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             )
         )
     if given["laserscan"].lower() == "true":
+        if frame := given["camera_frame"] or (given["camera"] == "sim" and SIM_CAMERA_FRAME):
+            actions.append(_depth_frame(frame, clock))
         actions.append(
             Node(
                 package="depthimage_to_laserscan",
@@ -103,33 +118,58 @@ def _start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             )
         )
     if given["costmap"].lower() == "true":
-        actions += _costmap(costmap_file, clock)
+        files = [costmap_file]
+        if not given["costmap_file"]:
+            try:
+                get_package_share_directory("semantic_segmentation_layer")
+                files.append(os.path.join(share, "config", "nav2_semantic.yaml"))
+            except PackageNotFoundError:
+                text = "semantic_segmentation_layer is not installed: no semantic layer."
+                actions.append(LogInfo(msg=text))
+        actions += _costmap(files, clock)
     return actions
 
 
-def _costmap(file: str, clock: dict[str, bool]) -> list[LaunchDescriptionEntity]:
+def _depth_frame(camera_frame: str, clock: dict[str, bool]) -> Node:
+    """Broadcasts the frame of the scan, in the middle of the camera's."""
+    words = [
+        word
+        for name, value in zip(("qx", "qy", "qz", "qw"), AHEAD_IN_OPTICAL, strict=True)
+        for word in (f"--{name}", str(value))
+    ]
+    return Node(
+        package="tf2_ros",
+        executable="static_transform_publisher",
+        name="camera_depth_frame_publisher",
+        arguments=[*words, "--frame-id", camera_frame, "--child-frame-id", "camera_depth_frame"],
+        parameters=[clock],
+        output="screen",
+    )
+
+
+def _costmap(files: list[str], clock: dict[str, bool]) -> list[LaunchDescriptionEntity]:
     """A local costmap and what brings it to active."""
-    actions: list[LaunchDescriptionEntity] = []
-    parameters: list[object] = [file, clock]
-    try:
-        get_package_share_directory("semantic_segmentation_layer")
-    except PackageNotFoundError:
-        parameters.append({"plugins": ["voxel_layer", "inflation_layer"]})
-        text = "semantic_segmentation_layer is not installed: the costmap goes without labels."
-        actions.append(LogInfo(msg=text))
     costmap = LifecycleNode(
         package="nav2_costmap_2d",
         executable="nav2_costmap_2d",
         name="local_costmap",
         namespace="local_costmap",
-        parameters=parameters,
+        parameters=[*files, clock],
         output="screen",
     )
     manager = Node(
         package="nav2_lifecycle_manager",
         executable="lifecycle_manager",
         name="lifecycle_manager_costmap",
-        parameters=[{"node_names": ["local_costmap/local_costmap"], "autostart": True}, clock],
+        # A costmap by itself makes no bond, for which the manager would wait in vain.
+        parameters=[
+            {
+                "node_names": ["local_costmap/local_costmap"],
+                "autostart": True,
+                "bond_timeout": 0.0,
+            },
+            clock,
+        ],
         output="screen",
     )
-    return [*actions, costmap, manager]
+    return [costmap, manager]

@@ -25,7 +25,7 @@ from dpt_ros.engine.stream_runner import StreamRunner
 from dpt_ros.engine.streams import HostStreams
 from dpt_ros.ros import bag_run
 from dpt_ros.ros.bag_job import Job, networks_for
-from dpt_ros.ros.bag_node import ALL_OUTPUTS
+from dpt_ros.ros.bag_outputs import ALL_OUTPUTS
 from dpt_ros.ros.bag_reader import BagError, BagReader
 from dpt_ros.ros.bag_run import convert
 from dpt_ros.ros.bag_topics import Asked

@@ -215,13 +215,17 @@ def test_a_short_run_of_all_processes_accounts_for_every_frame(tmp_path, monkeyp
     assert result["node_minus_echo_ms"]["p99"] == [pytest.approx(added)]
 
 
-def test_a_node_that_cannot_start_ends_the_benchmark_with_its_sentence(monkeypatch, capsys):
+def test_a_node_that_cannot_start_ends_the_benchmark_with_its_message(
+    monkeypatch, capsys, tmp_path
+):
     pytest.importorskip("rclpy")
     from ros_processes import ros_domain
 
     with ros_domain() as domain:
         for name in ("ROS_DOMAIN_ID", "ROS_AUTOMATIC_DISCOVERY_RANGE"):
             monkeypatch.setenv(name, domain.env[name])
-        code = main(["node", "--size", "64x64", "--weights", "nowhere.safetensors"])
+        bad = tmp_path / "bad.safetensors"
+        bad.touch()
+        code = main(["node", "--size", "64x64", "--weights", str(bad)])
     assert code == 1
     assert "The node cannot start." in capsys.readouterr().err

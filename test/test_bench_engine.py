@@ -116,15 +116,17 @@ def test_the_whole_command_runs_on_a_cpu_in_small(capsys, tmp_path):
     assert lines[-2]["case"].startswith("trace")  # nothing is timed after the profiler
 
 
-def test_a_row_that_fails_tells_why_and_the_others_are_measured(capsys, tmp_path):
-    words = ["--tasks", "depth", "--cameras", "--arms", "plain fp32", "ours"]
-    code, lines, said = rehearse(capsys, tmp_path / "rows.jsonl", *words, "--batches", "0", "1")
-    assert code == 1
+def test_a_row_that_fails_tells_why_and_the_others_are_measured(capsys, tmp_path, monkeypatch):
+    args = engine.arguments(["--device", "cpu", "--rehearse", "--tasks", "depth", "--cameras"])
+    args.arms, args.batches, args.json = ["plain fp32", "ours"], [0, 1], tmp_path / "rows.jsonl"
+    monkeypatch.setattr(engine, "arguments", lambda argv: args)
+    assert engine.main([]) == 1
+    lines = [json.loads(line) for line in args.json.read_text().splitlines()]
     errors = [line["error"] for line in lines[1:-1]]
     assert errors[0] is None
     assert all(errors[1:3]), errors
     assert errors[3:] == [None, None]
-    assert errors[1] in said
+    assert errors[1] in capsys.readouterr().out
     assert lines[2]["log"][-1] == errors[1]
 
 
@@ -149,4 +151,4 @@ def test_the_engine_benchmark_runs_and_our_arm_has_parity():
 def test_without_a_gpu_the_engine_benchmark_says_so(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert engine.main([]) == 2
-    assert "torch finds no GPU here" in capsys.readouterr().out
+    assert "torch finds no usable GPU" in capsys.readouterr().out

@@ -22,7 +22,7 @@ from dpt_ros.engine.anchors import project_scan
 from dpt_ros.engine.cloud import points
 from dpt_ros.engine.edges import without_smear
 from dpt_ros.engine.frame import CameraModel, Frame, Outputs
-from dpt_ros.engine.label_groups import load_groups
+from dpt_ros.engine.label_groups import REST, load_groups
 from dpt_ros.engine.network import Networks, load_networks
 from dpt_ros.engine.runner import HostRunner
 from dpt_ros.engine.settings import Settings
@@ -40,7 +40,10 @@ from dpt_ros.world.occupancy import (
 )
 
 REPO = Path(__file__).parents[1]
-COSTMAP = yaml.safe_load((REPO / "config" / "nav2_costmap.yaml").read_text("utf-8"))
+COSTMAP, SEMANTIC = (
+    yaml.safe_load((REPO / "config" / f"nav2_{name}.yaml").read_text("utf-8"))
+    for name in ("costmap", "semantic")
+)
 HELD_OUT = 1_000_000  # training took seeds 0 to 1799
 RATE = 10.0  # frames per second
 FAR = COSTMAP["/**/dpt"]["ros__parameters"]["points.far"]
@@ -270,10 +273,22 @@ def test_an_obstacle_in_the_wrong_place_costs_recall_and_precision() -> None:
     assert np.isnan(nothing.precision)
 
 
-# --- config/nav2_costmap.yaml
+# --- config/nav2_costmap.yaml and config/nav2_semantic.yaml
 
 
-def nodes() -> Iterator[tuple[str, dict[str, Any]]]:
+def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Two parameter files as ROS reads them: the later one wins, key by key."""
+    result = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = merged(result[key], value) if both else value
+    return result
+
+
+BOTH = merged(COSTMAP, SEMANTIC)
+
+
+def nodes(tree: dict[str, Any] = BOTH) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every node's full name and parameters."""
 
     def walk(name: str, part: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -283,7 +298,7 @@ def nodes() -> Iterator[tuple[str, dict[str, Any]]]:
             else:
                 yield from walk(f"{name}/{key}", value)
 
-    yield from walk("", COSTMAP)
+    yield from walk("", tree)
 
 
 def topics(part: dict[str, Any]) -> Iterator[str]:
@@ -338,8 +353,9 @@ def test_points_that_stand_for_the_sky_clear_to_the_end_and_are_marked_nowhere()
     assert settings.points_far == FAR
 
 
-def test_every_layer_and_source_that_is_named_is_there() -> None:
-    for name, parameters in nodes():
+@pytest.mark.parametrize("tree", [COSTMAP, BOTH], ids=["released packages", "with labels"])
+def test_every_layer_and_source_that_is_named_is_there(tree: dict[str, Any]) -> None:
+    for name, parameters in nodes(tree):
         for plugin in parameters.get("plugins", []):
             assert "plugin" in parameters[plugin], (name, plugin)
             for source in parameters[plugin].get("observation_sources", "").split():
@@ -349,11 +365,17 @@ def test_every_layer_and_source_that_is_named_is_there() -> None:
         assert "type" in monitor[part]
 
 
-def test_the_classes_of_the_semantic_layer_are_label_groups() -> None:
+def test_the_first_stanza_needs_nothing_but_nav2() -> None:
+    for name, parameters in nodes(COSTMAP):
+        for plugin in parameters.get("plugins", []):
+            assert parameters[plugin]["plugin"].startswith("nav2_costmap_2d::"), (name, plugin)
+
+
+def test_the_semantic_layer_has_a_cost_for_every_label_group() -> None:
     groups, _ = load_groups()
     source = dict(nodes())["/local_costmap/local_costmap"]["semantic_layer"]["dpt"]
     named = [name for kind in source["class_types"] for name in source[kind]["classes"]]
-    assert set(named) <= set(groups)
+    assert set(named) == {*groups, REST}  # it logs an error for each group without a type
     assert len(named) == len(set(named))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from golden import golden_photo, golden_state, load_case, reference_cases
 
 from dpt_ros.engine import predict_image
@@ -74,6 +75,21 @@ def test_the_two_task_network_gives_depth_and_labels_of_the_picture_s_size():
     assert result["depth"].shape == result["labels"].shape == (90, 130)
     assert result["labels"].dtype == np.uint8
     assert set(np.unique(result["labels"])) <= set(range(1, 11))
+
+
+def test_metric_depth_stays_within_what_the_network_predicted(monkeypatch):
+    """A near edge before a far wall: bicubic upsampling alone gives -2.5 m there."""
+    model = create_model("dpt_hybrid_embedded", weights="random")
+    steps = torch.full((1, 240, 320), 1.0)
+    steps[:, :, 160:] = 40.0
+    monkeypatch.setattr(type(model), "forward", lambda self, images: steps)
+    picture = golden_photo(1, 480, 640)
+    assert F.interpolate(steps[None], (480, 640), mode="bicubic").min() < -1
+    depth = predict_image(model, picture)
+    assert (depth.min(), depth.max()) == (1.0, 40.0)
+    relative = {"invert": False, "scale": 1.0, "shift": 0.0}
+    model = create_model("dpt_hybrid_embedded", weights="random", **relative)
+    assert predict_image(model, picture).min() < -1  # as published
 
 
 @pytest.mark.parametrize(

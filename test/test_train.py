@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -70,7 +71,7 @@ def test_a_run_leaves_a_network_a_checkpoint_and_a_log_and_can_go_on(
     again = load_file(out / "dpt_hybrid_embedded.safetensors")
     assert any(not torch.equal(again[k], exported[k]) for k in exported)
     assert run(out, cache, 3, "--resume", "--lr", "0.5") == 1
-    assert "was started with lr 0.001, not 0.5" in capsys.readouterr().err
+    assert "was started with --lr 0.001, but now it is 0.5" in capsys.readouterr().err
 
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = accumulator.EventAccumulator(str(out / "tensorboard")).Reload().Tags()
@@ -165,7 +166,7 @@ def test_a_published_dataset_is_learned_from_its_folder(
     assert main([f"--out={tmp_path / 'b'}", "--dataset=ade20k", *more]) == 2
     assert "needs its --root" in capsys.readouterr().err
     assert main([f"--out={tmp_path / 'c'}", *dataset, *more, "--train=depth"]) == 1
-    assert "Depth is to be learned, but ade20k has none" in capsys.readouterr().err
+    assert "--train asks for depth, but ade20k has none" in capsys.readouterr().err
 
 
 @pytest.mark.gpu
@@ -184,11 +185,14 @@ def test_a_gpu_trains_in_half_precision_with_pictures_read_ahead(
     [
         (["--resume"], "does not exist"),
         (["--model", "dpt_tiny"], "dpt_hybrid_embedded"),
-        (["--batch", "0"], "--batch must be positive"),
+        (["--batch", "0"], "--batch is 0, but must be positive."),
         (["--epochs", "2"], "not --steps and --epochs"),
-        (["--device", "cuda:7"], "no CUDA device"),
+        (["--device", "cuda:7"], "--device is cuda:7, but torch"),
         (["--coarse", "1"], "--coarse is 1.0"),
         (["--scaling", "2", "1"], "--scaling takes"),
+        (["--weights", "/no/such/file.pt"], "the file /no/such/file.pt does not exist"),
+        (["--batch", "8"], "--batch is 8, but 3 frames are all there are to train on."),
+        (["--preset", "kitti"], "give --dataset kitti --root DIR"),
     ],
 )
 def test_arguments_that_cannot_be_are_refused(
@@ -203,12 +207,10 @@ def test_arguments_that_cannot_be_are_refused(
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (["--weights", "/no/such/file.pt"], "no checkpoint file /no/such/file.pt"),
         (["--taps", "1,2"], "must be four"),
         (["--backbone", "small", "--weights", "cached"], "--weights random or imagenet"),
         (["--crop", "50x48"], "multiples of 16"),
         (["--weights", "imagenet"], "no ImageNet weights for this backbone"),
-        (["--batch", "8"], "8 images"),
         (["--precision", "fp32", "--lr", "1e30"], "was not finite"),
     ],
 )
@@ -228,7 +230,75 @@ def test_a_second_run_into_the_same_folder_is_refused(
     assert run(tmp_path, cache, 1) == 2
     assert "--resume" in capsys.readouterr().err
     assert run(tmp_path, cache, 1, "--resume") == 1
-    assert "no checkpoint of dpt_train" in capsys.readouterr().err
+    assert "is not a checkpoint of dpt_train" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--weights", "{garbage}"], "garbage.pt"),
+        (["--taps", "1,2"], "must be four"),
+        (["--crop", "50x48"], "multiples of 16"),
+        (["--weights", "imagenet"], "no ImageNet weights for this backbone"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_worlds_are_rendered(
+    more: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "garbage.pt").write_bytes(b"no checkpoint")
+    more = [word.format(garbage=tmp_path / "garbage.pt") for word in more]
+    assert run(tmp_path / "run", tmp_path / "frames", 1, *more) == 1
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "frames").exists()
+
+
+def test_a_resumed_run_with_another_recipe_is_refused_before_worlds_are_rendered(
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path / "run", cache, 1) == 0
+    assert run(tmp_path / "run", tmp_path / "frames", 2, "--resume", "--lr", "0.5") == 1
+    assert "was started with --lr 0.001, but now it is 0.5" in capsys.readouterr().err
+    assert not (tmp_path / "frames").exists()
+
+
+def test_a_run_shows_step_and_losses_and_names_the_trained_network(
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path / "run", cache, 3) == 0
+    shown = capsys.readouterr().err
+    assert re.search(r"step 3/3, depth loss \d+\.\d{3}, labels loss \d+\.\d{3}", shown), shown
+    network = tmp_path / "run" / "dpt_hybrid_embedded.safetensors"
+    assert f"Trained network: {network}" in shown
+    assert f"-p label_weights:={network}" in shown
+
+
+def test_ctrl_c_completes_and_saves_the_step_that_the_next_run_continues_from(
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ["--out", str(tmp_path), "--cache", str(cache), "--steps", "100000", *SIZES]
+    process = subprocess.Popen(
+        [sys.executable, *PROGRAM, *data],
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    said = ""
+    while "step 2/" not in said:
+        letter = process.stderr.read(1)
+        assert letter, said
+        said += letter
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130
+    step = state(tmp_path)["step"]
+    assert step >= 2
+    assert f"Interrupted after step {step}, which is saved" in rest
+    assert f"--resume continues with step {step + 1}." in rest
+    assert run(tmp_path, cache, step + 1, "--resume") == 0
+    assert f"Resumed at step {step}." in capsys.readouterr().err
+    assert entries(tmp_path)[-1]["step"] == step + 1
 
 
 def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from builtin_interfaces.msg import Time
@@ -21,7 +22,10 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header, String
 
 from dpt_ros.apps.view import main
+from dpt_ros.data import class_names, palette
+from dpt_ros.engine.color import depth_to_color
 from dpt_ros.engine.frame import CameraModel
+from dpt_ros.engine.legend import depth_legend
 from dpt_ros.ros.camera_sim import odometry_message
 from dpt_ros.ros.messages import camera_info_message, image_message
 
@@ -191,7 +195,10 @@ def test_only_what_is_asked_for_is_in_the_recording(tmp_path: Path) -> None:
     assert main([str(bag), "--save", str(tmp_path / "out.rrd"), "--only", "depth,labels"]) == 0
     assert Recording(tmp_path / "out.rrd").entities == {
         "camera/depth",
+        "camera/depth/color",
+        "camera/depth_legend",
         "camera/labels",
+        "camera/labels_legend",
         "world",
         "world/camera/points_by_class",  # names of classes
     }
@@ -210,7 +217,7 @@ def test_a_bag_recorded_at_its_stamps_has_no_latency_and_that_is_said(
 ) -> None:
     bag = _write(tmp_path / "bag", ALL, late=0)
     assert main([str(bag), "--save", str(tmp_path / "out.rrd")]) == 0
-    assert "no latency to plot" in capsys.readouterr().out
+    assert "Latency is not plotted" in capsys.readouterr().out
     assert not any("latency" in entity for entity in Recording(tmp_path / "out.rrd").entities)
 
 
@@ -253,23 +260,26 @@ def test_odometry_of_another_frame_is_left_out_with_a_sentence(
         for topic, message in (("/image", image), ("/odom", odom)):
             writer.write(connections[topic], START, serialize_message(message))
     assert main([str(tmp_path / "robot"), *save]) == 0
-    assert "the pose of 'base_link', but images come from 'optical'" in capsys.readouterr().err
+    assert "The pose is of 'base_link', but the images are of 'optical'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["BAG", "--only", "depths"], "--only has depths, but there is image, depth"),
+        (["BAG", "--only", "depths"], "--only: unknown kind 'depths'. Available: image, depth"),
         (["BAG", "--remap", "image"], "must be NAME:=TOPIC"),
-        (["BAG", "--range", "0"], "--range must be positive"),
-        (["BAG", "--jpeg", "101"], "--jpeg must be 1 to 100"),
+        (["BAG", "--range", "0"], "--range is 0.0, but must be positive."),
+        (["BAG", "--jpeg", "101"], "--jpeg is 101, but must be 1 to 100"),
         (["BAG", "--memory", "much"], "must be a size like 2GB"),
-        (["BAG", "--seconds", "3"], "looking live"),
+        (["BAG", "--seconds", "3"], "apply to live topics"),
         (["nowhere"], "nowhere does not exist"),
-        (["BAG", "--camera", "rear"], "There is no camera rear; there is one without a prefix"),
-        (["BAG", "--remap", "image:=/x"], "There is no /x to take as image. The bag has /image"),
-        (["BAG", "--only", "points"], "There is nothing to show of points"),
-        (["--connect", "localhost:1"], "No viewer answers at localhost:1"),
+        (["BAG", "--camera", "rear"], "Unknown camera rear. Available: one without a name"),
+        (
+            ["BAG", "--remap", "image:=/x"],
+            "no topic /x to use as image. The bag has /image",
+        ),
+        (["BAG", "--only", "points"], "--only: the bag has no topic for points"),
+        (["--connect", "localhost:1"], "No viewer found at localhost:1"),
     ],
 )
 def test_a_mistake_is_answered_with_a_sentence(
@@ -295,7 +305,7 @@ def test_a_bag_without_topics_of_the_node_is_refused_with_what_it_has(
     assert main([str(bag), "--save", str(tmp_path / "out.rrd")]) == 1
     error = capsys.readouterr().err
     assert "/cam/left (sensor_msgs/msg/Image)" in error
-    assert "--remap image:=/camera/image_raw" in error
+    assert "image:=/camera/image_raw" in error
 
 
 def test_without_rerun_the_extra_is_named(
@@ -376,9 +386,36 @@ def test_silence_is_answered_with_the_topics_waited_for(domain: Domain, tmp_path
         *("--only", "depth,path", "--namespace", "/robot", "--camera", "front"),
         *("--ros-args", "-r", "front/depth/image:=/elsewhere"),
     )
-    process.wait_for("Waiting: nobody publishes")
+    process.wait_for("Waiting: no publisher on")
     assert "/elsewhere" in process.output
     assert "/robot/front/depth/camera_info" in process.output
     assert "/robot/front/image" not in process.output  # --only
     code, _ = process.end()
     assert code == 0, process.output
+
+
+def test_the_world_has_its_own_colours_although_ade20k_knows_its_names_too() -> None:
+    from dpt_ros.apps.view_scene import class_colors
+
+    world = dict(enumerate(class_names("labels_world.json"), start=1))
+    assert np.array_equal(class_colors(world)[1:11], palette("labels_world.json")[1:11])
+    ade = dict(enumerate(class_names("labels_ade20k.json"), start=1))
+    assert np.array_equal(class_colors(ade)[1:151], palette("labels_ade20k.json")[1:151])
+    some = {k: world[k] for k in (7, 9, 5)}  # box, door, grass: all green in ADE20K
+    assert len({tuple(class_colors(some)[k]) for k in some}) == 3
+    assert np.array_equal(class_colors(some)[7], palette("labels_world.json")[7])
+
+
+def test_depth_has_the_colours_of_the_node_and_every_picture_has_a_legend(tmp_path: Path) -> None:
+    bag = _write(tmp_path / "bag", ALL, frames=1)
+    assert main([str(bag), "--save", str(tmp_path / "out.rrd"), "--range", "7"]) == 0
+    recording = Recording(tmp_path / "out.rrd")
+    (file,) = recording.rows("camera/depth/color", "EncodedImage:blob").values()
+    shown = cv2.imdecode(np.array(file[0], np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    expected = depth_to_color(_depth(0), 7.0)
+    assert np.abs(shown.astype(int) - expected)[8:, 8:].max() < 12  # it is a JPEG
+    for name in ("depth", "deviation", "labels"):
+        legends = recording.rows(f"camera/{name}_legend", "Image:buffer")
+        assert list(legends) == [None], name  # for all times
+    picture = np.array(recording.rows("camera/depth_legend", "Image:buffer")[None][0], np.uint8)
+    assert np.array_equal(picture.reshape(22, -1, 3), depth_legend(480, 7.0))

@@ -87,7 +87,7 @@ def test_a_cloud_that_is_short_or_has_no_places_is_refused() -> None:
 
 @given(st.text())
 def test_a_string_that_is_no_class_map_is_refused_with_a_sentence(text: str) -> None:
-    with pytest.raises(MessageError, match="no class map"):
+    with pytest.raises(MessageError, match="not a class map"):
         class_map(String(data=text))
 
 

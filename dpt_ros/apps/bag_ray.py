@@ -30,18 +30,18 @@ def run_on_ray(
 ) -> Iterator[tuple[Job, Result | str]]:
     """Run jobs, each in a process of its own that has a GPU or some CPU cores.
 
-    A job whose process ends is given to another one, which goes on after the last file that was
-    finished. All processes must see the folders of input and output.
+    A job whose process ends is given to another one, which resumes after the last complete file.
+    All processes must see the folders of input and output.
 
     Args:
         jobs: to run.
         cpus: cores of each process; None for one GPU each, or a few cores where there is none.
         address: of a running cluster; None takes the one that this process is connected to, else
             starts one on this machine and ends it.
-        say: takes sentences on the bags.
+        say: takes messages about the bags.
 
     Returns:
-        Each job with its result, or a sentence on why there is none, in the order of finishing.
+        Each job with its result, or an error message, in the order of finishing.
 
     Raises:
         ImportError: Ray is not installed; the message says how to get it.
@@ -50,14 +50,14 @@ def run_on_ray(
     try:
         import ray
     except ImportError as error:
-        raise ImportError("Ray is not installed: pip install 'dpt_ros[ray]'.") from error
+        raise ImportError("Ray is not installed: pip install ray.") from error
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent home unasked
     ours = not ray.is_initialized()
     if ours:
         try:
             ray.init(address=address, include_dashboard=None if address else False)
         except ConnectionError as error:
-            raise ValueError(f"There is no Ray cluster at {address}: {error}") from error
+            raise ValueError(f"No Ray cluster found at {address}: {error}") from error
     there = ray.cluster_resources()
     needs = _needs(cpus, there)
     short = [name for name, count in needs.items() if there.get(name, 0) < count]
@@ -94,8 +94,8 @@ def _results(
                     result, said = ray.get(ready)
                 except ray.exceptions.RayError as error:
                     result, said = f"its process failed: {error}", []
-                for sentence in said:
-                    say(f"{job.source}: {sentence}")
+                for message in said:
+                    say(f"{job.source}: {message}")
                 bar.update()
                 yield job, result
     finally:

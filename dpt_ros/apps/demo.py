@@ -1,191 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The main job end to end: a bag of a synthetic camera, replayed over ROS 2 into the node, scored.
-
-Three processes talk over DDS as on a robot: a player, the node, and this one, which records.
-"""
+"""The main job end to end: a bag of a synthetic camera is replayed over ROS 2 into the node, and
+the output is scored."""
 
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
-import signal
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from rclpy.executors import ExternalShutdownException
-from tqdm import tqdm
 
-from dpt_ros.apps.demo_bag import TRUTH_TOPICS, Scene, read_images, record, write_camera_bag
-from dpt_ros.apps.demo_pictures import contact_sheet, video
-from dpt_ros.engine.metrics import Confusion, depth_metrics
-from dpt_ros.ros.share import transport_environment
-from dpt_ros.world import CLASSES
-
-NAMESPACE = "/dpt_demo"
-IN_NAMESPACE = ("--ros-args", "-r", f"__ns:={NAMESPACE}")
-# Seeds far from those that the embedded network was trained on.
-SCENES = (Scene("room", 9001), Scene("corridor", 9001), Scene("yard", 9001))
-IMAGE, DEPTH, LABELS = "image", "depth/image", "semantic/labels"
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, epilog="Example: dpt_demo --seconds 5")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``dpt_demo``. Returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="dpt_demo", description=__doc__, epilog="Example: dpt_demo --seconds 5"
+    )
     parser.add_argument(
         "--out", type=Path, default=Path("demo_out"), help="folder for the results"
     )
     parser.add_argument("--seconds", type=float, default=8.0, help="of each of the three scenes")
     parser.add_argument("--rate", type=float, default=10.0, help="frames per second of the camera")
     args = parser.parse_args(argv)
-    if args.seconds <= 0 or args.rate <= 0:
-        parser.error("--seconds and --rate must be positive.")
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-        # Only what an earlier demo left: the folder may hold something else.
-        for bag in ("camera", "predictions"):
-            if (args.out / bag / "metadata.yaml").exists():
-                shutil.rmtree(args.out / bag)
-        return run(args.out, args.seconds, args.rate)
-    except OSError as error:
-        print(f"dpt_demo: {error}; choose a folder that can be written.", file=sys.stderr)
-        return 1
-    except (KeyboardInterrupt, ExternalShutdownException):
-        print("Stopped.", file=sys.stderr)
-        return 130
+    for name in ("seconds", "rate"):
+        if not getattr(args, name) > 0:
+            parser.error(f"--{name} is {getattr(args, name):g}, but must be positive.")
+    from dpt_ros.apps.demo_run import run
 
-
-def run(out: Path, seconds: float, rate: float) -> int:
-    """Make the bag, replay it, record, score, draw. Returns the exit code."""
-    camera, recorded, times = out / "camera", out / "predictions", out / "sent.csv"
-    count = max(2, round(seconds * rate))
-    print(f"1/4  Filming {len(SCENES)} synthetic scenes of {count} frames into {camera}")
-    write_camera_bag(camera, SCENES, count, rate, tqdm)
-
-    print("2/4  Replaying it into the node over ROS 2, recording what comes back")
-    os.environ.update(transport_environment())
-    with _node(out / "node.log") as node, _player(camera, times) as player:
-        arrived = record(
-            recorded, NAMESPACE, len(SCENES) * count, lambda: player.poll() is None, tqdm
-        )
-        if node.poll() is not None or player.wait() != 0 or not arrived:
-            return _explain(out / "node.log")
-
-    print("3/4  Comparing with the world's truth")
-    sent = np.loadtxt(times, delimiter=",", dtype=np.int64, ndmin=2)
-    lines = score(camera, recorded, sent, arrived, rate)
-    table = "\n".join(f"  {name:<34}{value}" for name, value in lines)
-    (out / "results.txt").write_text(table + "\n")
-
-    print("4/4  Drawing")
-    pictures = list(_joined(camera, recorded))
-    contact_sheet(out / "contact_sheet.png", pictures)
-    video(out / "demo.mp4", pictures, rate)
-    print(f"\n{table}\n")
-    print(_next_steps(out))
-    return 0
-
-
-@contextmanager
-def _node(log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "dpt_ros.ros.dpt_node", *IN_NAMESPACE]
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-        try:
-            yield process
-        finally:
-            _stop(process)
-
-
-@contextmanager
-def _player(bag: Path, times: Path) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "dpt_ros.ros.bag_player", str(bag), "--times", str(times)]
-    command += ["--topics", "image", "camera_info", "odom"]
-    process = subprocess.Popen([*command, "--wait", "90", *IN_NAMESPACE])
-    try:
-        yield process
-    finally:
-        _stop(process)
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGINT)
-    try:
-        process.wait(5)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def _explain(log: Path) -> int:
-    lines = log.read_text(errors="replace").splitlines()
-    print(f"The node gave no depth. The end of its log ({log}):", file=sys.stderr)
-    print("\n".join(lines[-15:]), file=sys.stderr)
-    return 1
-
-
-def score(
-    camera: Path, recorded: Path, sent: np.ndarray, arrived: dict[int, int], rate: float
-) -> list[tuple[str, str]]:
-    """The table of results: names and values.
-
-    Args:
-        camera: bag of the camera and its truth.
-        recorded: bag of the predictions.
-        sent: (N, 2) int64, stamp and monotonic time of publishing, ns.
-        arrived: monotonic time of the depth image's arrival, ns, by stamp.
-        rate: of the camera, frames per second.
-    """
-    confusion = Confusion(len(CLASSES))
-    depth = []
-    for shown in _joined(camera, recorded):
-        depth.append(depth_metrics(shown[DEPTH], shown[TRUTH_TOPICS[0]]))
-        confusion.add(shown[LABELS], shown[TRUTH_TOPICS[1]])
-    labels = confusion.metrics()
-    latency = [(arrived[stamp] - wall) / 1e6 for stamp, wall in sent if stamp in arrived]
-    middle, high = np.percentile(latency, [50, 99])
-    # The median, because the camera rests between scenes.
-    interval = np.median(np.diff(sorted(arrived.values()))) if len(arrived) > 1 else np.nan
-    abs_rel, delta1 = (
-        np.nanmean([scores[key] for scores in depth]) for key in ("abs_rel", "delta1")
-    )
-    return [
-        ("frames in / out", f"{len(sent)} / {len(arrived)}"),
-        ("rate in / out", f"{rate:.1f} / {1e9 / interval:.1f} frames/s"),
-        ("latency p50 / p99, image to depth", f"{middle:.0f} / {high:.0f} ms"),
-        ("depth AbsRel / delta1", f"{abs_rel:.3f} / {delta1:.3f}"),
-        ("labels mIoU / pixel accuracy", f"{labels['miou']:.3f} / {labels['pixel_accuracy']:.3f}"),
-    ]
-
-
-def _joined(camera: Path, recorded: Path) -> Iterator[dict[str, np.ndarray]]:
-    """Per frame that came back whole: its images by topic, input, truth and predictions."""
-    predictions: dict[int, dict[str, np.ndarray]] = {}
-    for stamp, topic, image in read_images(recorded, (DEPTH, LABELS)):
-        predictions.setdefault(stamp, {})[topic] = image
-    frames: dict[int, dict[str, np.ndarray]] = {}
-    for stamp, topic, image in read_images(camera, (IMAGE, *TRUTH_TOPICS)):
-        frames.setdefault(stamp, {})[topic] = image
-    for stamp, frame in frames.items():
-        predicted = predictions.get(stamp, {})
-        if DEPTH in predicted and LABELS in predicted:
-            yield frame | predicted
-
-
-def _next_steps(out: Path) -> str:
-    return f"""Look at {out / "contact_sheet.png"} and {out / "demo.mp4"}; the bags are there too.
-
-Next, in an environment with dpt_ros (source .venv/bin/activate):
-  your camera         dpt_node --ros-args -r image:=/camera/image_raw
-  a ROS install       ros2 launch dpt_ros dpt.launch.py image:=/camera/image_raw
-  your bag            dpt_bag MY_BAG OUT
-  look at it in 3-D   dpt_view {out / "camera"} {out / "predictions"} --classes world
-  published networks  dpt_node --ros-args
-                          -p depth_network:=dpt_hybrid_nyu -p depth_weights:=download
-                          -p label_network:=dpt_hybrid_ade20k -p label_weights:=download"""
+    return run(args.out, args.seconds, args.rate)
 
 
 if __name__ == "__main__":

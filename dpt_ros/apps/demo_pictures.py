@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -12,11 +11,11 @@ import numpy as np
 
 from dpt_ros.data import palette
 from dpt_ros.engine.color import depth_to_color, labels_to_color
+from dpt_ros.engine.legend import class_legend, depth_legend, title
 from dpt_ros.world import CLASSES
 
 # Metres at the dark end of the colours.
 _FAR = 15.0
-_TITLE_HEIGHT = 22
 _FONT, _WHITE = cv2.FONT_HERSHEY_SIMPLEX, (255, 255, 255)
 _COLUMNS = ("camera", "depth", "true depth", "labels", "true labels")
 
@@ -35,7 +34,7 @@ def contact_sheet(path: Path, frames: Sequence[Shown], rows: int = 6) -> None:
     chosen = [frames[(2 * row + 1) * len(frames) // (2 * rows)] for row in range(rows)]
     tiles = [np.hstack(_tiles(frame)) for frame in chosen]
     width = _tiles(chosen[0])[0].shape[1]
-    titles = np.hstack([_text(title, width) for title in _COLUMNS])
+    titles = np.hstack([title(name, width) for name in _COLUMNS])
     sheet = np.vstack([titles, *tiles, _legend(titles.shape[1])])
     cv2.imwrite(str(path), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
 
@@ -51,7 +50,7 @@ def video(path: Path, frames: Sequence[Shown], rate: float) -> None:
         for line, text in enumerate(lines):
             at = (20, 110 + 30 * line)
             cv2.putText(note, text, at, _FONT, 0.7, _WHITE, 1, cv2.LINE_AA)
-        titles = np.hstack([_text(title, width) for title in ("camera", "depth", "labels")])
+        titles = np.hstack([title(name, width) for name in ("camera", "depth", "labels")])
         picture = np.vstack(
             [
                 titles,
@@ -80,21 +79,7 @@ def _tiles(frame: Shown) -> list[np.ndarray]:
     return [np.pad(picture, ((1, 1), (1, 1), (0, 0))) for picture in pictures]
 
 
-def _text(text: str, width: int) -> np.ndarray:
-    strip = np.full((_TITLE_HEIGHT, width, 3), 32, np.uint8)
-    cv2.putText(strip, text, (6, 16), _FONT, 0.5, _WHITE, 1, cv2.LINE_AA)
-    return strip
-
-
 def _legend(width: int) -> np.ndarray:
-    colors = palette("labels_world.json")
-    edges = np.linspace(0, width, len(CLASSES) + 2).astype(int)
-    cells = []
-    for index, (left, right) in enumerate(pairwise(edges[1:]), start=1):
-        cell = _text(f"    {CLASSES[index - 1]}", right - left)
-        cell[5:17, 4:16] = colors[index]
-        cells.append(cell)
-    scale = _text(f"0..{_FAR:g} m", edges[1])
-    ramp = np.linspace(0, _FAR, max(1, edges[1] - 90), dtype=np.float32)[None].repeat(12, 0)
-    scale[5:17, 84 : 84 + ramp.shape[1]] = depth_to_color(ramp, _FAR)
-    return np.hstack([scale, *cells])
+    names = dict(enumerate(CLASSES, start=1))
+    classes = class_legend(width, names, palette("labels_world.json"))
+    return np.vstack([depth_legend(width, _FAR), classes])

@@ -91,7 +91,7 @@ def page(
         names = list(next(iter(videos.values())))
         rows = [[v, *(cell(n, values[n]) for n in names)] for v, values in videos.items()]
         mean = [cell(n, _nanmean([values[n] for values in videos.values()])) for n in names]
-        body.append("<h2>Steadiness over time, single frames with no filter</h2>")
+        body.append("<h2>Temporal stability, single frames without the filter</h2>")
         rows.append(["mean", *mean])
         kinds = [""] * len(videos) + ["ours"]
         body.append(_table(["video", *(NAMES[n] for n in names)], rows, kinds))
@@ -143,7 +143,7 @@ def _part(part: Part, colors: np.ndarray) -> list[str]:
 
 
 def notes_of(part: Part) -> tuple[str, ...]:
-    """What a reader of the table must know, sentences."""
+    """Remarks that a reader of the table must know."""
     protocol = part.protocol
     if not protocol.table:
         return part.notes

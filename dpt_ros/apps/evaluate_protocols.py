@@ -75,7 +75,7 @@ class Protocol:
         published: them.
         images: that they were taken on; 0 if unknown.
         variant: of the dataset that they were taken on; "" if there is one only.
-        differs: what is known to be different from how they were taken, sentences.
+        differs: what is known to be different from how they were taken.
     """
 
     dataset: str
@@ -95,7 +95,7 @@ class Protocol:
     differs: tuple[str, ...] = field(default=())
 
     def differences(self, judged: int, variant: str = "") -> tuple[str, ...]:
-        """What keeps a run from being what the paper did, sentences.
+        """How a run differs from what the paper did.
 
         Args:
             judged: images of the run.
@@ -103,9 +103,9 @@ class Protocol:
         """
         found: tuple[str, ...] = self.differs
         if self.images and judged != self.images:
-            found += (f"The paper judges {self.images} images, this run {judged}.",)
+            found += (f"The paper evaluates {self.images} images, this run {judged}.",)
         if self.variant and variant != self.variant:
-            found += (f"The paper takes {self.dataset} as {self.variant}, this run {variant}.",)
+            found += (f"The paper uses {self.dataset} as {self.variant}, this run {variant}.",)
         return found
 
 
@@ -236,4 +236,4 @@ def find_protocol(dataset: str, kind: str) -> Protocol:
     for protocol in PROTOCOLS:
         if (protocol.dataset, protocol.kind) == (dataset, kind):
             return protocol
-    raise ValueError(f"{dataset} cannot be judged as {kind}, but as {' or '.join(kinds)}.")
+    raise ValueError(f"{dataset} has no protocol {kind}. Available: {', '.join(kinds)}.")

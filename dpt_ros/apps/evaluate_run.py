@@ -99,7 +99,7 @@ class Part:
         variant: of the dataset.
         rows: per image "name" and its measures.
         classes: per class intersection over union, NaN where it never occurs.
-        notes: sentences that a reader should know.
+        notes: what a reader should know.
         worst, best: images.
     """
 
@@ -115,7 +115,7 @@ class Part:
     best: list[Judged] = field(default_factory=list)
 
     def differences(self) -> tuple[str, ...]:
-        """What keeps the published numbers from being comparable, sentences."""
+        """Why the published numbers are not comparable."""
         return self.protocol.differences(self.images, self.variant)
 
 
@@ -146,7 +146,7 @@ class Judge(ABC):
         judged = sum(np.isfinite(row[self.protocol.rank]) for row in self.rows)
         notes = self.notes
         if judged < len(self.rows):
-            notes += (f"{len(self.rows) - judged} images have nothing to judge.",)
+            notes += (f"{len(self.rows) - judged} images have no ground truth.",)
         return Part(
             self.protocol, self.network, measures, int(judged), self._variant, self.rows,
             classes or {}, notes, self.extremes.worst(), self.extremes.best(),
@@ -203,7 +203,9 @@ class DepthJudge(Judge):
     def add(self, sample: Sample, prediction: np.ndarray) -> None:
         protocol = self.protocol
         if sample.depth is None:
-            raise DatasetError(f"{sample.name} has no depth to judge {self.network} by.")
+            raise DatasetError(
+                f"{sample.name} has no ground-truth depth to compare {self.network} with."
+            )
         rgb, truth = sample.rgb, sample.depth
         judged = crop_mask(truth.shape, protocol.crop)
         if protocol.kb_crop:
@@ -250,7 +252,9 @@ class LabelJudge(Judge):
 
     def add(self, sample: Sample, prediction: np.ndarray) -> None:
         if sample.labels is None:
-            raise DatasetError(f"{sample.name} has no labels to judge {self.network} by.")
+            raise DatasetError(
+                f"{sample.name} has no ground-truth labels to compare {self.network} with."
+            )
         labels = self.ids[prediction]
         one = Confusion(len(self._names))
         one.add(labels, sample.labels)
@@ -266,7 +270,7 @@ def ids_by_name(spec: ModelSpec, names: Sequence[str]) -> tuple[np.ndarray, tupl
     """A table from the network's class ids to those of a dataset, and what to say about it.
 
     Returns:
-        (256,) uint8, 0 for classes that the dataset does not have; sentences.
+        (256,) uint8, 0 for classes that the dataset does not have; remarks.
 
     Raises:
         ValueError: they have no class in common.
@@ -279,15 +283,15 @@ def ids_by_name(spec: ModelSpec, names: Sequence[str]) -> tuple[np.ndarray, tupl
     missing = [name for name in names if name not in known]
     if len(missing) == len(names):
         raise ValueError(
-            f"{spec.name} knows none of the classes of the dataset, which are "
+            f"{spec.name} has none of the classes of the dataset, which are "
             f"{', '.join(names[:5])} ..."
         )
     if not missing:
         return table, ()
     shown = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
     return table, (
-        f"{spec.name} has no class of the name of {len(missing)} of the {len(names)} classes "
-        f"({shown}); their pixels count as misses.",
+        f"{spec.name} lacks {len(missing)} of the {len(names)} classes "
+        f"({shown}); their pixels count as errors.",
     )
 
 

@@ -4,39 +4,30 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from dpt_ros.apps.trainer import Trainer
-from dpt_ros.apps.training.pictures import RenderedWorld
-from dpt_ros.apps.training.processes import Processes, processes
 from dpt_ros.apps.training.recipe import CHOICES, FIELDS, PRESETS, Recipe
-from dpt_ros.datasets import Dataset, list_datasets, open_dataset
-from dpt_ros.model import list_models
-from dpt_ros.model.zoo import GEOMETRIES
-from dpt_ros.world.dataset import render_set
-
-HELD_OUT = 1_000_000  # seeds from here on are never trained on
+from dpt_ros.datasets import list_datasets, unknown_dataset
+from dpt_ros.engine.settings import check
+from dpt_ros.model.zoo import GEOMETRIES, list_models, unknown_model
 
 EXAMPLES = """examples:
   the embedded network, an hour and twenty minutes on two CPU cores:
     dpt_train --out runs/embedded --minutes 80
   a quick look at whether it learns:
     dpt_train --out runs/quick --worlds 60 --minutes 5
-  go on after an interruption:
+  resume after an interruption:
     dpt_train --out runs/embedded --minutes 80 --resume
   the paper's fine-tuning on NYUv2, from the published relative network, on a GPU:
-    dpt_train --out runs/nyu --preset nyu --weights download --dataset nyu --root ~/nyu \\
-      --device cuda
+    dpt_train --out runs/nyu --preset nyu --weights download --dataset nyu --root ~/nyu
   the paper's ADE20K protocol on four GPUs:
     torchrun --standalone --nproc-per-node 4 -m dpt_ros.apps.train --out runs/ade \\
-      --preset ade20k --dataset ade20k --root ~/ade20k --device cuda --precision bf16
+      --preset ade20k --dataset ade20k --root ~/ade20k --precision bf16
   a second head for labels on a depth network, from a file:
     dpt_train --out runs/both --weights mine.safetensors --train both --lr 1e-4
   one row of the paper's Table 7, on the synthetic world:
@@ -85,7 +76,10 @@ def _parser() -> argparse.ArgumentParser:
     presets = "a protocol of the paper; other options change it"
     start.add_argument("--preset", choices=tuple(PRESETS), help=presets)
     add(
-        start, "--model", str, "a name of the zoo (default: what the weights say, or the embedded)"
+        start,
+        "--model",
+        str,
+        "a name of the zoo (default: that of the weights file, else the embedded)",
     )
     weights = "a file, download, cached, random, imagenet (its encoder), or timm:NAME (encoder)"
     add(start, "--weights", str, weights)
@@ -160,14 +154,14 @@ def _parser() -> argparse.ArgumentParser:
         "--batch-norm", action=argparse.BooleanOptionalAction, help="in the decoder"
     )
 
-    add(running, "--device", str, "torch device")
+    add(running, "--device", str, "auto (the GPU if there is one), cpu, cuda or cuda:N")
     threads = "CPU threads of all processes, and processes that render"
     add(running, "--threads", int, threads, os.cpu_count() or 1)
     add(running, "--workers", int, "processes that prepare pictures (default: 0; 4 on a GPU)")
     add(running, "--save-minutes", float, "time between two checkpoints", 2.0)
     board = "write curves and pictures to OUT/tensorboard"
     running.add_argument("--tensorboard", action="store_true", help=board)
-    resume = "go on from the checkpoint in OUT"
+    resume = "continue from the checkpoint in OUT"
     running.add_argument("--resume", action="store_true", help=resume)
     return parser
 
@@ -193,20 +187,40 @@ def _processes() -> int:
 
 
 def _complaint(args: argparse.Namespace, recipe: Recipe) -> str | None:
-    """What is wrong with the arguments, as a sentence."""
+    """What is wrong with the arguments, None if nothing is."""
     if recipe.model and recipe.model not in list_models():
-        return f"There is no model {recipe.model!r}: choose one of {', '.join(list_models())}."
-    if recipe.device.startswith("cuda") and not torch.cuda.is_available():
-        return "There is no CUDA device on this machine: leave --device out to train on the CPU."
+        return unknown_model(recipe.model)
+    try:
+        check("device", recipe.device)
+    except ValueError as error:
+        return f"--{error}"
+    complaint = _run_complaint(args, recipe) or _number_complaint(args, recipe)
+    return complaint or _data_complaint(args, recipe)
+
+
+def _run_complaint(args: argparse.Namespace, recipe: Recipe) -> str | None:
     checkpoint = recipe.checkpoint
     if args.resume and not checkpoint.exists():
-        return f"There is nothing to resume, {checkpoint} does not exist: start without --resume."
+        return f"Nothing to resume: {checkpoint} does not exist. Start without --resume."
     if checkpoint.exists() and not args.resume:
-        return f"{args.out} holds a run: give --resume to go on with it, or another folder."
+        return f"{args.out} holds a run: give --resume to continue it, or another --out."
     lengths = [name for name in ("minutes", "steps", "epochs") if getattr(args, name) is not None]
     if len(lengths) > 1:
         return f"Give one length of the run, not --{' and --'.join(lengths)}."
-    positive = ("worlds", "frames", "held_out", "threads")
+    weights = recipe.weights
+    named = weights in ("download", "cached", "random", "imagenet") or weights.startswith("timm:")
+    if not named and not args.resume and not Path(weights).expanduser().is_file():
+        return (
+            f"--weights: the file {weights} does not exist. Give a file, download, cached, random,"
+            " imagenet or timm:NAME."
+        )
+    if args.tensorboard and find_spec("tensorboard") is None:
+        return "--tensorboard: TensorBoard is not installed: pip install 'dpt_ros[tensorboard]'."
+    return None
+
+
+def _number_complaint(args: argparse.Namespace, recipe: Recipe) -> str | None:
+    positive = ("worlds", "frames", "held_out", "threads", "width", "height")
     for owner, keys in (
         (args, positive),
         (recipe, ("minutes", "epochs", "batch", "lr", "backbone_lr", "clip")),
@@ -214,11 +228,12 @@ def _complaint(args: argparse.Namespace, recipe: Recipe) -> str | None:
         for key in keys:
             value = getattr(owner, key)
             if value is not None and not value > 0:
-                return f"--{key.replace('_', '-')} must be positive, but it is {value}."
-    for key in ("steps", "gradient", "auxiliary", "weight_decay", "max_depth", "save_minutes"):
+                return f"--{key.replace('_', '-')} is {value}, but must be positive."
+    for key in ("steps", "gradient", "auxiliary", "weight_decay", "max_depth", "longer",
+                "save_minutes", "workers"):  # fmt: skip
         value = getattr(recipe, key, getattr(args, key, None))
         if value is not None and not value >= 0:
-            return f"--{key.replace('_', '-')} must not be negative, but it is {value}."
+            return f"--{key.replace('_', '-')} is {value}, but must not be negative."
     for key in ("average", "coarse", "dropout"):
         if not 0 <= getattr(recipe, key) < 1:
             return f"--{key} is {getattr(recipe, key)}, but must be at least 0 and below 1."
@@ -226,40 +241,34 @@ def _complaint(args: argparse.Namespace, recipe: Recipe) -> str | None:
         return "--scaling takes a smallest and a largest factor, both positive."
     if recipe.batch % _processes():
         return (
-            f"A batch of {recipe.batch} images cannot be shared by {_processes()} processes "
-            "evenly: take a multiple."
+            f"--batch is {recipe.batch}, but must be a multiple of {_processes()}, the number of"
+            " processes."
         )
-    needing = [name for name in args.dataset if name != "world"]
-    if len(needing) != len(args.root):
-        return f"Each --dataset needs its --root: there are {len(needing)} and {len(args.root)}."
     return None
 
 
-def _datasets(args: argparse.Namespace, process: Processes) -> tuple[list[Dataset], Dataset]:
-    """What to learn from, and the held-out pictures of the first of these."""
-    train: list[Dataset] = []
-    test: Dataset | None = None
-    roots = iter(args.root)
-    for name in args.dataset or ["world"]:
-        if name == "world":
-            cache = args.cache or args.out / "frames"
-            size = (args.width, args.height)
-            held_out = range(HELD_OUT, HELD_OUT + args.held_out)
-            for turn in (True, False):  # one process renders, the others read
-                if process.first is turn:
-                    frames = render_set(
-                        cache, range(args.worlds), args.frames, *size, args.threads
-                    )
-                    others = render_set(cache, held_out, 5, *size, args.threads)
-                process.wait()
-            train.append(RenderedWorld(frames))
-            test = test or RenderedWorld(others)
-        else:
-            root = next(roots)
-            train.append(open_dataset(name, root, "train"))
-            test = test or open_dataset(name, root, "test")
-    assert test is not None
-    return train, test
+def _data_complaint(args: argparse.Namespace, recipe: Recipe) -> str | None:
+    for name in args.dataset:
+        if name not in list_datasets():
+            return unknown_dataset(name)
+    needing = [name for name in args.dataset if name != "world"]
+    if len(needing) != len(args.root):
+        return (
+            f"Each --dataset needs its --root: there are {len(needing)} published datasets and"
+            f" {len(args.root)} folders."
+        )
+    for root in args.root:
+        if not root.expanduser().is_dir():
+            return f"--root: the folder {root} does not exist."
+    if args.preset and not args.dataset:
+        published = args.preset if args.preset in list_datasets() else "NAME"
+        return (
+            f"--preset {args.preset} is a protocol for a published dataset: give --dataset"
+            f" {published} --root DIR, or --dataset world to use it on the synthetic world."
+        )
+    if not needing and (pictures := args.worlds * args.frames) < recipe.batch:
+        return f"--batch is {recipe.batch}, but {pictures} frames are all there are to train on."
+    return None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -268,50 +277,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     recipe = _recipe(args)
     complaint = _complaint(args, recipe)
     if complaint is not None:
-        print(complaint, file=sys.stderr)
+        print(f"dpt_train: {complaint}", file=sys.stderr)
         return 2
-    torch.set_num_threads(max(args.threads // _processes(), 1))
-    args.out.mkdir(parents=True, exist_ok=True)
-    try:
-        with processes(recipe.device) as process:
-            return _run(args, recipe, process)
-    except (OSError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Interrupted: --resume goes on from the last checkpoint.", file=sys.stderr)
-        return 130
+    from dpt_ros.apps.train_run import run
 
-
-def _run(args: argparse.Namespace, recipe: Recipe, process: Processes) -> int:
-    train, test = _datasets(args, process)
-    workers = args.workers
-    if workers is None:
-        workers = 4 if process.device.type == "cuda" else 0
-    trainer = Trainer(
-        recipe,
-        train,
-        test,
-        process,
-        save_minutes=args.save_minutes,
-        workers=workers,
-        board=args.tensorboard and process.first,
-        test_limit=5 * args.held_out,
-        test_sizes=args.test_sizes,
-        resume=args.resume,
-    )
-    notes = list(trainer.notes)
-    if args.preset:
-        preset = PRESETS[args.preset]
-        notes = [f"The paper says, {preset.says}.", f"Ours: {preset.ours}.", *notes]
-    if process.first:
-        for note in notes:
-            print(note, file=sys.stderr)
-    trainer.log(arguments={name: str(value) for name, value in vars(args).items()}, notes=notes)
-    report = trainer.run()
-    if process.first:
-        print(json.dumps(report, indent=2))
-    return 0
+    return run(args, recipe, _processes())
 
 
 if __name__ == "__main__":

@@ -8,9 +8,14 @@ import dataclasses
 import json
 import math
 import os
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -27,11 +32,13 @@ from dpt_ros.apps.training.processes import Processes
 from dpt_ros.apps.training.recipe import Recipe
 from dpt_ros.data import class_names
 from dpt_ros.datasets import Dataset
+from dpt_ros.engine.network import choose_device
 from dpt_ros.model import DPT, save_checkpoint
 from dpt_ros.model.describe import describe, spec_of
 from dpt_ros.model.losses import alone, mean_over_processes
 
 LOST_STEPS = 50  # so many in a row without a finite gradient end the run
+_LOSSES = ("depth", "labels", "auxiliary")
 _PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -62,6 +69,55 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     with part.open("rb") as file:
         os.fsync(file.fileno())  # else a power cut could leave the name without the content
     os.replace(part, path)
+
+
+@contextmanager
+def _sigint_noted() -> Iterator[threading.Event]:
+    """Set an event on the first Ctrl-C, so that the step under way is completed; a second one
+    interrupts at once."""
+    event = threading.Event()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class Interrupted(Exception):
+    """A signal ended a run after a step; the text says where it can be resumed."""
+
+
+def read_checkpoint(recipe: Recipe, device: torch.device) -> dict[str, Any]:
+    """The checkpoint that a run continues from.
+
+    Raises:
+        ValueError: it is no checkpoint, or of a run with another recipe.
+    """
+    path = recipe.checkpoint
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        before = json.loads(state["recipe"])
+    except (RuntimeError, LookupError, TypeError, EOFError, UnpicklingError) as error:
+        why = str(error) or type(error).__name__
+        raise ValueError(f"{path} is not a checkpoint of dpt_train: {why}") from error
+    now = json.loads(json.dumps(recipe.what_matters()))
+    for name, value in before.items():
+        if now.get(name) != value:
+            option = name.replace("_", "-")
+            raise ValueError(
+                f"The run in {path.parent} was started with --{option} {value}, but now it is "
+                f"{now.get(name)}: give the same value, or another --out."
+            )
+    return state
 
 
 class Trainer:
@@ -96,11 +152,11 @@ class Trainer:
         resume: bool = False,
     ) -> None:
         self.recipe, self.train, self.test = recipe, train, test
-        self.processes = processes or Processes(device=torch.device(recipe.device))
+        self.processes = processes or Processes(device=choose_device(recipe.device))
         self.save_seconds, self.workers = 60 * save_minutes, workers
         self.test_limit, self.test_sizes = test_limit, test_sizes
         self.device = self.processes.device
-        state = self._read() if resume else None
+        state = read_checkpoint(recipe, self.device) if resume else None
         start = self._resumed(state) if state else starting_network(recipe, train)
         self.notes, self.names, self.view = start.notes, start.names, start.view
         self.model = start.model.to(self.device).to(memory_format=torch.channels_last).train()
@@ -196,22 +252,6 @@ class Trainer:
         }
         write_atomically(self.recipe.checkpoint, lambda part: torch.save(state, part))
 
-    def _read(self) -> dict[str, Any]:
-        path = self.recipe.checkpoint
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-            before = json.loads(state["recipe"])
-        except (RuntimeError, KeyError, EOFError) as error:
-            raise ValueError(f"{path} is no checkpoint of dpt_train: {error}") from error
-        now = json.loads(json.dumps(self.recipe.what_matters()))
-        for name, value in before.items():
-            if now.get(name) != value:
-                raise ValueError(
-                    f"The run in {path.parent} was started with {name} {value}, not "
-                    f"{now.get(name)}: go on with the same, or start in another folder."
-                )
-        return state
-
     def _resumed(self, state: dict[str, Any]) -> Start:
         """The network of a checkpoint, whose weights are read later."""
         metadata = state["network"]
@@ -280,7 +320,11 @@ class Trainer:
         return values | {"grad_norm": float(norm), "lost": float(self.lost > 0)}
 
     def run(self) -> dict[str, Any]:
-        """Train to the end, saving from time to time. Returns the held-out report."""
+        """Train to the end, saving from time to time. Returns the held-out report.
+
+        Raises:
+            Interrupted: SIGINT came; the step under way was completed and saved.
+        """
         recipe, first = self.recipe, self.processes.first
         batches = Batches(
             self.train, self.spec, self.names, self.view, recipe.batch, recipe.seed,
@@ -290,19 +334,29 @@ class Trainer:
         recent: list[dict[str, float]] = []
         next_save, next_test = self.seconds + self.save_seconds, self.seconds + 600
         layout = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
-        with tqdm(total=100, desc="training", bar_format=layout, disable=not first) as bar:
+        with (
+            _sigint_noted() as interrupted,
+            tqdm(total=100, desc="training", bar_format=layout, disable=not first) as bar,
+        ):
             while self.progress() < 1:
                 start = time.monotonic()
                 recent.append(self.train_step(next(coming)))
                 # The clock of one process decides, or they would part ways.
                 self.seconds = self.processes.from_first(self.seconds + time.monotonic() - start)
+                bar.set_postfix_str(self._postfix(recent[-1]), refresh=False)
                 bar.update(min(100 * self.progress(), 100) - bar.n)
                 if self.step % 50 == 0 and first:
-                    bar.set_postfix(step=self.step, **self._log_losses(recent))
+                    self._log_losses(recent)
                     recent.clear()
-                if self.seconds >= next_save:
+                stop = bool(self.processes.from_first(float(interrupted.is_set())))
+                if self.seconds >= next_save or stop:
                     self.save()
                     next_save = self.seconds + self.save_seconds
+                if stop:
+                    raise Interrupted(
+                        f"Interrupted after step {self.step}, which is saved: --resume continues "
+                        f"with step {self.step + 1}."
+                    )
                 if self.seconds >= next_test:
                     self._measure(60)
                     self.processes.wait()
@@ -313,6 +367,12 @@ class Trainer:
         if self.board is not None:
             self.board.close()
         return report
+
+    def _postfix(self, values: dict[str, float]) -> str:
+        """Step and losses of the last step, for the progress bar."""
+        step = f"step {self.step}" + (f"/{self.steps}" if self.steps is not None else "")
+        losses = (f"{name} loss {values[name]:.3f}" for name in _LOSSES if name in values)
+        return ", ".join((step, *losses))
 
     def _log_losses(self, recent: list[dict[str, float]]) -> dict[str, float]:
         means = {k: round(float(np.mean([r[k] for r in recent])), 4) for k in recent[0]}

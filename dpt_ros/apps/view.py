@@ -7,6 +7,7 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from dpt_ros.apps.view_topics import KINDS
@@ -36,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("bag", nargs="*", type=Path, help="rosbag2 folders or mcap files; none to look live")
+    add("bag", nargs="*", type=Path, help="rosbag2 folders or mcap files; without, live topics")
     names = parser.add_argument_group("names")
     names.add_argument(
         "--camera", action="append", default=[], metavar="NAME",
@@ -55,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     what.add_argument(
         "--classes", choices=CLASSES,
-        help="names of the classes where no semantic/label_info tells them",
+        help="class names and colours if there is no semantic/label_info",
     )  # fmt: skip
     what.add_argument(
         "--range", type=float, default=10.0, metavar="M",
@@ -63,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     what.add_argument(
         "--rate", type=float, default=0.0, metavar="HZ",
-        help="show at most so many frames per second (default: all)",
+        help="show at most this many frames per second (default: all)",
     )  # fmt: skip
     what.add_argument(
         "--max-points", type=int, default=40_000, metavar="N",
@@ -79,10 +80,10 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     what.add_argument(
         "--compressed", action="store_true",
-        help="live, take image/compressed instead of image: less network",
+        help="with live topics, use image/compressed instead of image: less network load",
     )  # fmt: skip
     what.add_argument(
-        "--seconds", type=float, help="stop looking live after so long (default: on Ctrl-C)"
+        "--seconds", type=float, help="quit after this time with live topics (default: on Ctrl-C)"
     )
     where = parser.add_argument_group("where (default: a window of rerun's viewer)")
     place = where.add_mutually_exclusive_group()
@@ -101,7 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     where.add_argument(
         "--memory", default="2GB", metavar="SIZE",
-        help="what viewer and server keep at most; then the oldest goes (default: %(default)s)",
+        help="memory limit of viewer and server; beyond it the oldest data is dropped (default:"
+        " %(default)s)",
     )  # fmt: skip
     return parser
 
@@ -111,14 +113,20 @@ def _kinds(text: str) -> tuple[str, ...]:
 
 
 def _complaint(args: argparse.Namespace, ros_args: Sequence[str]) -> str | None:
-    """What is wrong with the arguments, as a sentence."""
+    """What is wrong with the arguments, None if nothing is."""
     unknown = set(args.only) - set(KINDS)
     if unknown:
-        return f"--only has {' and '.join(sorted(unknown))}, but there is {', '.join(KINDS)}."
+        names = ", ".join(map(repr, sorted(unknown)))
+        return f"--only: unknown kind {names}. Available: {', '.join(KINDS)}."
+    for bag in args.bag:
+        if not bag.exists():
+            return f"The bag {bag} does not exist."
+    if args.save is not None and args.save.is_dir():
+        return f"--save is {args.save}, which is a folder: give a file, *.rrd."
     if any(not all(pair.partition(":=")[::2]) for pair in args.remap):
         return f"--remap is {args.remap[-1]!r}, but must be NAME:=TOPIC."
     if args.bag and (ros_args or args.seconds):
-        return "--ros-args and --seconds are for looking live, without a bag."
+        return "--ros-args and --seconds apply to live topics: leave them out with a bag."
     if args.bag and args.namespace and args.camera:
         return "In a bag, --camera is the whole prefix of the topics: leave --namespace out."
     if not re.fullmatch(r"[0-9.]+ ?([kMGT]i?)?B|[0-9.]+%", args.memory):
@@ -126,11 +134,11 @@ def _complaint(args: argparse.Namespace, ros_args: Sequence[str]) -> str | None:
     for name in ("range", "max_points", "seconds"):
         value = getattr(args, name)
         if value is not None and not value > 0:
-            return f"--{name.replace('_', '-')} must be positive, but it is {value}."
+            return f"--{name.replace('_', '-')} is {value}, but must be positive."
     if not 0 <= args.jpeg <= 100:
-        return f"--jpeg must be 1 to 100, but it is {args.jpeg}."
+        return f"--jpeg is {args.jpeg}, but must be 1 to 100, or 0 for no compression."
     if args.rate < 0:
-        return f"--rate must not be negative, but it is {args.rate}."
+        return f"--rate is {args.rate}, but must not be negative."
     return None
 
 
@@ -140,13 +148,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     at = given.index("--ros-args") if "--ros-args" in given else len(given)
     args, ros_args = _parser().parse_args(given[:at]), given[at + 1 :]
     complaint = _complaint(args, ros_args)
-    if complaint is None:
-        try:
-            import rerun  # noqa: F401
-        except ImportError:
-            complaint = (
-                "dpt_view needs rerun, which is not installed: pip install 'dpt_ros[view]'."
-            )
+    if complaint is None and find_spec("rerun") is None:
+        complaint = "rerun is not installed: pip install 'dpt_ros[view]'."
     if complaint is not None:
         print(f"dpt_view: {complaint}", file=sys.stderr)
         return 2

@@ -51,7 +51,7 @@ class Bags:
         types: of the messages, "package/msg/Name", by topic.
 
     Raises:
-        ValueError: nothing of one can be read; a sentence says why.
+        ValueError: nothing of one can be read; the message has the reason.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -63,7 +63,7 @@ class Bags:
         self._unreadable: Counter[str] = Counter()
 
     def count(self, topics: Iterable[str]) -> int | None:
-        """How many messages of these topics there should be; None if nobody knows."""
+        """How many messages of these topics there should be; None if unknown."""
         topics = set(topics)
         counts = [r.count(topics & r.channels.keys()) for r in self._readers]
         return None if None in counts else sum(count or 0 for count in counts)
@@ -71,7 +71,7 @@ class Bags:
     def messages(self, topics: Iterable[str]) -> Iterator[tuple[str, int, Any]]:
         """Topic, time of recording in nanoseconds, and message, in the order of recording.
 
-        What cannot be read is left out; when this ends, ``notes`` says what.
+        What cannot be read is skipped, and listed in ``notes`` at the end.
         """
         topics = set(topics)
         streams = [r.messages(topics & r.channels.keys()) for r in self._readers]
@@ -88,7 +88,7 @@ class Bags:
         """Sentences on what could not be read."""
         found = [f"{reader.path}: {note}" for reader in self._readers for note in reader.notes]
         for topic, count in self._unreadable.items():
-            found.append(f"{count} messages of {topic} are damaged and are left out.")
+            found.append(f"{count} messages of {topic} are damaged and were skipped.")
         return found
 
 
@@ -105,7 +105,7 @@ def find_sources(
         cameras: prefixes to show; empty for all that are found.
 
     Raises:
-        ValueError: there is nothing to show, or not what was asked for; the sentence lists what
+        ValueError: there is nothing to show, or not what was asked for; the message lists what
             the bag has.
     """
     found: dict[Source, str] = {}
@@ -116,24 +116,26 @@ def find_sources(
     only = next(iter(heads)) if len(heads) == 1 else ""
     for name, full in remaps.items():
         if full not in topics:
-            raise ValueError(f"There is no {full} to take as {name}. {_listed(topics)}")
+            raise ValueError(
+                f"--remap: the bag has no topic {full} to use as {name}. {_listed(topics)}"
+            )
         source = _source(f"/{name.strip('/')}", topics[full])
         if source is None:
             raise ValueError(
-                f"{full} carries {topics[full]}, which cannot be taken as {name}; the names are"
-                f" {_NAMES}."
+                f"--remap: {full} has the type {topics[full]}, which cannot be used as {name}."
+                f" Available names: {_NAMES}."
             )
         found[Source(source.camera or only, source.topic)] = full
     heads = _cameras(found)
     if not heads:
         raise ValueError(
-            f"There is nothing to show. {_listed(topics)} Topics are found by the node's names,"
-            f" {_NAMES}; say which is which, for example --remap image:=/camera/image_raw."
+            f"No topic to show. {_listed(topics)} Topics are found by the node's names:"
+            f" {_NAMES}. Name others with --remap, for example image:=/camera/image_raw."
         )
     missing = set(cameras) - heads
     if missing:
-        there = ", ".join(sorted(camera or "one without a prefix" for camera in heads))
-        raise ValueError(f"There is no camera {' or '.join(sorted(missing))}; there is {there}.")
+        there = ", ".join(sorted(camera or "one without a name" for camera in heads))
+        raise ValueError(f"Unknown camera {', '.join(sorted(missing))}. Available: {there}.")
     heads = set(cameras) or heads
     return {
         full: source

@@ -54,7 +54,7 @@ class CameraMessages:
         scene: draws.
         name: prefix of the camera's topics without slashes at its ends, "" for none.
         kinds: what is shown, names of ``view_topics.KINDS``.
-        complain: takes a sentence when a message cannot be shown; the same one again and again.
+        complain: called with the reason when a message cannot be shown, each time.
         joined: the parts of a frame ("depth", "rgb", "labels") that points are made of, where no
             depth/points comes; empty where it does.
         camera_in_base: (4, 4) pose of the optical frame in the odometry's child frame; None where
@@ -183,7 +183,7 @@ class CameraMessages:
             if self._frame_id:
                 raise MessageError(
                     "frame",
-                    f"It tells the pose of '{msg.child_frame_id}', but images come from"
+                    f"The pose is of '{msg.child_frame_id}', but the images are of"
                     f" '{self._frame_id}': give --camera-in-base.",
                 )
             return  # nobody knows yet where images come from
@@ -191,7 +191,7 @@ class CameraMessages:
         numbers = (p.x, p.y, p.z, q.x, q.y, q.z, q.w)
         length = np.linalg.norm(numbers[3:])
         if not np.isfinite(numbers).all() or not 0.5 < length < 2.0:
-            raise MessageError("bad pose", f"The pose {numbers} is none and is left out.")
+            raise MessageError("bad pose", f"The pose {numbers} is not valid and was skipped.")
         pose = pose_matrix([*numbers[:3], *(np.array(numbers[3:]) / length)])
         assert pose is not None
         if self._camera_in_base is not None:
@@ -204,7 +204,7 @@ class CameraMessages:
             depth = np.where(depth == 0, np.float32(np.nan), depth * np.float32(0.001))
         if depth.ndim != 2 or depth.dtype != np.float32:
             raise MessageError(
-                "bad encoding", f"The encoding is {msg.encoding}, but 32FC1 or 16UC1 is expected."
+                "bad encoding", f"The encoding is {msg.encoding}, but must be 32FC1 or 16UC1."
             )
         if "depth" in self._kinds:
             self._scene.depth(stamp, depth)
@@ -214,7 +214,7 @@ class CameraMessages:
         labels = image_pixels(msg)
         if labels.ndim != 2 or labels.dtype != np.uint8:
             raise MessageError(
-                "bad encoding", f"The encoding is {msg.encoding}, but mono8 is expected."
+                "bad encoding", f"The encoding is {msg.encoding}, but must be mono8."
             )
         if "labels" in self._kinds:
             self._scene.labels(stamp, labels)
@@ -294,7 +294,7 @@ def class_map(msg: Any) -> dict[int, str]:
     except (ValueError, TypeError, KeyError) as error:
         raise MessageError(
             "bad class map",
-            'The string is no class map, {"class_map": [{"class_id": 1, "class_name": ...}]}.',
+            'The string is not a class map, {"class_map": [{"class_id": 1, "class_name": ...}]}.',
         ) from error
 
 

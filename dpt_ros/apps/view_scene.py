@@ -10,20 +10,27 @@ import colorsys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import rerun as rr
 import rerun.blueprint as rrb
 from rerun.components import Colormap
 
 from dpt_ros.data import class_names, palette
+from dpt_ros.engine.color import depth_to_color
 from dpt_ros.engine.frame import CameraModel
 from dpt_ros.engine.label_groups import load_groups
+from dpt_ros.engine.legend import bar_legend, class_legend, depth_legend
 
 TIMELINE = "stamp"
 WORLD = "world"
 UNLABELLED = 255
 _LABEL_FILES = ("labels_world.json", "labels_ade20k.json")
+_EXPLAINED = ("depth", "deviation", "labels")  # the pictures with a legend
 _PLOT_SECONDS = 60.0
+_LEGEND_WIDTH = 480  # pixels
+_COLOR_QUALITY = 90  # of the JPEG of coloured depth
+_MAGMA = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[None], cv2.COLORMAP_MAGMA)[0, :, ::-1]
 _SHORTEST_STEP = 0.02  # metres; a path of a camera that stands still would grow for nothing
 # Optical axes (x right, y down, z forward) in a world with x forward, y left, z up (REP 103).
 _LOOKING_AHEAD = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1.0]])
@@ -62,6 +69,10 @@ class CameraScene:
         self._image_size = (0, 0)
         self._last_position: np.ndarray | None = None
         self._series: set[str] = set()
+        self._legends: set[str] = set()
+        self._seen: set[int] = set()
+        self._names: Mapping[int, str] = {}
+        self._colors = np.zeros((256, 3), np.uint8)
         recording.log(WORLD, rr.ViewCoordinates.RIGHT_HAND_Z_UP, static=True)
 
     def image(self, stamp_ns: int, rgb: np.ndarray) -> None:
@@ -107,15 +118,29 @@ class CameraScene:
 
     def depth(self, stamp_ns: int, depth: np.ndarray) -> None:
         """Metres, (H, W) float32; NaN and +Inf are shown as they are when pointed at."""
-        self._log_scalars(stamp_ns, "depth", depth, Colormap.Turbo, self._look.far)
+        # The values are for the pointer. The colours are those of depth/color, which rerun's own
+        # colour maps cannot give: they are dark where near.
+        self._log_scalars(stamp_ns, "depth", depth, Colormap.Inferno, self._look.far)
+        colors = rr.Image(depth_to_color(depth, self._look.far), color_model="RGB")
+        self._recording.log(f"{self._flat}/depth/color", colors.compress(_COLOR_QUALITY))
+        self._legend("depth", depth_legend(_LEGEND_WIDTH, self._look.far))
 
     def deviation(self, stamp_ns: int, deviation: np.ndarray) -> None:
         """Standard deviation of the depth, (H, W) float32, metres."""
-        self._log_scalars(stamp_ns, "deviation", deviation, Colormap.Magma, self._look.far / 10)
+        end = self._look.far / 10
+        self._log_scalars(stamp_ns, "deviation", deviation, Colormap.Magma, end)
+        self._legend("deviation", bar_legend(_LEGEND_WIDTH, "0 m", f"{end:g} m", _MAGMA))
 
     def inverse(self, stamp_ns: int, inverse: np.ndarray) -> None:
         """Inverse depth, (H, W) float32; its range follows each frame, for it has no unit."""
         self._log_scalars(stamp_ns, "inverse", inverse, Colormap.Inferno, None)
+
+    def _legend(self, name: str, picture: np.ndarray) -> None:
+        """Show what the colours of a picture mean, once."""
+        if name not in self._legends:
+            self._legends.add(name)
+            image = rr.Image(picture, color_model="RGB")
+            self._recording.log(f"{self._flat}/{name}_legend", image, static=True)
 
     def _log_scalars(
         self,
@@ -138,6 +163,16 @@ class CameraScene:
         """Class ids, (H, W) uint8."""
         self._at(stamp_ns)
         self._recording.log(f"{self._flat}/labels", rr.SegmentationImage(labels))
+        if new := set(np.flatnonzero(np.bincount(labels.ravel(), minlength=256))) - self._seen:
+            self._seen |= new
+            self._legends.discard("labels")
+            self._explain_labels()
+
+    def _explain_labels(self) -> None:
+        """A legend of the classes that were there so far: ADE20K has 150."""
+        names = {k: name for k, name in self._names.items() if k in self._seen}
+        if names:
+            self._legend("labels", class_legend(_LEGEND_WIDTH, names, self._colors))
 
     def confidence(self, stamp_ns: int, confidence: np.ndarray) -> None:
         """Confidence of the labels, (H, W) uint8, 255 is 1."""
@@ -153,6 +188,9 @@ class CameraScene:
         context = rr.AnnotationContext([rr.AnnotationInfo(k, *v) for k, v in entries.items()])
         for entity in (f"{self._flat}/labels", f"{self._body}/points_by_class"):
             self._recording.log(entity, context, static=True)
+        self._names, self._colors = named, colors
+        self._legends.discard("labels")
+        self._explain_labels()
 
     def points(
         self, stamp_ns: int, xyz: np.ndarray, rgb: np.ndarray, labels: np.ndarray | None
@@ -235,7 +273,9 @@ def class_colors(names: Mapping[int, str]) -> np.ndarray:
     for file_name in _LABEL_FILES:
         colors = palette(file_name)[1:].tolist()
         tables.append(dict(zip(class_names(file_name), colors, strict=False)))
-    known = max(reversed(tables), key=lambda table: sum(name in table for name in names.values()))
+    # ADE20K knows the names of the synthetic world, too, in colours that are hard to tell apart:
+    # of two lists that know as many names, the shorter one is meant.
+    known = max(tables, key=lambda t: (sum(name in t for name in names.values()), -len(t)))
     colors = np.zeros((256, 3), np.uint8)
     for number, name in names.items():
         colors[number] = known.get(name, _own_color(number))
@@ -275,9 +315,9 @@ def _page(camera: str, kinds: set[str], live: bool, latency: bool) -> rrb.Contai
     """One camera: pictures above, the world and the plots below."""
     body = f"{WORLD}/{camera}"
 
-    def pictures(*views: tuple[str, str, str]) -> list[rrb.View]:
+    def pictures(*views: tuple[str, str, str]) -> list[rrb.View | rrb.Container]:
         return [
-            rrb.Spatial2DView(origin=entity, name=title)
+            _with_legend(entity, title) if kind in _EXPLAINED else _picture(entity, title)
             for kind, entity, title in views
             if kind in kinds
         ]
@@ -309,6 +349,15 @@ def _page(camera: str, kinds: set[str], live: bool, latency: bool) -> rrb.Contai
     parts = [rrb.Horizontal(*part) for part in (above, below) if part]
     shares = [2, 3] if len(parts) == 2 else None
     return rrb.Vertical(*parts, name=camera, row_shares=shares)
+
+
+def _picture(entity: str, title: str) -> rrb.View:
+    return rrb.Spatial2DView(origin=entity, name=title)
+
+
+def _with_legend(entity: str, title: str) -> rrb.Container:
+    legend = _picture(f"{entity}_legend", f"{title}: colours")
+    return rrb.Vertical(_picture(entity, title), legend, name=title, row_shares=[5, 1])
 
 
 def _world_view(camera: str, title: str, without: str) -> rrb.View:

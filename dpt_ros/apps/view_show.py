@@ -45,7 +45,7 @@ def show_bags(args: argparse.Namespace) -> int:
     """Show bags, whole. Returns the exit code.
 
     Raises:
-        ValueError, OSError: a bag or the place to look at cannot be had; the message says why.
+        ValueError, OSError: a bag or the viewer cannot be opened; the message has the reason.
     """
     prefixes = [prefix.strip("/") for prefix in args.camera or [args.namespace] if prefix]
     bags = Bags(args.bag)
@@ -60,7 +60,7 @@ def show_bags(args: argparse.Namespace) -> int:
     kinds = set().union(*(possible_kinds(topics, args.only) for topics in there.values()))
     if kinds <= {"plots"}:
         raise ValueError(
-            f"There is nothing to show of {', '.join(args.only)}; the bag has"
+            f"--only: the bag has no topic for {', '.join(args.only)}. It has"
             f" {', '.join(sorted(bags.types))}."
         )
     latency = _has_latency(bags, sources)
@@ -82,9 +82,9 @@ def show_bags(args: argparse.Namespace) -> int:
     for note in bags.notes:
         print(f"dpt_view: {note}", file=sys.stderr)
     if "plots" in kinds and not latency:
-        print("The times of recording are the stamps: there is no latency to plot.")
+        print("Latency is not plotted: the bag has only stamps, not the times of recording.")
     if args.web:
-        print("All of it is there. Ctrl-C ends.", flush=True)
+        print("All messages loaded. Press Ctrl-C to quit.", flush=True)
         with suppress(KeyboardInterrupt):
             threading.Event().wait()
     recording.disconnect()
@@ -107,10 +107,10 @@ def _tell(
 ) -> None:
     """What was shown, and what the bag could not give."""
     counts = ", ".join(f"{topic} {count}" for topic, count in sorted(messages.shown.items()))
-    print(f"{_title(camera)}: {counts or 'nothing'}")
+    print(f"{_title(camera)}: {counts or 'no messages'}")
     named = args.classes is not None or "semantic/label_info" in there
     if "semantic/labels" in messages.shown and not named:
-        print("No semantic/label_info tells the classes' names; --classes does.")
+        print("The bag has no semantic/label_info: give the class names with --classes.")
 
 
 def _has_latency(bags: Bags, sources: Mapping[str, Source]) -> bool:
@@ -127,7 +127,7 @@ def show_live(args: argparse.Namespace, ros_args: Sequence[str]) -> int:
 
     Raises:
         ValueError, OSError, RuntimeError: the place to look at cannot be had, or an argument is
-            no ROS argument; the message says why.
+            no ROS argument; the message has the reason.
     """
     cameras = [camera.strip("/") for camera in args.camera] or [""]
     recording = _open(args, blueprint([_title(c) for c in cameras], args.only, live=True))
@@ -161,7 +161,7 @@ def show_live(args: argparse.Namespace, ros_args: Sequence[str]) -> int:
         recording.disconnect()
     for camera in cameras:
         counts = ", ".join(f"{t} {count}" for t, count in sorted(shown[camera].shown.items()))
-        print(f"{_title(camera)}: {counts or 'nothing came'}")
+        print(f"{_title(camera)}: {counts or 'no messages'}")
     return 0
 
 
@@ -202,8 +202,8 @@ def _follow(
                 heard = now
         if now - heard > _SILENCE and now - said > _REPEAT:
             said = now
-            sentence = live.waiting_for() or "Nothing comes any more from the topics shown."
-            print(f"dpt_view: {sentence}", file=sys.stderr, flush=True)
+            message = live.waiting_for() or "No new messages on the topics shown."
+            print(f"dpt_view: {message}", file=sys.stderr, flush=True)
 
 
 def _camera(
@@ -223,10 +223,10 @@ def _camera(
 def _complainer() -> Callable[[str], None]:
     said: set[str] = set()
 
-    def complain(sentence: str) -> None:
-        if sentence not in said and len(said) < 20:
-            said.add(sentence)
-            tqdm.write(f"dpt_view: {sentence}", file=sys.stderr)
+    def complain(message: str) -> None:
+        if message not in said and len(said) < 20:
+            said.add(message)
+            tqdm.write(f"dpt_view: {message}", file=sys.stderr)
 
     return complain
 
@@ -266,7 +266,7 @@ def _open(args: argparse.Namespace, layout: rr.blueprint.Blueprint) -> rr.Record
         )
         rr.serve_web_viewer(web_port=args.web_port, open_browser=False, connect_to=address)
         where = f"http://localhost:{args.web_port}/?url={address.replace('+', '%2B')}"
-        print(f"Open {where} in a browser. Ctrl-C ends.", flush=True)
+        print(f"Open {where} in a browser. Press Ctrl-C to quit.", flush=True)
     elif args.connect is not None:
         host, _, port = args.connect.partition(":")
         port = port or str(_VIEWER_PORT)
@@ -275,7 +275,7 @@ def _open(args: argparse.Namespace, layout: rr.blueprint.Blueprint) -> rr.Record
     else:
         if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
             raise ValueError(
-                "There is no display to open a window on: use --web (browser), --save FILE.rrd"
+                "No display to open a window on: use --web (browser), --save FILE.rrd"
                 " or --connect HOST."
             )
         recording.spawn(memory_limit=args.memory, default_blueprint=layout)
@@ -290,8 +290,8 @@ def _check_free(*ports: int) -> None:
                 probe.bind(("0.0.0.0", port))
             except OSError as error:
                 raise ValueError(
-                    f"Port {port} cannot be served on ({error.strerror}): give --web-port"
-                    " and --grpc-port free ones."
+                    f"Port {port} cannot be used ({error.strerror}): choose free ports with"
+                    " --web-port and --grpc-port."
                 ) from error
 
 
@@ -300,5 +300,5 @@ def _check_there(host: str, port: str) -> None:
         socket.create_connection((host, int(port)), timeout=5).close()
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"No viewer answers at {host}:{port} ({error}): start rerun there first."
+            f"No viewer found at {host}:{port} ({error}): start rerun there first."
         ) from error

@@ -85,7 +85,7 @@ _NEEDED = {
 
 
 def joined_parts(there: Iterable[str], kinds: Iterable[str]) -> frozenset[str]:
-    """What points are made of, a frame's "depth", "rgb" and "labels", where nobody sends points.
+    """The parts that points are made of ("depth", "rgb", "labels") where none are published.
 
     Args:
         there: topics of a camera that were recorded.

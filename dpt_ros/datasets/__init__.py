@@ -1,7 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Datasets as their authors publish them, and the synthetic world: pictures with truth. No ROS."""
 
-from dpt_ros.datasets.registry import list_datasets, open_dataset
-from dpt_ros.datasets.sample import Dataset, DatasetError, Sample, Subset
+from typing import TYPE_CHECKING
 
-__all__ = ["Dataset", "DatasetError", "Sample", "Subset", "list_datasets", "open_dataset"]
+from dpt_ros.datasets.registry import list_datasets, open_dataset, unknown_dataset
+from dpt_ros.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from dpt_ros.datasets.sample import Dataset, DatasetError, Sample, Subset
+else:
+    __getattr__ = lazy_names(
+        __name__, dict.fromkeys(("Dataset", "DatasetError", "Sample", "Subset"), "sample")
+    )
+
+__all__ = [
+    "Dataset",
+    "DatasetError",
+    "Sample",
+    "Subset",
+    "list_datasets",
+    "open_dataset",
+    "unknown_dataset",
+]

@@ -30,8 +30,8 @@ class DiwDataset(Dataset):
         lines = read_lines(self._listing, "the list of DIW")
         if not lines or len(lines) % 2:
             raise DatasetError(
-                f"{self._listing} has {len(lines)} lines, but a picture and its pair of points "
-                "take turns in the list of DIW."
+                f"{self._listing} has {len(lines)} lines, but the list of DIW has two for each "
+                "picture: its name and its pair of points."
             )
         self._entries = list(zip(lines[::2], lines[1::2], strict=True))
 

@@ -32,7 +32,7 @@ class Eth3dDataset(Dataset):
             if path.suffix.lower() in (".jpg", ".png")
         )
         if not self._names:
-            raise DatasetError(f"There is no SCENE/{_DEPTHS}/*.JPG in {root}.")
+            raise DatasetError(f"No SCENE/{_DEPTHS}/*.JPG found in {root}.")
 
     def __len__(self) -> int:
         return len(self._names)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading the files of datasets, with a sentence for what is missing or odd."""
+"""Reading the files of datasets, with an error message for what is missing or malformed."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def need(path: Path, what: str) -> Path:
     """``path`` if it exists.
 
     Args:
-        what: it is, for the sentence.
+        what: it is, for the error message.
 
     Raises:
         DatasetError: it does not exist.
     """
     if not path.exists():
-        raise DatasetError(f"There is no {path}, but {what} was expected there.")
+        raise DatasetError(f"{path} does not exist: expected {what}.")
     return path
 
 
@@ -33,7 +33,7 @@ def need_one(candidates: Iterable[Path], what: str) -> Path:
         if path.exists():
             return path
     places = " or ".join(str(path) for path in paths)
-    raise DatasetError(f"There is no {places}, but {what} was expected there.")
+    raise DatasetError(f"Found none of {places}: expected {what}.")
 
 
 def read_lines(path: Path, what: str) -> list[str]:

@@ -88,7 +88,7 @@ class KittiDataset(Dataset):
         if missing:
             self.notes = (
                 f"{len(missing)} of the {len(entries)} listed pictures have no depth map and are "
-                "left out.",
+                "skipped.",
             )
         if not self._pairs:
             raise DatasetError(

@@ -66,7 +66,7 @@ class NyuDataset(Dataset):
         try:
             self._mat, self._opened_by = h5py.File(root / _MAT, "r"), os.getpid()
         except OSError as error:
-            raise DatasetError(f"{root / _MAT} is no MATLAB 7.3 file: {error}.") from error
+            raise DatasetError(f"{root / _MAT} is not a MATLAB 7.3 file: {error}.") from error
         needed = "images", "rawDepths" if self._depth == "raw" else "depths"
         for name in needed:
             if name not in self._mat:
@@ -134,5 +134,5 @@ def _matlab_readers() -> tuple[ModuleType, ModuleType]:
     except ImportError as error:
         raise DatasetError(
             f"{_MAT} is read by h5py and scipy, and {error.name} is not installed: "
-            "pip install 'dpt_ros[datasets]', or give the extracted pictures."
+            "pip install h5py scipy, or give the extracted pictures."
         ) from error

@@ -6,42 +6,43 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dpt_ros.datasets.diw import DiwDataset
-from dpt_ros.datasets.eth3d import Eth3dDataset
-from dpt_ros.datasets.kitti import KittiDataset
-from dpt_ros.datasets.nyu import NyuDataset
-from dpt_ros.datasets.sample import Dataset, DatasetError
-from dpt_ros.datasets.segmentation import Ade20kDataset, PascalContextDataset
-from dpt_ros.datasets.sintel import SintelDataset
-from dpt_ros.datasets.tum import TumDataset
-from dpt_ros.datasets.world import WorldDataset
+if TYPE_CHECKING:
+    from dpt_ros.datasets.sample import Dataset
 
-# Each is called with root, split and its own options.
-_DATASETS: dict[str, tuple[Callable[..., Dataset], str]] = {
-    "world": (WorldDataset, "the synthetic world: depth, labels, videos; needs no folder"),
+# Module and class, imported when the dataset is opened, and what is expected in the folder. Each
+# class is called with root, split and its own options.
+_DATASETS: dict[str, tuple[str, str]] = {
+    "world": ("world:WorldDataset", "the synthetic world: depth, labels, videos; needs no folder"),
     "nyu": (
-        NyuDataset,
+        "nyu:NyuDataset",
         "nyu_depth_v2_labeled.mat and splits.mat, or official_splits/test/SCENE/rgb_*.jpg with "
         "sync_depth_*.png",
     ),
     "kitti": (
-        KittiDataset,
+        "kitti:KittiDataset",
         "raw data DATE/DRIVE/image_02/data/*.png, a list eigen_test_files_with_gt.txt or "
         "test_files.txt, and data_depth_annotated/{train,val}/DRIVE/proj_depth/groundtruth",
     ),
     "eth3d": (
-        Eth3dDataset,
+        "eth3d:Eth3dDataset",
         "SCENE/images/dslr_images/*.JPG and SCENE/ground_truth_depth/dslr_images/*.JPG",
     ),
-    "tum": (TumDataset, "sequences with rgb.txt, depth.txt and what these name"),
-    "sintel": (SintelDataset, "training/final/SEQUENCE/*.png and training/depth/SEQUENCE/*.dpt"),
-    "diw": (DiwDataset, "DIW_test.csv and DIW_test/*.thumb"),
-    "ade20k": (Ade20kDataset, "images/validation/*.jpg and annotations/validation/*.png"),
+    "tum": ("tum:TumDataset", "sequences with rgb.txt, depth.txt and what these name"),
+    "sintel": (
+        "sintel:SintelDataset",
+        "training/final/SEQUENCE/*.png and training/depth/SEQUENCE/*.dpt",
+    ),
+    "diw": ("diw:DiwDataset", "DIW_test.csv and DIW_test/*.thumb"),
+    "ade20k": (
+        "segmentation:Ade20kDataset",
+        "images/validation/*.jpg and annotations/validation/*.png",
+    ),
     "pascal_context": (
-        PascalContextDataset,
+        "segmentation:PascalContextDataset",
         "JPEGImages/*.jpg, SegmentationClassContext/*.png and "
         "ImageSets/SegmentationContext/val.txt",
     ),
@@ -52,6 +53,13 @@ def list_datasets() -> dict[str, str]:
     """The names that ``open_dataset`` takes, each with one line on what is expected in the
     folder."""
     return {name: line for name, (_, line) in _DATASETS.items()}
+
+
+def unknown_dataset(name: str) -> str:
+    """The message for a name that is not in ``list_datasets()``."""
+    close = difflib.get_close_matches(name, _DATASETS, n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    return f"Unknown dataset {name!r}{hint}. Available: {', '.join(sorted(_DATASETS))}."
 
 
 def open_dataset(
@@ -69,35 +77,44 @@ def open_dataset(
         ValueError: there is no such dataset, split or option, or a value is of another type.
         DatasetError: the folder does not hold what was expected.
     """
+    from dpt_ros.datasets.sample import DatasetError
+
     if name not in _DATASETS:
-        close = difflib.get_close_matches(name, _DATASETS, n=1)
-        meant = f" Did you mean {close[0]}?" if close else ""
-        raise ValueError(
-            f"There is no dataset {name!r}, but {', '.join(sorted(_DATASETS))}.{meant}"
-        )
+        raise ValueError(unknown_dataset(name))
     if split not in ("train", "test"):
         raise ValueError(f"The split is {split!r}, but must be train or test.")
-    build = _DATASETS[name][0]
+    build = _class_of(name)
     taken = dict(inspect.signature(build).parameters)
     for word in ("root", "split"):
         taken.pop(word, None)
     for option, value in options.items():
         if option not in taken:
             raise ValueError(
-                f"The dataset {name} has no option {option!r}, but "
+                f"Unknown option {option!r} of the dataset {name}. Available: "
                 f"{', '.join(sorted(taken)) or 'none'}."
             )
         options[option] = _typed(option, value, taken[option].default)
     if name == "world":
         if root is not None:
-            raise ValueError(f"The synthetic world needs no folder, but got {root}.")
+            raise ValueError(
+                f"The dataset world is rendered and has no folder, but root is {root}."
+            )
         return build(split=split, **options)
     if root is None:
-        raise ValueError(f"The dataset {name} needs its folder: {_DATASETS[name][1]}.")
+        raise ValueError(
+            f"The dataset {name} needs its folder (--root), with {_DATASETS[name][1]}."
+        )
     folder = Path(root).expanduser()
     if not folder.is_dir():
-        raise DatasetError(f"There is no folder {folder}; for {name}: {_DATASETS[name][1]}.")
+        raise DatasetError(
+            f"The folder {folder} does not exist. Expected for {name}: {_DATASETS[name][1]}."
+        )
     return build(root=folder, split=split, **options)
+
+
+def _class_of(name: str) -> Callable[..., Dataset]:
+    module, _, found = _DATASETS[name][0].partition(":")
+    return getattr(import_module(f"dpt_ros.datasets.{module}"), found)
 
 
 def _typed(option: str, value: Any, default: Any) -> Any:
@@ -109,7 +126,7 @@ def _typed(option: str, value: Any, default: Any) -> Any:
         try:
             return kind(value)
         except ValueError:
-            pass  # the sentence below says it
+            pass  # refused below
     if kind is float and type(value) is int:
         return float(value)
     if kind is str and isinstance(value, Path):

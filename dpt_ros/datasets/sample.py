@@ -57,7 +57,7 @@ class Dataset(Sequence[Sample]):
         name: of the dataset, as ``open_dataset`` takes it.
         class_names: that of id k + 1 is at k; None without labels.
         variant: which of the forms it is published or used in; "" where there is only one.
-        notes: sentences that a reader of results should know: what was left out and why.
+        notes: what a reader of results should know: what was skipped and why.
     """
 
     name: str

@@ -45,7 +45,7 @@ class Ade20kDataset(Dataset):
         )
         self._names = sorted(path.stem for path in self._images.glob("*.jpg"))
         if not self._names:
-            raise DatasetError(f"There is no picture (*.jpg) in {self._images}.")
+            raise DatasetError(f"No picture (*.jpg) found in {self._images}.")
 
     def __len__(self) -> int:
         return len(self._names)
@@ -82,7 +82,7 @@ class PascalContextDataset(Dataset):
         self._background = background
         self._names = read_lines(listing, "the list of Pascal Context")
         if not self._names:
-            raise DatasetError(f"{listing} names no picture.")
+            raise DatasetError(f"{listing} lists no picture.")
         self.class_names = (*PASCAL_CONTEXT, "background") if background else PASCAL_CONTEXT
         self.variant = f"{len(self.class_names)} classes"
 

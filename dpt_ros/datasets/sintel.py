@@ -39,7 +39,7 @@ class SintelDataset(Dataset):
             path.relative_to(depths).with_suffix("").as_posix() for path in depths.glob("*/*.dpt")
         )
         if not self._names:
-            raise DatasetError(f"There is no SEQUENCE/frame_0001.dpt in {depths}.")
+            raise DatasetError(f"No SEQUENCE/frame_0001.dpt found in {depths}.")
 
     def __len__(self) -> int:
         return len(self._names)
@@ -66,11 +66,11 @@ def _read_dpt(path: Path, shape: tuple[int, int]) -> np.ndarray:
     content = need(path, "a depth file of Sintel").read_bytes()
     size = np.frombuffer(content[4:12], "<i4")
     if len(size) < 2 or np.frombuffer(content[:4], "<f4")[0] != _TAG:
-        raise DatasetError(f"{path} does not begin like a .dpt file of Sintel.")
+        raise DatasetError(f"{path} is not a .dpt file of Sintel: its first bytes differ.")
     if (size[1], size[0]) != shape or len(content) != 12 + 4 * shape[0] * shape[1]:
         raise DatasetError(
-            f"{path} says {size[0]}x{size[1]} pixels in {len(content)} bytes, but its picture has "
-            f"{shape[1]}x{shape[0]}."
+            f"{path} declares {size[0]}x{size[1]} pixels in {len(content)} bytes, but its picture "
+            f"has {shape[1]}x{shape[0]}."
         )
     depth = np.frombuffer(content[12:], "<f4").reshape(shape).astype(np.float32)
     depth[~(np.isfinite(depth) & (depth > 0))] = np.nan
@@ -82,7 +82,7 @@ def _read_camera(path: Path, shape: tuple[int, int]) -> CameraModel | None:
         return None
     content = path.read_bytes()
     if len(content) < 76 or np.frombuffer(content[:4], "<f4")[0] != _TAG:
-        raise DatasetError(f"{path} does not begin like a .cam file of Sintel.")
+        raise DatasetError(f"{path} is not a .cam file of Sintel: its first bytes differ.")
     k = np.frombuffer(content[4:76], "<f8").reshape(3, 3)
     return CameraModel(
         shape[1], shape[0], *(float(k[i]) for i in ((0, 0), (1, 1), (0, 2), (1, 2)))

@@ -41,12 +41,12 @@ class TumDataset(Dataset):
         match: str = "",
     ) -> None:
         if every < 1:
-            raise ValueError(f"every must be at least 1, but is {every}.")
+            raise ValueError(f"every is {every}, but must be at least 1.")
         folders = [root] if (root / "rgb.txt").exists() else sorted(root.iterdir())
         folders = [f for f in folders if (f / "rgb.txt").exists() and match in f.name]
         if not folders:
             wanted = f" of a sequence whose name holds {match!r}" if match else ""
-            raise DatasetError(f"There is no rgb.txt{wanted} in {root} or in a folder of it.")
+            raise DatasetError(f"No rgb.txt{wanted} found in {root} or in a folder of it.")
         self._pairs: list[tuple[Path, float, str, str]] = []
         for folder in folders:
             pairs = _associate(folder, max_difference)

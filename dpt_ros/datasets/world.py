@@ -41,7 +41,7 @@ class WorldDataset(Dataset):
     ) -> None:
         for what, value in (("worlds", worlds), ("frames", frames), ("step", step)):
             if value < 1:
-                raise ValueError(f"{what} must be at least 1, but is {value}.")
+                raise ValueError(f"{what} is {value}, but must be at least 1.")
         first = HELD_OUT if split == "test" else 0
         self.seeds = range(first, first + worlds)
         self.frames, self.size, self.video, self.step = frames, (width, height), video, step

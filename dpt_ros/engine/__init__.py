@@ -1,6 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Frames in, predictions out. Knows images, time and the device; nothing of ROS."""
 
-from dpt_ros.engine.predict import predict_image
+from typing import TYPE_CHECKING
+
+from dpt_ros.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from dpt_ros.engine.predict import predict_image
+else:
+    __getattr__ = lazy_names(__name__, {"predict_image": "predict"})
 
 __all__ = ["predict_image"]

@@ -246,7 +246,7 @@ def load_networks(settings: Settings) -> Networks:
     Raises:
         NetworkError: a device, a name or a file is wrong; the message says what to do.
     """
-    device = _device(settings.device)
+    device = choose_device(settings.device)
     precision = settings.precision
     if precision == "auto":
         precision = "fp16" if device.type == "cuda" else "fp32"
@@ -359,7 +359,15 @@ def _groups(lines: tuple[str, ...], classes: tuple[str, ...], colors: np.ndarray
         raise NetworkError(f"label_groups: {error}") from error
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
+    """The device that a setting stands for.
+
+    Args:
+        name: "auto" (the GPU if there is one), "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        NetworkError: torch finds no such GPU.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)

@@ -28,8 +28,9 @@ def predict_image(
         kitti_crop: predict the bottom centre 352 x 1216 only, as KITTI's benchmark wants it.
 
     Returns:
-        From a depth network (H, W) float32: relative inverse depth, or metres if it is metric;
-        bicubic upsampling can overshoot. From a label network (H, W) uint8: class ids from 1.
+        From a depth network (H, W) float32: relative inverse depth, which can be below 0 where
+        bicubic upsampling overshoots, as published; or metres if it is metric, never below the
+        least and never above the most that the network predicted. From a label network (H, W) uint8: class ids from 1.
         From a network of both tasks a dict of the two, "depth" and "labels".
 
     Raises:
@@ -53,6 +54,11 @@ def predict_image(
     result = {}
     if "depth" in output:
         result["depth"] = resize_depth(output["depth"], (height, width))[0].cpu().numpy()
+        if model.metric:
+            # Bicubic upsampling overshoots at edges, down to negative metres.
+            own = output["depth"][0].float().cpu().numpy()
+            low, high = (function.reduce(own, axis=None) for function in (np.fmin, np.fmax))
+            result["depth"] = np.clip(result["depth"], low, high)
     if "labels" in output:
         result["labels"] = classify(output["labels"], (height, width))[0][0].cpu().numpy()
     return result if len(result) > 1 else result[spec.tasks[0]]

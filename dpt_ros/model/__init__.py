@@ -1,11 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """The networks: torch and timm, nothing of cameras or ROS."""
 
-from dpt_ros.model.checkpoint import CheckpointError, save_checkpoint
-from dpt_ros.model.download import DownloadError
-from dpt_ros.model.dpt import DPT
-from dpt_ros.model.factory import cached_checkpoint, create_model, list_models, model_spec
-from dpt_ros.model.zoo import ModelSpec
+from typing import TYPE_CHECKING
+
+from dpt_ros.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from dpt_ros.model.checkpoint import CheckpointError, save_checkpoint
+    from dpt_ros.model.download import DownloadError
+    from dpt_ros.model.dpt import DPT
+    from dpt_ros.model.factory import cached_checkpoint, create_model, model_spec
+    from dpt_ros.model.zoo import ModelSpec, list_models
+else:
+    __getattr__ = lazy_names(
+        __name__,
+        {
+            "DPT": "dpt",
+            "CheckpointError": "checkpoint",
+            "DownloadError": "download",
+            "ModelSpec": "zoo",
+            "cached_checkpoint": "factory",
+            "create_model": "factory",
+            "list_models": "zoo",
+            "model_spec": "factory",
+            "save_checkpoint": "checkpoint",
+        },
+    )
 
 __all__ = [
     "DPT",

@@ -18,14 +18,9 @@ from dpt_ros.model.describe import described_spec
 from dpt_ros.model.download import cache_path, download
 from dpt_ros.model.dpt import DPT
 from dpt_ros.model.encoder import WEIGHT_STDS, fold_weight_standardization
-from dpt_ros.model.zoo import EMBEDDED_NAME, ZOO, ModelSpec
+from dpt_ros.model.zoo import EMBEDDED_NAME, ZOO, ModelSpec, unknown_model
 
 OVERRIDES = ("auxiliary", "invert", "num_classes", "readout", "scale", "shift", "weight_std")
-
-
-def list_models() -> list[str]:
-    """The names that :func:`create_model` knows."""
-    return list(ZOO)
 
 
 def model_spec(name: str, **overrides: Any) -> ModelSpec:
@@ -35,9 +30,7 @@ def model_spec(name: str, **overrides: Any) -> ModelSpec:
         ValueError: an unknown name or override, or a value that cannot be.
     """
     if name not in ZOO:
-        raise ValueError(
-            f"There is no network {name!r}{_close(name, ZOO)}; the networks are {', '.join(ZOO)}."
-        )
+        raise ValueError(unknown_model(name))
     return _overridden(ZOO[name], overrides)
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -276,3 +277,15 @@ ROWS = (
 )
 
 ZOO = {row.name: row for row in ROWS}
+
+
+def list_models() -> list[str]:
+    """The names that ``create_model`` knows."""
+    return list(ZOO)
+
+
+def unknown_model(name: str) -> str:
+    """The message for a name that is not in the zoo."""
+    close = difflib.get_close_matches(name, ZOO, n=3)
+    hint = f" (did you mean {' or '.join(close)}?)" if close else ""
+    return f"Unknown network {name!r}{hint}. Available: {', '.join(ZOO)}."

@@ -14,7 +14,7 @@ import torch
 
 from dpt_ros.engine.network import Networks, load_networks
 from dpt_ros.engine.settings import Settings
-from dpt_ros.ros.bag_node import MAPS
+from dpt_ros.ros.bag_outputs import MAPS
 from dpt_ros.ros.bag_reader import BagReader
 from dpt_ros.ros.bag_topics import Asked, Camera
 

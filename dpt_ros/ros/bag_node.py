@@ -15,18 +15,6 @@ from dpt_ros.engine.network import Networks
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.outputs import CameraOutputs
 
-# The contract's outputs; those for people and the points are many bytes and easily made again.
-MAPS = (
-    "depth/image",
-    "depth/camera_info",
-    "depth/inverse",
-    "depth/confidence",
-    "semantic/labels",
-    "semantic/confidence",
-    "semantic/label_info",
-)
-ALL_OUTPUTS = (*MAPS, "depth/color", "depth/points", "semantic/color")
-
 # The message types that bags are written with: those of rosbags, and vision_msgs.
 TYPES = get_typestore(Stores.ROS2_KILTED)
 _CLASS = "uint16 class_id\nstring class_name\n"

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import signal
 import sys
@@ -22,6 +21,7 @@ from rclpy.qos import QoSProfile
 from rosbags.highlevel import AnyReader
 from rosbags.interfaces import Connection
 
+from dpt_ros.ros.command_line import player_arguments
 from dpt_ros.ros.messages import one_line
 
 
@@ -136,20 +136,9 @@ def _wait_for_subscriber(publisher: Publisher, seconds: float) -> None:
         time.sleep(0.02)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog="Example: dpt_bag_player my_bag --topics image camera_info"
-    )
-    parser.add_argument("bag", type=Path, help="rosbag2 folder or mcap file")
-    parser.add_argument("--topics", nargs="+", default=["image", "camera_info"], metavar="NAME")
-    parser.add_argument("--rate", type=float, default=1.0, help="speed, 1 as recorded")
-    parser.add_argument(
-        "--wait", type=float, default=30.0, help="seconds to wait for a subscriber"
-    )
-    parser.add_argument("--times", type=Path, help="write when each image was published, as CSV")
-    args, ros_args = parser.parse_known_args(argv)
-    if not args.rate > 0:
-        parser.error(f"--rate is {args.rate:g}, but must be positive.")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Play the bag that the arguments name. Returns the exit code."""
+    args, ros_args = player_arguments(argv)
     rclpy.init(args=ros_args)
     node = Node("bag_player")
     try:

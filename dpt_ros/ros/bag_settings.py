@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from rclpy.parameter import Parameter, parameter_dict_from_yaml_file
+from rclpy.parameter import Parameter
 
 from dpt_ros.engine.settings import Settings, check, common_name
 from dpt_ros.ros.message_error import one_line
@@ -73,13 +73,14 @@ def _from_file(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"{file} does not exist.")
     try:
-        # Jazzy refuses names that the file does not have, and without any takes every node's.
+        # Not by rclpy's own reader: Humble has none, and that of Jazzy refuses usual files.
         there = yaml.safe_load(file.read_text()) or {}
         names = [name for name in ("/**", "dpt", "/dpt") if name in there]
         if not names:
             raise RuntimeError(f"it is for {', '.join(map(str, there)) or 'no node'}, not for dpt")
-        found = parameter_dict_from_yaml_file(str(file), target_nodes=names)
-        values = {name: Parameter.from_parameter_msg(msg).value for name, msg in found.items()}
+        values: dict[str, Any] = {}
+        for name in names:
+            values |= _flat(there[name]["ros__parameters"])
     except (
         RuntimeError,
         yaml.YAMLError,
@@ -91,8 +92,17 @@ def _from_file(file: Path) -> dict[str, Any]:
         raise ValueError(
             one_line(f"{file} is no parameter file of the node dpt: {_words(error)}.")
         ) from error
-    return {
-        name: value if isinstance(value, str | bool | int | float) else list(value)
-        for name, value in values.items()
-        if not name.startswith(_OF_RCLPY)
-    }
+    return {name: v for name, v in values.items() if not name.startswith(_OF_RCLPY)}
+
+
+def _flat(given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by full name, {"scale.source": ...}, as rclpy would take them."""
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        if isinstance(value, dict):
+            values |= _flat(value, f"{prefix}{name}.")
+        else:
+            found = Parameter(prefix + name, value=value).value
+            plain = isinstance(found, str | bool | int | float)
+            values[prefix + name] = found if plain else list(found)
+    return values

@@ -54,6 +54,16 @@ _DIGEST = sha256().digest_size  # bytes
 _FOREVER = QosTime(9223372036, 854775807)
 
 
+def saved_frames(path: Path) -> int:
+    """Frames in the complete files of a bag in the making, after which the next run resumes."""
+    try:
+        contents = (path / _ASIDE / "state.pt").read_bytes()[_DIGEST:]
+    except FileNotFoundError:
+        return 0
+    state = torch.load(BytesIO(contents), map_location="cpu", weights_only=True)
+    return int(state["progress"]["frames"])
+
+
 def offered(latched: bool) -> tuple[Qos, ...]:
     """The QoS that the node offers its outputs with."""
     durability = QosDurability.TRANSIENT_LOCAL if latched else QosDurability.VOLATILE

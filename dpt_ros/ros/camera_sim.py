@@ -20,7 +20,7 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan
 from std_msgs.msg import Header
 
-from dpt_ros.ros.command_line import start_ros
+from dpt_ros.ros.command_line import CAMERA_PARAMETERS, start_ros
 from dpt_ros.ros.messages import camera_info_message, image_message, jpeg_message
 from dpt_ros.world import KINDS, Scan, Scanner, View, World
 from dpt_ros.world.motion import CAMERA_HEIGHT, look
@@ -35,26 +35,6 @@ RCLError = rclpy_implementation.RCLError
 # The robot's base: on the floor below the camera, which looks ahead and a little down.
 BASE_FROM_CAMERA = look(np.array([0.0, 0.0, CAMERA_HEIGHT]), 0.0, CAMERA_PITCH).matrix()
 
-_PARAMETERS: dict[str, tuple[Any, str]] = {
-    "kind": ("room", f"which world: {', '.join(KINDS)}"),
-    "seed": (0, "chooses its layout, looks, paths and noise"),
-    "width": (320, "of the image, pixels"),
-    "height": (240, "of the image, pixels"),
-    "rate": (30.0, "frames per second"),
-    "reliability": ("reliable", "of the images: reliable or best_effort"),
-    "frames": (0, "how many frames to publish before the node ends; 0 for no end"),
-    "frame_id": ("camera_optical_frame", "of the camera, x right, y down, z forward (REP 103)"),
-    "tf": (True, "broadcast tf from odom to base_link, camera and laser; needs tf2_msgs"),
-}
-_EXAMPLES = """examples:
-  dpt_camera_sim --ros-args -p kind:=yard -p seed:=3
-  dpt_camera_sim --ros-args -p width:=640 -p height:=480 -p rate:=15.0 -r __ns:=/front
-
-parameters:
-""" + "\n".join(
-    f"  {name}: {text} (default {default})" for name, (default, text) in _PARAMETERS.items()
-)
-
 
 class CameraSim(Node):
     """Publishes image, image/compressed, camera_info, odom, scan, truth/depth and truth/labels.
@@ -68,7 +48,7 @@ class CameraSim(Node):
 
     def __init__(self) -> None:
         super().__init__("camera_sim")
-        values = {name: self._given(name, *row) for name, row in _PARAMETERS.items()}
+        values = {name: self._given(name, *row) for name, row in CAMERA_PARAMETERS.items()}
         if values["kind"] not in KINDS:
             raise ValueError(f"kind is '{values['kind']}', but must be one of {', '.join(KINDS)}.")
         if values["reliability"] not in ("reliable", "best_effort"):
@@ -225,8 +205,7 @@ def _quaternion(pose: np.ndarray) -> list[float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the camera until Ctrl-C, SIGTERM or its last frame."""
-    description = "A camera in the synthetic world, as a ROS node, with the truth beside it."
-    start_ros("dpt_camera_sim", description, _EXAMPLES, argv)
+    start_ros("dpt_camera_sim", argv)
     try:
         node = CameraSim()
         while not node.done:

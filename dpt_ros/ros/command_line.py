@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What our nodes' command lines share: --help, and a sentence for a mistake in ROS arguments."""
+"""The command lines of the nodes: help, examples, ROS arguments.
+
+The programs of the package start here, because their help must not wait for rclpy and torch: the
+node itself is imported after its arguments were read.
+"""
 
 from __future__ import annotations
 
@@ -7,32 +11,136 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-import rclpy
-from rclpy.utilities import remove_ros_args
+from dpt_ros.world.classes import KINDS
+
+# Name, default and meaning of the parameters of camera_sim.
+CAMERA_PARAMETERS: dict[str, tuple[Any, str]] = {
+    "kind": ("room", f"which world: {', '.join(KINDS)}"),
+    "seed": (0, "chooses its layout, looks, paths and noise"),
+    "width": (320, "of the image, pixels"),
+    "height": (240, "of the image, pixels"),
+    "rate": (30.0, "frames per second"),
+    "reliability": ("reliable", "of the images: reliable or best_effort"),
+    "frames": (0, "how many frames to publish before the node ends; 0 for no end"),
+    "frame_id": ("camera_optical_frame", "of the camera, x right, y down, z forward (REP 103)"),
+    "tf": (True, "broadcast tf from odom to base_link, camera and laser; needs tf2_msgs"),
+}
+_NODE = (
+    "The lifecycle node dpt: takes camera images, publishes metric depth and semantic labels.\n"
+    "Everything is set by ROS parameters; config/dpt.yaml lists them. dpt_status shows its state.",
+    """examples:
+  dpt_node --ros-args -r image:=/camera/image_raw -r camera_info:=/camera/camera_info
+  dpt_node --ros-args --params-file dpt.yaml -p device:=cuda
+  dpt_node --ros-args -p depth_network:=dpt_hybrid_nyu -p depth_weights:=download
+""",
+)
+_CAMERA = (
+    "A camera in the synthetic world, as a ROS node, with the truth beside it.",
+    """examples:
+  dpt_camera_sim --ros-args -p kind:=yard -p seed:=3
+  dpt_camera_sim --ros-args -p width:=640 -p height:=480 -p rate:=15.0 -r __ns:=/front
+
+parameters:
+"""
+    + "\n".join(
+        f"  {name}: {text} (default {default})"
+        for name, (default, text) in CAMERA_PARAMETERS.items()
+    ),
+)
+_TEXTS = {"dpt_node": _NODE, "dpt_camera_sim": _CAMERA}
 
 
-def start_ros(prog: str, description: str, epilog: str, argv: Sequence[str] | None) -> None:
+def dpt_node(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``dpt_node``. Returns the exit code."""
+    _answer_help("dpt_node", argv)
+    from dpt_ros.ros.dpt_node import main
+
+    return main(argv)
+
+
+def dpt_camera_sim(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``dpt_camera_sim``. Returns the exit code."""
+    _answer_help("dpt_camera_sim", argv)
+    from dpt_ros.ros.camera_sim import main
+
+    return main(argv)
+
+
+def dpt_bag_player(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``dpt_bag_player``. Returns the exit code."""
+    player_arguments(argv)
+    from dpt_ros.ros.bag_player import main
+
+    return main(argv)
+
+
+def start_ros(prog: str, argv: Sequence[str] | None) -> None:
     """Answer --help, refuse what is not a ROS argument, and initialise rclpy.
 
     Args:
-        prog: name of the program.
-        description: what it does.
-        epilog: examples, shown as written.
+        prog: name of the program, dpt_node or dpt_camera_sim.
         argv: arguments without the program's name; None takes those of the process.
 
     Raises:
-        SystemExit: 0 after --help, 2 with a sentence on stderr for a mistake.
+        SystemExit: 0 after --help, 2 with an error message for a mistake.
     """
-    args = [prog, *(sys.argv[1:] if argv is None else argv)]
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    import rclpy
+    from rclpy.utilities import remove_ros_args
+
+    args = [prog, *_given(argv)]
+    parser = _parser(prog)
     try:
         parser.parse_args(remove_ros_args(args)[1:])
         rclpy.init(args=args)
     except RuntimeError as error:  # what rclpy raises for a missing parameter file or a bad rule
         parser.exit(2, f"{prog}: {re.sub(r', at [^ ,]+:[0-9]+', '', str(error))}\n")
+
+
+def player_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """The arguments of dpt_bag_player, and those that are ROS's.
+
+    Raises:
+        SystemExit: 0 after --help, 2 with an error message for a mistake.
+    """
+    parser = argparse.ArgumentParser(
+        prog="dpt_bag_player",
+        description="Play a bag's messages at the pace they were recorded, where ros2 bag is"
+        " missing.",
+        epilog="Example: dpt_bag_player my_bag --topics image camera_info",
+    )
+    parser.add_argument("bag", type=Path, help="rosbag2 folder or mcap file")
+    parser.add_argument("--topics", nargs="+", default=["image", "camera_info"], metavar="NAME")
+    parser.add_argument("--rate", type=float, default=1.0, help="speed, 1 as recorded")
+    parser.add_argument(
+        "--wait", type=float, default=30.0, help="seconds to wait for a subscriber"
+    )
+    parser.add_argument("--times", type=Path, help="write when each image was published, as CSV")
+    args, ros_args = parser.parse_known_args(argv)
+    if not args.rate > 0:
+        parser.error(f"--rate is {args.rate:g}, but must be positive.")
+    return args, ros_args
+
+
+def _given(argv: Sequence[str] | None) -> list[str]:
+    return list(sys.argv[1:] if argv is None else argv)
+
+
+def _answer_help(prog: str, argv: Sequence[str] | None) -> None:
+    """Print the help and exit if it is asked for before the ROS arguments."""
+    given = _given(argv)
+    own = given[: given.index("--ros-args")] if "--ros-args" in given else given
+    if {"-h", "--help"} & set(own):
+        _parser(prog).parse_args(["--help"])
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    description, epilog = _TEXTS[prog]
+    return argparse.ArgumentParser(
+        prog=prog,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )

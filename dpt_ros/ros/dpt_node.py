@@ -38,15 +38,6 @@ from dpt_ros.ros.transport import REVIEW_PERIOD, keep_large_buffers
 
 _signals: list[int] = []  # that have come
 _PATIENCE = 1.7  # seconds from a signal to the end, of the two that are promised
-_DESCRIPTION = (
-    "The lifecycle node dpt: takes camera images, publishes metric depth and semantic labels.\n"
-    "Everything is set by ROS parameters; config/dpt.yaml lists them."
-)
-_EXAMPLES = """examples:
-  dpt_node --ros-args -r image:=/camera/image_raw -r camera_info:=/camera/camera_info
-  dpt_node --ros-args --params-file dpt.yaml -p device:=cuda
-  dpt_node --ros-args -p depth_network:=dpt_hybrid_nyu -p depth_weights:=download
-"""
 
 
 class DptNode(LifecycleNode):
@@ -91,8 +82,9 @@ class DptNode(LifecycleNode):
             self.trigger_activate()
         elif self.context.ok():
             self.get_logger().error(
-                "The node stays unconfigured. Set the parameter right, then restart it or run"
-                f" ros2 lifecycle set {self.get_fully_qualified_name()} configure."
+                "The node stays unconfigured; dpt_status shows the reason. Correct the parameter,"
+                " then restart the node or, with a ROS install, run ros2 lifecycle set"
+                f" {self.get_fully_qualified_name()} configure."
             )
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -271,7 +263,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # in the background hands it SIGINT ignored, so both are set.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
-    start_ros("dpt_node", _DESCRIPTION, _EXAMPLES, argv)
+    start_ros("dpt_node", argv)
     if argv is None:
         # What was imported stays: the collector need not walk over torch again and again.
         gc.freeze()

@@ -19,6 +19,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from dpt_ros.engine.settings import PER_CAMERA, Settings, check, common_name, parameter_name
+from dpt_ros.ros.compatibility import call_on_parameters
 from dpt_ros.ros.reference import constraints
 
 _HINTS = get_type_hints(Settings)
@@ -65,9 +66,7 @@ class Parameters:
         self._apply_overrides({k: v for k, v in given.items() if k == common_name(k)})
         self._declare_for_cameras()
         self._warn_of_unknown(given)
-        node.add_pre_set_parameters_callback(_integers_as_floats)
-        node.add_on_set_parameters_callback(self._judge)
-        node.add_post_set_parameters_callback(self._adopt)
+        call_on_parameters(node, _integers_as_floats, self._judge, self._adopt)
 
     def of_camera(self, camera: str) -> Settings:
         """The settings as they are for one camera, "" for the only one."""

@@ -7,20 +7,18 @@ import ctypes
 import math
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rclpy.event_handler import SubscriptionEventCallbacks, UnsupportedEventTypeError
 from rclpy.impl.rcutils_logger import RcutilsLogger
 from rclpy.node import Node
 from rclpy.qos import HistoryPolicy, QoSPolicyKind, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 
-if TYPE_CHECKING:
-    from rclpy.subscription import MessageInfo  # Jazzy has it elsewhere
+from dpt_ros.ros.compatibility import UnsupportedEventTypeError, subscribe, subscription_events
 
 REVIEW_PERIOD = 0.5
 SILENCE = 2.0
@@ -163,31 +161,35 @@ class ImageInput:
         profile = QoSProfile(
             history=HistoryPolicy.KEEP_LAST, depth=1, reliability=_RELIABILITIES[self.reliability]
         )
-        arguments = (self._topic.msg_type, self._topic.name, self._take, profile)
         # Reliability is left out: its parameter is declared below with the value "auto".
         overriding = QoSOverridingOptions((QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH))
-        events = SubscriptionEventCallbacks(
+        events = subscription_events(
             incompatible_qos=lambda _: self.review(),
             matched=lambda _: self.review(),
             message_lost=self._take_loss,
         )
-        subscribe = partial(
-            self._node.create_subscription,
-            *arguments,
+        made = partial(
+            subscribe,
+            self._node,
+            self._topic.msg_type,
+            self._topic.name,
+            self._take,
+            profile,
             qos_overriding_options=overriding,
             raw=self._topic.raw,
         )
         try:
-            return subscribe(event_callbacks=events)
+            return made(event_callbacks=events)
         except UnsupportedEventTypeError:  # a middleware without these; review() polls anyway
-            return subscribe()
+            return made()
 
-    def _take(self, msg: Any, about: MessageInfo) -> None:
+    def _take(self, msg: Any, about: Mapping[str, Any]) -> None:
         self._silent_since = time.monotonic()
         self.silence = ""
         number = about.get("publication_sequence_number")
         publisher = (about.get("publisher_gid") or {}).get("data", b"")
         # Jazzy does not say who published: the numbers of several cannot be told apart there.
+        # Humble says nothing.
         if number and (publisher or self._publishers < 2):
             gap = number - self._last_number.get(publisher, number - 1) - 1
             self._last_number[publisher] = number

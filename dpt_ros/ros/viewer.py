@@ -138,9 +138,9 @@ class LiveTopics:
         silent = [full for name, full in self._full_names.items() if name not in self._heard]
         alone = [full for full in silent if not self._node.count_publishers(full)]
         others = [full for full in silent if full not in alone]
-        parts = [f"nobody publishes {', '.join(alone)}"] if alone else []
+        parts = [f"no publisher on {', '.join(alone)}"] if alone else []
         if others:
-            parts.append(f"{', '.join(others)} brought nothing yet")
+            parts.append(f"{', '.join(others)} sent no message yet")
         return f"Waiting: {'; '.join(parts)}." if parts else ""
 
 

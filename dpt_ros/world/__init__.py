@@ -2,9 +2,24 @@
 """A small synthetic world with exact depth, labels, flow and poses. It needs numpy and OpenCV, no
 GPU and no ROS."""
 
-from dpt_ros.world.classes import CLASSES
-from dpt_ros.world.scan import Scan, Scanner
-from dpt_ros.world.scenes import KINDS
-from dpt_ros.world.world import Noise, View, World
+from typing import TYPE_CHECKING
+
+from dpt_ros.lazy import lazy_names
+from dpt_ros.world.classes import CLASSES, KINDS
+
+if TYPE_CHECKING:
+    from dpt_ros.world.scan import Scan, Scanner
+    from dpt_ros.world.world import Noise, View, World
+else:
+    __getattr__ = lazy_names(
+        __name__,
+        {
+            "Noise": "world",
+            "Scan": "scan",
+            "Scanner": "scan",
+            "View": "world",
+            "World": "world",
+        },
+    )
 
 __all__ = ["CLASSES", "KINDS", "Noise", "Scan", "Scanner", "View", "World"]

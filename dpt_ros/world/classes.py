@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is in a world: ten classes with their ADE20K names. The id of a class counts from 1."""
+"""What worlds there are, and what is in them: ten classes with their ADE20K names. The id of a
+class counts from 1."""
 
+KINDS = ("room", "corridor", "yard")
 CLASSES = (
     "wall",
     "floor",

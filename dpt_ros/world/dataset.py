@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from dpt_ros.world.scenes import KINDS
+from dpt_ros.world.classes import KINDS
 from dpt_ros.world.world import World
 
 _SPAN = 9000  # frames of a world to choose from: five minutes of driving

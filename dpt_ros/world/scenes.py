@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from dpt_ros.world import textures as tx
-from dpt_ros.world.classes import CEILING, FLOOR, GRASS
+from dpt_ros.world.classes import CEILING, FLOOR, GRASS, KINDS
 from dpt_ros.world.furniture import Builder, Light, Scene, footprint
 from dpt_ros.world.geometry import Surface
 
@@ -165,12 +165,11 @@ def _yard(rng: np.random.Generator, shake: float) -> Scene:
     return b.scene([sun], float(rng.uniform(0.45, 0.7)), sky, height)
 
 
-_KINDS = {"room": _room, "corridor": _corridor, "yard": _yard}
-KINDS = tuple(_KINDS)
+_BUILDERS = dict(zip(KINDS, (_room, _corridor, _yard), strict=True))
 
 
 def build(kind: str, seed: int, shake: float) -> Scene:
     """The scene of a kind and a seed. Raises ValueError for a kind that is not in KINDS."""
-    if kind not in _KINDS:
-        raise ValueError(f"There is no world of kind {kind!r}: choose one of {', '.join(KINDS)}.")
-    return _KINDS[kind](np.random.default_rng([seed, KINDS.index(kind)]), shake)
+    if kind not in _BUILDERS:
+        raise ValueError(f"Unknown kind of world {kind!r}. Available: {', '.join(KINDS)}.")
+    return _BUILDERS[kind](np.random.default_rng([seed, KINDS.index(kind)]), shake)

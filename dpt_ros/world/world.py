@@ -104,7 +104,7 @@ class World:
         self.scene = scenes.build(kind, seed, noise.shake)
         self._table = self.scene.rectangles.freeze()
         self._rays = Rays(self.camera)
-        rng = np.random.default_rng([seed, scenes.KINDS.index(kind), 1])
+        rng = np.random.default_rng([seed, classes.KINDS.index(kind), 1])
         self._exposure = rng.uniform(0.05, 0.4, 3), rng.uniform(0, 2 * np.pi, 3)
         self._clouds = np.clip(fractal(rng, 4, 6) * 0.35 + rng.uniform(-0.2, 0.5), 0, 1).astype(
             np.float32
@@ -141,7 +141,7 @@ class World:
             if i > 0
             else np.zeros(index.shape, bool)
         )
-        rng = np.random.default_rng([self.seed, scenes.KINDS.index(self.kind), 2, i])
+        rng = np.random.default_rng([self.seed, classes.KINDS.index(self.kind), 2, i])
         rgb = self._expose(self._shade(now, labels, depth, i), flow, i, rng)
         pose = now.pose.matrix()
         return View(

@@ -174,7 +174,9 @@ def flow(
                 watch = Watch(domain.node)
                 domain.wait_for_state("active")
                 options = ["--best-effort"] if best_effort else []
-                env = {"FASTDDS_DEFAULT_PROFILES_FILE": args.profile} if args.profile else {}
+                # By the name that Kilted knows, and by that of Jazzy and before.
+                variables = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
+                env = dict.fromkeys(variables, args.profile) if args.profile else {}
                 with inside(names["camera"]):
                     size = args.size.split("x")
                     words = ["--encoding", encoding, "--rate", str(RATE), *options]

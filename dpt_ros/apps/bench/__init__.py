@@ -9,10 +9,12 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 
+from dpt_ros.apps.bench.arguments import PARSERS
+
 # Each is a module of this package with main(argv) -> exit code, imported only when it runs: the
 # engine's need no ROS, the node's no Triton.
 _COMMANDS = {
-    "frame": "where the time of a frame goes, step by step, as the node says it",
+    "frame": "where the time of a frame goes, step by step, as the node reports it",
     "node": "the whole node: stamp to depth in another process, beside an echo without inference",
     "engine": "the networks on a GPU, beside other ways to run them",
     "cpu": "the networks on a CPU, beside other ways to run them",
@@ -35,4 +37,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, text in commands().items():
         known.add_parser(name, help=text)
     command = parser.parse_args(args[:1]).command
+    PARSERS[command]().parse_args(args[1:])  # help and wrong arguments, before the imports
     return int(importlib.import_module(f"{__name__}.{command}").main(args[1:]))

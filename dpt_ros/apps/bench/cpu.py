@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dpt_ros.apps.bench.arguments import CPU_METHOD as METHOD
+from dpt_ros.apps.bench.arguments import cpu_parser
 from dpt_ros.apps.bench.report import (
     Summary,
     environment,
@@ -31,13 +32,6 @@ from dpt_ros.engine.fuse import fuse
 from dpt_ros.engine.network import Network
 from dpt_ros.model import DPT, create_model
 
-METHOD = """\
-One process; every arm once per round, in random order, network only, batch 1; two calls before the
-first round. Rounds in which other processes used more than the allowed share of the machine are
-thrown out and counted. The speed-up is the median of the ratios inside the rounds to the plain
-network in float32 as create_model gives it for training (weights standardised at every forward).
-Parity is against the same: mean |difference| / depth, on noise. Weights that are random amplify
-rounding, so parity then says less than with a trained network."""
 REFERENCE = "torch eager fp32"
 _CPU = torch.device("cpu")
 
@@ -54,22 +48,8 @@ class Row:
 
 def main(argv: Sequence[str]) -> int:
     """Measure, count, print."""
-    parser = argparse.ArgumentParser(
-        prog="dpt_bench cpu",
-        description=METHOD,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Example: dpt_bench cpu --network dpt_hybrid_embedded --weights '' --size 240x320",
-    )
-    parser.add_argument("--network", default="dpt_hybrid_midas")
-    parser.add_argument("--weights", default="random", help="as create_model takes them")
-    parser.add_argument("--size", default="384x384", help="height x width of the network's input")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--seconds", type=float, default=240.0, help="at most, for the rounds")
-    parser.add_argument("--load", type=float, default=0.12, help="share that others may use")
-    parser.add_argument("--arms", nargs="+", choices=list(_ARMS), default=list(_ARMS))
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args(argv)
+    args = cpu_parser().parse_args(argv)
+    args.threads = args.threads or torch.get_num_threads()
     torch.set_num_threads(args.threads)
     machine = environment()
     print(METHOD, environment_lines(machine), sep="\n\n", end="\n\n", flush=True)

@@ -10,13 +10,12 @@ from __future__ import annotations
 import contextlib
 import gc
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -25,11 +24,9 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from dpt_ros.apps.bench.processes import camera_names, case_arguments, image_topic, topic
+from dpt_ros.ros.compatibility import subscribe, subscription_events
 from dpt_ros.ros.messages import image_message
 from dpt_ros.ros.transport import keep_large_buffers
-
-if TYPE_CHECKING:
-    from rclpy.subscription import MessageInfo
 
 # A header and the four bytes before it that name the byte order; our frame ids are short.
 _HEADER_BYTES = 64
@@ -60,16 +57,17 @@ class Echo:
         self._last_number = 0
         self._missed = 0
         self._lost = 0
-        node.create_subscription(
+        subscribe(
+            node,
             image[1],
             image[0],
             self._take,
             _INPUT_QOS,
             raw=True,
-            event_callbacks=SubscriptionEventCallbacks(message_lost=self._take_loss),
+            event_callbacks=subscription_events(message_lost=self._take_loss),
         )
 
-    def _take(self, data: bytes, about: MessageInfo) -> None:
+    def _take(self, data: bytes, about: Mapping[str, Any]) -> None:
         header = deserialize_message(data[:_HEADER_BYTES], Header)
         for publisher, msg in self._answers:
             msg.header = header

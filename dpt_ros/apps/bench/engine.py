@@ -13,7 +13,9 @@ from typing import Any
 import torch
 
 from dpt_ros.apps.bench.apart import Failed, rows
-from dpt_ros.apps.bench.arms import ARMS, OURS, REFERENCE, SIZES, Case
+from dpt_ros.apps.bench.arguments import ENGINE_METHOD as METHOD
+from dpt_ros.apps.bench.arguments import engine_parser
+from dpt_ros.apps.bench.arms import OURS, REFERENCE, Case
 from dpt_ros.apps.bench.report import (
     GpuWatch,
     environment,
@@ -25,20 +27,6 @@ from dpt_ros.apps.bench.roofline import network_work
 from dpt_ros.engine.network import EMBEDDED
 from dpt_ros.model import create_model
 
-METHOD = """\
-Each row in a process of its own, one after another. Networks: a call begins with the camera's
-rgb8 bytes on the device and ends with float32 depth and/or uint8 labels of the network's size on
-the device ("ours, from host" begins and ends in host memory). Latency by CUDA events around the
-call and by wall clock, back to back and paced (one call per period, the GPU idle in between);
-throughput without waiting between the calls. Parity is against the first arm (plain, fp32, TF32
-off): mean |difference| / depth, and the share of equal labels; random weights amplify rounding, so
-parity then says less than with a trained network, and nothing where depth is 0 everywhere. The
-floor is the sum over all convolutions, matrix products and attentions of the larger of arithmetic
-and traffic at the rates measured here, over the median of the events.
-Frames: the node's default settings, smoothing included, from rgb8 in host memory to depth and
-labels there; cameras of one batch; device time is the sum of upload, compute and download by
-events; throughput with as many batches in flight as the node has.
-Kernels are counted, and a trace is taken, when nothing is left to be timed."""
 # The arms that make no sense without a GPU, or that take minutes on a CPU.
 _GPU_ONLY = {"transformers fp16", "compile max-autotune fp16", "ours, compiled"}
 _WORK = "dpt_ros.apps.bench.engine_row:measure"
@@ -49,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     """Measure; exit code 1 if one of our own rows failed, or failed parity."""
     args = arguments(argv)
     if args.device.startswith("cuda") and not torch.cuda.is_available():
-        print("dpt_bench engine: torch finds no GPU here; dpt_bench cpu measures a CPU.")
+        print("dpt_bench engine: torch finds no usable GPU; to measure a CPU use dpt_bench cpu.")
         return 2
     machine = environment()
     print(METHOD, environment_lines(machine), sep="\n\n", end="\n\n", flush=True)
@@ -67,43 +55,7 @@ def main(argv: Sequence[str]) -> int:
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """What the command line asks for."""
-    parser = argparse.ArgumentParser(
-        prog="dpt_bench engine",
-        description=METHOD,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Example: dpt_bench engine --tasks depth --sizes 384x384 --json engine.jsonl",
-    )
-    parser.add_argument("--tasks", nargs="*", default=["depth", "labels", "both"])
-    parser.add_argument("--sizes", nargs="+", default=list(SIZES), help="height x width")
-    parser.add_argument("--batches", nargs="+", type=int, default=[1])
-    parser.add_argument("--depth-network", default="dpt_hybrid_midas")
-    parser.add_argument("--label-network", default="dpt_hybrid_ade20k")
-    parser.add_argument(
-        "--weights", default="random", help="random, download, or '' for the cache"
-    )
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
-    parser.add_argument(
-        "--cameras", nargs="*", type=int, default=[1, 2, 4], help="of the frames; none: no frames"
-    )
-    parser.add_argument(
-        "--networks", nargs="+", default=["one", "two"], choices=["one", "two"],
-        help="of the frames: the embedded one for both tasks, or the two above",
-    )  # fmt: skip
-    parser.add_argument("--pictures", nargs="+", default=["480x640"], help="of the cameras")
-    parser.add_argument("--rounds", type=int, default=300)
-    parser.add_argument("--warm-up", type=int, default=50)
-    parser.add_argument("--rate", type=float, default=30.0, help="paced calls per second")
-    parser.add_argument("--paced-rounds", type=int, default=150, help="0 leaves pacing out")
-    parser.add_argument("--parity", type=float, default=0.02, help="largest mean relative error")
-    parser.add_argument("--timeout", type=float, default=600.0, help="seconds for one row")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--profile", type=Path, help="write a trace of three frames, at the end")
-    parser.add_argument("--json", type=Path, help="write each row as a line when it is there")
-    parser.add_argument(
-        "--rehearse", action="store_true",
-        help="the whole command with small pictures and few rounds, to see whether it runs",
-    )  # fmt: skip
-    args = parser.parse_args(argv)
+    args = engine_parser().parse_args(argv)
     if args.rehearse:
         args.sizes, args.pictures, args.weights = ["64x64"], ["48x64"], ""
         args.depth_network = args.label_network = EMBEDDED

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import signal
@@ -13,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import rclpy
@@ -22,15 +20,11 @@ from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo, Image
 from tqdm import tqdm
 
+from dpt_ros.apps.bench.arguments import FRAME_METHOD as METHOD
+from dpt_ros.apps.bench.arguments import frame_parser
 from dpt_ros.apps.bench.report import environment, environment_lines, table, write_json
 from dpt_ros.ros.share import transport_environment
 
-METHOD = """\
-Three processes over DDS with the shipped Fast DDS profile: dpt_camera_sim (rgb8), dpt_node with
-the embedded network, and this one, which subscribes to depth/image, depth/camera_info and
-semantic/labels. Times are the node's own, per frame: p50 of the last 512 frames as /diagnostics
-says it. "all but the network" is from the receipt of the image to the end of the last publish,
-less the network."""
 OVERHEAD = "all but the network (ms)"
 STEP = re.compile(r"step (.+) p50 \(ms\)")
 
@@ -56,10 +50,7 @@ class Result:
 
 def main(argv: Sequence[str]) -> int:
     """The step times of a frame at two sizes, and the rate that a fast camera gets."""
-    parser = argparse.ArgumentParser(prog="dpt_bench frame", description=METHOD)
-    parser.add_argument("--seconds", type=float, default=15.0, help="per case, after warm-up")
-    parser.add_argument("--json", type=Path, help="write the results here too")
-    args = parser.parse_args(argv)
+    args = frame_parser().parse_args(argv)
     os.environ.update(transport_environment())
     machine = environment()
     cases = (Case(640, 480, 8.0), Case(320, 240, 8.0), Case(320, 240, 30.0))
@@ -139,4 +130,4 @@ def _spin_until(node: Node, done: Callable[[], bool], seconds: float) -> None:
     while not done():
         rclpy.spin_once(node, timeout_sec=0.1)
         if time.monotonic() > deadline:
-            raise SystemExit("The node gave no depth in time; its log above says why.")
+            raise SystemExit("The node published no depth in time; see its log above.")

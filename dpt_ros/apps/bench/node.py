@@ -9,11 +9,12 @@ import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from dpt_ros.apps.bench.arguments import NODE_METHOD as METHOD
+from dpt_ros.apps.bench.arguments import node_parser
 from dpt_ros.apps.bench.arrivals import (
     PEAK_LIMIT,
     Account,
@@ -26,21 +27,6 @@ from dpt_ros.apps.bench.processes import BenchError
 from dpt_ros.apps.bench.report import environment, environment_lines, table, write_json
 from dpt_ros.apps.bench.session import ARMS, Case, Run, Session, profile_words
 
-METHOD = """\
-Processes on one host, over DDS: a camera, dpt_node, a monitor. All stamps are of one monotonic
-clock. The camera reads the stamp just before it publishes a picture made beforehand, on a schedule
-that does not wait for answers (open loop); several cameras are triggered together. The monitor
-takes the time when it holds the serialised message. A frame has returned when all outputs asked
-for are there. The echo has the node's topics, message sizes, QoS and profile and computes nothing:
-the floor of transport. Echo and node take turns, run by run, with all processes up all the time.
-
-sent = back + lost + dropped. dropped: the arm says on /diagnostics that the frame gave way to a
-newer one, or failed. lost: nobody says anything of it. late: took longer than a period. order:
-came after a newer frame. jitter: mean of the absolute second difference of arrival times, as
-ros2_benchmark has it. Times are in milliseconds. cpu: percent of one core, per process; other:
-what everything else on the machine used, percent of the whole machine."""
-
-_SIZES = {"vga": (640, 480), "720p": (1280, 720), "1080p": (1920, 1080)}
 _RATES = (30.0, 20.0, 15.0, 10.0, 5.0, 2.0, 1.0, 0.5)
 _PEAK_SECONDS = 4.0
 _PEAK_FRAMES = 40  # of each camera at least: in fewer, one frame is 5 % or nearly
@@ -92,7 +78,7 @@ class Result:
 
 def main(argv: Sequence[str]) -> int:
     """Measure every case asked for; print tables and, if asked, write JSON."""
-    args = _parser().parse_args(argv)
+    args = node_parser().parse_args(argv)
     cases = [
         Case(cameras, size[0], size[1], transport, outputs, profile)
         for profile, outputs, transport, size, cameras in itertools.product(
@@ -122,74 +108,6 @@ def main(argv: Sequence[str]) -> int:
             found = [_as_json(result) for result in results]
             write_json(args.json, {"environment": machine, **content, "results": found})
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="dpt_bench node",
-        description=METHOD,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="The full measurement: dpt_bench node --runs 5 --seconds 60 --rate 30 --cameras 1"
-        " 2 4\n--size vga 720p --transport raw jpeg --outputs depth depth+labels --peak",
-    )
-    add = parser.add_argument
-    add("--runs", type=_count, default=3, help="of each arm (default 3)")
-    add("--seconds", type=_positive, default=5.0, help="of a run, after warm-up (default 5)")
-    add("--warm-up", type=_positive, default=_WARM_UP, help="seconds before each run (default 1)")
-    add("--rate", type=_rate, default=None, help="frames/s, or auto: what the machine sustains")
-    add("--cameras", type=_count, nargs="+", default=[1], help="how many (default 1)")
-    add("--size", type=_size, nargs="+", default=[_SIZES["vga"]], help="vga, 720p, 1080p or WxH")
-    add("--transport", choices=("raw", "jpeg"), nargs="+", default=["raw"])
-    add("--outputs", choices=("depth", "depth+labels"), nargs="+", default=["depth"])
-    add("--profile", choices=("shipped", "default"), nargs="+", default=["shipped"])
-    add("--network", default="dpt_hybrid_embedded", help="depth network")
-    add("--label-network", default="dpt_hybrid_embedded", help="used with depth+labels")
-    add("--weights", help="of the depth network: a file, download or random")
-    add("--label-weights", help="of the label network; --weights, if both networks are the same")
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    add("--precision", default="auto", choices=("auto", "fp32", "fp16", "bf16"))
-    add("-p", dest="parameters", action="append", default=[], metavar="NAME:=VALUE", type=_given)
-    add("--load", type=int, default=0, help="busy processes beside the node (default none)")
-    add("--peak", action="store_true", help="search the highest rate with < 5 %% missing, too")
-    add("--json", type=Path, help="write the results here too")
-    return parser
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if not 1 <= number <= 1000:
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 to 1000")
-    return number
-
-
-def _positive(text: str) -> float:
-    number = float(text)
-    if not 0 < number < 1e5:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return number
-
-
-def _rate(text: str) -> float | None:
-    return None if text == "auto" else _positive(text)
-
-
-def _size(text: str) -> tuple[int, int]:
-    if text in _SIZES:
-        return _SIZES[text]
-    width, _, height = text.partition("x")
-    if not (width.isdecimal() and height.isdecimal() and int(width) >= 32 and int(height) >= 32):
-        raise argparse.ArgumentTypeError(
-            f"'{text}' is neither one of {', '.join(_SIZES)} nor of the form 640x480, at least"
-            " 32x32"
-        )
-    return int(width), int(height)
-
-
-def _given(text: str) -> tuple[str, str]:
-    name, found, value = text.partition(":=")
-    if not found:
-        raise argparse.ArgumentTypeError(f"'{text}' is not of the form NAME:=VALUE")
-    return name, value
 
 
 def _parameters(args: argparse.Namespace, labels: bool = True) -> dict[str, str]:
@@ -246,7 +164,7 @@ def _peak(session: Session, arm: str, start: float) -> float:
 
 
 def report(result: Result, args: argparse.Namespace) -> str:
-    """The tables and sentences on one case."""
+    """The tables and remarks on one case."""
     rows = [
         _row(str(number // len(ARMS) + 1), run.arm, run.account, run)
         for number, run in enumerate(result.runs)

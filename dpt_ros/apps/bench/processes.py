@@ -22,7 +22,7 @@ _PACKAGE = "dpt_ros.apps.bench"
 
 
 class BenchError(RuntimeError):
-    """The benchmark cannot go on; the text is a sentence for the user."""
+    """The benchmark cannot continue; the text is for the user."""
 
 
 def case_arguments(prog: str, description: str) -> argparse.ArgumentParser:
@@ -86,7 +86,7 @@ class Program:
         """Raise a `BenchError` if it has ended."""
         if self.process.poll() is not None:
             raise BenchError(
-                f"{self.name} ended with code {self.process.returncode}. It said:\n{self.log()}"
+                f"{self.name} ended with code {self.process.returncode}. Its output:\n{self.log()}"
             )
 
     def interrupt(self) -> None:

@@ -198,7 +198,7 @@ class Session:
                     self._check_state()
                 if time.monotonic() > deadline:
                     log = self._programs[arm].log()
-                    raise BenchError(f"The {arm} gave no depth in {_START:.0f} s:\n{log}")
+                    raise BenchError(f"The {arm} published no depth within {_START:.0f} s:\n{log}")
 
     def _all_answer(self, arm: str) -> bool:
         arrived = self._arrivals(arm)
@@ -302,7 +302,9 @@ class Session:
                 return dict(answer["status"])
             self._programs[arm].check()
             if time.monotonic() > deadline:
-                raise BenchError(f"The {arm} is silent on /diagnostics, so nothing is counted.")
+                raise BenchError(
+                    f"The {arm} reports nothing on /diagnostics, so frames cannot be counted."
+                )
             time.sleep(_POLL)
 
 

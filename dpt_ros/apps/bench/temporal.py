@@ -5,58 +5,27 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
 import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import fields, replace
-from pathlib import Path
 
 from tqdm import tqdm
 
 from dpt_ros.apps.bench import temporal_targets as targets
+from dpt_ros.apps.bench.arguments import TEMPORAL_METHOD as METHOD
+from dpt_ros.apps.bench.arguments import temporal_parser
 from dpt_ros.apps.bench.report import environment, environment_lines, write_json
 from dpt_ros.apps.bench.temporal_run import CONDITIONS, FILTER, SOURCES, Job, Measured, measure
 from dpt_ros.engine.temporal import TemporalSettings
 
-METHOD = """\
-Videos of the synthetic world from seeds no shipped network was trained on, with true depth,
-labels, flow and poses; people walk in all of them. What is smoothed:
-  noise     the truth with a noise model: scale 4 %, smooth field 3.5 %, bias 4 %, flutter 0.9 px
-  anchored  the same, each frame fitted to 58 points of a planar scan by Theil-Sen; the filter is
-            given the frame and the fit, the others the fitted frame
-  network   the embedded network's predictions
-All methods get the same frames. Odometry errs by 0.03 degrees, 2 % and 1 mm per frame; x5 is that
-times five; jumps are of 0.3 m and 5 degrees, every 15 frames. The minute has 10 frames/s, half the
-size and no network; std leaves out the first 15 frames."""
 _QUICK = ("moving", "standing", "cut", "step", "no odometry")
 
 
 def main(argv: Sequence[str]) -> int:
     """Measure, print the tables; 0 even where a target is missed, unless --check asks for 1."""
-    parser = argparse.ArgumentParser(
-        prog="dpt_bench temporal",
-        description=METHOD,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Example: dpt_bench temporal --quick --source noise --conditions moving cut",
-    )
-    add = parser.add_argument
-    add("--quick", action="store_true", help="fewer frames and conditions, one seed, noise only")
-    add("--source", nargs="+", choices=[*SOURCES, "both"], help="default: all")
-    add("--conditions", nargs="+", choices=CONDITIONS, metavar="NAME",
-        help=f"of: {', '.join(CONDITIONS)}; default: all")  # fmt: skip
-    add("--frames", type=int, help="per video, default 60; the minute has 600")
-    add("--seeds", type=int, help="videos per condition, default 2")
-    add("--size", type=_size, default=(320, 240), metavar="WxH", help="default 320x240")
-    add("--workers", type=int, default=min(_cores(), 4), help="processes, default one per core")
-    add("--cache", type=Path, metavar="DIR", help="keep the network's predictions here")
-    add("--device", default="cpu", help="where the filter runs: cpu or cuda")
-    add("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the filter")
-    add("--json", type=Path, metavar="FILE", help="write all numbers")
-    add("--picture", type=Path, metavar="FILE", help="draw a strip of frames and a slice")
-    add("--gif", type=Path, metavar="FILE", help="draw an animation, off beside on")
-    add("--check", action="store_true", help="end with 1 if a target is missed")
+    parser = temporal_parser()
     args = parser.parse_args(argv)
     try:
         settings = _settings(args.set)
@@ -103,7 +72,7 @@ def _jobs(args: argparse.Namespace, settings: TemporalSettings) -> list[Job]:
     frames = args.frames or (30 if args.quick else 60)
     seeds = args.seeds or (1 if args.quick else 2)
     if frames < 20:
-        raise ValueError(f"--frames must be at least 20 for clips and steps, but is {frames}.")
+        raise ValueError(f"--frames is {frames}, but must be at least 20 for clips and steps.")
     width, height = args.size
     shots: dict[str, list[str]] = {}
     for name in CONDITIONS:
@@ -162,23 +131,11 @@ def _settings(pairs: list[str]) -> TemporalSettings:
     for pair in pairs:
         name, _, value = pair.partition("=")
         if name not in known:
-            raise ValueError(f"The filter has no setting {name!r}, but {', '.join(known)}.")
+            raise ValueError(
+                f"Unknown setting {name!r} of the filter. Available: {', '.join(known)}."
+            )
         values[name] = value == "true" if isinstance(known[name], bool) else float(value)
     return TemporalSettings(**values)  # type: ignore[arg-type]
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, _, height = text.partition("x")
-    sides = [int(side) if side.isdecimal() else 0 for side in (width, height)]
-    if min(sides) < 64 or sides[0] % 2 or sides[1] % 2:
-        raise argparse.ArgumentTypeError(
-            f"needs even sides of at least 64 pixels, as 320x240, but is {text}."
-        )
-    return sides[0], sides[1]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
 
 
 if __name__ == "__main__":

@@ -20,9 +20,13 @@ from dpt_ros.apps.bench.temporal_run import (
 from dpt_ros.apps.bench.temporal_shots import make_shot
 from dpt_ros.data import palette
 from dpt_ros.engine.color import depth_to_color, labels_to_color, with_words
-from dpt_ros.world import View
+from dpt_ros.engine.legend import bar_legend, class_legend, depth_legend
+from dpt_ros.world import CLASSES, View
 
 _FLICKER = 0.12  # relative change that is drawn brightest
+
+
+_CLASSES = dict(enumerate(CLASSES, start=1))
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,22 @@ def strip(film: Film, file: Path, columns: int = 6) -> None:
         lines.append(picture)
     image = np.vstack(lines)
     image = cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    image = np.vstack([image, *_legends(film, image.shape[1])])
     _write(file, image)
+
+
+def _legends(film: Film, width: int) -> list[np.ndarray]:
+    levels = np.arange(256, dtype=np.uint8)[None]
+    flicker, error = (
+        cv2.applyColorMap(levels, colors)[0, :, ::-1]
+        for colors in (cv2.COLORMAP_INFERNO, cv2.COLORMAP_TWILIGHT_SHIFTED)
+    )
+    return [
+        depth_legend(width, film.far),
+        bar_legend(width, "flicker 0", f"{_FLICKER:.0%} and more", flicker),
+        bar_legend(width, f"error {-2 * _FLICKER:.0%}", f"{2 * _FLICKER:+.0%}", error),
+        class_legend(width, _CLASSES, palette("labels_world.json")),
+    ]
 
 
 def _labels(labels: np.ndarray) -> np.ndarray:
@@ -159,6 +178,10 @@ def animation(film: Film, file: Path, width: int = 240) -> None:
     gap = (film.views[1].stamp_ns - film.views[0].stamp_ns) * 1e-6
     every = max(round(66 / gap), 1)
     frames = []
+    legends = (
+        depth_legend(2 * width, film.far),
+        class_legend(2 * width, _CLASSES, palette("labels_world.json")),
+    )
     for k in range(0, len(film.views), every):
         panels = (
             small(_depth(film.raw[k], film.far), "depth, off"),
@@ -166,7 +189,7 @@ def animation(film: Film, file: Path, width: int = 240) -> None:
             small(_labels(film.raw_labels[k]), "labels, off"),
             small(_labels(film.steady_labels[k]), "labels, on"),
         )
-        frames.append(np.vstack([np.hstack(panels[:2]), np.hstack(panels[2:])]))
+        frames.append(np.vstack([np.hstack(panels[:2]), np.hstack(panels[2:]), *legends]))
     # one palette for all frames, so that colours do not flicker by themselves
     sample = Image.fromarray(np.vstack(frames[:: max(len(frames) // 4, 1)]))
     colors = sample.quantize(128, dither=Image.Dither.NONE)
@@ -184,5 +207,5 @@ def animation(film: Film, file: Path, width: int = 240) -> None:
 def _write(file: Path, rgb: np.ndarray) -> None:
     done, data = cv2.imencode(file.suffix or ".png", np.ascontiguousarray(rgb[..., ::-1]))
     if not done:
-        raise ValueError(f"No picture can be written as {file.suffix}: use .png or .jpg.")
+        raise ValueError(f"Pictures cannot be written as {file.suffix}: use .png or .jpg.")
     file.write_bytes(data.tobytes())

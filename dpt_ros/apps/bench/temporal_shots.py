@@ -86,7 +86,7 @@ def make_shot(name: str, seed: int, frames: int, width: int, height: int) -> Sho
         ValueError: there is no such name.
     """
     if name not in SHOTS:
-        raise ValueError(f"There is no shot {name!r}, but {', '.join(SHOTS)}.")
+        raise ValueError(f"Unknown shot {name!r}. Available: {', '.join(SHOTS)}.")
     if name == "cut":
         half = frames // 2
         one = _film("moving", FIRST_SEED + 10 * seed, half, 30.0, width, height)

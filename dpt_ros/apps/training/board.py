@@ -30,9 +30,7 @@ class Board:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ValueError(
-                'TensorBoard is not installed: pip install "dpt_ros[tensorboard]".'
-            ) from error
+            raise ValueError("TensorBoard is not installed: pip install tensorboard.") from error
         self._writer = SummaryWriter(str(folder), purge_step=step or None)
 
     def scalars(self, group: str, values: dict[str, float], step: int) -> None:

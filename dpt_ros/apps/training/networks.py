@@ -44,7 +44,7 @@ class Start:
         model: on the CPU, in eval mode, which knows the size it is trained at.
         view: what it is shown of a picture.
         names: of its classes.
-        notes: sentences for people about what was decided.
+        notes: messages about what was decided.
     """
 
     model: DPT
@@ -53,8 +53,14 @@ class Start:
     notes: list[str]
 
 
-def starting_network(recipe: Recipe, sources: Sequence[Dataset]) -> Start:
+def starting_network(recipe: Recipe, sources: Sequence[Dataset], align: bool = True) -> Start:
     """Build the network that a recipe trains and give it its first weights.
+
+    Args:
+        recipe: how the network is trained.
+        sources: what it learns from.
+        align: whether a relative network that becomes metric is fitted to the pictures, which
+            reads many of them; without it only the recipe is checked.
 
     Raises:
         ValueError: a name, tap or file is wrong, or the datasets lack what is to be learned.
@@ -63,7 +69,7 @@ def starting_network(recipe: Recipe, sources: Sequence[Dataset]) -> Start:
     said = described_spec(path) if path else None
     name = recipe.model or (said.name if said else EMBEDDED_NAME)
     if said is not None and said.name != name:
-        raise ValueError(f"{path} holds a {said.name}, not a {name}: leave --model out.")
+        raise ValueError(f"{path} is a {said.name}, not a {name}: leave --model out.")
     base = said or model_spec(name)
     notes: list[str] = []
     spec = _shaped(recipe, base)
@@ -89,9 +95,9 @@ def starting_network(recipe: Recipe, sources: Sequence[Dataset]) -> Start:
     elif recipe.weights != "random":
         notes.append(_encoder_from_timm(model, recipe.weights))
     if spec.auxiliary is False and recipe.auxiliary:
-        notes.append("There are no labels to learn, so there is no auxiliary head.")
+        notes.append("The network learns no labels, so it has no auxiliary head.")
     was_relative = path is not None and "depth" in base.tasks and not base.invert
-    if spec.invert and was_relative:
+    if spec.invert and was_relative and align:
         notes.append(_align(model, sources[0], recipe.max_depth))
     set_dropout(model, recipe.dropout)
     return Start(model.eval(), view, names, notes)
@@ -123,7 +129,7 @@ def _shaped(recipe: Recipe, base: ModelSpec) -> ModelSpec:
     if recipe.backbone:
         if recipe.backbone not in GEOMETRIES:
             raise ValueError(
-                f"There is no backbone {recipe.backbone!r}: choose one of {', '.join(GEOMETRIES)}."
+                f"Unknown backbone {recipe.backbone!r}. Available: {', '.join(GEOMETRIES)}."
             )
         geometry = GEOMETRIES[recipe.backbone]
     if recipe.taps:
@@ -195,7 +201,7 @@ def _with_classes(
     theirs = [source.class_names for source in sources if source.class_names]
     if not theirs:
         raise ValueError(
-            f"Labels are to be learned, but {', '.join(s.name for s in sources)} has none: give "
+            f"--train asks for labels, but {', '.join(s.name for s in sources)} has none: give "
             "--train depth, or a dataset with labels."
         )
     if "labels" in base.tasks:
@@ -241,7 +247,7 @@ def _with_depth(
     metric_truth = any(sample.depth is not None for sample in samples)
     if not metric_truth and all(sample.inverse is None for sample in samples):
         raise ValueError(
-            f"Depth is to be learned, but {', '.join(s.name for s in sources)} has none: give "
+            f"--train asks for depth, but {', '.join(s.name for s in sources)} has none: give "
             "--train labels, or a dataset with depth."
         )
     metric = recipe.metric
@@ -291,8 +297,8 @@ def _align(model: DPT, source: Dataset, max_depth: float) -> str:
     scale, shift = torch.stack(found).nanmean(0).tolist()
     if not scale > 0:
         raise ValueError(
-            f"The network's inverse depth does not go with the truth (scale {scale:.3g}): its "
-            "weights are no start for metric depth."
+            f"The network's inverse depth does not correlate with the truth (scale {scale:.3g}): "
+            "its weights cannot be used to start metric depth."
         )
     lowest = 1 / (max_depth or _FAR)
     note = f"Metres from the relative network: scale {scale:.4g}, shift {shift:.4g} per metre"
@@ -308,19 +314,21 @@ def _align(model: DPT, source: Dataset, max_depth: float) -> str:
 
 
 def _encoder_from_timm(model: DPT, weights: str) -> str:
-    """Load the encoder that timm has under a name. Returns a sentence that says so."""
+    """Load the encoder that timm has under a name. Returns a message about it."""
     name = weights.removeprefix("timm:")
     if weights == "imagenet":
         same = [name for geometry, name in _IMAGENET if _encoders_alike(geometry, model)]
         if not same:
-            raise ValueError("There are no ImageNet weights for this backbone: --weights random.")
+            raise ValueError(
+                "timm has no ImageNet weights for this backbone: use --weights random."
+            )
         name = same[0]
     import timm
 
     try:
         encoder = timm.create_model(name, pretrained=True)
     except (RuntimeError, ValueError, OSError) as error:
-        raise ValueError(f"timm has no weights {name} at hand: {error}") from error
+        raise ValueError(f"timm cannot load the weights {name}: {error}") from error
     load_encoder(model, encoder.state_dict(), name)
     return f"The encoder starts from timm's {name}, everything else from random weights."
 

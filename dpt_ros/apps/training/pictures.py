@@ -203,9 +203,18 @@ def picture_of(sample: Sample, table: np.ndarray) -> Picture:
     return Picture(sample.rgb, inverse.astype(np.float32), labels)
 
 
+def check_batch(name: str, pictures: int, size: int) -> None:
+    """Raise ValueError if a dataset has fewer pictures than a batch of ``size`` images."""
+    if pictures < size:
+        raise ValueError(
+            f"A batch of {size} images needs at least as many pictures, but {name} has "
+            f"{pictures}: set --batch to {pictures} or less, or use more pictures."
+        )
+
+
 class Batches(Dataset[Batch]):
-    """The batch of every step, or one process's part of it. Nothing is remembered from one step
-    to the next, so a run goes on after an interruption as if there had been none.
+    """The batch of every step, or one process's part of it. Nothing is kept from one step to the
+    next, so an interrupted run resumes as if there had been no interruption.
 
     One dataset is shown epoch by epoch, in a new order each, without the incomplete last batch;
     of several, each picture's dataset is drawn first, evenly (paper, section 4.1).
@@ -237,11 +246,7 @@ class Batches(Dataset[Batch]):
         processes: int = 1,
     ) -> None:
         for source in sources:
-            if len(source) < size:
-                raise ValueError(
-                    f"A batch of {size} images needs at least as many pictures, but {source.name} "
-                    f"has {len(source)}: give it more or take a smaller batch."
-                )
+            check_batch(source.name, len(source), size)
         self.sources, self.view, self.size, self.seed = sources, view, size, seed
         self.jitter, self.mean, self.std = jitter, spec.mean, spec.std
         self.mine = range(rank * size // processes, (rank + 1) * size // processes)

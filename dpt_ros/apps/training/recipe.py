@@ -16,7 +16,7 @@ class Recipe:
 
     Args:
         out: folder of checkpoint, log and the trained network.
-        model: a name of the zoo; "" for the one that the weights file says, or the embedded.
+        model: a name of the zoo; "" for the one that the weights file names, or the embedded.
         weights: a file, "download", "cached" (what is at hand), "random", "imagenet" (the encoder
             as timm has it, the rest random) or "timm:NAME" (another encoder of the same shape).
         train: "depth", "labels" or "both"; "" for what the network does.
@@ -56,7 +56,7 @@ class Recipe:
         bottom: crop at the bottom centre instead of anywhere.
         jitter: random changes of light.
         seed: of weights, batches and augmentation.
-        device: torch device.
+        device: "auto" (the GPU if there is one), "cpu", "cuda" or "cuda:N".
         precision: "bf16", "fp16" or "fp32", of the forward pass.
     """
 
@@ -95,7 +95,7 @@ class Recipe:
     bottom: bool = False
     jitter: bool = True
     seed: int = 0
-    device: str = "cpu"
+    device: str = "auto"
     precision: str = "bf16"
 
     @property

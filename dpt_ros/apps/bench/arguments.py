@@ -1,0 +1,354 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arguments of dpt_bench's commands and how each measures. Apart from the measuring modules,
+because help and wrong arguments must not wait for torch and rclpy."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+from dpt_ros.engine.settings import Settings, common_name, parameter_name
+from dpt_ros.model.zoo import list_models, unknown_model
+
+CPU_METHOD = """\
+One process; every arm once per round, in random order, network only, batch 1; two calls before the
+first round. Rounds in which other processes used more than the allowed share of the machine are
+thrown out and counted. The speed-up is the median of the ratios inside the rounds to the plain
+network in float32 as create_model gives it for training (weights standardised at every forward).
+Parity is against the same: mean |difference| / depth, on noise. Weights that are random amplify
+rounding, so parity then says less than with a trained network."""
+ENGINE_METHOD = """\
+Each row in a process of its own, one after another. Networks: a call begins with the camera's
+rgb8 bytes on the device and ends with float32 depth and/or uint8 labels of the network's size on
+the device ("ours, from host" begins and ends in host memory). Latency by CUDA events around the
+call and by wall clock, back to back and paced (one call per period, the GPU idle in between);
+throughput without waiting between the calls. Parity is against the first arm (plain, fp32, TF32
+off): mean |difference| / depth, and the share of equal labels; random weights amplify rounding, so
+parity then says less than with a trained network, and nothing where depth is 0 everywhere. The
+floor is the sum over all convolutions, matrix products and attentions of the larger of arithmetic
+and traffic at the rates measured here, over the median of the events.
+Frames: the node's default settings, smoothing included, from rgb8 in host memory to depth and
+labels there; cameras of one batch; device time is the sum of upload, compute and download by
+events; throughput with as many batches in flight as the node has.
+Kernels are counted, and a trace is taken, when nothing is left to be timed."""
+FRAME_METHOD = """\
+Three processes over DDS with the shipped Fast DDS profile: dpt_camera_sim (rgb8), dpt_node with
+the embedded network, and this one, which subscribes to depth/image, depth/camera_info and
+semantic/labels. Times are the node's own, per frame: p50 of the last 512 frames as /diagnostics
+reports it. "all but the network" is from the receipt of the image to the end of the last publish,
+less the network."""
+NODE_METHOD = """\
+Processes on one host, over DDS: a camera, dpt_node, a monitor. All stamps are of one monotonic
+clock. The camera reads the stamp just before it publishes a picture made beforehand, on a schedule
+that does not wait for answers (open loop); several cameras are triggered together. The monitor
+takes the time when it holds the serialised message. A frame has returned when all outputs asked
+for are there. The echo has the node's topics, message sizes, QoS and profile and computes nothing:
+the floor of transport. Echo and node take turns, run by run, with all processes up all the time.
+
+sent = back + lost + dropped. dropped: the arm reports on /diagnostics that the frame gave way to a
+newer one, or failed. lost: not reported. late: took longer than a period. order:
+came after a newer frame. jitter: mean of the absolute second difference of arrival times, as
+ros2_benchmark has it. Times are in milliseconds. cpu: percent of one core, per process; other:
+what everything else on the machine used, percent of the whole machine."""
+TEMPORAL_METHOD = """\
+Videos of the synthetic world from seeds no shipped network was trained on, with true depth,
+labels, flow and poses; people walk in all of them. What is smoothed:
+  noise     the truth with a noise model: scale 4 %, smooth field 3.5 %, bias 4 %, flutter 0.9 px
+  anchored  the same, each frame fitted to 58 points of a planar scan by Theil-Sen; the filter is
+            given the frame and the fit, the others the fitted frame
+  network   the embedded network's predictions
+All methods get the same frames. Odometry errs by 0.03 degrees, 2 % and 1 mm per frame; x5 is that
+times five; jumps are of 0.3 m and 5 degrees, every 15 frames. The minute has 10 frames/s, half the
+size and no network; std leaves out the first 15 frames."""
+
+_SIZES = {"vga": (640, 480), "720p": (1280, 720), "1080p": (1920, 1080)}
+_TASKS = ("depth", "labels", "both")
+# The arms of the commands; a test compares them with the modules that run them.
+CPU_ARMS = (
+    "torch eager fp32",
+    "torch eager bf16, folded, channels_last",
+    "ONNX Runtime fp32",
+    "ours fp32",
+    "ours bf16",
+    "ours, OpenVINO fp32",
+    "ours, OpenVINO bf16",
+)
+ENGINE_ARMS = (
+    "plain fp32",
+    "plain fp16",
+    "transformers fp16",
+    "compile max-autotune fp16",
+    "ours, no graph",
+    "ours, compiled",
+    "ours",
+    "ours, from host",
+)
+ENGINE_SIZES = ("384x384", "384x512", "384x672", "480x640")
+TEMPORAL_SOURCES = ("anchored", "noise", "network")
+TEMPORAL_CONDITIONS = (
+    "moving",
+    "turning",
+    "standing",
+    "exposure",
+    "15 fps",
+    "7.5 fps",
+    "cut",
+    "step",
+    "odometry x5",
+    "odometry jumps",
+    "no odometry",
+    "minute",
+)
+
+
+def cpu_parser() -> argparse.ArgumentParser:
+    """Arguments of ``dpt_bench cpu``."""
+    parser = argparse.ArgumentParser(
+        prog="dpt_bench cpu",
+        description=CPU_METHOD,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Example: dpt_bench cpu --network dpt_hybrid_embedded --weights '' --size 240x320",
+    )
+    parser.add_argument("--network", type=_network, default="dpt_hybrid_midas")
+    parser.add_argument(
+        "--weights", type=_weights, default="random", help="as create_model takes them"
+    )
+    parser.add_argument(
+        "--size", type=_input_size, default="384x384", help="height x width of the network's input"
+    )
+    parser.add_argument("--threads", type=_count, help="default: what torch takes")
+    parser.add_argument("--rounds", type=_count, default=12)
+    parser.add_argument("--seconds", type=_positive, default=240.0, help="at most, for the rounds")
+    parser.add_argument("--load", type=float, default=0.12, help="share that others may use")
+    parser.add_argument("--arms", nargs="+", choices=CPU_ARMS, default=list(CPU_ARMS))
+    parser.add_argument("--json", type=_file)
+    return parser
+
+
+def engine_parser() -> argparse.ArgumentParser:
+    """Arguments of ``dpt_bench engine``."""
+    parser = argparse.ArgumentParser(
+        prog="dpt_bench engine",
+        description=ENGINE_METHOD,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Example: dpt_bench engine --tasks depth --sizes 384x384 --json engine.jsonl",
+    )
+    parser.add_argument("--tasks", nargs="*", choices=_TASKS, default=list(_TASKS))
+    parser.add_argument(
+        "--sizes", nargs="+", type=_input_size, default=list(ENGINE_SIZES), help="height x width"
+    )
+    parser.add_argument("--batches", nargs="+", type=_count, default=[1])
+    parser.add_argument("--depth-network", type=_network, default="dpt_hybrid_midas")
+    parser.add_argument("--label-network", type=_network, default="dpt_hybrid_ade20k")
+    parser.add_argument(
+        "--weights", type=_weights, default="random", help="random, download, or '' for the cache"
+    )
+    parser.add_argument("--arms", nargs="+", default=list(ENGINE_ARMS), choices=ENGINE_ARMS)
+    parser.add_argument(
+        "--cameras",
+        nargs="*",
+        type=_count,
+        default=[1, 2, 4],
+        help="of the whole frames; nothing leaves them out",
+    )
+    parser.add_argument(
+        "--networks",
+        nargs="+",
+        default=["one", "two"],
+        choices=["one", "two"],
+        help="of the whole frames: the embedded one for both tasks, or the two above",
+    )
+    parser.add_argument(
+        "--pictures", nargs="+", type=_input_size, default=["480x640"], help="of the cameras"
+    )
+    parser.add_argument("--rounds", type=_count, default=300)
+    parser.add_argument("--warm-up", type=int, default=50)
+    parser.add_argument("--rate", type=float, default=30.0, help="paced calls per second")
+    parser.add_argument("--paced-rounds", type=int, default=150, help="0 leaves pacing out")
+    parser.add_argument("--parity", type=float, default=0.02, help="largest mean relative error")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--timeout", type=float, default=600.0, help="seconds for one row")
+    parser.add_argument(
+        "--profile", type=_file, help="write a trace of three frames at the end (chrome://tracing)"
+    )
+    parser.add_argument("--json", type=_file, help="write each row as a line when it is measured")
+    parser.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="run the whole command with small pictures and few rounds",
+    )
+    return parser
+
+
+def frame_parser() -> argparse.ArgumentParser:
+    """Arguments of ``dpt_bench frame``."""
+    parser = argparse.ArgumentParser(prog="dpt_bench frame", description=FRAME_METHOD)
+    parser.add_argument("--seconds", type=_positive, default=15.0, help="per case, after warm-up")
+    parser.add_argument("--json", type=_file, help="write the results here too")
+    return parser
+
+
+def node_parser() -> argparse.ArgumentParser:
+    """Arguments of ``dpt_bench node``."""
+    parser = argparse.ArgumentParser(
+        prog="dpt_bench node",
+        description=NODE_METHOD,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="The full measurement: dpt_bench node --runs 5 --seconds 60 --rate 30 --cameras 1"
+        " 2 4\n--size vga 720p --transport raw jpeg --outputs depth depth+labels --peak",
+    )
+    add = parser.add_argument
+    add("--runs", type=_count, default=3, help="of each arm (default 3)")
+    add("--seconds", type=_positive, default=5.0, help="of a run, after warm-up (default 5)")
+    add("--warm-up", type=_positive, default=1.0, help="seconds before each run (default 1)")
+    add("--rate", type=_rate, default=None, help="frames/s, or auto: what the machine sustains")
+    add("--cameras", type=_count, nargs="+", default=[1], help="how many (default 1)")
+    add(
+        "--size",
+        type=_camera_size,
+        nargs="+",
+        default=[_SIZES["vga"]],
+        help="vga, 720p, 1080p or WxH",
+    )
+    add("--transport", choices=("raw", "jpeg"), nargs="+", default=["raw"])
+    add("--outputs", choices=("depth", "depth+labels"), nargs="+", default=["depth"])
+    add("--profile", choices=("shipped", "default"), nargs="+", default=["shipped"])
+    add("--network", type=_network, default="dpt_hybrid_embedded", help="depth network")
+    add(
+        "--label-network",
+        type=_network,
+        default="dpt_hybrid_embedded",
+        help="used with depth+labels",
+    )
+    add("--weights", type=_weights, help="of the depth network: a file, download or random")
+    add(
+        "--label-weights",
+        type=_weights,
+        help="of the label network; --weights, if both networks are the same",
+    )
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add("--precision", default="auto", choices=("auto", "fp32", "fp16", "bf16"))
+    add("-p", dest="parameters", action="append", default=[], metavar="NAME:=VALUE", type=_given)
+    add("--load", type=int, default=0, help="busy processes beside the node (default none)")
+    add("--peak", action="store_true", help="search the highest rate with < 5 %% missing, too")
+    add("--json", type=_file, help="write the results here too")
+    return parser
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if not 1 <= number <= 1000:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 to 1000")
+    return number
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < 1e5:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return number
+
+
+def _rate(text: str) -> float | None:
+    return None if text == "auto" else _positive(text)
+
+
+def _camera_size(text: str) -> tuple[int, int]:
+    if text in _SIZES:
+        return _SIZES[text]
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) >= 32 and int(height) >= 32):
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is neither one of {', '.join(_SIZES)} nor of the form 640x480, at least"
+            " 32x32"
+        )
+    return int(width), int(height)
+
+
+def _input_size(text: str) -> str:
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise argparse.ArgumentTypeError(f"'{text}' is not HEIGHTxWIDTH")
+    return text
+
+
+def _network(text: str) -> str:
+    if text not in list_models():
+        raise argparse.ArgumentTypeError(unknown_model(text))
+    return text
+
+
+def _weights(text: str) -> str:
+    if text not in ("", "download", "random") and not Path(text).expanduser().is_file():
+        raise argparse.ArgumentTypeError(f"the file {text} does not exist")
+    return text
+
+
+def _file(text: str) -> Path:
+    """A file to write when all is measured, which is too late to find out that it cannot be."""
+    path = Path(text)
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"the file {text} cannot be written")
+    return path
+
+
+def _given(text: str) -> tuple[str, str]:
+    name, found, value = text.partition(":=")
+    if not found:
+        raise argparse.ArgumentTypeError(f"'{text}' is not of the form NAME:=VALUE")
+    if common_name(name) not in map(parameter_name, fields(Settings)):
+        raise argparse.ArgumentTypeError(f"'{name}' is not a parameter of the node")
+    return name, value
+
+
+def temporal_parser() -> argparse.ArgumentParser:
+    """Arguments of ``dpt_bench temporal``."""
+    parser = argparse.ArgumentParser(
+        prog="dpt_bench temporal",
+        description=TEMPORAL_METHOD,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Example: dpt_bench temporal --quick --source noise --conditions moving cut",
+    )
+    add = parser.add_argument
+    add("--quick", action="store_true", help="fewer frames and conditions, one seed, noise only")
+    add("--source", nargs="+", choices=[*TEMPORAL_SOURCES, "both"], help="default: all")
+    add("--conditions", nargs="+", choices=TEMPORAL_CONDITIONS, metavar="NAME",
+        help=f"of: {', '.join(TEMPORAL_CONDITIONS)}; default: all")  # fmt: skip
+    add("--frames", type=int, help="per video, default 60; the minute has 600")
+    add("--seeds", type=int, help="videos per condition, default 2")
+    add("--size", type=_video_size, default=(320, 240), metavar="WxH", help="default 320x240")
+    add("--workers", type=int, default=min(_cores(), 4), help="processes, default one per core")
+    add("--cache", type=Path, metavar="DIR", help="keep the network's predictions here")
+    add("--device", default="cpu", help="where the filter runs: cpu or cuda")
+    add("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the filter")
+    add("--json", type=_file, metavar="FILE", help="write all numbers")
+    add("--picture", type=_file, metavar="FILE", help="draw a strip of frames and a slice")
+    add("--gif", type=_file, metavar="FILE", help="draw an animation, off beside on")
+    add("--check", action="store_true", help="end with 1 if a target is missed")
+    return parser
+
+
+def _video_size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    sides = [int(side) if side.isdecimal() else 0 for side in (width, height)]
+    if min(sides) < 64 or sides[0] % 2 or sides[1] % 2:
+        raise argparse.ArgumentTypeError(
+            f"needs even sides of at least 64 pixels, as 320x240, but is {text}."
+        )
+    return sides[0], sides[1]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
+
+
+PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
+    "cpu": cpu_parser,
+    "engine": engine_parser,
+    "frame": frame_parser,
+    "node": node_parser,
+    "temporal": temporal_parser,
+}
