@@ -1,11 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The arithmetic of dpt_bench engine and cpu, and the counts that need no clock."""
 
+import json
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from dpt_ros.apps.bench import cpu, engine, rounds
+from dpt_ros.apps.bench.apart import Failed
+from dpt_ros.apps.bench.apart import rows as rows_apart
+from dpt_ros.apps.bench.engine_row import compare
 from dpt_ros.apps.bench.roofline import Work, count_work
 
 
@@ -59,20 +66,89 @@ def test_rounds_beside_a_busy_machine_do_not_count(monkeypatch):
 def test_parity_sees_a_wrong_depth_and_a_wrong_label():
     depth, labels = torch.full((1, 4, 4), 2.0), torch.ones(1, 4, 4, dtype=torch.uint8)
     expected = {"depth": depth, "labels": labels}
-    assert engine.compare(expected, expected) == {"AbsRel": 0.0, "labels equal": 1.0}
+    assert compare(expected, expected) == {"AbsRel": 0.0, "labels equal": 1.0}
     wrong = {"depth": depth * 1.5, "labels": labels.clone()}
     wrong["labels"][0, 0] = 2
-    assert engine.compare(wrong, expected) == {"AbsRel": 0.5, "labels equal": 0.75}
+    assert compare(wrong, expected) == {"AbsRel": 0.5, "labels equal": 0.75}
+
+
+def test_parity_is_unknown_where_random_weights_give_no_depth_and_infinite_where_one_is_lost():
+    nothing, some = torch.zeros(1, 2, 2), torch.ones(1, 2, 2)
+    assert compare({"depth": some}, {"depth": nothing}) == {}
+    lost = torch.tensor([[[1.0, torch.nan], [1.0, 1.0]]])
+    assert compare({"depth": lost}, {"depth": some}) == {"AbsRel": float("inf")}
+    assert compare({"depth": some}, {"depth": lost}) == {"AbsRel": 0.0}
+
+
+def rehearse(capsys: pytest.CaptureFixture[str], path: Path, *words: str):
+    """Exit code, rows and words of the whole command at a small size."""
+    command = ["--device", "cpu", "--rehearse", "--json", str(path), *words]
+    code = engine.main(command)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return code, lines, capsys.readouterr().out
+
+
+def test_the_whole_command_runs_on_a_cpu_in_small(capsys, tmp_path):
+    profile = tmp_path / "trace.json"
+    code, lines, said = rehearse(
+        capsys, tmp_path / "rows.jsonl", "--tasks", "both", "--profile", str(profile)
+    )
+    assert code == 0, said
+    assert [line["error"] for line in lines[1:-1]] == [None] * (len(lines) - 2)
+    rows = {(line["case"], line["arm"]): line for line in lines[1:-1]}
+    for arm in ("plain fp32", "plain fp16", "ours, no graph", "ours", "ours, from host"):
+        row = rows["both 64x64 x1", arm]
+        assert row["agrees"]
+        assert row["parity"]["AbsRel"] < 0.02
+        assert row["pictures per second"] > 0
+        assert [times["wall"]["count"] for times in row["paces"].values()] == [3, 2]
+    for cameras in (1, 4):
+        for networks in ("one network", "two networks"):
+            row = rows[f"frames 48x64 x{cameras}", networks]
+            assert len(row["first"]) == 6
+            assert row["notes"] == []
+            # All of it is in the wall clock: launching, and what the device does.
+            assert 0 < row["start"]["p50"] <= row["wall"]["p50"]
+            assert 0 < row["device"]["p50"] <= row["wall"]["p50"]
+            assert row["rate"] > 0
+    assert rows["trace 48x64 x1", ""]["operations"] > 100
+    assert profile.stat().st_size > 0
+    assert lines[-2]["case"].startswith("trace")  # nothing is timed after the profiler
+
+
+def test_a_row_that_fails_tells_why_and_the_others_are_measured(capsys, tmp_path, monkeypatch):
+    args = engine.arguments(["--device", "cpu", "--rehearse", "--tasks", "depth", "--cameras"])
+    args.arms, args.batches, args.json = ["plain fp32", "ours"], [0, 1], tmp_path / "rows.jsonl"
+    monkeypatch.setattr(engine, "arguments", lambda argv: args)
+    assert engine.main([]) == 1
+    lines = [json.loads(line) for line in args.json.read_text().splitlines()]
+    errors = [line["error"] for line in lines[1:-1]]
+    assert errors[0] is None
+    assert all(errors[1:3]), errors
+    assert errors[3:] == [None, None]
+    assert errors[1] in capsys.readouterr().out
+    assert lines[2]["log"][-1] == errors[1]
+
+
+def test_work_that_does_not_end_is_ended_with_all_it_started(tmp_path):
+    child = tmp_path / "child"
+    start = time.monotonic()
+    arguments = {"args": ["sh", "-c", f"echo $$ > {child}; sleep 60; true"]}
+    with pytest.raises(Failed, match="no end after 5 s"):
+        list(rows_apart("subprocess:run", arguments, 5.0, tmp_path / "log", start="spawn"))
+    assert time.monotonic() - start < 20
+    state = Path(f"/proc/{child.read_text().strip()}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"  # dead, if nobody reaps it
 
 
 @pytest.mark.gpu
 def test_the_engine_benchmark_runs_and_our_arm_has_parity():
     size = ["--tasks", "depth", "--sizes", "384x384", "--rounds", "5", "--warm-up", "2"]
-    arms = ["--arms", "plain fp32", "plain fp16", "ours", "ours, from host"]
+    arms = ["--arms", "plain fp32", "plain fp16", "ours", "ours, from host", "--cameras", "1"]
     assert engine.main([*size, *arms, "--paced-rounds", "0"]) == 0
 
 
 def test_without_a_gpu_the_engine_benchmark_says_so(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert engine.main([]) == 2
-    assert "torch finds no GPU here" in capsys.readouterr().out
+    assert "torch finds no usable GPU" in capsys.readouterr().out

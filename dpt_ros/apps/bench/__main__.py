@@ -5,4 +5,5 @@ import sys
 
 from dpt_ros.apps.bench import main
 
-sys.exit(main())
+if __name__ == "__main__":  # and not in the processes that it starts
+    sys.exit(main())

@@ -21,14 +21,19 @@ network in float32 as create_model gives it for training (weights standardised a
 Parity is against the same: mean |difference| / depth, on noise. Weights that are random amplify
 rounding, so parity then says less than with a trained network."""
 ENGINE_METHOD = """\
-One process; all arms once per round, in turn. A call begins with the camera's rgb8 bytes on the
-device and ends with float32 depth and/or uint8 labels of the network's size on the device; the
-time is that of CUDA events around it ("ours, from host" begins and ends in pinned host memory and
-is wall time). Back to back, and paced: one call of each arm per period, the GPU idle in between.
-Parity is against the first arm (plain, fp32, TF32 off): mean |difference| / depth, and the share
-of equal labels; an arm that fails it has no time. The floor is the sum over all convolutions,
-matrix products and attentions of the larger of arithmetic and traffic at the rates measured here.
-Weights that are random amplify rounding, so parity then says less than with a trained network."""
+Each row in a process of its own, one after another. Networks: a call begins with the camera's
+rgb8 bytes on the device and ends with float32 depth and/or uint8 labels of the network's size on
+the device ("ours, from host" begins and ends in host memory). Latency by CUDA events around the
+call and by wall clock, back to back and paced (one call per period, the GPU idle in between);
+throughput without waiting between the calls. Parity is against the first arm (plain, fp32, TF32
+off): mean |difference| / depth, and the share of equal labels; random weights amplify rounding, so
+parity then says less than with a trained network, and nothing where depth is 0 everywhere. The
+floor is the sum over all convolutions, matrix products and attentions of the larger of arithmetic
+and traffic at the rates measured here, over the median of the events.
+Frames: the node's default settings, smoothing included, from rgb8 in host memory to depth and
+labels there; cameras of one batch; device time is the sum of upload, compute and download by
+events; throughput with as many batches in flight as the node has.
+Kernels are counted, and a trace is taken, when nothing is left to be timed."""
 FRAME_METHOD = """\
 Three processes over DDS with the shipped Fast DDS profile: dpt_camera_sim (rgb8), dpt_node with
 the embedded network, and this one, which subscribes to depth/image, depth/camera_info and
@@ -129,9 +134,9 @@ def engine_parser() -> argparse.ArgumentParser:
         prog="dpt_bench engine",
         description=ENGINE_METHOD,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Example: dpt_bench engine --tasks depth --sizes 384x384 --json engine.json",
+        epilog="Example: dpt_bench engine --tasks depth --sizes 384x384 --json engine.jsonl",
     )
-    parser.add_argument("--tasks", nargs="+", choices=_TASKS, default=list(_TASKS))
+    parser.add_argument("--tasks", nargs="*", choices=_TASKS, default=list(_TASKS))
     parser.add_argument(
         "--sizes", nargs="+", type=_input_size, default=list(ENGINE_SIZES), help="height x width"
     )
@@ -142,16 +147,39 @@ def engine_parser() -> argparse.ArgumentParser:
         "--weights", type=_weights, default="random", help="random, download, or '' for the cache"
     )
     parser.add_argument("--arms", nargs="+", default=list(ENGINE_ARMS), choices=ENGINE_ARMS)
+    parser.add_argument(
+        "--cameras",
+        nargs="*",
+        type=_count,
+        default=[1, 2, 4],
+        help="of the whole frames; nothing leaves them out",
+    )
+    parser.add_argument(
+        "--networks",
+        nargs="+",
+        default=["one", "two"],
+        choices=["one", "two"],
+        help="of the whole frames: the embedded one for both tasks, or the two above",
+    )
+    parser.add_argument(
+        "--pictures", nargs="+", type=_input_size, default=["480x640"], help="of the cameras"
+    )
     parser.add_argument("--rounds", type=_count, default=300)
     parser.add_argument("--warm-up", type=int, default=50)
     parser.add_argument("--rate", type=float, default=30.0, help="paced calls per second")
     parser.add_argument("--paced-rounds", type=int, default=150, help="0 leaves pacing out")
     parser.add_argument("--parity", type=float, default=0.02, help="largest mean relative error")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--timeout", type=float, default=600.0, help="seconds for one row")
     parser.add_argument(
-        "--profile", type=_file, help="write a trace of our arm (chrome://tracing)"
+        "--profile", type=_file, help="write a trace of three frames at the end (chrome://tracing)"
     )
-    parser.add_argument("--json", type=_file)
+    parser.add_argument("--json", type=_file, help="write each row as a line when it is measured")
+    parser.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="run the whole command with small pictures and few rounds",
+    )
     return parser
 
 

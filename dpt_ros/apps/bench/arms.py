@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dpt_ros.apps.bench.frames import picture
 from dpt_ros.engine.chain import Chain, Kind
 from dpt_ros.engine.device_preprocess import DeviceInput
 from dpt_ros.engine.frame import Frame, Outputs
@@ -70,7 +71,7 @@ class Bench:
         self._weights = weights
         self.camera = SIZES.get(f"{case.size[0]}x{case.size[1]}", case.size)
         random = np.random.default_rng(0)
-        self.pictures = [_picture(random, *self.camera) for _ in range(case.batch)]
+        self.pictures = [picture(random, *self.camera) for _ in range(case.batch)]
         self.pixels = torch.from_numpy(np.stack(self.pictures)).to(device)
         self.wants = {"depth": case.task != "labels", "labels": case.task != "depth"}
 
@@ -118,13 +119,6 @@ class Bench:
 
     def streams(self) -> Streams:
         return CudaStreams(self.device) if self.device.type == "cuda" else HostStreams()
-
-
-def _picture(random: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Blocks of colour with a little noise: edges and flat areas, as cameras see."""
-    coarse = random.integers(0, 255, (height // 32 + 1, width // 32 + 1, 3))
-    fine = np.kron(coarse, np.ones((32, 32, 1)))[:height, :width]
-    return np.clip(fine + random.normal(0, 4, fine.shape), 0, 255).astype(np.uint8)
 
 
 Call = Callable[[], dict[str, Tensor]]

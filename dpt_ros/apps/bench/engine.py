@@ -1,244 +1,244 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``dpt_bench engine``: the networks on a GPU, beside other ways to run them."""
+"""``dpt_bench engine``: networks and whole frames on a GPU, beside other ways to run them."""
 
 from __future__ import annotations
 
 import argparse
-import gc
-import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+import tempfile
+from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
+from dpt_ros.apps.bench.apart import Failed, rows
 from dpt_ros.apps.bench.arguments import ENGINE_METHOD as METHOD
 from dpt_ros.apps.bench.arguments import engine_parser
-from dpt_ros.apps.bench.arms import ARMS, OURS, REFERENCE, TRANSFORMERS, Bench, Call, Case
+from dpt_ros.apps.bench.arms import OURS, REFERENCE, Case
 from dpt_ros.apps.bench.report import (
     GpuWatch,
-    Summary,
     environment,
     environment_lines,
-    summarize,
+    json_line,
     table,
-    write_json,
 )
-from dpt_ros.apps.bench.roofline import copy_bandwidth, matmul_peak, network_work
-from dpt_ros.apps.bench.rounds import interleave, ratio
+from dpt_ros.apps.bench.roofline import network_work
+from dpt_ros.engine.network import EMBEDDED
 from dpt_ros.model import create_model
 
-
-@dataclass(frozen=True)
-class Row:
-    """One arm in one case; times in milliseconds, NaN without parity."""
-
-    case: str
-    arm: str
-    pace: str
-    time: Summary
-    parity: dict[str, float]
-    speedup: float
-    share_of_floor: float
-    kernels: int
-    memory: float
+# The arms that make no sense without a GPU, or that take minutes on a CPU.
+_GPU_ONLY = {"transformers fp16", "compile max-autotune fp16", "ours, compiled"}
+_WORK = "dpt_ros.apps.bench.engine_row:measure"
+Row = dict[str, Any]
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measure; exit code 1 if our own arm fails parity."""
-    args = engine_parser().parse_args(argv)
+    """Measure; exit code 1 if one of our own rows failed, or failed parity."""
+    args = arguments(argv)
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         print("dpt_bench engine: torch finds no usable GPU; to measure a CPU use dpt_bench cpu.")
         return 2
-    device = torch.device(args.device)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     machine = environment()
-    half = torch.float16 if device.type == "cuda" else torch.float32
-    side, size = (8192, 1 << 30) if device.type == "cuda" else (1024, 1 << 24)
-    peaks = matmul_peak(device, half, side), copy_bandwidth(device, size)
-    print(METHOD, environment_lines(machine), sep="\n\n")
-    print(f"measured  matmul {peaks[0] / 1e12:.0f} TFLOP/s in half precision, copy"
-          f" {peaks[1] / 1e12:.2f} TB/s\n")  # fmt: skip
-    rows: list[Row] = []
-    failed = False
-    with GpuWatch() as watch:
-        for task in args.tasks:
-            for name in args.sizes:
-                for batch in args.batches:
-                    height, width = (int(side) for side in name.split("x"))
-                    case = Case(task, (height, width), batch)
-                    found = _measure(case, args, device, peaks)
-                    rows += found
-                    failed |= any(r.arm.startswith(OURS) and np.isnan(r.time.p50) for r in found)
-                    print(_table(found), end="\n\n", flush=True)
-    if args.json:
-        content = {
-            "method": METHOD,
-            "environment": machine,
-            "gpu": watch.means,
-            "matmul (FLOP/s)": peaks[0],
-            "copy (B/s)": peaks[1],
-            "results": [asdict(row) for row in rows],
+    print(METHOD, environment_lines(machine), sep="\n\n", end="\n\n", flush=True)
+    found: list[Row] = []
+    with GpuWatch() as watch, tempfile.TemporaryDirectory() as folder:
+        _keep(args.json, {"method": METHOD, "environment": machine}, new=True)
+        for row in measured(args, Path(folder)):
+            found.append(row)
+            _keep(args.json, row)
+            print(_line(row), flush=True)
+    _keep(args.json, {"gpu": watch.means})
+    print("", _table(found), sep="\n")
+    return int(any(_is_ours(row) and (row["error"] or not row["agrees"]) for row in found))
+
+
+def arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """What the command line asks for."""
+    args = engine_parser().parse_args(argv)
+    if args.rehearse:
+        args.sizes, args.pictures, args.weights = ["64x64"], ["48x64"], ""
+        args.depth_network = args.label_network = EMBEDDED
+        args.cameras = args.cameras[:1] + args.cameras[-1:]
+        args.rounds, args.warm_up, args.paced_rounds = 3, 1, 2
+    if not args.device.startswith("cuda"):
+        args.arms = [arm for arm in args.arms if arm not in _GPU_ONLY]
+    return args
+
+
+def measured(args: argparse.Namespace, folder: Path, start: str = "forkserver") -> Iterator[Row]:
+    """All rows, as they come.
+
+    Args:
+        args: from ``arguments``.
+        folder: for logs and what is compared with.
+        start: how the rows' processes are started, see ``apart.rows``.
+    """
+    args.logs, args.start = folder, start
+    peaks = _measured(args, "peaks", {"kind": "peaks"})
+    yield peaks
+    for task, size, batch in product(args.tasks, args.sizes, args.batches):
+        height, width = (int(side) for side in size.split("x"))
+        yield from _network_rows(args, Case(task, (height, width), batch), peaks)
+    for networks, size, cameras in product(args.networks, args.pictures, args.cameras):
+        request = _live(args, networks, size, cameras)
+        name = f"{networks} network{'s' if networks == 'two' else ''}"
+        yield _measured(args, f"frames {size} x{cameras}", request, name)
+    if args.profile and args.cameras:
+        request = _live(args, args.networks[0], args.pictures[0], args.cameras[0])
+        request |= {"kind": "trace", "path": str(args.profile)}
+        yield _measured(args, f"trace {args.pictures[0]} x{args.cameras[0]}", request)
+
+
+def _network_rows(args: argparse.Namespace, case: Case, peaks: Row) -> Iterator[Row]:
+    floor = _floor(args, case, peaks)
+    before: Row = {}
+    reference = str(args.logs / f"{case.name}.pt")
+    for arm in args.arms:
+        request = {
+            "kind": "network",
+            "case": [case.task, *case.size, case.batch],
+            "arm": arm,
+            "reference": reference,
         }
-        write_json(args.json, content)
-    return int(failed)
+        names = ("depth_network", "label_network", "weights", "rounds", "warm_up", "rate")
+        request |= {name: getattr(args, name) for name in (*names, "paced_rounds")}
+        row = _measured(args, case.name, request, arm)
+        if not row["error"]:
+            spent = _median(row)
+            row["agrees"] = _agrees(row["parity"], args.parity)
+            row["of the floor"] = floor / spent if floor else None
+            before = before or (row if arm == REFERENCE else {})
+            row["speed-up"] = _median(before) / spent if before else None
+        yield row
 
 
-def _measure(
-    case: Case, args: argparse.Namespace, device: torch.device, peaks: tuple[float, float]
-) -> list[Row]:
-    bench = Bench(case, args.depth_network, args.label_network, args.weights, device)
-    calls: dict[str, Call] = {}
-    parity: dict[str, dict[str, float]] = {}
-    kernels: dict[str, int] = {}
-    memory: dict[str, float] = {}
-    expected: dict[str, Tensor] = {}
-    for name in args.arms:
-        gc.collect()
-        before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
-        start = time.perf_counter()
-        try:
-            calls[name] = ARMS[name](bench)
-            found = {k: v.clone().cpu() for k, v in calls[name]().items()}
-        except (ImportError, RuntimeError) as error:
-            print(f"{case.name}: {name} cannot run: {str(error).splitlines()[0]}", file=sys.stderr)
-            calls.pop(name, None)
-            continue
-        print(f"{case.name}: {name}: first result after {time.perf_counter() - start:.1f} s")
-        if name == REFERENCE:
-            expected = found
-        parity[name] = {} if name == TRANSFORMERS else compare(found, expected)
-        kernels[name] = _kernels(calls[name], device)
-        if device.type == "cuda":
-            memory[name] = (torch.cuda.max_memory_allocated() - before) / 2**20
-            torch.cuda.reset_peak_memory_stats()
-    good = {name: call for name, call in calls.items() if _agrees(parity[name], args.parity)}
+def _floor(args: argparse.Namespace, case: Case, peaks: Row) -> float:
+    """Milliseconds that the networks need at least; 0 where the rates are not known."""
+    if peaks["error"]:
+        return 0.0
+    rates = peaks["matmul (FLOP/s)"], peaks["copy (B/s)"]
+    bench = {"depth": args.depth_network, "labels": args.label_network}
+    tasks = ["depth", "labels"] if case.task == "both" else [case.task]
     with torch.device("meta"):
         works = [
-            network_work(create_model(bench.names[task], "random"), case.batch, case.size)
-            for task in bench.tasks()
+            network_work(create_model(bench[task], "random"), case.batch, case.size)
+            for task in tasks
         ]
-    floor = sum(work.floor(*peaks) for work in works)
-    if args.profile and OURS in good:
-        _trace(good[OURS], args.profile)
-    rows = []
-    timed = {name: _timed(name, call, device) for name, call in good.items()}
-    paces = [("back to back", args.rounds, 0.0)]
-    if args.paced_rounds:
-        paces.append((f"{args.rate:g} Hz", args.paced_rounds, args.rate))
-    for pace, rounds, rate in paces:
-        # Paced arms are run one by one: each sees a device that idles in between.
-        groups = [timed] if not rate else [{name: arm} for name, arm in timed.items()]
-        times: dict[str, np.ndarray] = {}
-        for group in groups:
-            times |= interleave(group, rounds, args.warm_up if not rate else 10, rate, case.name)
-        for name in calls:
-            spent = times.get(name, np.array([]))
-            rows.append(
-                Row(
-                    case=case.name,
-                    arm=name,
-                    pace=pace,
-                    time=summarize(spent * 1e3),
-                    parity=parity[name],
-                    speedup=(
-                        ratio(times, REFERENCE, name)
-                        if name in times and REFERENCE in times
-                        else float("nan")
-                    ),
-                    share_of_floor=floor / float(np.median(spent)) if len(spent) else float("nan"),
-                    kernels=kernels[name],
-                    memory=memory.get(name, float("nan")),
-                )
-            )
-    return rows
+    return 1e3 * sum(work.floor(*rates) for work in works)
 
 
-def compare(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
-    """Mean relative depth error and the share of equal labels, for what both have."""
-    result = {}
-    if "depth" in found and "depth" in expected:
-        depth, truth = found["depth"].double(), expected["depth"].double().clamp(min=0)
-        scale = truth.abs().clamp(min=1e-3 * float(truth.abs().max()))
-        result["AbsRel"] = float(((depth - truth).abs() / scale).mean())
-    if "labels" in found and "labels" in expected:
-        result["labels equal"] = float((found["labels"] == expected["labels"]).double().mean())
-    return result
+def _live(args: argparse.Namespace, networks: str, size: str, cameras: int) -> Row:
+    settings: Row = {"device": args.device}
+    if networks == "one":
+        settings |= {"depth_network": EMBEDDED, "label_network": EMBEDDED}
+    else:
+        settings |= {"depth_network": args.depth_network, "label_network": args.label_network}
+        settings |= {"depth_weights": args.weights, "label_weights": args.weights}
+    if args.rehearse:
+        settings |= {"input_width": 64, "input_height": 48}
+        # Two networks of one file would be one.
+        settings |= {"label_weights": "random"} if networks == "two" else {}
+    height, width = (int(side) for side in size.split("x"))
+    return {
+        "kind": "frames",
+        "settings": settings,
+        "cameras": cameras,
+        "picture": [height, width],
+        "rounds": args.rounds,
+    }
 
 
-def _agrees(parity: dict[str, float], largest: float) -> bool:
+def _measured(args: argparse.Namespace, case: str, request: Row, arm: str = "") -> Row:
+    """A row from a process of its own; "error" says why there is none."""
+    about: Row = {"case": case, "arm": arm, "error": None, "agrees": True}
+    request = {"device": args.device, "threads": int(args.rehearse), **request}
+    log = args.logs / "engine.log"
+    try:
+        (row,) = rows(_WORK, {"request": request}, args.timeout, log, start=args.start)
+    except Failed as failed:
+        return about | {"error": str(failed), "log": failed.log}
+    return about | row
+
+
+def _agrees(parity: Row, largest: float) -> bool:
+    # null is an error that no number can say.
+    error, equal = parity.get("AbsRel", 0.0), parity.get("labels equal", 1.0)
+    return error is not None and error <= largest and equal >= 1.0 - largest
+
+
+def _is_ours(row: Row) -> bool:
+    return row["arm"].startswith(OURS) or row["case"].startswith(("frames", "trace"))
+
+
+def _median(row: Row) -> float:
+    """Milliseconds of a network's row, back to back."""
+    times = row["paces"]["back to back"]
+    return float(times.get("events", times["wall"])["p50"])
+
+
+def _keep(path: Path | None, row: Row, new: bool = False) -> None:
+    if path is not None:
+        with path.open("w" if new else "a") as file:
+            file.write(json_line(row) + "\n")
+
+
+def _line(row: Row) -> str:
+    """A row for people who wait."""
+    name = " ".join(word for word in (row["case"], row["arm"]) if word)
+    if row["error"]:
+        return f"{name}: {row['error']}"
+    if "paces" in row:
+        seconds = f"first result after {row['first (s)']:.1f} s"
+        parity = ", ".join(_parity(row)) or "parity unknown"
+        parity += "" if row["agrees"] else " (too far from the reference)"
+        return f"{name}: {_median(row):.3f} ms, {parity}, {seconds}"
+    if "rate" in row:
+        first = ", ".join(f"{ms:.0f}" for ms in row["first"])
+        return f"{name}: {row['wall']['p50']:.3f} ms, {row['rate']:.1f}/s; first {first} ms"
+    if "launches" in row:
+        return f"{name}: {sum(row['launches'].values()):.0f} launches per batch of frames"
     return (
-        parity.get("AbsRel", 0.0) <= largest and parity.get("labels equal", 1.0) >= 1.0 - largest
+        f"{name}: matmul {row['matmul (FLOP/s)'] / 1e12:.2f} TFLOP/s in half precision, copy"
+        f" {row['copy (B/s)'] / 1e12:.3f} TB/s"
     )
 
 
-def _timed(name: str, call: Call, device: torch.device) -> Callable[[], float]:
-    if device.type != "cuda" or name.endswith("from host"):
-
-        def by_wall() -> float:
-            start = time.perf_counter()
-            call()
-            return time.perf_counter() - start
-
-        return by_wall
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-
-    def by_events() -> float:
-        torch.cuda.synchronize()
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) * 1e-3
-
-    return by_events
+def _parity(row: Row) -> list[str]:
+    """What is known of it, in words; an error of null is an infinite one."""
+    parity, words = row["parity"], []
+    if "AbsRel" in parity:
+        words.append(
+            "AbsRel inf" if parity["AbsRel"] is None else f"AbsRel {parity['AbsRel']:.1e}"
+        )
+    if "labels equal" in parity:
+        words.append(f"labels {100 * parity['labels equal']:.2f} %")
+    return words
 
 
-def _kernels(call: Call, device: torch.device) -> int:
-    """Kernels of one call, as the profiler counts them on a GPU."""
-    if device.type != "cuda":
-        return 0
-    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profile:
-        call()
-        torch.cuda.synchronize()
-    return sum(
-        event.device_type == torch.autograd.DeviceType.CUDA and "Mem" not in event.name
-        for event in profile.events()
-    )
-
-
-def _trace(call: Call, path: Path) -> None:
-    with torch.profiler.profile() as profile:
-        for _ in range(3):
-            call()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-    profile.export_chrome_trace(str(path))
-
-
-def _table(rows: list[Row]) -> str:
-    header = ["case", "arm", "pace", "p50 (ms)", "p99 (ms)", "speed-up", "of the floor"]
-    header += ["kernels", "memory (MiB)", "AbsRel", "labels equal"]
-    return table(
-        header,
-        [
-            (
-                row.case,
-                row.arm,
-                row.pace,
-                f"{row.time.p50:.3f}",
-                f"{row.time.p99:.3f}",
-                row.speedup,
-                row.share_of_floor,
-                row.kernels,
-                row.memory,
-                f"{row.parity.get('AbsRel', float('nan')):.1e}",
-                f"{row.parity.get('labels equal', float('nan')):.4f}",
+def _table(found: list[Row]) -> str:
+    header = ["case", "arm", "pace", "events p50 (ms)", "wall p50 (ms)", "wall p99 (ms)"]
+    header += ["per second", "speed-up", "of the floor", "kernels", "memory (MiB)", "parity"]
+    lines: list[list[Any]] = []
+    for row in found:
+        if row["error"]:
+            lines.append([row["case"], row["arm"], "failed", *[None] * 8, ""])
+        for pace, times in row.get("paces", {}).items():
+            wall, events = times["wall"], times.get("events", {})
+            lines.append(
+                [
+                    *(row["case"], row["arm"], pace, events.get("p50")),
+                    *(wall["p50"], wall["p99"], row["pictures per second"], row["speed-up"]),
+                    *(row["of the floor"], row["kernels"], row.get("memory (MiB)")),
+                    ", ".join(_parity(row)) or "unknown",
+                ]
             )
-            for row in rows
-        ],
-    )
+        if "rate" in row:
+            wall = row["wall"]
+            lines.append(
+                [
+                    *(row["case"], row["arm"], "", row["device"]["p50"], wall["p50"]),
+                    *(wall["p99"], row["rate"], None, None, None, row.get("memory (MiB)"), None),
+                ]
+            )
+    return table(header, lines)

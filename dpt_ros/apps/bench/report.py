@@ -220,6 +220,11 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(_without_nan(content), indent=1, allow_nan=False) + "\n")
 
 
+def json_line(content: dict[str, Any]) -> str:
+    """The same on one line."""
+    return json.dumps(_without_nan(content), allow_nan=False)
+
+
 def _without_nan(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
