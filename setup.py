@@ -12,8 +12,8 @@ NAME = "dpt_ros"
 MANIFEST = ElementTree.parse(Path(__file__).parent / "package.xml").getroot()
 
 PROGRAMS = {
-    "dpt_node": "dpt_ros.ros.dpt_node:main",
-    "dpt_camera_sim": "dpt_ros.ros.camera_sim:main",
+    "dpt_node": "dpt_ros.ros.programs:dpt_node",
+    "dpt_camera_sim": "dpt_ros.ros.programs:dpt_camera_sim",
     "dpt_bag_player": "dpt_ros.ros.bag_player:main",
     "dpt_demo": "dpt_ros.apps.demo:main",
     "dpt_bag": "dpt_ros.apps.bag:main",

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Sequence
 
 import rclpy
 from rclpy.utilities import remove_ros_args
+
+from dpt_ros.ros.share import transport_environment
 
 
 def start_ros(prog: str, description: str, epilog: str, argv: Sequence[str] | None) -> None:
@@ -33,6 +36,8 @@ def start_ros(prog: str, description: str, epilog: str, argv: Sequence[str] | No
     )
     try:
         parser.parse_args(remove_ros_args(args)[1:])
+        # Fast DDS reads it when the first node is made.
+        os.environ.update(transport_environment())
         rclpy.init(args=args)
     except RuntimeError as error:  # what rclpy raises for a missing parameter file or a bad rule
         parser.exit(2, f"{prog}: {re.sub(r', at [^ ,]+:[0-9]+', '', str(error))}\n")

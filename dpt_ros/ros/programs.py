@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where our nodes start: Ctrl-C ends them quietly also while torch and rclpy are imported."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+from dpt_ros.ros import signals
+
+
+def dpt_node() -> int:
+    """The program dpt_node."""
+    return _run("dpt_ros.ros.dpt_node")
+
+
+def dpt_camera_sim() -> int:
+    """The program dpt_camera_sim."""
+    return _run("dpt_ros.ros.camera_sim")
+
+
+def _run(module: str) -> int:
+    signals.end_quietly()
+    return int(import_module(module).main())
+
+
+if __name__ == "__main__":
+    # python -m dpt_ros.ros.programs dpt_node ...
+    program = {"dpt_node": dpt_node, "dpt_camera_sim": dpt_camera_sim}[sys.argv.pop(1)]
+    sys.exit(program())
