@@ -37,12 +37,20 @@ ARGUMENTS = [
     ("params_file", "", "parameter file of dpt; empty takes config/nav2_costmap.yaml"),
     ("costmap_file", "", "parameter file of Nav2; empty takes config/nav2_costmap.yaml"),
     ("laserscan", "true", "true starts depthimage_to_laserscan"),
+    (
+        "camera_frame",
+        "",
+        "optical frame of your camera; camera_depth_frame, the scan's, is broadcast in it",
+    ),
     ("costmap", "false", "true starts a local costmap of Nav2"),
     ("use_sim_time", "false", "true or false"),
 ]
 # Where the synthetic robot has its scanner, in the camera's optical frame: level, 0.3 m below a
 # camera that looks down by 5 degrees (dpt_ros.world.scan.level_mount). Another robot's tf says it.
 SIM_SCANNER = "0.0 0.2989 0.0261 0.5213 -0.5213 0.4777 0.4777"
+SIM_CAMERA_FRAME = "camera_optical_frame"
+# x ahead, y to the left, z up, in an optical frame (REP 103): quaternion x y z w.
+AHEAD_IN_OPTICAL = (0.5, -0.5, 0.5, 0.5)
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -87,6 +95,8 @@ def _start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             )
         )
     if given["laserscan"].lower() == "true":
+        if frame := given["camera_frame"] or (given["camera"] == "sim" and SIM_CAMERA_FRAME):
+            actions.append(_depth_frame(frame, clock))
         actions.append(
             Node(
                 package="depthimage_to_laserscan",
@@ -105,6 +115,23 @@ def _start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     if given["costmap"].lower() == "true":
         actions += _costmap(costmap_file, clock)
     return actions
+
+
+def _depth_frame(camera_frame: str, clock: dict[str, bool]) -> Node:
+    """Broadcasts the frame of the scan, in the middle of the camera's."""
+    words = [
+        word
+        for name, value in zip(("qx", "qy", "qz", "qw"), AHEAD_IN_OPTICAL, strict=True)
+        for word in (f"--{name}", str(value))
+    ]
+    return Node(
+        package="tf2_ros",
+        executable="static_transform_publisher",
+        name="camera_depth_frame_publisher",
+        arguments=[*words, "--frame-id", camera_frame, "--child-frame-id", "camera_depth_frame"],
+        parameters=[clock],
+        output="screen",
+    )
 
 
 def _costmap(file: str, clock: dict[str, bool]) -> list[LaunchDescriptionEntity]:
@@ -129,7 +156,15 @@ def _costmap(file: str, clock: dict[str, bool]) -> list[LaunchDescriptionEntity]
         package="nav2_lifecycle_manager",
         executable="lifecycle_manager",
         name="lifecycle_manager_costmap",
-        parameters=[{"node_names": ["local_costmap/local_costmap"], "autostart": True}, clock],
+        # A costmap by itself makes no bond, for which the manager would wait in vain.
+        parameters=[
+            {
+                "node_names": ["local_costmap/local_costmap"],
+                "autostart": True,
+                "bond_timeout": 0.0,
+            },
+            clock,
+        ],
         output="screen",
     )
     return [*actions, costmap, manager]

@@ -80,7 +80,12 @@ def parameters(node: Node) -> dict[str, object]:
 
 def test_the_navigation_demo_starts_node_camera_and_laserscan() -> None:
     started = {node.node_executable: node for node in demo()}
-    assert list(started) == ["dpt_node", "dpt_camera_sim", "depthimage_to_laserscan_node"]
+    assert list(started) == [
+        "dpt_node",
+        "dpt_camera_sim",
+        "static_transform_publisher",
+        "depthimage_to_laserscan_node",
+    ]
     given = parameters(started["dpt_node"])
     assert given["file"].endswith("config/nav2_costmap.yaml")
     assert len(given["sensor_in_camera"]) == 7
@@ -92,6 +97,9 @@ def test_the_navigation_demo_takes_the_user_s_camera_and_adds_a_costmap() -> Non
     )
     assert costmap.node_executable == "nav2_costmap_2d"
     assert manager.node_executable == "lifecycle_manager"
+    # A costmap by itself makes no bond.
+    parts = evaluate_parameters(LaunchContext(), manager._Node__parameters)
+    assert {"bond_timeout": 0.0}.items() <= parts[0].items()
     given = parameters(node)
     assert (given["device"], given["use_sim_time"]) == ("cpu", True)
     assert "sensor_in_camera" not in given
