@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from nav_msgs.msg import Odometry
 from rclpy.node import Node
-from rclpy.qos import qos_profile_sensor_data
+from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from rclpy.qos_overriding_options import QoSOverridingOptions
 
 from dpt_ros.engine.settings import Settings
@@ -211,7 +211,8 @@ class OdometryPoses:
             Odometry,
             topic,
             self._take,
-            qos_profile_sensor_data,
+            # Room for all that comes while the node is busy with an image.
+            QoSProfile(depth=100, reliability=qos_profile_sensor_data.reliability),
             qos_overriding_options=QoSOverridingOptions.with_default_policies(),
         )
 
