@@ -33,7 +33,7 @@ from dpt_ros.ros import signals
 from dpt_ros.ros.camera_topics import CameraTopics
 from dpt_ros.ros.command_line import start_ros
 from dpt_ros.ros.diagnostics import networks_status
-from dpt_ros.ros.node_words import clock_warning, ready
+from dpt_ros.ros.node_words import ClockWatch, ready
 from dpt_ros.ros.parameters import Parameters
 from dpt_ros.ros.tf import TfTree
 from dpt_ros.ros.transport import REVIEW_PERIOD, keep_large_buffers
@@ -67,7 +67,8 @@ class DptNode(LifecycleNode):
         self._why = ""
         self._notes: list[str] = []
         self._lost = ""
-        self._clock_said: list[str] = []
+        self._clock_watch = ClockWatch(self)
+        self._clock_said = ""
         self._given = Parameters(self, self._adopt_settings, lambda: self._networks is not None)
         # Periods are of real time: a simulated clock may stand still.
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -248,13 +249,14 @@ class DptNode(LifecycleNode):
             self.trigger_deactivate()  # which ends in error processing
         for camera in self._cameras.values():
             camera.review()
-        if (warning := clock_warning(self)) and warning not in self._clock_said:
-            self._clock_said.append(warning)
+        warning = self._clock_watch.warning()
+        if warning and not self._clock_said:
             self.get_logger().warning(warning)
+        self._clock_said = warning
 
     def _publish_diagnostics(self) -> None:
         name = f"{self.get_fully_qualified_name().lstrip('/')}: networks"
-        notes = [*self._notes, *filter(None, [clock_warning(self)])]
+        notes = [*self._notes, *filter(None, [self._clock_watch.warning()])]
         status = [networks_status(name, self._state, self._networks, self._why, notes)]
         status += [camera.status() for camera in self._cameras.values()]
         stamp = self.get_clock().now().to_msg()

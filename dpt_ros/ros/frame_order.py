@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -64,9 +65,9 @@ class FrameOrder:
                 " the driver set header.stamp to the time of exposure."
             )
         signs = {
-            "their publishers alternate": sum(a.sender != b.sender for a, b in pairs),
-            "their frame_id alternates": sum(a.frame_id != b.frame_id for a, b in pairs),
-            "their size alternates": sum(a.size != b.size for a, b in pairs),
+            "their publishers alternate": _returns([one.sender for one in seen]),
+            "their frame_id alternates": _returns([one.frame_id for one in seen]),
+            "their size alternates": _returns([one.size for one in seen]),
             "their stamps go back and forth": sum(b.stamp <= a.stamp for a, b in pairs),
         }
         found = [f"{sign} ({n} times in {len(seen)})" for sign, n in signs.items() if n >= _OFTEN]
@@ -89,3 +90,8 @@ class FrameOrder:
             f"{len(resets)} of the last {len(self._resets)} frames started anew ({common}), so"
             f" that smoothing has no effect.{cure}"
         )
+
+
+def _returns(values: Sequence[object]) -> int:
+    """How often there is an earlier value again; a camera that was exchanged is none."""
+    return sum(a != b for a, b in pairwise(values)) - (len(set(values)) - 1)

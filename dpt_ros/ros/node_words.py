@@ -12,7 +12,6 @@ from rclpy.node import Node
 from dpt_ros.engine.network import Networks
 from dpt_ros.ros.diagnostics import device_words
 
-_STARTED = time.monotonic()
 _PATIENCE = 3.0  # seconds that a simulated clock may take to begin
 
 
@@ -42,16 +41,30 @@ def ready(networks: Networks, cameras: Iterable[Topics]) -> str:
     )
 
 
-def clock_warning(node: Node) -> str:
-    """A warning while a simulated clock is waited for in vain, else ""."""
-    clock = node.get_clock()
-    waits = clock.ros_time_is_active and not clock.now().nanoseconds
-    if not waits or time.monotonic() - _STARTED < _PATIENCE:
-        return ""
-    publishers = node.count_publishers("/clock")
-    who = "nobody publishes it" if not publishers else "its publisher has sent nothing"
-    return (
-        f"use_sim_time is true, but no message has arrived on /clock ({who}): the node's clock"
-        " stands at 0. Start the simulator or 'ros2 bag play --clock', or set use_sim_time to"
-        " false."
-    )
+class ClockWatch:
+    """Whether a simulated clock is waited for in vain.
+
+    Args:
+        node: whose clock it is.
+    """
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._since: float | None = None
+
+    def warning(self) -> str:
+        """A warning after some seconds without a clock, else ""; call it again and again."""
+        clock, now = self._node.get_clock(), time.monotonic()
+        if not clock.ros_time_is_active or clock.now().nanoseconds:
+            self._since = None
+            return ""
+        self._since = now if self._since is None else self._since
+        if now - self._since < _PATIENCE:
+            return ""
+        nobody = not self._node.count_publishers("/clock")
+        why = "nobody publishes it" if nobody else "its publisher has sent nothing"
+        return (
+            f"use_sim_time is true, but no message has arrived on /clock ({why}): the node's clock"
+            " stands at 0. Start the simulator or 'ros2 bag play --clock', or set use_sim_time to"
+            " false."
+        )

@@ -254,6 +254,7 @@ class ImageInput:
     def _watch(self, publishers: list[TopicEndpointInfo]) -> None:
         now = time.monotonic()
         if not publishers:
+            self.silence = ""
             if now - self._alone_since > SILENCE:
                 self._tell_of_nobody()
             # A publisher that comes has its two seconds before its silence is remarked upon.
