@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images and measurements as they come: no remap, stamps of 0, two cameras, a clock that is not."""
+"""Images and measurements as they come: no remap, stamps of 0, two cameras, no clock."""
 
 from __future__ import annotations
 
@@ -68,9 +68,8 @@ def test_a_simulated_clock_that_does_not_come_is_a_warning_and_no_age(domain: Do
 
 
 def stamps_are_warned_of(domain: Domain) -> bool:
-    return (
-        "The stamps of the images on /image are all" in domain.diagnostics("dpt: image")["message"]
-    )
+    said = domain.diagnostics("dpt: image")["message"]
+    return "The stamps of the images on /image are all" in said
 
 
 def order(stamps: list[int], frames: str = "", senders: str = "") -> FrameOrder:
