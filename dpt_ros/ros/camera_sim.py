@@ -229,6 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     description = "A camera in the synthetic world, as a ROS node, with the truth beside it."
     signals.end_quietly()
     start_ros("dpt_camera_sim", description, _EXAMPLES, argv)
+    node: CameraSim | None = None
     try:
         signals.raise_from_here()
         node = CameraSim()
@@ -246,6 +247,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
     finally:
         signals.ignore()
+        if node is not None:
+            node.destroy_node()
         rclpy.try_shutdown()
     return 0
 

@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NoReturn
 
@@ -344,10 +344,7 @@ def _end_process() -> NoReturn:
     What outlives a process, the middleware's shared memory, goes with the node's last objects.
     """
     gc.collect()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):  # a full disk or a closed pipe is no reason to stay
-            stream.flush()
-    os._exit(0)
+    signals.end_process(0)
 
 
 if __name__ == "__main__":

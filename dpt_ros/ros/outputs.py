@@ -154,11 +154,10 @@ class CameraOutputs:
             if any(r.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT for r in readers):
                 starved.append(f"{publisher.topic_name} ({size / 2**20:.1f} MB)")
         self.warning = (
-            f"Best-effort readers of {', '.join(starved)} will miss most messages: the Fast DDS"
-            f" profile that this node was started with has room for {room / 2**20:.1f} MB in"
-            " shared memory. Unset FASTDDS_DEFAULT_PROFILES_FILE and"
-            " FASTRTPS_DEFAULT_PROFILES_FILE, or have them name"
-            " share/dpt_ros/config/fastdds.xml."
+            f"Best-effort readers of {', '.join(starved)} will miss most messages: as this node was"
+            f" started, Fast DDS has room for {room / 2**20:.1f} MB in shared memory. Have"
+            " FASTDDS_DEFAULT_PROFILES_FILE (FASTRTPS_DEFAULT_PROFILES_FILE up to Jazzy) name"
+            " share/dpt_ros/config/fastdds.xml, or unset it and FASTDDS_BUILTIN_TRANSPORTS."
             if starved
             else ""
         )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from importlib import import_module
 
@@ -21,7 +22,10 @@ def dpt_camera_sim() -> int:
 
 def _run(module: str) -> int:
     signals.end_quietly()
-    return int(import_module(module).main())
+    code = int(import_module(module).main())
+    # What was imported is not taken down object by object, which takes a second and more.
+    gc.collect()  # but the middleware's shared memory goes with the node's last objects
+    signals.end_process(code)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def shared_memory_room() -> int:
     """
     if os.environ.get("RMW_IMPLEMENTATION", "rmw_fastrtps_cpp") != "rmw_fastrtps_cpp":
         return sys.maxsize
-    if "FASTDDS_BUILTIN_TRANSPORTS" in os.environ:
+    if os.environ.get("FASTDDS_BUILTIN_TRANSPORTS", "").startswith("LARGE_DATA"):
         return sys.maxsize
     path = next((os.environ[name] for name in _VARIABLES if name in os.environ), "")
     if not path:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import Any
+import sys
+from contextlib import suppress
+from typing import Any, NoReturn
 
 ENDS = (signal.SIGINT, signal.SIGTERM)
 came: list[int] = []  # the signals so far
@@ -36,6 +38,14 @@ def ignore() -> None:
     """The program ends already: signals change nothing any more."""
     for number in ENDS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def end_process(code: int) -> NoReturn:
+    """End at once, with what was printed so far."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # a full disk or a closed pipe is no reason to stay
+            stream.flush()
+    os._exit(code)
 
 
 def _take(number: int, _: Any) -> None:
