@@ -127,9 +127,7 @@ class CameraTopics:
             self._node,
             self._prefix + "camera_info",
             lambda: self._input.topic_name if self._input is not None else "",
-            lambda text: self._say_at_times(
-                text[:40], "warning", self._prefix + text, _REPEAT_WARNING
-            ),
+            self._warn,
         )
         self._poses = make_pose_source(
             self._node,
@@ -183,7 +181,7 @@ class CameraTopics:
                 one.review()
         self._outputs.review()
         for warning in self._warnings():
-            self._say_at_times(warning[:40], "warning", self._prefix + warning, _REPEAT_WARNING)
+            self._warn(warning)
 
     def _take_image(self, msg: Image | CompressedImage | bytes) -> None:
         received = time.monotonic()
@@ -359,6 +357,11 @@ class CameraTopics:
             " or the network): what stands between is cleared from a costmap. Set points.far lower"
             " or max_range higher."
         ]
+
+    def _warn(self, text: str) -> None:
+        """Log a warning, and again after a while as long as it holds; numbers in it may change."""
+        subject = "".join(c for c in text if not c.isdigit())
+        self._say_at_times(subject, "warning", self._prefix + text, _REPEAT_WARNING)
 
     def _say_at_times(
         self, subject: str, level: str, sentence: str, period: float = _REPEAT

@@ -31,6 +31,7 @@ class InputRecord:
         self._clock = clock
         self._lock = threading.Lock()
         self._messages = 0
+        self._asked = False
         self._last_message = -float("inf")
         self._frames = 0
         self._row = 0  # frames without it since the last one with it
@@ -49,6 +50,12 @@ class InputRecord:
         """A message arrived."""
         with self._lock:
             self._messages += 1
+            self._last_message = self._clock()
+
+    def asked(self) -> None:
+        """It was asked for; for an input whose messages others receive, such as tf."""
+        with self._lock:
+            self._asked = True
             self._last_message = self._clock()
 
     def count(self, what: str) -> None:
@@ -80,7 +87,7 @@ class InputRecord:
     @property
     def state(self) -> str:
         """ "used", "not used: why", or "none" where no message has arrived."""
-        if not self._messages:
+        if not self._messages and not self._asked:
             return "none"
         return self._state or "not used: no frame has asked for it"
 
@@ -90,6 +97,7 @@ class InputRecord:
             values = {self.name: self.state}
             if self._messages:
                 values[f"{self.name}: messages"] = str(self._messages)
+            if self._messages or self._asked:
                 values[f"{self.name}: frames with it"] = str(self._frames)
             counts = sorted(self._counts.items())
             return values | {f"{self.name}: {what}": str(n) for what, n in counts}
@@ -101,6 +109,4 @@ class InputRecord:
             if not unused or not self.connected:
                 return ""
             why = self._state.removeprefix("not used: ")
-            return (
-                f"{self.name} is received, but the last {self._row} frames did not use it: {why}."
-            )
+            return f"The last {self._row} frames did without {self.name}: {why}."

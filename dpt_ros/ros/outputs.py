@@ -154,8 +154,8 @@ class CameraOutputs:
             if any(r.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT for r in readers):
                 starved.append(f"{publisher.topic_name} ({size / 2**20:.1f} MB)")
         self.warning = (
-            f"Best-effort readers of {', '.join(starved)} will miss most messages: as this node was"
-            f" started, Fast DDS has room for {room / 2**20:.1f} MB in shared memory. Have"
+            f"Best-effort readers of {', '.join(starved)} will miss most messages: as this node"
+            f" was started, Fast DDS has room for {room / 2**20:.1f} MB in shared memory. Have"
             " FASTDDS_DEFAULT_PROFILES_FILE (FASTRTPS_DEFAULT_PROFILES_FILE up to Jazzy) name"
             " share/dpt_ros/config/fastdds.xml, or unset it and FASTDDS_BUILTIN_TRANSPORTS."
             if starved

@@ -286,6 +286,7 @@ class TfPoses:
     def pose(self, frame_id: str, stamp_ns: int) -> np.ndarray | None:
         """See :class:`PoseSource`."""
         assert self.record is not None
+        self.record.asked()
         pose, why = self._tree.find(self._odom_frame, frame_id, stamp_ns)
         if pose is None:
             self.record.unused(why)

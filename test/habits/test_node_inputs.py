@@ -128,7 +128,7 @@ def test_an_input_that_is_connected_and_unused_is_a_warning_after_two_seconds() 
         now += 0.1
         record.received()
         record.unused("too old")
-    assert record.warning() == "odom is received, but the last 30 frames did not use it: too old."
+    assert record.warning() == "The last 30 frames did without odom: too old."
     record.used()
     assert record.warning() == ""
     assert record.values() == {"odom": "used", "odom: messages": "30", "odom: frames with it": "1"}
