@@ -59,10 +59,18 @@ TIMES = list(range(START, START + 1000, PERIOD))
         [t for t in TIMES for _ in range(2)],
         disorder(TIMES),
         TIMES[:25] + TIMES[40:] + TIMES[25:40],
+        TIMES[:3] + TIMES[46:] + TIMES[3:46],
         [*TIMES[:30], 0, *TIMES[30:]],
         [*TIMES[:30], START + 10**9, *TIMES[30:]],
     ],
-    ids=["twice", "out of order", "late in one piece", "one stamp of 0", "one stamp far ahead"],
+    ids=[
+        "twice",
+        "out of order",
+        "late in one piece",
+        "late by 0.9 s",
+        "one stamp of 0",
+        "one stamp far ahead",
+    ],
 )
 def test_the_poses_are_those_of_clean_odometry_bit_for_bit(order: list[int]) -> None:
     clean, found = trajectory(TIMES), trajectory(order)
