@@ -163,7 +163,9 @@ class Domain:
                 f"{name}:={str(value).lower() if value in (True, False) else value}",
             )
         ]
-        return self.start("-m", "dpt_ros.ros.dpt_node", "--ros-args", *parameters, *extra)
+        return self.start(
+            "-m", "dpt_ros.ros.programs", "dpt_node", "--ros-args", *parameters, *extra
+        )
 
     def start_camera(
         self,

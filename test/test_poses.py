@@ -27,7 +27,7 @@ def moving(times: list[int], speed: float = 1.0, rate: float = 0.5) -> Trajector
     """Along x at ``speed`` m/s while turning about z at ``rate`` rad/s."""
     trajectory = Trajectory()
     for t in times:
-        assert trajectory.add(t * MS, (speed * t / 1e3, 2.0, 0.0, *turned(rate * t / 1e3)))
+        assert not trajectory.add(t * MS, (speed * t / 1e3, 2.0, 0.0, *turned(rate * t / 1e3)))
     return trajectory
 
 
@@ -58,9 +58,10 @@ def test_one_pose_is_known_at_its_moment_only():
 
 
 def test_time_that_goes_back_starts_anew():
-    trajectory = moving([1000, 1050])
-    trajectory.add(0, (7.0, 0.0, 0.0, *turned(0.0)))
-    assert trajectory.at(1020 * MS) is None
+    trajectory = moving([3000, 3050])
+    assert trajectory.add(0, (7.0, 0.0, 0.0, *turned(0.0))).startswith("left out")
+    assert trajectory.add(50 * MS, (7.0, 0.0, 0.0, *turned(0.0))) == "time jumped, started anew"
+    assert trajectory.at(3020 * MS) is None
     assert trajectory.at(0)[0, 3] == 7.0
 
 
@@ -75,7 +76,7 @@ def test_the_shorter_way_round_is_taken():
 @given(st.lists(st.floats(), min_size=7, max_size=7))
 def test_what_is_no_pose_is_refused(values):
     trajectory = Trajectory()
-    taken = trajectory.add(0, values)
+    taken = not trajectory.add(0, values)
     assert taken == (trajectory.at(0) is not None)
     if taken:
         rotation = trajectory.at(0)[:3, :3]

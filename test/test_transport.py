@@ -252,7 +252,7 @@ def test_a_compressed_frame_is_decoded_when_it_is_asked_for(raw: bool) -> None:
         camera_topics(domain, raw, image_transport="compressed") as camera,
     ):
         info = camera_info_message(CameraModel(64, 48, 50, 50, 32, 24), a_header())
-        camera.topics._take_info(info)
+        camera.topics._info._take(info)
         msg = jpeg_message(camera_picture(64, 48), a_header())
         domain.publisher(CompressedImage, "image/compressed").publish(msg)
         domain.spin_until(lambda: camera.frames, 10)
@@ -305,8 +305,8 @@ def test_camera_info_is_scaled_anew_only_when_it_or_the_size_changes() -> None:
         def publish(size: int, fx: float, frame_id: str) -> CameraInfo:
             header = Header(frame_id=frame_id)
             model = CameraModel(64, 48, fx, 50, 32, 24)
-            camera.topics._take_info(camera_info_message(model, header))
-            arrival = Arrival(header, camera.topics._info, 0.0)
+            camera.topics._info._take(camera_info_message(model, header))
+            arrival = Arrival(header, camera.topics._info.info, 0.0)
             frame = Frame(camera_picture(64, 48), "rgb8", 0, context=arrival)
             infos.clear()
             depth = np.ones((size, size), np.float32)

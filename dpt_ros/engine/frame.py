@@ -58,6 +58,8 @@ class Frame:
         camera: intrinsics of ``pixels``, if known.
         odom_from_camera: (4, 4) pose of the optical frame at ``stamp_ns`` in a frame that does not
             jump (odom, not map; REP 105), metres; None if nobody knows.
+        locate: looks up ``odom_from_camera`` when it is needed, instead of it: what tells it may
+            come later than the image. Called from a thread of the pipeline.
         anchors: pixels of known depth (``engine.anchors.Anchors``), if a sensor measured some.
         down: (3,) unit vector towards the floor in the optical frame; None for a camera that
             looks straight ahead.
@@ -78,6 +80,11 @@ class Frame:
     down: np.ndarray | None = None
     context: Any = None
     decode: Callable[[], tuple[np.ndarray, str]] | None = None
+    locate: Callable[[], np.ndarray | None] | None = None
+
+    def pose(self) -> np.ndarray | None:
+        """(4, 4), where the camera was, as far as is known by now; see ``odom_from_camera``."""
+        return self.odom_from_camera if self.locate is None else self.locate()
 
     def decoded(self) -> Frame:
         """The frame with its own pixels; itself unless they are still a compressed file.

@@ -188,7 +188,7 @@ class Refiner:
                 frame.stamp_ns,
                 frame.camera,
                 # Without metres a way travelled cannot be compared with depth.
-                frame.odom_from_camera if scaled.metric else None,
+                frame.pose() if scaled.metric else None,
                 correction if scaled.metric else None,
                 flow=past.flow.result(),
                 frame_id=frame.frame_id,

@@ -20,6 +20,7 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan
 from std_msgs.msg import Header
 
+from dpt_ros.ros import signals
 from dpt_ros.ros.command_line import CAMERA_PARAMETERS, start_ros
 from dpt_ros.ros.messages import camera_info_message, image_message, jpeg_message
 from dpt_ros.world import KINDS, Scan, Scanner, View, World
@@ -205,8 +206,11 @@ def _quaternion(pose: np.ndarray) -> list[float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the camera until Ctrl-C, SIGTERM or its last frame."""
+    signals.end_quietly()
     start_ros("dpt_camera_sim", argv)
+    node: CameraSim | None = None
     try:
+        signals.raise_from_here()
         node = CameraSim()
         while not node.done:
             rclpy.spin_once(node)
@@ -215,11 +219,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
-    except RCLError:
-        if rclpy.ok():
+    except (RCLError, RuntimeError):
+        # A signal ended the context while a frame was being published, or came inside a call of
+        # rclpy, which makes another error of it.
+        if rclpy.ok() and not signals.came:
             raise
-        # A signal ended the context while a frame was being published.
     finally:
+        signals.ignore()
+        if node is not None:
+            node.destroy_node()
         rclpy.try_shutdown()
     return 0
 

@@ -12,26 +12,31 @@ from typing import Any
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.lifecycle import LifecycleNode
-from rclpy.qos import QoSProfile, qos_profile_sensor_data
-from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
 from dpt_ros.engine.chain import depth_limit
-from dpt_ros.engine.frame import CameraModel, Frame, Outputs, Prediction
+from dpt_ros.engine.frame import Frame, Outputs, Prediction
 from dpt_ros.engine.ground import down_direction
 from dpt_ros.engine.network import Networks
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.anchor_topics import AnchorTopics
+from dpt_ros.ros.camera_info import CameraInfoInput
 from dpt_ros.ros.cdr import read_compressed_image, read_image
 from dpt_ros.ros.diagnostics import Statistics, camera_status
+from dpt_ros.ros.frame_order import FrameOrder
+from dpt_ros.ros.geometry import pose_matrix
 from dpt_ros.ros.image_bits import ImageBits
-from dpt_ros.ros.messages import MessageError, camera_model, compressed_file, image_pixels
+from dpt_ros.ros.inputs import InputRecord
+from dpt_ros.ros.messages import MessageError, compressed_file, image_pixels
 from dpt_ros.ros.outputs import CameraOutputs
-from dpt_ros.ros.poses import PoseSource, make_pose_source, pose_matrix
+from dpt_ros.ros.plausibility import stamps_apart
+from dpt_ros.ros.poses import OdometryPoses, PoseSource, make_pose_source
+from dpt_ros.ros.tf import TfTree
 from dpt_ros.ros.transport import ImageInput, ImageTopic, say
 
-_REPEAT = 5.0
+_REPEAT = 5.0  # seconds
+_REPEAT_WARNING = 30.0
 
 
 @dataclass(frozen=True)
@@ -42,11 +47,13 @@ class Arrival:
         header: of the image, copied to every output.
         info: the camera_info that was current, if it fits the image.
         received: time.monotonic() at receipt.
+        anchors: the topic that its anchors came from, "" without any.
     """
 
     header: Header
     info: CameraInfo | None
     received: float
+    anchors: str = ""
 
 
 class CameraTopics:
@@ -60,6 +67,7 @@ class CameraTopics:
         networks: decide which outputs exist.
         settings: gives the settings of the moment.
         raw: take images serialised, which is faster; tests compare it with the plain way.
+        tree: the node's tf; without, one of its own.
     """
 
     def __init__(
@@ -69,8 +77,10 @@ class CameraTopics:
         networks: Networks,
         settings: Callable[[], Settings],
         raw: bool = True,
+        tree: TfTree | None = None,
     ) -> None:
         self.name = name
+        self._tree = tree or TfTree(node)
         self._raw = raw
         self._node = node
         self._networks = networks
@@ -82,12 +92,12 @@ class CameraTopics:
         self._input: ImageInput | None = None
         self._missed = self._lost = 0  # by the inputs before this one
         self._read: Callable[[Any, float], Frame] = self._read_image
-        self._info_subscription: Any = None
+        self._info: CameraInfoInput | None = None
+        self._record = InputRecord("image")
+        self._order = FrameOrder("")
+        self._no_age = ""
         self._submit: Callable[[Frame, Outputs], None] | None = None
         self._poses: PoseSource | None = None
-        self._info: CameraInfo | None = None
-        self._camera: CameraModel | None = None
-        self._camera_warning = ""
         self._anchors: AnchorTopics | None = None
         self._down: np.ndarray | None = None
         self._scale_said: dict[str, str] = {}
@@ -107,6 +117,7 @@ class CameraTopics:
                 self._prefix,
                 settings,
                 lambda sentence: self._say_at_times("anchors", "warning", self._prefix + sentence),
+                self._tree,
             )
         topic = self._node.resolve_topic_name(self._prefix + "image")
         kind: type = Image
@@ -114,24 +125,40 @@ class CameraTopics:
         if settings.image_transport == "compressed":
             topic, kind = topic + "/compressed", CompressedImage
             self._read = self._read_compressed
-        self._info_subscription = self._node.create_subscription(
-            CameraInfo,
+        self._info = CameraInfoInput(
+            self._node,
             self._prefix + "camera_info",
-            self._take_info,
-            QoSProfile(depth=1, reliability=qos_profile_sensor_data.reliability),
-            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+            lambda: self._input.topic_name if self._input is not None else "",
+            self._warn,
         )
         self._poses = make_pose_source(
             self._node,
             self._prefix,
             settings,
             lambda sentence: self._say_at_times("pose", "warning", self._prefix + sentence),
+            self._tree,
         )
         self._input = ImageInput(
             self._node,
             ImageTopic(topic, kind, settings.image_reliability, self._raw),
             self._take_image,
         )
+        self._order = FrameOrder(self._input.topic_name)
+
+    @property
+    def subscribed(self) -> list[str]:
+        """The full names of the topics that it listens to."""
+        if self._input is None or self._info is None:
+            return []
+        topics = [self._input.topic_name, self._info.topic]
+        if isinstance(self._poses, OdometryPoses):
+            topics.append(self._poses.topic)
+        return topics + (self._anchors.topics if self._anchors is not None else [])
+
+    @property
+    def published(self) -> list[str]:
+        """The full names of the topics that it publishes."""
+        return self._outputs.topics
 
     def close(self) -> None:
         """Unsubscribe; publishers stay."""
@@ -139,12 +166,10 @@ class CameraTopics:
             self._input.close()
             self._missed += self._input.missed
             self._lost += self._input.lost
-            self._node.destroy_subscription(self._info_subscription)
-        for source in (self._poses, self._anchors):
+        for source in (self._info, self._poses, self._anchors):
             if source is not None:
                 source.close()
-        self._input = self._info_subscription = self._submit = None
-        self._poses = self._anchors = None
+        self._input = self._submit = self._info = self._poses = self._anchors = None
 
     def destroy(self) -> None:
         """Take every topic away."""
@@ -152,35 +177,31 @@ class CameraTopics:
         self._outputs.destroy()
 
     def review(self) -> None:
-        """Look whether frames come and how they are offered; call it twice a second."""
-        if self._input is not None:
-            self._input.review()
-
-    def _take_info(self, info: CameraInfo) -> None:
-        # The header is the image's. Without it, those of one calibration are equal, and what was
-        # worked out for the first holds for all.
-        info.header = Header()
-        if info == self._info:
-            return
-        topic = self._input.topic_name if self._input is not None else ""
-        self._camera, warning = camera_model(info, topic)
-        self._info = info
-        if warning and warning != self._camera_warning:
-            self._log.warning(f"{self._prefix}{warning}")
-        self._camera_warning = warning
+        """Look whether data comes and how it is offered; call it twice a second."""
+        for one in (self._input, self._info, self._anchors):
+            if one is not None:
+                one.review()
+        self._outputs.review()
+        for warning in self._warnings():
+            self._warn(warning)
 
     def _take_image(self, msg: Image | CompressedImage | bytes) -> None:
         received = time.monotonic()
         self._statistics.received()
-        outputs = self._outputs.wanted(self._camera is not None)
+        self._record.received()
+        calibrated = self._info is not None and self._info.camera is not None
+        outputs = self._outputs.wanted(calibrated)
         if self._submit is None or not outputs.any:
             self._statistics.dropped("nobody subscribes")
+            self._record.idle("nobody subscribes to an output")
             return
         try:
             frame = self._read(msg, received)
         except MessageError as error:
             self.fail(error)
+            self._record.unused(error.reason)
             return
+        self._record.used()
         self._submit(frame, outputs)
 
     def _read_image(self, msg: Image | bytes, received: float) -> Frame:
@@ -207,37 +228,34 @@ class CameraTopics:
 
     def _about(self, header: Header, width: int, height: int, received: float) -> dict[str, Any]:
         """What a frame says of itself beside its pixels."""
-        fits = self._info_fits(width, height)
         stamp_ns = header.stamp.sec * 1_000_000_000 + header.stamp.nanosec
+        sender = self._input.sender if self._input is not None else b""
+        self._order.see(stamp_ns, header.frame_id, (width, height), sender)
+        camera, info = self._info.of(width, height) if self._info is not None else (None, None)
+        anchors, source = None, ""
+        if self._anchors is not None:
+            anchors = self._anchors.anchors(camera, header.frame_id)
+            source = self._anchors.newest if anchors is not None and len(anchors) else ""
         return {
             "stamp_ns": stamp_ns,
             "frame_id": header.frame_id,
             "source": self.name,
-            "camera": self._camera if fits else None,
-            "odom_from_camera": self._pose(header.frame_id, stamp_ns),
-            "anchors": self._anchors.anchors(self._camera, header.frame_id)
-            if self._anchors is not None and fits
-            else None,
+            "camera": camera,
+            "locate": self._locator(header.frame_id, stamp_ns),
+            "anchors": anchors,
             "down": self._down,
-            "context": Arrival(header, self._info if fits else None, received),
+            "context": Arrival(header, info, received, source),
         }
 
-    def _pose(self, frame_id: str, stamp_ns: int) -> np.ndarray | None:
-        if self._poses is None or not self._settings().smoothing_strength:
+    def _locator(self, frame_id: str, stamp_ns: int) -> Callable[[], np.ndarray | None] | None:
+        """What looks up the camera's pose when it is needed: until then more may have come."""
+        poses = self._poses
+        if poses is None or poses.record is None:
             return None
-        return self._poses.pose(frame_id, stamp_ns)
-
-    def _info_fits(self, width: int, height: int) -> bool:
-        camera = self._camera
-        if camera is None or (camera.width, camera.height) == (width, height):
-            return camera is not None
-        self._say_at_times(
-            "camera_info size",
-            "warning",
-            f"{self._prefix}camera_info speaks of {camera.width}x{camera.height} pixels, but the"
-            f" image has {width}x{height}, so it is not used; publish that of this image.",
-        )
-        return False
+        if not self._settings().smoothing_strength:
+            poses.record.idle("smoothing.strength is 0")
+            return None
+        return lambda: poses.pose(frame_id, stamp_ns)
 
     def publish(self, prediction: Prediction) -> None:
         """Send what was predicted, each output with the header of its frame."""
@@ -245,19 +263,30 @@ class CameraTopics:
         start = time.monotonic()
         self._outputs.publish(prediction, arrival.header, arrival.info)
         self._scale_said = prediction.scale
+        anchors = self._anchors
+        if arrival.anchors and anchors is not None:
+            anchors.report(arrival.anchors, prediction.scale)
+        self._order.published(prediction.reset if self._settings().smoothing_strength else "")
         if prediction.reset:
             self._statistics.reset(prediction.reset)
-        end, now = time.monotonic(), self._node.get_clock().now().nanoseconds
+        end = time.monotonic()
         latency = end - arrival.received
         self._statistics.published(
             {
                 "latency from receipt": latency,
-                "age since stamp": (now - prediction.frame.stamp_ns) * 1e-9,
+                **self._age(prediction.frame.stamp_ns),
                 "all but the network": latency - prediction.seconds.get("network", 0.0),
                 **{f"step {name}": spent for name, spent in prediction.seconds.items()},
                 "step publish": end - start,
             }
         )
+
+    def _age(self, stamp_ns: int) -> dict[str, float]:
+        """How old a frame is by the node's clock, if both are of one clock."""
+        now = self._node.get_clock().now().nanoseconds
+        self._no_age = "the node's clock stands at 0" if not now else ""
+        self._no_age = self._no_age or stamps_apart(stamp_ns, now, "the node's clock")
+        return {} if self._no_age else {"age since stamp": (now - stamp_ns) * 1e-9}
 
     def drop(self, reason: str) -> None:
         """Count a frame that was not computed."""
@@ -285,26 +314,47 @@ class CameraTopics:
         """What /diagnostics says of this camera."""
         more: dict[str, str] = {}
         missed, lost = self._missed, self._lost
-        warnings = [self._camera_warning] if self._camera_warning else []
-        warnings += self._far_warning()
         if self._input is not None:
             more = {
                 "topic": self._input.topic_name,
                 "reliability": self._input.reliability,
             }
             missed, lost = missed + self._input.missed, lost + self._input.lost
-            warnings += [self._input.silence] if self._input.silence else []
         more["missed: not taken in time"] = str(max(missed - lost, 0))
         more["missed: lost on the way"] = str(lost)
         more |= self._scale_said
-        more["camera_info"] = self._camera_words()
+        if self._no_age:
+            more["age since stamp"] = f"not known ({self._no_age})"
+        for record in self._records():
+            more |= record.values()
         name = f"{self._node.get_fully_qualified_name().lstrip('/')}: {self.name or 'image'}"
+        silence = [self._input.silence] if self._input is not None else []
+        warnings = [text for text in (*silence, *self._warnings()) if text]
         return camera_status(name, self._statistics, more, warnings)
 
-    def _camera_words(self) -> str:
-        if self._camera is None:
-            return "none"
-        return "used, but the image is not rectified" if self._camera_warning else "used"
+    def _records(self) -> list[InputRecord]:
+        """Those of all inputs."""
+        records = [self._record, self._info.record if self._info is not None else None]
+        records.append(self._poses.record if self._poses is not None else None)
+        if self._anchors is not None:
+            records += self._anchors.records.values()
+        return [record for record in records if record is not None]
+
+    def _warnings(self) -> list[str]:
+        """What is not as it should be with this camera, for the log and /diagnostics."""
+        found = self._info.warnings(self._needs_calibration()) if self._info is not None else []
+        if self._input is not None:
+            found.append(self._order.warning(self._input.publisher_names))
+        # What camera_info lacks is said above, in more words.
+        found += [one.warning() for one in self._records() if one.name != "camera_info"]
+        found += [self._outputs.warning, *self._far_warning()]
+        return [text for text in found if text]
+
+    def _needs_calibration(self) -> str:
+        """What is waiting for a camera_info while images come."""
+        if not self._record.connected:
+            return ""
+        return self._outputs.needs_calibration
 
     def _far_warning(self) -> list[str]:
         """Points beyond range claim free space; nobody has looked farther than the limit."""
@@ -318,9 +368,16 @@ class CameraTopics:
             " or max_range higher."
         ]
 
-    def _say_at_times(self, subject: str, level: str, sentence: str) -> None:
+    def _warn(self, text: str) -> None:
+        """Log a warning, and again after a while as long as it holds; numbers in it may change."""
+        subject = "".join(c for c in text if not c.isdigit())
+        self._say_at_times(subject, "warning", self._prefix + text, _REPEAT_WARNING)
+
+    def _say_at_times(
+        self, subject: str, level: str, sentence: str, period: float = _REPEAT
+    ) -> None:
         """Log a sentence at most every few seconds per subject."""
         now = time.monotonic()
-        if now - self._said.get(subject, -_REPEAT) >= _REPEAT:
+        if now - self._said.get(subject, -period) >= period:
             self._said[subject] = now
             say(self._log, level, sentence)

@@ -8,12 +8,14 @@ node itself is imported after its arguments were read.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dpt_ros.ros.share import transport_environment
 from dpt_ros.world.classes import KINDS
 
 # Name, default and meaning of the parameters of camera_sim.
@@ -94,6 +96,8 @@ def start_ros(prog: str, argv: Sequence[str] | None) -> None:
     parser = _parser(prog)
     try:
         parser.parse_args(remove_ros_args(args)[1:])
+        # Fast DDS reads it when the first node is made.
+        os.environ.update(transport_environment())
         rclpy.init(args=args)
     except RuntimeError as error:  # what rclpy raises for a missing parameter file or a bad rule
         parser.exit(2, f"{prog}: {re.sub(r', at [^ ,]+:[0-9]+', '', str(error))}\n")

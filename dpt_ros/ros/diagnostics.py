@@ -133,7 +133,7 @@ def networks_status(
         "depth network": networks.depth_name or "none",
         "label network": networks.label_name or "none",
         "depth": _depth_words(networks),
-        "device": _device_words(networks.device),
+        "device": device_words(networks.device),
         "precision": networks.precision,
     }
     if networks.device.type == "cuda":
@@ -151,7 +151,8 @@ def _depth_words(networks: Networks) -> str:
     return "metric" if networks.metric else "relative inverse depth"
 
 
-def _device_words(device: torch.device) -> str:
+def device_words(device: torch.device) -> str:
+    """The device as people know it: "cpu", "cuda:0 (NVIDIA ...)"."""
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else "cpu"
 
 

@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NoReturn
 
@@ -30,13 +30,15 @@ from dpt_ros.engine.network import NetworkError, Networks, load_networks
 from dpt_ros.engine.pipeline import Pipeline
 from dpt_ros.engine.settings import Settings
 from dpt_ros.engine.stream_runner import DeviceLostError
+from dpt_ros.ros import signals
 from dpt_ros.ros.camera_topics import CameraTopics
 from dpt_ros.ros.command_line import start_ros
 from dpt_ros.ros.diagnostics import networks_status
+from dpt_ros.ros.node_words import ClockWatch, ready
 from dpt_ros.ros.parameters import Parameters
+from dpt_ros.ros.tf import TfTree
 from dpt_ros.ros.transport import REVIEW_PERIOD, keep_large_buffers
 
-_signals: list[int] = []  # that have come
 _PATIENCE = 1.7  # seconds from a signal to the end, of the two that are promised
 
 
@@ -53,10 +55,13 @@ class DptNode(LifecycleNode):
         self._pipeline: Pipeline | None = None
         self._kinds: dict[str, Kind] = {}  # of the frames that the cameras sent so far
         self._cameras: dict[str, CameraTopics] = {}
+        self._tree = TfTree(self)
         self._state = "unconfigured"
         self._why = ""
         self._notes: list[str] = []
         self._lost = ""
+        self._clock_watch = ClockWatch(self)
+        self._clock_said = ""
         self._given = Parameters(self, self._adopt_settings, lambda: self._networks is not None)
         # Periods are of real time: a simulated clock may stand still.
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -107,7 +112,9 @@ class DptNode(LifecycleNode):
                 self.get_logger().info(note)
             for name in self._settings().cameras or ("",):
                 settings = partial(self._given.of_camera, name)
-                self._cameras[name] = CameraTopics(self, name, self._networks, settings)
+                self._cameras[name] = CameraTopics(
+                    self, name, self._networks, settings, tree=self._tree
+                )
             self._diagnostics_timer.timer_period_ns = int(
                 self._settings().diagnostics_period * 1e9
             )
@@ -132,6 +139,7 @@ class DptNode(LifecycleNode):
             for camera in self._cameras.values():
                 camera.open(self._pipeline.submit)
             self._state = "active"
+            self.get_logger().info(ready(self._networks, self._cameras.values()))
             return TransitionCallbackReturn.SUCCESS
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -182,6 +190,7 @@ class DptNode(LifecycleNode):
     def _stop(self, patience: float = 1.0) -> None:
         for camera in self._cameras.values():
             camera.close()
+        self._tree.close()
         if self._pipeline is not None:
             self._pipeline.close(patience)
             self._kinds |= self._pipeline.kinds
@@ -237,10 +246,15 @@ class DptNode(LifecycleNode):
             self.trigger_deactivate()  # which ends in error processing
         for camera in self._cameras.values():
             camera.review()
+        warning = self._clock_watch.warning()
+        if warning and not self._clock_said:
+            self.get_logger().warning(warning)
+        self._clock_said = warning
 
     def _publish_diagnostics(self) -> None:
         name = f"{self.get_fully_qualified_name().lstrip('/')}: networks"
-        status = [networks_status(name, self._state, self._networks, self._why, self._notes)]
+        notes = [*self._notes, *filter(None, [self._clock_watch.warning()])]
+        status = [networks_status(name, self._state, self._networks, self._why, notes)]
         status += [camera.status() for camera in self._cameras.values()]
         stamp = self.get_clock().now().to_msg()
         msg = DiagnosticArray(status=status)
@@ -259,10 +273,7 @@ class DptNode(LifecycleNode):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the node until Ctrl-C, SIGTERM or the end of the ROS context."""
     keep_large_buffers()
-    # rclpy ends the wait for work; this also breaks into a long load. A shell that starts the node
-    # in the background hands it SIGINT ignored, so both are set.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    signals.end_quietly()
     start_ros("dpt_node", argv)
     if argv is None:
         # What was imported stays: the collector need not walk over torch again and again.
@@ -274,16 +285,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _interrupt(number: int, _: Any) -> None:
-    _signals.append(number)
-    raise KeyboardInterrupt
-
-
 def _made() -> DptNode:
     try:
         return DptNode()
     except RuntimeError as error:  # rclpy's, where the middleware lacks what was asked for
-        if _signals:
+        if signals.came:
             raise
         text = re.sub(r", at [^ ,]+:[0-9]+", "", str(error)).replace("\n", " ")
         raise SystemExit(f"dpt_node: {text}.") from error
@@ -292,17 +298,18 @@ def _made() -> DptNode:
 def _spin() -> None:
     executor = SingleThreadedExecutor()
     try:
+        # rclpy ends the wait for work; this also breaks into a long load.
+        signals.raise_from_here()
         executor.add_node(_made())
         executor.spin()
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     except RuntimeError:
         # What becomes of a signal in the middle of a call of rclpy, and of what pybind converts.
-        if not _signals:
+        if not signals.came:
             raise
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signals.ignore()
         for node in executor.get_nodes():
             node.release(patience=0.3)
             node.destroy_node()
@@ -319,7 +326,7 @@ def _end_in_time() -> None:
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)  # gets the number of each signal
 
     def wait() -> None:
-        while os.read(reader, 1)[0] not in (signal.SIGINT, signal.SIGTERM):
+        while os.read(reader, 1)[0] not in signals.ENDS:
             pass
         time.sleep(_PATIENCE)
         os.write(2, b"dpt_node: A call does not return; the process ends without it.\n")
@@ -334,10 +341,7 @@ def _end_process() -> NoReturn:
     What outlives a process, the middleware's shared memory, goes with the node's last objects.
     """
     gc.collect()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):  # a full disk or a closed pipe is no reason to stay
-            stream.flush()
-    os._exit(0)
+    signals.end_process(0)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from std_msgs.msg import Header
 from dpt_ros.engine.frame import CameraModel
 from dpt_ros.ros.image_files import file_header, odd_label, undecodable, with_jpeg_end
 from dpt_ros.ros.message_error import MessageError, one_line
+from dpt_ros.ros.plausibility import calibration_doubt, calibration_fault
 from dpt_ros.ros.rectified import unrectified
 
 if TYPE_CHECKING:
@@ -323,7 +324,7 @@ def camera_model(info: CameraInfo, topic: str = "") -> tuple[CameraModel | None,
 
     It is the left 3x3 of ``P``, or ``K`` where ``P`` is empty, moved by the region of interest
     and divided by the binning, so that it speaks of the pixels of the image as published.
-    None when the camera is not calibrated.
+    None when the camera is not calibrated, or when no camera can have such a calibration.
 
     Args:
         info: the calibration.
@@ -339,7 +340,11 @@ def camera_model(info: CameraInfo, topic: str = "") -> tuple[CameraModel | None,
             " depth goes out without"
             " usable intrinsics; calibrate the camera with camera_calibration."
         )
-    return camera, one_line(unrectified(info, topic))
+    if fault := calibration_fault(camera):
+        return None, one_line(f"camera_info: {fault}.")
+    doubt = calibration_doubt(camera)
+    words = [f"camera_info: {doubt}." if doubt else "", unrectified(info, topic)]
+    return camera, one_line(" ".join(word for word in words if word))
 
 
 def camera_info_message(camera: CameraModel, header: Header) -> CameraInfo:

@@ -20,6 +20,7 @@ from dpt_ros.engine.network import Networks
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.clouds import cloud_message
 from dpt_ros.ros.messages import image_message, millimetres, scaled_camera_info
+from dpt_ros.ros.share import shared_memory_room
 
 try:
     from vision_msgs.msg import LabelInfo, VisionClass
@@ -42,6 +43,9 @@ class CameraOutputs:
         prefix: of the topics.
         networks: decide which outputs exist.
         settings: gives the settings of the moment.
+
+    Attributes:
+        warning: what ``review`` found, "" if all is well.
     """
 
     def __init__(
@@ -58,6 +62,8 @@ class CameraOutputs:
         self._log = node.get_logger()
         self._scaled: tuple[CameraInfo | None, CameraInfo] = (None, CameraInfo())
         self._inverse_near = 0.0
+        self._sizes: dict[str, int] = {}  # of the last message of a topic, bytes
+        self.warning = ""
         self._publishers: dict[str, LifecyclePublisher[Any]] = {}
         source = settings().scale_source
         self._metres = source not in ("none", "network") or (
@@ -125,6 +131,37 @@ class CameraOutputs:
             points=calibrated and self._watched("depth/points"),
         )
 
+    @property
+    def topics(self) -> list[str]:
+        """Full names of what is published."""
+        return [str(publisher.topic_name) for publisher in self._publishers.values()]
+
+    @property
+    def needs_calibration(self) -> str:
+        """The output that somebody waits for in vain without a camera_info, or ""."""
+        wanted = [t for t in ("depth/points", "depth/camera_info") if self._watched(t)]
+        return " and ".join(self._prefix + topic for topic in wanted)
+
+    def review(self) -> None:
+        """Look for best-effort readers of outputs that are too large for them."""
+        room = shared_memory_room()
+        starved = []
+        for topic, size in list(self._sizes.items()):
+            publisher = self._publishers.get(topic)
+            if publisher is None or size <= room or not publisher.get_subscription_count():
+                continue
+            readers = self._node.get_subscriptions_info_by_topic(publisher.topic_name)
+            if any(r.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT for r in readers):
+                starved.append(f"{publisher.topic_name} ({size / 2**20:.1f} MB)")
+        self.warning = (
+            f"Best-effort readers of {', '.join(starved)} will miss most messages: as this node"
+            f" was started, Fast DDS has room for {room / 2**20:.1f} MB in shared memory. Have"
+            " FASTDDS_DEFAULT_PROFILES_FILE (FASTRTPS_DEFAULT_PROFILES_FILE up to Jazzy) name"
+            " share/dpt_ros/config/fastdds.xml, or unset it and FASTDDS_BUILTIN_TRANSPORTS."
+            if starved
+            else ""
+        )
+
     def _watched(self, *topics: str) -> bool:
         return any(
             topic in self._publishers and self._publishers[topic].get_subscription_count()
@@ -153,15 +190,17 @@ class CameraOutputs:
         if prediction.confidence is not None:
             self._send_image("semantic/confidence", prediction.confidence, "mono8", header)
         if prediction.points is not None:
+            self._sizes["depth/points"] = prediction.points.nbytes
             self._publishers["depth/points"].publish(cloud_message(prediction.points, header))
 
     def _publish_depth(self, depth: np.ndarray, header: Header, info: CameraInfo | None) -> None:
         encoding = self._settings().depth_encoding
+        # First, so that whoever needs both has it when the image comes.
+        if info is not None and self._watched("depth/camera_info"):
+            self._publishers["depth/camera_info"].publish(self._info_of(depth, header, info))
         if self._watched("depth/image"):
             values = millimetres(depth) if encoding == "16UC1" else depth
             self._send_image("depth/image", values, encoding, header)
-        if info is not None and self._watched("depth/camera_info"):
-            self._publishers["depth/camera_info"].publish(self._info_of(depth, header, info))
         if self._watched("depth/color"):
             color = depth_to_color(depth, self._settings().color_range)
             self._send_picture("depth/color", color, header)
@@ -196,6 +235,7 @@ class CameraOutputs:
 
     def _send_image(self, topic: str, pixels: np.ndarray, encoding: str, header: Header) -> None:
         if self._watched(topic):
+            self._sizes[topic] = pixels.nbytes
             self._publishers[topic].publish(image_message(pixels, encoding, header))
 
     def publish_label_info(self) -> None:

@@ -4,13 +4,18 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
+from xml.etree import ElementTree
 
 from ament_index_python.packages import PackageNotFoundError, get_package_share_path
 
 _CHECKOUT = Path(__file__).parents[2]
+# That name the Fast DDS profile: in Kilted and later, in Jazzy and before.
+_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
+_DEFAULT_ROOM = 512 * 1024
 
 
 def share_path(name: str) -> Path:
@@ -38,13 +43,40 @@ def share_path(name: str) -> Path:
 def transport_environment() -> dict[str, str]:
     """The variable that lets Fast DDS carry whole images in shared memory.
 
-    Empty where the environment names a profile already: whoever has one of their own keeps it.
+    Whoever chose a profile or the built-in transports keeps them: then it is empty, or names the
+    user's profile in the variable that this distribution reads.
     """
-    variables = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
-    if any(variable in os.environ for variable in variables):
+    read, other = _VARIABLES[::-1] if _rclpy_major() < 9 else _VARIABLES
+    if read in os.environ or "FASTDDS_BUILTIN_TRANSPORTS" in os.environ:
         return {}
-    # Jazzy (rclpy 7) knows the second name only, Kilted (9) warns of it.
-    return {variables[_rclpy_major() < 9]: str(share_path("config/fastdds.xml"))}
+    # Kilted (rclpy 9) reads both names and warns of the second one, Jazzy (7) the second only.
+    if other in os.environ:
+        return {read: os.environ[other]} if _rclpy_major() < 9 else {}
+    return {read: str(share_path("config/fastdds.xml"))}
+
+
+def shared_memory_room() -> int:
+    """Bytes that a message may have to reach a best-effort reader, by the Fast DDS profile.
+
+    What is not known (another middleware, a profile that cannot be read) is taken for enough.
+    """
+    if os.environ.get("RMW_IMPLEMENTATION", "rmw_fastrtps_cpp") != "rmw_fastrtps_cpp":
+        return sys.maxsize
+    if os.environ.get("FASTDDS_BUILTIN_TRANSPORTS", "").startswith("LARGE_DATA"):
+        return sys.maxsize
+    path = next((os.environ[name] for name in _VARIABLES if name in os.environ), "")
+    if not path:
+        return _DEFAULT_ROOM
+    try:
+        tree = ElementTree.parse(path)
+    except (OSError, ElementTree.ParseError):
+        return _DEFAULT_ROOM  # Fast DDS reports it and takes its defaults
+    sizes = [
+        int(element.text or 0)
+        for element in tree.iter()
+        if element.tag.rpartition("}")[2] == "segment_size"
+    ]
+    return max(sizes, default=_DEFAULT_ROOM)
 
 
 def _rclpy_major() -> int:

@@ -7,9 +7,11 @@ import ctypes
 import math
 import platform
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from statistics import median
 from typing import Any
 
 from rclpy.impl.rcutils_logger import RcutilsLogger
@@ -19,9 +21,11 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 
 from dpt_ros.ros.compatibility import UnsupportedEventTypeError, subscribe, subscription_events
+from dpt_ros.ros.topics_there import nobody_publishes
 
 REVIEW_PERIOD = 0.5
 SILENCE = 2.0
+_LONGEST_SILENCE = 60.0  # of a camera as slow as that, too, a warning is due
 REPEAT = 10.0
 _RELIABILITIES = {
     "reliable": ReliabilityPolicy.RELIABLE,
@@ -90,7 +94,9 @@ class ImageInput:
 
     Attributes:
         reliability: "reliable" or "best_effort", as subscribed now.
-        silence: a sentence while publishers are there and nothing comes, else "".
+        silence: a message while nothing comes, or nobody publishes; else "".
+        sender: tells the publisher of the last message from others; empty where nobody knows.
+        publisher_names: of the nodes that publish the topic.
         missed: messages that were published and not taken, by their sequence numbers.
         lost: those of them that the middleware says were lost on the way.
 
@@ -113,12 +119,16 @@ class ImageInput:
         self._forced = self._forced_reliability()
         self._silent_since = time.monotonic()
         self._alone_since = self._silent_since
-        self._said_alone = False
+        self._said_alone = ""
+        self._periods: deque[float] = deque(maxlen=5)  # between messages
+        self._last_message = -math.inf
         self._last_number: dict[bytes, int] = {}
         self._publishers = 0
         self._told_reliability = ""
         self.reliability = self._forced or "reliable"
         self.silence = ""
+        self.sender = b""
+        self.publisher_names: list[str] = []
         self.missed = 0
         self.lost = 0
         self._subscription = self._subscribe()
@@ -135,6 +145,9 @@ class ImageInput:
     def review(self) -> None:
         """Look at the publishers: choose the reliability anew, warn when nothing comes."""
         publishers = self._node.get_publishers_info_by_topic(self.topic_name)
+        self.publisher_names = sorted(
+            f"{one.node_namespace.rstrip('/')}/{one.node_name}" for one in publishers
+        )
         if len(publishers) != self._publishers:
             self._publishers = len(publishers)
             self._last_number.pop(b"", None)  # of whom, nobody can say
@@ -184,10 +197,14 @@ class ImageInput:
             return made()
 
     def _take(self, msg: Any, about: Mapping[str, Any]) -> None:
-        self._silent_since = time.monotonic()
+        self._silent_since = now = time.monotonic()
+        if now - self._last_message < _LONGEST_SILENCE:
+            self._periods.append(now - self._last_message)
+        self._last_message = now
         self.silence = ""
         number = about.get("publication_sequence_number")
         publisher = (about.get("publisher_gid") or {}).get("data", b"")
+        self.sender = bytes(publisher)
         # Jazzy does not say who published: the numbers of several cannot be told apart there.
         # Humble says nothing.
         if number and (publisher or self._publishers < 2):
@@ -238,15 +255,16 @@ class ImageInput:
     def _watch(self, publishers: list[TopicEndpointInfo]) -> None:
         now = time.monotonic()
         if not publishers:
-            if now - self._alone_since > SILENCE and not self._said_alone:
-                self._said_alone = True
-                self._log.info(f"Nobody publishes {self.topic_name}; waiting.")
+            self.silence = ""
+            if now - self._alone_since > SILENCE:
+                self._tell_of_nobody()
             # A publisher that comes has its two seconds before its silence is remarked upon.
             self._silent_since = now
-            self.silence = ""
             return
+        if self._said_alone:
+            self.silence = self._said_alone = ""
         self._alone_since = now
-        if now - self._silent_since < SILENCE:
+        if now - self._silent_since < self._patience():
             return
         self.silence = (
             f"{self.topic_name} has {_count(len(publishers), 'publisher')}, but no frame has come"
@@ -254,6 +272,18 @@ class ImageInput:
         )
         if now - self._warned_at > REPEAT:
             self._warned_at = now
+            self._log.warning(self.silence)
+
+    def _patience(self) -> float:
+        """Seconds without a frame that are no reason to worry: a few of the camera's periods."""
+        usual = 3.0 * median(self._periods) if self._periods else 0.0
+        return min(max(SILENCE, usual), _LONGEST_SILENCE)
+
+    def _tell_of_nobody(self) -> None:
+        kind = f"sensor_msgs/msg/{self._topic.msg_type.__name__}"
+        self.silence = nobody_publishes(self._node, self.topic_name, kind)
+        if self.silence != self._said_alone:  # once, and again when other topics are there
+            self._said_alone = self.silence
             self._log.warning(self.silence)
 
     def _likely_cause(self, publishers: list[TopicEndpointInfo]) -> str:

@@ -45,7 +45,7 @@ def one_input(data: bytes) -> None:
             header.stamp.nanosec = stamp * 100_000_000
             topics._take(*_measurement(kind, choices, header))
             if kind == 2:
-                topics._take("anchors/camera_info", _intrinsics(choices))
+                topics._depth_info._take(_intrinsics(choices))
             anchors = topics.anchors(_CAMERA, "camera")
             if anchors is not None:
                 _see(anchors)

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One record per input: what arrived, whether frames use it, and why not."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+
+CONNECTED = 2.0  # seconds after its last message for which an input counts as connected
+_UNUSED = 2.0  # seconds after which an input that is connected and unused is a warning
+_FRAMES = 3  # and at least so many frames, for a camera may be slow
+
+
+class InputRecord:
+    """What became of the messages of one input; may be told things from any thread.
+
+    Args:
+        name: on /diagnostics, such as "odom".
+        lasting: a message is valid until the next one, as a calibration is; else only for a
+            moment, so that an input without new messages is no longer connected.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self, name: str, lasting: bool = False, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.name = name
+        self._lasting = lasting
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._messages = 0
+        self._asked = False
+        self._last_message = -float("inf")
+        self._frames = 0
+        self._row = 0  # frames without it since the last one with it
+        self._unused_since = 0.0
+        self._state = ""
+        self._counts: Counter[str] = Counter()
+
+    @property
+    def connected(self) -> bool:
+        """Whether messages arrive."""
+        if self._lasting:
+            return self._messages > 0
+        return self._clock() - self._last_message < CONNECTED
+
+    def received(self) -> None:
+        """A message arrived."""
+        with self._lock:
+            self._messages += 1
+            self._last_message = self._clock()
+
+    def asked(self) -> None:
+        """It was asked for; for an input whose messages others receive, such as tf."""
+        with self._lock:
+            self._asked = True
+            self._last_message = self._clock()
+
+    def count(self, what: str) -> None:
+        """Something about a message that is worth a count: "left out: no pose"."""
+        with self._lock:
+            self._counts[what] += 1
+
+    def used(self, words: str = "used") -> None:
+        """A frame used it."""
+        with self._lock:
+            self._frames += 1
+            self._row = 0
+            self._state = words
+
+    def unused(self, why: str) -> None:
+        """A frame did without it although it is wanted."""
+        with self._lock:
+            if not self._row:
+                self._unused_since = self._clock()
+            self._row += 1
+            self._state = f"not used: {why}"
+
+    def idle(self, why: str) -> None:
+        """Nobody wants it, for a reason that is no fault."""
+        with self._lock:
+            self._row = 0
+            self._state = f"not used: {why}"
+
+    @property
+    def state(self) -> str:
+        """ "used", "not used: why", or "none" where no message has arrived."""
+        if not self._messages and not self._asked:
+            return "none"
+        return self._state or "not used: no frame has asked for it"
+
+    def values(self) -> dict[str, str]:
+        """Names and values for /diagnostics."""
+        with self._lock:
+            values = {self.name: self.state}
+            if self._messages:
+                values[f"{self.name}: messages"] = str(self._messages)
+            if self._messages or self._asked:
+                values[f"{self.name}: frames with it"] = str(self._frames)
+            counts = sorted(self._counts.items())
+            return values | {f"{self.name}: {what}": str(n) for what, n in counts}
+
+    def warning(self) -> str:
+        """One about messages that arrive and are not used; "" where all is well."""
+        with self._lock:
+            unused = self._row >= _FRAMES and self._clock() - self._unused_since >= _UNUSED
+            if not unused or not self.connected:
+                return ""
+            why = self._state.removeprefix("not used: ")
+            return f"The last {self._row} frames did without {self.name}: {why}."
