@@ -201,7 +201,7 @@ class Beside:
         """
         while self._odom and (self._odom[0].time <= time or self._odom_stamp < stamp):
             seen = self._odom.popleft()
-            self._odom_stamp = seen.stamp
+            self._odom_stamp = max(self._odom_stamp, seen.stamp)
             try:
                 self._node.deliver("odom", _read(seen.data, Odometry))
             except MessageError as error:
