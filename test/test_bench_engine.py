@@ -75,4 +75,4 @@ def test_the_engine_benchmark_runs_and_our_arm_has_parity():
 def test_without_a_gpu_the_engine_benchmark_says_so(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert engine.main([]) == 2
-    assert "torch finds no GPU here" in capsys.readouterr().out
+    assert "torch finds no usable GPU" in capsys.readouterr().out
