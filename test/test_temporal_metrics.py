@@ -369,7 +369,7 @@ def test_a_cut_is_known_to_the_truth_and_not_to_odometry() -> None:
 
 
 def test_an_unknown_shot_is_refused() -> None:
-    with pytest.raises(ValueError, match="no shot"):
+    with pytest.raises(ValueError, match="Unknown shot 'flying'"):
         make_shot("flying", 0, 20, 64, 48)
 
 
