@@ -135,8 +135,11 @@ def test_wrong_overrides_are_problems_until_they_are_set_right(context: Context)
 
 
 def test_an_unknown_name_is_told_with_the_nearest_known_one() -> None:
-    assert unknown_name("devise") == "Unknown parameter 'devise' (did you mean 'device'?)."
-    assert unknown_name("quux") == "Unknown parameter 'quux'."
+    assert (
+        unknown_name("devise")
+        == "Unknown parameter 'devise' (did you mean 'device'?); config/dpt.yaml lists them all."
+    )
+    assert unknown_name("quux") == "Unknown parameter 'quux'; config/dpt.yaml lists them all."
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,7 @@ def unknown_name(name: str, more: Iterable[str] = ()) -> str:
     """
     near = difflib.get_close_matches(name, [*_TYPES, *more], n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return f"Unknown parameter {name!r}{hint}."
+    return f"Unknown parameter {name!r}{hint}; config/dpt.yaml lists them all."
 
 
 def _integers_as_floats(changes: list[Parameter[Any]]) -> list[Parameter[Any]]:

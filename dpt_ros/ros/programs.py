@@ -5,24 +5,25 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 
 from dpt_ros.ros import signals
 
 
-def dpt_node() -> int:
+def dpt_node(argv: Sequence[str] | None = None) -> int:
     """The program dpt_node."""
-    return _run("dpt_node")
+    return _run("dpt_node", argv)
 
 
-def dpt_camera_sim() -> int:
+def dpt_camera_sim(argv: Sequence[str] | None = None) -> int:
     """The program dpt_camera_sim."""
-    return _run("dpt_camera_sim")
+    return _run("dpt_camera_sim", argv)
 
 
-def _run(program: str) -> int:
+def _run(program: str, argv: Sequence[str] | None) -> int:
     signals.end_quietly()
-    code = int(getattr(import_module("dpt_ros.ros.command_line"), program)())
+    code = int(getattr(import_module("dpt_ros.ros.command_line"), program)(argv))
     # What was imported is not taken down object by object, which takes a second and more.
     gc.collect()  # but the middleware's shared memory goes with the node's last objects
     signals.end_process(code)
