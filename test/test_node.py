@@ -142,7 +142,7 @@ def test_bad_frames_are_counted_and_the_next_good_one_is_seen(domain: Domain) ->
     wrong = {
         "unknown encoding": {"encoding": "rgb9"},
         "bad size": {"width": 0},
-        "bad step": {"step": 10},
+        "bad step": {"step": 10, "data": bytes(18431)},
         "short data": {"height": 200},
     }
     for change in wrong.values():

@@ -85,7 +85,7 @@ def with_jpeg_end(data: np.ndarray) -> np.ndarray:
             with Image.open(BytesIO(content + filling * _FILLING + end), formats=["JPEG"]) as file:
                 pictures.append(np.asarray(file))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise undecodable("JPEG", data.size) from error
+        raise truncated("JPEG", data.size) from error
     if not np.array_equal(pictures[0], pictures[1]):
         raise truncated("JPEG", data.size)
     return np.frombuffer(content + end, np.uint8)
