@@ -285,7 +285,7 @@ def test_ctrl_c_completes_and_saves_the_step_that_the_next_run_continues_from(
     )
     assert process.stderr is not None
     said = ""
-    while "step 2/" not in said:
+    while not re.search(r"step ([2-9]|\d\d+)/", said):  # the bar leaves out fast steps
         letter = process.stderr.read(1)
         assert letter, said
         said += letter
