@@ -313,7 +313,7 @@ def test_without_rerun_the_extra_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "rerun", None)
     assert main(["--save", "out.rrd"]) == 2
-    assert "pip install 'dpt_ros[view]'" in capsys.readouterr().err
+    assert "pip install rerun-sdk" in capsys.readouterr().err
 
 
 def test_without_a_display_the_other_ways_are_named(

@@ -91,7 +91,7 @@ def _complaint(args: argparse.Namespace) -> str | None:
             f" {', '.join(ALL_OUTPUTS)}, all."
         )
     if args.ray and find_spec("ray") is None:
-        return "--ray: Ray is not installed: pip install 'dpt_ros[ray]'."
+        return "--ray: Ray is not installed: pip install ray."
     return None
 
 

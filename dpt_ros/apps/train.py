@@ -215,7 +215,7 @@ def _run_complaint(args: argparse.Namespace, recipe: Recipe) -> str | None:
             " imagenet or timm:NAME."
         )
     if args.tensorboard and find_spec("tensorboard") is None:
-        return "--tensorboard: TensorBoard is not installed: pip install 'dpt_ros[tensorboard]'."
+        return "--tensorboard: TensorBoard is not installed: pip install tensorboard."
     return None
 
 

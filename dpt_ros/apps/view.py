@@ -14,7 +14,7 @@ from dpt_ros.apps.view_topics import KINDS
 
 CLASSES = ("world", "ade20k", "navigation")
 
-DESCRIPTION = """Look at what the node sees and predicts, with rerun (pip install 'dpt_ros[view]'):
+DESCRIPTION = """Look at what the node sees and predicts, with rerun (pip install rerun-sdk):
 image, depth and its standard deviation, labels and their confidence, points, the path driven, rate
 and latency. Without a bag it subscribes to the running node's topics, under the node's names."""
 EXAMPLES = """examples:
@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, ros_args = _parser().parse_args(given[:at]), given[at + 1 :]
     complaint = _complaint(args, ros_args)
     if complaint is None and find_spec("rerun") is None:
-        complaint = "rerun is not installed: pip install 'dpt_ros[view]'."
+        complaint = "rerun is not installed: pip install rerun-sdk."
     if complaint is not None:
         print(f"dpt_view: {complaint}", file=sys.stderr)
         return 2
