@@ -26,7 +26,8 @@ def test_configure_fails_with_a_sentence_until_the_parameters_are_right(tmp_path
         dpt.wait_for("The node stays unconfigured")
         assert "Cannot configure: dpt_hybrid_embedded cannot be loaded (depth" in dpt.output
         assert str(missing) in dpt.output
-        assert "'devise' (did you mean 'device'?). It is ignored." in dpt.output
+        assert "'devise' (did you mean 'device'?); config/dpt.yaml lists" in dpt.output
+        assert "It is ignored." in dpt.output
         assert domain.state() == "unconfigured"
         status = domain.diagnostics("dpt: networks")
         assert status["level"] == "2"

@@ -125,6 +125,7 @@ def one_input(data: bytes) -> None:
     path = Path(_FOLDER.name) / f"weights{_SUFFIXES[data[0] % 2 if data else 0]}"
     path.write_bytes(data[1:])
     model = Little()
+    written, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # of what torch imports first
     try:
         with bounded(len(data)), refusal(CheckpointError):
             _reading = True
@@ -132,7 +133,7 @@ def one_input(data: bytes) -> None:
             _reading = False
             _see(state, model)
     finally:
-        _reading = False
+        _reading, sys.dont_write_bytecode = False, written
         if _done:
             raise Broken(f"A checkpoint made Python do {_done}.")
 
