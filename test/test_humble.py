@@ -101,7 +101,7 @@ def test_the_node_runs_without_the_newer_names():
         depths = domain.listen(Image, "depth/image", RELIABLE)
         domain.spin_until(lambda: len(depths) > 3)
         # An integer for a float, a wrong value, and one that takes effect at once.
-        assert domain.set_parameter("max_age", 2) == ""
+        assert domain.set_parameter("max_range", 50) == ""
         assert "must be one of 32FC1, 16UC1" in domain.set_parameter("depth_encoding", "8UC1")
         assert domain.set_parameter("depth_encoding", "16UC1") == ""
         domain.spin_until(lambda: depths[-1].encoding == "16UC1")
