@@ -23,6 +23,8 @@ from typing import Any
 
 from rclpy_names import Names, humble
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # dpt_ros, also where it is not installed
+
 
 def hide() -> None:
     """Make the rclpy of this process look like Humble's to dpt_ros."""

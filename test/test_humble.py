@@ -84,7 +84,7 @@ def test_parameters_and_parameter_files_are_as_ever_without_the_newer_names():
     done = subprocess.run(
         [*command, *files, "-k", "parameter or setting or override or camera"],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(HERE)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE)])},
         capture_output=True,
         text=True,
         timeout=300,
