@@ -106,7 +106,7 @@ def _start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         command = ["ros2", "bag", "play", bag, "--clock", "--delay", "3"]
         if not has_rosbag2:
             also = [given["camera_info"], given["odom"], given["scan"], "/tf", "/tf_static"]
-            command = [sys.executable, "-m", "dpt_ros.ros.bag_player", bag]
+            command = [sys.executable, "-m", "dpt_ros.bag.player", bag]
             command += ["--topics", given["image"], "--also", *also]
             if given["namespace"]:
                 command += ["--ros-args", "-r", f"__ns:=/{given['namespace'].lstrip('/')}"]

@@ -11,7 +11,7 @@ from typing import overload
 import numpy as np
 
 from dpt_ros.engine.frame import CameraModel
-from dpt_ros.engine.temporal_truth import Truth
+from dpt_ros.metrics.temporal_truth import Truth
 
 
 class DatasetError(ValueError):

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from dpt_ros.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from dpt_ros.engine.predict import predict_image
+    from dpt_ros.engine.inference.predict import predict_image
 else:
-    __getattr__ = lazy_names(__name__, {"predict_image": "predict"})
+    __getattr__ = lazy_names(__name__, {"predict_image": "inference.predict"})
 
 __all__ = ["predict_image"]

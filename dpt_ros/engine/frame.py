@@ -99,7 +99,7 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Outputs:
+class OutputRequest:
     """Which results of a frame somebody wants; what nobody wants is not computed."""
 
     depth: bool = True

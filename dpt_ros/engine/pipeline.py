@@ -9,14 +9,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from dpt_ros.engine.chain import Kind
 from dpt_ros.engine.faults import first_line, without_locals
-from dpt_ros.engine.frame import Frame, Outputs, Prediction
-from dpt_ros.engine.network import Networks
-from dpt_ros.engine.runner import HostRunner, Runner, Ticket
+from dpt_ros.engine.frame import Frame, OutputRequest, Prediction
+from dpt_ros.engine.inference.network import Networks
+from dpt_ros.engine.runner.chain import Kind
+from dpt_ros.engine.runner.cuda import StreamRunner
+from dpt_ros.engine.runner.host import HostRunner, Runner, Ticket
+from dpt_ros.engine.runner.streams import CudaStreams
 from dpt_ros.engine.settings import Settings
-from dpt_ros.engine.stream_runner import StreamRunner
-from dpt_ros.engine.streams import CudaStreams
 
 
 def make_runner(networks: Networks, settings: Settings, say: Callable[[str], None]) -> Runner:
@@ -91,7 +91,7 @@ class Pipeline:
         self._on_error = on_error
         self._on_note = on_note
         self._now_ns = now_ns
-        self._waiting: dict[str, tuple[Frame, Outputs]] = {}
+        self._waiting: dict[str, tuple[Frame, OutputRequest]] = {}
         self._room = self._runner.in_flight
         self._changed = threading.Condition()
         self._closed = False
@@ -103,7 +103,7 @@ class Pipeline:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, frame: Frame, outputs: Outputs) -> None:
+    def submit(self, frame: Frame, outputs: OutputRequest) -> None:
         """Hand in a frame; never blocks. ``outputs`` says what of it somebody wants."""
         with self._changed:
             closed = self._closed
@@ -162,7 +162,7 @@ class Pipeline:
             self._begin_batch(*item)
         return item is not None
 
-    def _next(self) -> tuple[Frame, Outputs] | None:
+    def _next(self) -> tuple[Frame, OutputRequest] | None:
         """The frame whose turn it is, once the device has room for it; None at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or (self._room and self._waiting))
@@ -170,7 +170,7 @@ class Pipeline:
                 return None
             return self._waiting.pop(next(iter(self._waiting)))
 
-    def _begin_batch(self, frame: Frame, outputs: Outputs) -> None:
+    def _begin_batch(self, frame: Frame, outputs: OutputRequest) -> None:
         if self._too_old(frame):
             self._on_drop(frame, "older than max_age")
             return

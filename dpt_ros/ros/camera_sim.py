@@ -20,9 +20,9 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan
 from std_msgs.msg import Header
 
-from dpt_ros.ros import signals
+from dpt_ros.ros import process as signals
 from dpt_ros.ros.command_line import CAMERA_PARAMETERS, start_ros
-from dpt_ros.ros.messages import camera_info_message, image_message, jpeg_message
+from dpt_ros.ros.messages.image import camera_info_message, image_message, jpeg_message
 from dpt_ros.world import KINDS, Scan, Scanner, View, World
 from dpt_ros.world.motion import CAMERA_HEIGHT, look
 from dpt_ros.world.scan import CAMERA_PITCH

@@ -12,7 +12,6 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from dpt_ros.ros.share import transport_environment
@@ -71,14 +70,6 @@ def dpt_camera_sim(argv: Sequence[str] | None = None) -> int:
     return main(argv)
 
 
-def dpt_bag_player(argv: Sequence[str] | None = None) -> int:
-    """Entry point of ``dpt_bag_player``. Returns the exit code."""
-    player_arguments(argv)
-    from dpt_ros.ros.bag_player import main
-
-    return main(argv)
-
-
 def start_ros(prog: str, argv: Sequence[str] | None) -> None:
     """Answer --help, refuse what is not a ROS argument, and initialise rclpy.
 
@@ -101,35 +92,6 @@ def start_ros(prog: str, argv: Sequence[str] | None) -> None:
         rclpy.init(args=args)
     except RuntimeError as error:  # what rclpy raises for a missing parameter file or a bad rule
         parser.exit(2, f"{prog}: {re.sub(r', at [^ ,]+:[0-9]+', '', str(error))}\n")
-
-
-def player_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    """The arguments of dpt_bag_player, and those that are ROS's.
-
-    Raises:
-        SystemExit: 0 after --help, 2 with an error message for a mistake.
-    """
-    parser = argparse.ArgumentParser(
-        prog="dpt_bag_player",
-        description="Play a bag's messages at the pace they were recorded, where ros2 bag is"
-        " missing.",
-        epilog="Example: dpt_bag_player my_bag --topics image camera_info --also odom. Exit codes:"
-        " 0 done; 1 not done; 2 wrong arguments; 3 done, but parts of the bag could not be read.",
-    )
-    parser.add_argument("bag", type=Path, help="rosbag2 folder or storage file")
-    parser.add_argument("--topics", nargs="+", default=["image", "camera_info"], metavar="NAME")
-    parser.add_argument(
-        "--also", nargs="+", default=[], metavar="NAME", help="topics to play if the bag has them"
-    )
-    parser.add_argument("--rate", type=float, default=1.0, help="speed, 1 as recorded")
-    parser.add_argument(
-        "--wait", type=float, default=30.0, help="seconds to wait for a subscriber"
-    )
-    parser.add_argument("--times", type=Path, help="write when each image was published, as CSV")
-    args, ros_args = parser.parse_known_args(argv)
-    if not args.rate > 0:
-        parser.error(f"--rate is {args.rate:g}, but must be positive.")
-    return args, ros_args
 
 
 def _given(argv: Sequence[str] | None) -> list[str]:

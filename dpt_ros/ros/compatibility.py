@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What rclpy's distributions do differently, from Humble on: the rest of the package asks here.
 
-Humble (rclpy 3.3) lacks what is looked for below; test/test_humble.py compares what the package
-uses with the names that it has. It was not run on Humble itself.
+Humble (rclpy 3.3) lacks what is looked for below; test/ros/test_humble.py compares what the
+package uses with the names that it has. It was not run on Humble itself.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
-from dpt_ros.engine.network import Networks
+from dpt_ros.engine.inference.network import Networks
 
 _WINDOW = 512
 

@@ -24,20 +24,20 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from std_srvs.srv import Trigger
 
-from dpt_ros.engine.chain import Kind
 from dpt_ros.engine.frame import Frame, Prediction
-from dpt_ros.engine.network import NetworkError, Networks, load_networks
+from dpt_ros.engine.inference.network import NetworkError, Networks, load_networks
 from dpt_ros.engine.pipeline import Pipeline
+from dpt_ros.engine.runner.chain import Kind
+from dpt_ros.engine.runner.cuda import DeviceLostError
 from dpt_ros.engine.settings import Settings
-from dpt_ros.engine.stream_runner import DeviceLostError
-from dpt_ros.ros import signals
-from dpt_ros.ros.camera_topics import CameraTopics
+from dpt_ros.ros import process as signals
+from dpt_ros.ros.camera.camera_topics import CameraTopics
+from dpt_ros.ros.camera.image_subscription import REVIEW_PERIOD, keep_large_buffers
+from dpt_ros.ros.camera.tf import TfTree
 from dpt_ros.ros.command_line import start_ros
 from dpt_ros.ros.diagnostics import networks_status
-from dpt_ros.ros.node_words import ClockWatch, ready
+from dpt_ros.ros.node_messages import ClockWatch, ready
 from dpt_ros.ros.parameters import Parameters
-from dpt_ros.ros.tf import TfTree
-from dpt_ros.ros.transport import REVIEW_PERIOD, keep_large_buffers
 
 _PATIENCE = 1.7  # seconds from a signal to the end, of the two that are promised
 

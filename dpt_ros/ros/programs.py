@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from dpt_ros.ros import signals
+from dpt_ros.ros import process as signals
 
 
 def dpt_node(argv: Sequence[str] | None = None) -> int:

@@ -7,12 +7,12 @@ import numpy as np
 from sensor_msgs.msg import Image, LaserScan, PointCloud2, PointField
 from std_msgs.msg import Header
 
-from dpt_ros.engine.anchors import Anchors
 from dpt_ros.engine.frame import CameraModel
-from dpt_ros.engine.scale import ScaleEstimator, ScaleSettings
+from dpt_ros.engine.scale.anchors import Anchors
+from dpt_ros.engine.scale.estimator import ScaleEstimator, ScaleSettings
 from dpt_ros.engine.settings import Settings
-from dpt_ros.ros.anchor_topics import AnchorTopics
-from dpt_ros.ros.messages import MessageError, give_bytes
+from dpt_ros.ros.camera.anchor_topics import AnchorTopics
+from dpt_ros.ros.messages.image import MessageError, give_bytes
 from fuzz.camera_info import camera_info
 from fuzz.choices import Choices
 from fuzz.odometry import NOBODY

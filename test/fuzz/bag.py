@@ -12,8 +12,8 @@ from unittest.mock import patch
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
-from dpt_ros.ros import bag_player
-from dpt_ros.ros.bag_reader import BagError, BagReader
+from dpt_ros.bag import player as bag_player
+from dpt_ros.bag.reader import BagError, BagReader
 from fuzz.properties import Broken, bounded, refusal
 
 _SPLIT = b"\n---split---\n"

@@ -19,25 +19,26 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
-import bags
 import numpy as np
 import torch
 import yaml
+from helpers import bags
 from nav_msgs.msg import Odometry
 from rclpy.serialization import serialize_message
 from rosbags.rosbag2 import CompressionMode, Reader, StoragePlugin, Writer
 from sensor_msgs.msg import PointCloud2
 
-from dpt_ros.engine.frame import CameraModel, Frame, Outputs, Prediction
-from dpt_ros.engine.network import Networks
+from dpt_ros.bag import run as bag_run
+from dpt_ros.bag.files import METADATA
+from dpt_ros.bag.job import Job, Result
+from dpt_ros.bag.reader import BagError, BagReader
+from dpt_ros.bag.settings import read_settings
+from dpt_ros.bag.writer import joined
+from dpt_ros.engine.frame import CameraModel, Frame, OutputRequest, Prediction
+from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.settings import Settings
-from dpt_ros.ros import bag_run, messages
-from dpt_ros.ros.bag_files import METADATA
-from dpt_ros.ros.bag_job import Job, Result
-from dpt_ros.ros.bag_reader import BagError, BagReader
-from dpt_ros.ros.bag_settings import read_settings
-from dpt_ros.ros.bag_writer import joined
-from dpt_ros.ros.messages import camera_info_message, image_message, jpeg_message
+from dpt_ros.ros.messages import image as messages
+from dpt_ros.ros.messages.image import camera_info_message, image_message, jpeg_message
 from fuzz.choices import Choices
 from fuzz.properties import Broken, bounded, refusal, sentence
 
@@ -83,7 +84,9 @@ class _Runner:
     def __init__(self, *_: Any) -> None:
         self._past = 0
 
-    def start(self, frames: Sequence[Frame], outputs: Outputs, settings: Settings) -> _Ticket:
+    def start(
+        self, frames: Sequence[Frame], outputs: OutputRequest, settings: Settings
+    ) -> _Ticket:
         (frame,) = frames
         self._past = zlib.crc32(np.ascontiguousarray(frame.pixels), self._past)
         return _Ticket(Prediction(frame, np.full((1, 1), self._past % 1000, np.float32)))

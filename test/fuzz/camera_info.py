@@ -8,10 +8,10 @@ from sensor_msgs.msg import CameraInfo, RegionOfInterest
 from std_msgs.msg import Header
 
 from dpt_ros.engine.frame import CameraModel
-from dpt_ros.engine.ground import floor_places
-from dpt_ros.engine.motion import normalisation
-from dpt_ros.engine.scale import focal_factor
-from dpt_ros.ros.messages import (
+from dpt_ros.engine.scale.estimator import focal_factor
+from dpt_ros.engine.scale.ground import floor_places
+from dpt_ros.engine.smoothing.motion import normalisation
+from dpt_ros.ros.messages.image import (
     MessageError,
     camera_info_message,
     camera_model,

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import struct
 
-from dpt_ros.ros.cdr import ImageView, read_compressed_image, read_image
-from dpt_ros.ros.messages import MessageError, compressed_file, image_pixels
+from dpt_ros.ros.messages.cdr import ImageView, read_compressed_image, read_image
+from dpt_ros.ros.messages.image import MessageError, compressed_file, image_pixels
 from fuzz.properties import Broken, bounded, refusal
 
 

@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 from std_msgs.msg import Header
 
-from dpt_ros.engine.preprocess import to_rgb
-from dpt_ros.ros.cdr import CompressedImageView
-from dpt_ros.ros.messages import MAX_COMPRESSED_PIXELS, MessageError, compressed_file
+from dpt_ros.engine.input.preprocess import to_rgb
+from dpt_ros.ros.messages.cdr import CompressedImageView
+from dpt_ros.ros.messages.image import MAX_COMPRESSED_PIXELS, MessageError, compressed_file
 from fuzz.properties import Broken, bounded, refusal
 
 _FORMATS = ("jpeg", "rgb8; jpeg compressed bgr8", "bayer_rggb8; png compressed ", "", "16UC1; x")

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from std_msgs.msg import Header
 
-from dpt_ros.engine import device_preprocess
-from dpt_ros.engine.preprocess import picture_size, to_rgb
-from dpt_ros.ros.cdr import ImageView
-from dpt_ros.ros.messages import LAYOUTS, MessageError, image_pixels
+from dpt_ros.engine.input import device_preprocess
+from dpt_ros.engine.input.preprocess import picture_size, to_rgb
+from dpt_ros.ros.messages.cdr import ImageView
+from dpt_ros.ros.messages.image import LAYOUTS, MessageError, image_pixels
 from fuzz.choices import Choices
 from fuzz.properties import Broken, bounded, refusal
 

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 from nav_msgs.msg import Odometry
 
-from dpt_ros.engine.motion import relative_pose
-from dpt_ros.ros.messages import MessageError
-from dpt_ros.ros.poses import OdometryPoses
+from dpt_ros.engine.smoothing.motion import relative_pose
+from dpt_ros.ros.camera.poses import OdometryPoses
+from dpt_ros.ros.messages.image import MessageError
 from fuzz.choices import Choices
 from fuzz.properties import Broken, bounded, refusal, sentence
 

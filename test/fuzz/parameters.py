@@ -12,9 +12,14 @@ import torch
 import yaml
 
 from dpt_ros.data import class_names, palette
-from dpt_ros.engine.label_groups import ADE20K_GROUPS, LabelGroups, load_groups, parse_groups
+from dpt_ros.engine.output.label_groups import (
+    ADE20K_GROUPS,
+    LabelGroups,
+    load_groups,
+    parse_groups,
+)
 from dpt_ros.engine.settings import Settings, parameter_name
-from dpt_ros.ros.poses import pose_matrix
+from dpt_ros.ros.camera.poses import pose_matrix
 from fuzz.choices import Choices
 from fuzz.properties import LONGEST, Broken, bounded, refusal
 

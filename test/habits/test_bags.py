@@ -10,17 +10,17 @@ from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 
-import bags
 import pytest
-from bags import arguments, expected, job
+from helpers import bags
+from helpers.bags import arguments, expected, job
+from helpers.ros_processes import Domain, ros_domain
 from rclpy.serialization import serialize_message
-from ros_processes import Domain, ros_domain
 from rosbags.rosbag2 import StoragePlugin
 from sensor_msgs.msg import CameraInfo, Image
 
 from dpt_ros.apps.bag import main
-from dpt_ros.ros.bag_reader import BagError, BagReader
-from dpt_ros.ros.bag_run import convert
+from dpt_ros.bag.reader import BagError, BagReader
+from dpt_ros.bag.run import convert
 
 SQLITE = StoragePlugin.SQLITE3
 FRAMES = 4
@@ -97,7 +97,7 @@ def test_a_file_that_was_packed_later_stands_for_the_one_that_metadata_names(tmp
 
 
 def zstd_of(content: bytes) -> bytes:
-    from dpt_ros.ros.bag_files import zstd
+    from dpt_ros.bag.files import zstd
 
     return zstd.compress(content)
 
@@ -143,7 +143,7 @@ def test_bags_of_every_age_are_played_and_computed(tmp_path, change) -> None:
 def played(domain: Domain, source: Path, name: str, *more: str) -> int:
     """How many images a subscriber of ``/image`` gets from the player."""
     got = domain.listen(Image, "/image")
-    player = domain.start("-m", "dpt_ros.ros.bag_player", str(source), "--topics", name, *more)
+    player = domain.start("-m", "dpt_ros.bag.player", str(source), "--topics", name, *more)
     domain.spin_until(lambda: not player.running)
     assert player.wait() == 0, player.output
     domain.spin_for(0.2)

@@ -10,14 +10,14 @@ import pytest
 
 pytest.importorskip("rclpy")
 
+from helpers.ros_processes import Domain, ros_domain
 from rclpy.qos import DurabilityPolicy, QoSProfile
-from ros_processes import Domain, ros_domain
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_msgs.msg import Header
 
 from dpt_ros.engine.frame import CameraModel
-from dpt_ros.ros.camera_info import CameraInfoInput
-from dpt_ros.ros.messages import camera_info_message, camera_model, image_message
+from dpt_ros.ros.messages.camera_info import CameraInfoInput
+from dpt_ros.ros.messages.image import camera_info_message, camera_model, image_message
 
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 GOOD = CameraModel(96, 64, 83.0, 83.0, 47.5, 31.5)

@@ -3,21 +3,21 @@
 
 from __future__ import annotations
 
-import bags
 import numpy as np
 import pytest
 from geometry_msgs.msg import TransformStamped
+from helpers import bags
 from rclpy.serialization import serialize_message
 from sensor_msgs.msg import PointCloud2, PointField
 from std_msgs.msg import Header
 
+from dpt_ros.bag.node import BagNode
+from dpt_ros.bag.sensors import StaticFrames
+from dpt_ros.bag.settings import read_settings
 from dpt_ros.engine.frame import CameraModel
-from dpt_ros.ros.anchor_topics import AnchorTopics
-from dpt_ros.ros.bag_beside import StaticFrames
-from dpt_ros.ros.bag_node import BagNode
-from dpt_ros.ros.bag_settings import read_settings
-from dpt_ros.ros.clouds import cloud_points
-from dpt_ros.ros.messages import MessageError, camera_info_message, image_message
+from dpt_ros.ros.camera.anchor_topics import AnchorTopics
+from dpt_ros.ros.messages.image import MessageError, camera_info_message, image_message
+from dpt_ros.ros.messages.point_cloud import cloud_points
 
 POINTS = np.random.default_rng(0).uniform(1, 9, (12, 3)).astype(np.float32)
 

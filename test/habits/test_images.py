@@ -5,21 +5,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import bags
 import cv2
 import numpy as np
 import pytest
-from bags import job
+from helpers import bags
+from helpers.bags import job
 from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
+from dpt_ros.bag.run import convert
 from dpt_ros.engine.frame import CameraModel
-from dpt_ros.engine.preprocess import to_rgb
-from dpt_ros.ros.bag_run import convert
-from dpt_ros.ros.cdr import read_image
-from dpt_ros.ros.image_bits import ImageBits
-from dpt_ros.ros.messages import (
+from dpt_ros.engine.input.preprocess import to_rgb
+from dpt_ros.ros.messages.cdr import read_image
+from dpt_ros.ros.messages.image import (
     MessageError,
     camera_info_message,
     compressed_file,
@@ -29,6 +28,7 @@ from dpt_ros.ros.messages import (
     jpeg_message,
     scaled_camera_info,
 )
+from dpt_ros.ros.messages.image_bits import ImageBits
 
 ENCODINGS = {"rgb8": (np.uint8, (3,)), "mono16": (np.uint16, ()), "32FC1": (np.float32, ())}
 

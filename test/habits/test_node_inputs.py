@@ -10,18 +10,18 @@ import pytest
 
 pytest.importorskip("rclpy")
 
-from ros_processes import Domain, ros_domain
+from helpers.ros_processes import Domain, ros_domain
 from sensor_msgs.msg import CompressedImage, Image, LaserScan
 from std_msgs.msg import Header
 
 from dpt_ros.engine.frame import CameraModel
 from dpt_ros.engine.settings import Settings
-from dpt_ros.ros.anchor_topics import AnchorTopics
-from dpt_ros.ros.frame_order import FrameOrder
-from dpt_ros.ros.inputs import InputRecord
-from dpt_ros.ros.messages import image_message
+from dpt_ros.ros.camera.anchor_topics import AnchorTopics
+from dpt_ros.ros.camera.frame_order import FrameOrder
+from dpt_ros.ros.camera.image_subscription import ImageInput, ImageTopic
+from dpt_ros.ros.camera.inputs import InputRecord
+from dpt_ros.ros.messages.image import image_message
 from dpt_ros.ros.plausibility import scan_fault
-from dpt_ros.ros.transport import ImageInput, ImageTopic
 
 CAMERA = CameraModel(96, 64, 83.0, 83.0, 47.5, 31.5)
 SIZE = (96, 64)

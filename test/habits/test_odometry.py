@@ -11,14 +11,14 @@ import pytest
 
 pytest.importorskip("rclpy")
 
+from helpers.ros_processes import Domain, ros_domain
 from nav_msgs.msg import Odometry
-from ros_processes import Domain, ros_domain
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
 from dpt_ros.engine.frame import CameraModel
-from dpt_ros.ros.messages import camera_info_message, image_message, image_pixels
-from dpt_ros.ros.poses import OdometryPoses, Trajectory
+from dpt_ros.ros.camera.poses import OdometryPoses, Trajectory
+from dpt_ros.ros.messages.image import camera_info_message, image_message, image_pixels
 
 MS = 1_000_000
 CAMERA = CameraModel(96, 64, 83.0, 83.0, 47.5, 31.5)

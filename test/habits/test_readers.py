@@ -11,13 +11,13 @@ import pytest
 
 pytest.importorskip("rclpy")
 
-from ros_processes import BEST_EFFORT, ROOT, Domain, camera_picture, ros_domain
+from helpers.ros_processes import BEST_EFFORT, ROOT, Domain, camera_picture, ros_domain
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_msgs.msg import Header
 
 from dpt_ros.engine.frame import CameraModel
 from dpt_ros.ros import share
-from dpt_ros.ros.messages import camera_info_message, image_message
+from dpt_ros.ros.messages.image import camera_info_message, image_message
 
 CAMERA = CameraModel(320, 240, 277.0, 277.0, 159.5, 119.5)
 TOPICS = {

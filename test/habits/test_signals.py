@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("rclpy")
 
-from ros_processes import RANDOM_NETWORKS, ros_domain
+from helpers.ros_processes import RANDOM_NETWORKS, ros_domain
 
 PROGRAMS = {
     "dpt_node": [f"{k}:={v}" for k, v in RANDOM_NETWORKS.items()],

@@ -13,16 +13,16 @@ pytest.importorskip("rclpy")
 pytest.importorskip("tf2_ros")
 
 from geometry_msgs.msg import TransformStamped
-from ros_processes import Domain, ros_domain
+from helpers.ros_processes import Domain, ros_domain
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 from tf2_msgs.msg import TFMessage
 
 from dpt_ros.engine.settings import Settings
-from dpt_ros.ros.anchor_topics import AnchorTopics
-from dpt_ros.ros.messages import image_message
-from dpt_ros.ros.poses import TfPoses
-from dpt_ros.ros.tf import TfTree
+from dpt_ros.ros.camera.anchor_topics import AnchorTopics
+from dpt_ros.ros.camera.poses import TfPoses
+from dpt_ros.ros.camera.tf import TfTree
+from dpt_ros.ros.messages.image import image_message
 
 MS = 1_000_000
 

@@ -20,18 +20,18 @@ import numpy as np
 import pytest
 import torch
 
-from dpt_ros.apps.bench.apart import emit
-from dpt_ros.apps.bench.frames import take
-from dpt_ros.engine.frame import Frame, Outputs, Prediction
-from dpt_ros.engine.network import Networks, load_networks
-from dpt_ros.engine.runner import Runner
+from dpt_ros.apps.bench.network.apart import emit
+from dpt_ros.apps.bench.network.frames import take
+from dpt_ros.engine.frame import Frame, OutputRequest, Prediction
+from dpt_ros.engine.inference.network import Networks, load_networks
+from dpt_ros.engine.runner.cuda import StreamRunner
+from dpt_ros.engine.runner.host import Runner
+from dpt_ros.engine.runner.streams import CudaStreams, HostStreams, Streams
 from dpt_ros.engine.settings import Settings
-from dpt_ros.engine.stream_runner import StreamRunner
-from dpt_ros.engine.streams import CudaStreams, HostStreams, Streams
 
 TEST = Path(__file__).parents[1]
 ARRAYS = ("depth", "inverse", "labels", "confidence", "deviation", "points")
-EVERYTHING = Outputs(depth=True, inverse=True, labels=True, confidence=True)
+EVERYTHING = OutputRequest(depth=True, inverse=True, labels=True, confidence=True)
 
 
 def attempt(name: str, work: Callable[[], dict[str, Any] | None], **about: Any) -> None:
@@ -73,7 +73,7 @@ def runner_of(
 
 
 def predictions(
-    runner: Runner, frames: list[Frame], outputs: Outputs, settings: Settings
+    runner: Runner, frames: list[Frame], outputs: OutputRequest, settings: Settings
 ) -> list[Prediction]:
     """What comes of frames, with arrays of their own."""
     return [

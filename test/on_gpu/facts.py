@@ -16,10 +16,10 @@ from on_gpu.checks import attempt, require, without
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dpt_ros.apps.bench import engine_row
-from dpt_ros.apps.bench.apart import emit
+from dpt_ros.apps.bench.network import engine_row
+from dpt_ros.apps.bench.network.apart import emit
 from dpt_ros.apps.bench.report import environment
-from dpt_ros.engine import kernels
+from dpt_ros.engine.inference import kernels
 
 
 def _device(small: bool) -> torch.device:

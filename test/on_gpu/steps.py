@@ -34,18 +34,18 @@ from on_gpu.checks import (
     worst,
 )
 
-from dpt_ros.apps.bench import engine, engine_row
-from dpt_ros.apps.bench.apart import emit
-from dpt_ros.apps.bench.frames import PERIOD_NS, Cameras, take, times_of
+from dpt_ros.apps.bench.network import engine, engine_row
+from dpt_ros.apps.bench.network.apart import emit
+from dpt_ros.apps.bench.network.frames import PERIOD_NS, Cameras, take, times_of
 from dpt_ros.apps.bench.report import GpuWatch
-from dpt_ros.engine.anchors import Anchors
-from dpt_ros.engine.frame import Outputs
-from dpt_ros.engine.runner import HostRunner
-from dpt_ros.engine.stream_runner import StreamRunner
-from dpt_ros.engine.streams import HostStreams
+from dpt_ros.engine.frame import OutputRequest
+from dpt_ros.engine.runner.cuda import StreamRunner
+from dpt_ros.engine.runner.host import HostRunner
+from dpt_ros.engine.runner.streams import HostStreams
+from dpt_ros.engine.scale.anchors import Anchors
 
 _RAW = {"smoothing_strength": 0.0, "scale_source": "none"}
-_INVERSE = Outputs(depth=False, inverse=True, labels=True)
+_INVERSE = OutputRequest(depth=False, inverse=True, labels=True)
 
 
 # 2 and 3
@@ -72,17 +72,19 @@ def runner_tests(small: bool, out: str) -> None:
     attempt("tests", partial(run_tests, *words, *(str(TEST / name) for name in files)))
 
 
-_MODES: dict[str, tuple[dict[str, Any], Outputs, int]] = {
+_MODES: dict[str, tuple[dict[str, Any], OutputRequest, int]] = {
     "as predicted": (_RAW, _INVERSE, 1),
-    "default": ({}, Outputs(), 1),
-    "default, batch of 2": ({}, Outputs(), 2),
-    "no graphs": ({"cuda_graphs": False}, Outputs(), 1),
+    "default": ({}, OutputRequest(), 1),
+    "default, batch of 2": ({}, OutputRequest(), 2),
+    "no graphs": ({"cuda_graphs": False}, OutputRequest(), 1),
     "everything": ({}, replace(EVERYTHING, deviation=True, points=True), 1),
-    "two networks": ({"label_weights": "random"}, Outputs(), 1),
+    "two networks": ({"label_weights": "random"}, OutputRequest(), 1),
 }
 
 
-def _no_wait(small: bool, changes: dict[str, Any], outputs: Outputs, count: int) -> dict[str, Any]:
+def _no_wait(
+    small: bool, changes: dict[str, Any], outputs: OutputRequest, count: int
+) -> dict[str, Any]:
     settings = settings_of(small, **changes)
     notes: list[str] = []
     runner = runner_of(networks_of(settings), settings, notes)
@@ -150,7 +152,7 @@ def _times(
     notes: list[str] = []
     runner = runner_of(networks, settings, notes)
     metric = networks.metric and settings.scale_source != "none"
-    outputs = Outputs(depth=metric, inverse=not metric, labels=True)
+    outputs = OutputRequest(depth=metric, inverse=not metric, labels=True)
     with GpuWatch() as watch:
         times = times_of(runner, cameras, outputs, settings, frames)
     memory = {} if small else {"memory (MiB)": torch.cuda.memory_reserved() >> 20}
@@ -351,7 +353,7 @@ def _many(small: bool) -> dict[str, Any]:
         for number in range(first, last):
             if len(flying) == runner.in_flight:
                 take(flying.popleft())
-            flying.append(runner.start(cameras.frames(number), Outputs(), settings))
+            flying.append(runner.start(cameras.frames(number), OutputRequest(), settings))
         while flying:
             take(flying.popleft())
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from ros_processes import Domain, Process, ros_domain
+from helpers.ros_processes import Domain, Process, ros_domain
 
 from soak.frames import Watch
 from soak.run import CAMERA, EMBEDDED, memory_of

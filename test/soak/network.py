@@ -32,7 +32,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from ros_processes import Domain, ros_domain
+from helpers.ros_processes import Domain, ros_domain
 
 from soak.frames import Watch
 from soak.run import CAMERA, EMBEDDED

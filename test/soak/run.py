@@ -16,7 +16,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from ros_processes import Domain, Process, ros_domain
+from helpers.ros_processes import Domain, Process, ros_domain
 
 from soak.frames import Watch
 

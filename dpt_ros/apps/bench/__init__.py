@@ -11,10 +11,15 @@ from importlib.util import find_spec
 
 from dpt_ros.apps.bench.arguments import PARSERS
 
-# Each is a module of this package with main(argv) -> exit code, imported only when it runs: the
-# engine's need no ROS, the node's no Triton.
+# Each has a module with main(argv) -> exit code, imported only when it runs: the networks' need no
+# ROS, the node's no Triton.
+_MODULES = {
+    "node": "node.command",
+    "engine": "network.engine",
+    "cpu": "network.cpu",
+    "temporal": "temporal.command",
+}
 _COMMANDS = {
-    "frame": "where the time of a frame goes, step by step, as the node reports it",
     "node": "the whole node: stamp to depth in another process, beside an echo without inference",
     "engine": "the networks on a GPU, beside other ways to run them",
     "cpu": "the networks on a CPU, beside other ways to run them",
@@ -24,7 +29,9 @@ _COMMANDS = {
 
 def commands() -> dict[str, str]:
     """The commands that this installation has, and a line on each."""
-    return {name: text for name, text in _COMMANDS.items() if find_spec(f"{__name__}.{name}")}
+    return {
+        name: text for name, text in _COMMANDS.items() if find_spec(f"{__name__}.{_MODULES[name]}")
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,4 +45,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         known.add_parser(name, help=text)
     command = parser.parse_args(args[:1]).command
     PARSERS[command]().parse_args(args[1:])  # help and wrong arguments, before the imports
-    return int(importlib.import_module(f"{__name__}.{command}").main(args[1:]))
+    return int(importlib.import_module(f"{__name__}.{_MODULES[command]}").main(args[1:]))

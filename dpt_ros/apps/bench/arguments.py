@@ -34,12 +34,6 @@ Frames: the node's default settings, smoothing included, from rgb8 in host memor
 labels there; cameras of one batch; device time is the sum of upload, compute and download by
 events; throughput with as many batches in flight as the node has.
 Kernels are counted, and a trace is taken, when nothing is left to be timed."""
-FRAME_METHOD = """\
-Three processes over DDS with the shipped Fast DDS profile: dpt_camera_sim (rgb8), dpt_node with
-the embedded network, and this one, which subscribes to depth/image, depth/camera_info and
-semantic/labels. Times are the node's own, per frame: p50 of the last 512 frames as /diagnostics
-reports it. "all but the network" is from the receipt of the image to the end of the last publish,
-less the network."""
 NODE_METHOD = """\
 Processes on one host, over DDS: a camera, dpt_node, a monitor. All stamps are of one monotonic
 clock. The camera reads the stamp just before it publishes a picture made beforehand, on a schedule
@@ -180,14 +174,6 @@ def engine_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="run the whole command with small pictures and few rounds",
     )
-    return parser
-
-
-def frame_parser() -> argparse.ArgumentParser:
-    """Arguments of ``dpt_bench frame``."""
-    parser = argparse.ArgumentParser(prog="dpt_bench frame", description=FRAME_METHOD)
-    parser.add_argument("--seconds", type=_positive, default=15.0, help="per case, after warm-up")
-    parser.add_argument("--json", type=_file, help="write the results here too")
     return parser
 
 
@@ -348,7 +334,6 @@ def _cores() -> int:
 PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "cpu": cpu_parser,
     "engine": engine_parser,
-    "frame": frame_parser,
     "node": node_parser,
     "temporal": temporal_parser,
 }

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What dpt_bag does once its arguments are parsed: which bags, one after another or on Ray."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from dpt_ros.bag.files import is_bag, other_kind
+from dpt_ros.bag.job import Job, Result
+from dpt_ros.bag.outputs import ALL_OUTPUTS
+from dpt_ros.bag.reader import BagError
+from dpt_ros.bag.run import convert
+from dpt_ros.bag.settings import read_settings
+from dpt_ros.bag.topics import Asked
+from dpt_ros.bag.writer import saved_frames
+from dpt_ros.engine.inference.network import NetworkError
+from dpt_ros.engine.runner.cuda import DeviceLostError
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert as the arguments say.
+
+    Args:
+        args: of ``dpt_bag``.
+
+    Returns:
+        The exit code of ``dpt_bag``.
+    """
+    try:
+        jobs = _jobs(args)
+        if args.ray:
+            from dpt_ros.apps.bag.ray import run_on_ray
+
+            results = run_on_ray(jobs, args.cpus, args.ray_address, _say)
+        else:
+            results = _run_here(jobs)
+    except ValueError as error:
+        print(f"dpt_bag: {error}", file=sys.stderr)
+        return 2
+    rows: list[tuple[Job, Result | str]] = []
+    try:
+        for job, result in results:
+            rows.append((job, result))
+            _report(job, result)
+    except NetworkError as error:
+        print(f"dpt_bag: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"dpt_bag: {_resumption(jobs[len(rows) :], args.ray)}", file=sys.stderr)
+        return 130
+    print(_table(rows))
+    if any(isinstance(result, str) for _, result in rows):
+        return 1
+    return 3 if any(isinstance(result, Result) and result.notes for _, result in rows) else 0
+
+
+def _resumption(left: Sequence[Job], ray: bool) -> str:
+    """Where the same command continues after an interruption."""
+    if ray or not left:
+        return "Interrupted. The same command resumes each bag after its last complete file."
+    frames = saved_frames(left[0].out)
+    if not frames:
+        return (
+            "Interrupted before the first file of the output was complete: the same command"
+            f" starts {left[0].out} again."
+        )
+    return f"Interrupted. The same command resumes {left[0].out} after frame {frames}."
+
+
+def _inputs(paths: Sequence[str]) -> list[Path]:
+    """The bags that paths, folders and patterns stand for.
+
+    Raises:
+        ValueError: no bag was found for one of them.
+    """
+    found: dict[Path, None] = {}
+    for text in paths:
+        bags = []
+        for path in [Path(text)] if Path(text).exists() else map(Path, sorted(glob.glob(text))):
+            inside = sorted(path.iterdir()) if path.is_dir() and not is_bag(path) else [path]
+            bags += [bag for bag in inside if is_bag(bag)]
+        if not bags:
+            raise ValueError(
+                other_kind(Path(text))
+                or f"No bag found at {text}: expected a folder with metadata.yaml, a file *.mcap"
+                " or *.db3, or a folder or pattern of such."
+            )
+        found |= dict.fromkeys(bags)
+    return list(found)
+
+
+def _name(bag: Path) -> str:
+    """A bag's name without the suffixes of a file."""
+    if bag.is_dir():
+        return bag.resolve().name
+    return bag.name.removesuffix(".zstd").removesuffix(".mcap").removesuffix(".db3")
+
+
+def _jobs(args: argparse.Namespace) -> list[Job]:
+    """The bags to convert and how.
+
+    Raises:
+        ValueError: the arguments are wrong; the message says which.
+    """
+    bags = _inputs(args.paths if args.out_dir else args.paths[:1])
+    if args.out_dir is None:
+        if len(bags) > 1:
+            raise ValueError(
+                f"{args.paths[0]} holds {len(bags)} bags: give the folder to write to with"
+                " --out-dir."
+            )
+        outs = [Path(args.paths[1])]
+    else:
+        outs = [args.out_dir / _name(bag) for bag in bags]
+    for out in outs:
+        if outs.count(out) > 1:
+            raise ValueError(f"Several bags are named {out.name}: convert them one by one.")
+    settings, own = read_settings(args.params, args.given)
+    job = Job(
+        bags[0],
+        outs[0],
+        settings,
+        own,
+        Asked(tuple(args.image), tuple(args.camera_info), args.odom, tuple(args.anchors)),
+        ALL_OUTPUTS if "all" in args.outputs else tuple(dict.fromkeys(args.outputs)),
+        args.with_input,
+        args.storage,
+        args.compress,
+        args.overwrite,
+        args.file_frames,
+    )
+    return [replace(job, source=bag, out=out) for bag, out in zip(bags, outs, strict=True)]
+
+
+@contextmanager
+def _bar(name: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A progress bar that what was done by an earlier run does not make faster."""
+    bar: tqdm | None = None
+
+    def show(done: int, total: int | None) -> None:
+        nonlocal bar
+        if bar is None:
+            bar = tqdm(total=total, initial=done, desc=name, unit="frame", disable=None)
+        bar.update(done - bar.n)
+
+    try:
+        yield show
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+def _run_here(jobs: Sequence[Job]) -> Iterator[tuple[Job, Result | str]]:
+    """Jobs one after another; for one that failed, the error message."""
+    for job in jobs:
+        try:
+            with _bar(job.source.name) as show:
+                yield job, convert(job, _say, show)
+        except (BagError, OSError, DeviceLostError, torch.OutOfMemoryError) as error:
+            yield job, str(error)
+
+
+def _say(message: str) -> None:
+    tqdm.write(message, file=sys.stderr)
+
+
+def _table(rows: Sequence[tuple[Job, Result | str]]) -> str:
+    """Bag, frames, seconds, rate and result of each job."""
+    cells = [("bag", "frames", "seconds", "frames/s", "result")]
+    for job, result in rows:
+        name = job.source.name
+        if isinstance(result, str):
+            cells.append((name, "", "", "", "failed"))
+            continue
+        rate = f"{result.computed / result.seconds:.1f}" if result.computed else ""
+        outcome = result.outcome
+        if result.failed:
+            outcome += f", {result.failed} images left out"
+        seconds = f"{result.seconds:.1f}"
+        cells.append((name, str(result.frames), seconds, rate, outcome))
+    widths = [max(len(row[k]) for row in cells) for k in range(5)]
+    lines = []
+    for row in cells:
+        parts = [row[0].ljust(widths[0]), *(row[k].rjust(widths[k]) for k in (1, 2, 3)), row[4]]
+        lines.append("  ".join(parts).rstrip())
+    return "\n".join(lines)
+
+
+def _report(job: Job, result: Result | str) -> None:
+    """Report what went wrong with a bag, or that it was complete already."""
+    if isinstance(result, str):
+        _say(f"{job.source}: {result}")
+        return
+    if result.outcome == "done before":
+        _say(f"{job.out} is already complete and was not changed; --overwrite replaces it.")
+    for note in result.notes:
+        _say(f"{job.source}: {note}")

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo's pictures: camera, depth and labels beside the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from dpt_ros.data import palette
+from dpt_ros.engine.output.color import depth_to_color, labels_to_color
+from dpt_ros.engine.output.legend import class_legend, depth_legend, title
+from dpt_ros.world import CLASSES
+
+# Metres at the dark end of the colours.
+_FAR = 15.0
+_FONT, _WHITE = cv2.FONT_HERSHEY_SIMPLEX, (255, 255, 255)
+_COLUMNS = ("camera", "depth", "true depth", "labels", "true labels")
+
+Shown = Mapping[str, np.ndarray]
+
+
+def contact_sheet(path: Path, frames: Sequence[Shown], rows: int = 6) -> None:
+    """A PNG of ``rows`` frames, evenly spread, with a column per image and a legend.
+
+    Args:
+        path: of the file.
+        frames: per frame "image", "depth/image", "semantic/labels", "truth/depth", "truth/labels".
+        rows: how many frames.
+    """
+    # The middle of each of ``rows`` equal stretches.
+    chosen = [frames[(2 * row + 1) * len(frames) // (2 * rows)] for row in range(rows)]
+    tiles = [np.hstack(_tiles(frame)) for frame in chosen]
+    width = _tiles(chosen[0])[0].shape[1]
+    titles = np.hstack([title(name, width) for name in _COLUMNS])
+    sheet = np.vstack([titles, *tiles, _legend(titles.shape[1])])
+    cv2.imwrite(str(path), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
+
+
+def video(path: Path, frames: Sequence[Shown], rate: float) -> None:
+    """An MP4: camera, depth and labels above; the truth below."""
+    writer = None
+    for frame in frames:
+        camera, depth, true_depth, labels, true_labels = _tiles(frame)
+        width = camera.shape[1]
+        note = np.zeros_like(camera)
+        lines = ("above: dpt_ros", "below: the truth")
+        for line, text in enumerate(lines):
+            at = (20, 110 + 30 * line)
+            cv2.putText(note, text, at, _FONT, 0.7, _WHITE, 1, cv2.LINE_AA)
+        titles = np.hstack([title(name, width) for name in ("camera", "depth", "labels")])
+        picture = np.vstack(
+            [
+                titles,
+                np.hstack([camera, depth, labels]),
+                np.hstack([note, true_depth, true_labels]),
+                _legend(titles.shape[1]),
+            ]
+        )
+        if writer is None:
+            code = cv2.VideoWriter.fourcc(*"mp4v")
+            writer = cv2.VideoWriter(str(path), code, rate, picture.shape[1::-1])
+        writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    if writer is not None:
+        writer.release()
+
+
+def _tiles(frame: Shown) -> list[np.ndarray]:
+    colors = palette("labels_world.json")
+    pictures = [
+        frame["image"],
+        depth_to_color(frame["depth/image"], _FAR),
+        depth_to_color(frame["truth/depth"], _FAR),
+        labels_to_color(frame["semantic/labels"], colors),
+        labels_to_color(frame["truth/labels"], colors),
+    ]
+    return [np.pad(picture, ((1, 1), (1, 1), (0, 0))) for picture in pictures]
+
+
+def _legend(width: int) -> np.ndarray:
+    names = dict(enumerate(CLASSES, start=1))
+    classes = class_legend(width, names, palette("labels_world.json"))
+    return np.vstack([depth_legend(width, _FAR), classes])

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo's work: three processes that talk over DDS as on a robot, a player, the node, and this
+one, which records; then scores and pictures."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from rclpy.executors import ExternalShutdownException
+from tqdm import tqdm
+
+from dpt_ros.apps.demo.bag import TRUTH_TOPICS, Scene, read_images, record, write_camera_bag
+from dpt_ros.apps.demo.pictures import contact_sheet, video
+from dpt_ros.metrics.depth import Confusion, depth_metrics
+from dpt_ros.ros.share import transport_environment
+from dpt_ros.world import CLASSES
+
+NAMESPACE = "/dpt_demo"
+IN_NAMESPACE = ("--ros-args", "-r", f"__ns:={NAMESPACE}")
+# Seeds far from those that the embedded network was trained on.
+SCENES = (Scene("room", 9001), Scene("corridor", 9001), Scene("yard", 9001))
+IMAGE, DEPTH, LABELS = "image", "depth/image", "semantic/labels"
+
+
+def run(out: Path, seconds: float, rate: float) -> int:
+    """Run the demo.
+
+    Args:
+        out: folder for the results; what is in it from another program stays.
+        seconds: of each scene.
+        rate: frames per second of the camera.
+
+    Returns:
+        The exit code of ``dpt_demo``.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        # Only what an earlier demo left: the folder may hold something else.
+        for bag in ("camera", "predictions"):
+            if (out / bag / "metadata.yaml").exists():
+                shutil.rmtree(out / bag)
+        return _run(out, seconds, rate)
+    except OSError as error:
+        print(f"dpt_demo: {error}; choose a writable folder with --out.", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, ExternalShutdownException):
+        print("dpt_demo: interrupted.", file=sys.stderr)
+        return 130
+
+
+def _run(out: Path, seconds: float, rate: float) -> int:
+    """Make the bag, replay it, record, score, draw. Returns the exit code."""
+    camera, recorded, times = out / "camera", out / "predictions", out / "sent.csv"
+    count = max(2, round(seconds * rate))
+    print(f"1/4  Rendering {len(SCENES)} synthetic scenes of {count} frames into {camera}")
+    write_camera_bag(camera, SCENES, count, rate, tqdm)
+
+    print("2/4  Replaying them into the node over ROS 2, recording its output")
+    os.environ.update(transport_environment())
+    with _node(out / "node.log") as node, _player(camera, times) as player:
+        arrived = record(
+            recorded, NAMESPACE, len(SCENES) * count, lambda: player.poll() is None, tqdm
+        )
+        if node.poll() is not None or player.wait() != 0 or not arrived:
+            return _explain(out / "node.log")
+
+    print("3/4  Comparing with the ground truth")
+    sent = np.loadtxt(times, delimiter=",", dtype=np.int64, ndmin=2)
+    lines = score(camera, recorded, sent, arrived, rate)
+    table = "\n".join(f"  {name:<34}{value}" for name, value in lines)
+    (out / "results.txt").write_text(table + "\n")
+
+    print("4/4  Drawing pictures")
+    pictures = list(_joined(camera, recorded))
+    contact_sheet(out / "contact_sheet.png", pictures)
+    video(out / "demo.mp4", pictures, rate)
+    print(f"\n{table}\n")
+    print(_next_steps(out))
+    return 0
+
+
+@contextmanager
+def _node(log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-m", "dpt_ros.ros.dpt_node", *IN_NAMESPACE]
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            yield process
+        finally:
+            _stop(process)
+
+
+@contextmanager
+def _player(bag: Path, times: Path) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-m", "dpt_ros.bag.player", str(bag), "--times", str(times)]
+    command += ["--topics", "image", "camera_info", "odom"]
+    process = subprocess.Popen([*command, "--wait", "90", *IN_NAMESPACE])
+    try:
+        yield process
+    finally:
+        _stop(process)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _explain(log: Path) -> int:
+    lines = log.read_text(errors="replace").splitlines()
+    print(f"The node published no depth. The end of its log ({log}):", file=sys.stderr)
+    print("\n".join(lines[-15:]), file=sys.stderr)
+    return 1
+
+
+def score(
+    camera: Path, recorded: Path, sent: np.ndarray, arrived: dict[int, int], rate: float
+) -> list[tuple[str, str]]:
+    """The table of results: names and values.
+
+    Args:
+        camera: bag of the camera and its truth.
+        recorded: bag of the predictions.
+        sent: (N, 2) int64, stamp and monotonic time of publishing, ns.
+        arrived: monotonic time of the depth image's arrival, ns, by stamp.
+        rate: of the camera, frames per second.
+    """
+    confusion = Confusion(len(CLASSES))
+    depth = []
+    for shown in _joined(camera, recorded):
+        depth.append(depth_metrics(shown[DEPTH], shown[TRUTH_TOPICS[0]]))
+        confusion.add(shown[LABELS], shown[TRUTH_TOPICS[1]])
+    labels = confusion.metrics()
+    latency = [(arrived[stamp] - wall) / 1e6 for stamp, wall in sent if stamp in arrived]
+    middle, high = np.percentile(latency, [50, 99])
+    # The median, because the camera rests between scenes.
+    interval = np.median(np.diff(sorted(arrived.values()))) if len(arrived) > 1 else np.nan
+    abs_rel, delta1 = (
+        np.nanmean([scores[key] for scores in depth]) for key in ("abs_rel", "delta1")
+    )
+    return [
+        ("frames in / out", f"{len(sent)} / {len(arrived)}"),
+        ("rate in / out", f"{rate:.1f} / {1e9 / interval:.1f} frames/s"),
+        ("latency p50 / p99, image to depth", f"{middle:.0f} / {high:.0f} ms"),
+        ("depth AbsRel / delta1", f"{abs_rel:.3f} / {delta1:.3f}"),
+        ("labels mIoU / pixel accuracy", f"{labels['miou']:.3f} / {labels['pixel_accuracy']:.3f}"),
+    ]
+
+
+def _joined(camera: Path, recorded: Path) -> Iterator[dict[str, np.ndarray]]:
+    """Per frame that came back whole: its images by topic, input, truth and predictions."""
+    predictions: dict[int, dict[str, np.ndarray]] = {}
+    for stamp, topic, image in read_images(recorded, (DEPTH, LABELS)):
+        predictions.setdefault(stamp, {})[topic] = image
+    frames: dict[int, dict[str, np.ndarray]] = {}
+    for stamp, topic, image in read_images(camera, (IMAGE, *TRUTH_TOPICS)):
+        frames.setdefault(stamp, {})[topic] = image
+    for stamp, frame in frames.items():
+        predicted = predictions.get(stamp, {})
+        if DEPTH in predicted and LABELS in predicted:
+            yield frame | predicted
+
+
+def _next_steps(out: Path) -> str:
+    return f"""Look at {out / "contact_sheet.png"} and {out / "demo.mp4"}; the bags are there too.
+
+Next, in an environment with dpt_ros (source .venv/bin/activate):
+  your camera         dpt_node --ros-args -r image:=/camera/image_rect
+  the node's state    dpt_status
+  a ROS install       ros2 launch dpt_ros dpt.launch.py image:=/camera/image_rect
+  your bag            dpt_bag MY_BAG OUT
+  look at it in 3-D   dpt_view {out / "camera"} {out / "predictions"} --classes world
+  published networks  dpt_node --ros-args
+                          -p depth_network:=dpt_hybrid_nyu -p depth_weights:=download
+                          -p label_network:=dpt_hybrid_ade20k -p label_weights:=download"""

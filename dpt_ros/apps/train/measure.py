@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loss of a batch, and how good a network is on pictures that it was not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dpt_ros.apps.train.pictures import Batch, class_ids, picture_of
+from dpt_ros.apps.train.recipe import Recipe
+from dpt_ros.data import class_names
+from dpt_ros.datasets import Dataset
+from dpt_ros.engine.inference.predict import predict_image
+from dpt_ros.metrics.depth import Confusion, aligned_depth, depth_metrics
+from dpt_ros.model.dpt import DPT
+from dpt_ros.model.losses import (
+    Share,
+    alone,
+    label_loss,
+    metric_loss,
+    scale_shift_invariant_loss,
+    silog_loss,
+)
+from dpt_ros.model.zoo import ModelSpec
+
+_FARTHEST = 1000.0  # metres that relative depth is read as at most
+
+
+def loss_of(
+    outputs: Tensor | dict[str, Tensor],
+    batch: Batch,
+    spec: ModelSpec,
+    recipe: Recipe,
+    weight: Tensor | None = None,
+    share: Share = alone,
+) -> dict[str, Tensor]:
+    """The terms of the loss by name.
+
+    Args:
+        outputs: what the network says in training.
+        weight: (num_classes,) of the classes.
+        share: see ``dpt_ros.model.losses``.
+    """
+    if not isinstance(outputs, dict):
+        outputs = {spec.tasks[0]: outputs}
+    terms = {}
+    if "depth" in outputs:
+        depth = outputs["depth"].float()
+        kind = recipe.depth_loss or ("log" if spec.invert else "ssi")
+        if kind == "ssi":
+            inverse = 1 / depth if spec.invert else depth
+            known = batch.inverse > 0  # NaN is not
+            loss = scale_shift_invariant_loss(
+                inverse, batch.inverse, known, recipe.gradient, share=share
+            )
+        else:
+            # sky has no depth, but the network should say its farthest there
+            floor = max(spec.shift, 1e-3)
+            known = ~batch.inverse.isnan()
+            inverse = 1 / depth if spec.invert else depth.clamp(min=floor)
+            metres = metric_loss if kind == "log" else silog_loss
+            loss = metres(inverse, batch.inverse, known, recipe.gradient, floor=floor, share=share)
+        terms["depth"] = loss
+    if "labels" in outputs:
+        terms["labels"] = label_loss(outputs["labels"].float(), batch.labels, weight, share)
+    if "auxiliary" in outputs:
+        half = batch.labels[:, ::2, ::2]
+        loss = label_loss(outputs["auxiliary"].float(), half, weight, share)
+        terms["auxiliary"] = recipe.auxiliary * loss
+    return terms
+
+
+def class_weights(labels: np.ndarray, num_classes: int) -> Tensor:
+    """Mild weights for rare classes, frequency ** -0.3, with a mean of 1 over the pixels.
+
+    Args:
+        labels: uint8, the network's ids from 1; any shape.
+
+    Returns:
+        (num_classes,) float32
+    """
+    count = np.bincount(labels.ravel(), minlength=num_classes + 1)[1 : num_classes + 1]
+    share = np.maximum(count / max(count.sum(), 1), 1e-4)
+    weight = share**-0.3
+    return torch.from_numpy(weight / (weight * share).sum()).float()
+
+
+def weights_of(sources: Sequence[Dataset], names: Sequence[str], limit: int = 500) -> Tensor:
+    """``class_weights`` over some pictures of datasets."""
+    seen = []
+    for source in sources:
+        table = class_ids(source.class_names, names)
+        for i in range(0, len(source), max(1, len(source) * len(sources) // limit)):
+            labels = picture_of(source[i], table).labels
+            seen.append(np.bincount(labels[::4, ::4].ravel(), minlength=256))
+    ids = np.repeat(np.arange(256, dtype=np.uint8), np.sum(seen, axis=0))
+    return class_weights(ids, len(names))
+
+
+def evaluate(
+    model: DPT,
+    dataset: Dataset,
+    limit: int | None = None,
+    max_depth: float = 40.0,
+    size: tuple[int, int] | None = None,
+) -> dict[str, Any]:
+    """Measure a network with ``predict_image``, as a user runs it.
+
+    Args:
+        limit: take only this many of the pictures, evenly spread.
+        max_depth: metres; what is farther is not judged.
+        size: width and height of the network's input, instead of its own.
+
+    Returns:
+        the names of ``depth_metrics`` (mean over pictures; no sky; relative networks are first
+        fitted to the truth), those of ``Confusion.metrics`` (over all pixels), "iou" by class
+        name, and "images".
+    """
+    own = model.spec
+    if size is not None:
+        model.spec = replace(own, net_width=size[0], net_height=size[1])
+    try:
+        return _measured(model, dataset, limit, max_depth)
+    finally:
+        model.spec = own
+
+
+def _measured(model: DPT, dataset: Dataset, limit: int | None, max_depth: float) -> dict[str, Any]:
+    count = min(len(dataset), limit or len(dataset))
+    depth_rows: list[dict[str, float]] = []
+    judged = "labels" in model.tasks and dataset.class_names is not None
+    names = class_names(model.spec.class_names) if judged else ()
+    confusion = Confusion(len(names)) if judged else None
+    table = class_ids(dataset.class_names, names)
+    for i in np.linspace(0, len(dataset) - 1, count).astype(int):
+        sample = dataset[int(i)]
+        truth = picture_of(sample, table)
+        result = predict_image(model, sample.rgb)
+        if not isinstance(result, dict):
+            result = {model.tasks[0]: result}
+        if "depth" in result and np.isfinite(truth.inverse).any():
+            inverse = truth.inverse
+            metres = np.where(inverse > 0, 1 / np.maximum(inverse, 1e-8), np.inf)
+            metres[np.isnan(inverse)] = np.nan
+            depth = result["depth"]
+            if not model.metric:
+                depth = aligned_depth(depth, metres, inverse > 0, _FARTHEST)
+            depth_rows.append(depth_metrics(depth, metres, max_depth=max_depth))
+        if confusion is not None:
+            confusion.add(result["labels"], truth.labels)
+    report: dict[str, Any] = {"images": count}
+    if depth_rows:
+        del depth_rows[0]["pixels"]
+        report |= {k: float(np.nanmean([row[k] for row in depth_rows])) for k in depth_rows[0]}
+    if confusion is not None:
+        report |= confusion.metrics()
+        iou = confusion.iou().round(4).tolist()
+        report["iou"] = {name: v for name, v in zip(names, iou, strict=True) if v == v}
+    return report

@@ -1,0 +1,346 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network to train: a row of the zoo, changed as the recipe asks, with its first weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dpt_ros.apps.train.pictures import View
+from dpt_ros.apps.train.recipe import Recipe
+from dpt_ros.data import class_names
+from dpt_ros.datasets import Dataset, Sample
+from dpt_ros.engine.inference.predict import predict_image
+from dpt_ros.model import DPT, model_spec
+from dpt_ros.model.checkpoint import load_parts, read_tensors
+from dpt_ros.model.describe import described_spec
+from dpt_ros.model.factory import weights_path
+from dpt_ros.model.losses import robust_alignment
+from dpt_ros.model.zoo import BASE, EMBEDDED_NAME, GEOMETRIES, HYBRID, LARGE, Geometry, ModelSpec
+
+# What section 4.1 calls "initialized with ImageNet-pretrained weights", in timm's names.
+_IMAGENET = (
+    (HYBRID, "vit_base_r50_s16_384"),
+    (LARGE, "vit_large_patch16_384"),
+    (BASE, "vit_base_patch16_384"),
+)
+_FAR = 50.0  # metres; the farthest that a new metric head can say
+_ALIGNED = 200  # pictures whose alignment is averaged; the paper takes the whole training set
+
+
+@dataclass
+class Start:
+    """Where training starts.
+
+    Args:
+        model: on the CPU, in eval mode, which knows the size it is trained at.
+        view: what it is shown of a picture.
+        names: of its classes.
+        notes: messages about what was decided.
+    """
+
+    model: DPT
+    view: View
+    names: tuple[str, ...]
+    notes: list[str]
+
+
+def starting_network(recipe: Recipe, sources: Sequence[Dataset], align: bool = True) -> Start:
+    """Build the network that a recipe trains and give it its first weights.
+
+    Args:
+        recipe: how the network is trained.
+        sources: what it learns from.
+        align: whether a relative network that becomes metric is fitted to the pictures, which
+            reads many of them; without it only the recipe is checked.
+
+    Raises:
+        ValueError: a name, tap or file is wrong, or the datasets lack what is to be learned.
+    """
+    path = _file(recipe)
+    said = described_spec(path) if path else None
+    name = recipe.model or (said.name if said else EMBEDDED_NAME)
+    if said is not None and said.name != name:
+        raise ValueError(f"{path} is a {said.name}, not a {name}: leave --model out.")
+    base = said or model_spec(name)
+    notes: list[str] = []
+    spec = _shaped(recipe, base)
+    if spec.geometry != base.geometry or spec.batch_norm != base.batch_norm:
+        changed = "; the reassembling convolutions that do not fit start from random weights"
+        notes.append(f"The network differs from {name} in its geometry" + (changed * bool(path)))
+    spec = replace(spec, tasks=_tasks(recipe, base))
+    spec, names = _with_classes(recipe, spec, base, sources, notes)
+    view = View.of(recipe, spec, sources)
+    spec = _with_depth(recipe, spec, base, sources, view)
+    width, height = view.net_size(sources[0][0].rgb.shape)
+    spec = replace(spec, net_width=width, net_height=height)
+    torch.manual_seed(recipe.seed)
+    model = DPT(spec)
+    if path is not None:
+        fresh = tuple(f"{head}_head." for head in ("depth", "label", "auxiliary"))
+        if spec.geometry != base.geometry or spec.readout != base.readout:
+            fresh = (*fresh, "reassemble.")
+        kept = load_parts(model, read_tensors(path), fresh, str(path))
+        parts = dict.fromkeys(key.split(".weight")[0].split(".bias")[0] for key in kept)
+        if parts:
+            notes.append(f"These start from random weights: {', '.join(parts)}.")
+    elif recipe.weights != "random":
+        notes.append(_encoder_from_timm(model, recipe.weights))
+    if spec.auxiliary is False and recipe.auxiliary:
+        notes.append("The network learns no labels, so it has no auxiliary head.")
+    was_relative = path is not None and "depth" in base.tasks and not base.invert
+    if spec.invert and was_relative and align:
+        notes.append(_align(model, sources[0], recipe.max_depth))
+    set_dropout(model, recipe.dropout)
+    return Start(model.eval(), view, names, notes)
+
+
+def set_dropout(model: nn.Module, share: float) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = share
+
+
+def _file(recipe: Recipe) -> Path | None:
+    """The weights as a file, None for random ones and for encoders of timm."""
+    if recipe.weights in ("random", "imagenet") or recipe.weights.startswith("timm:"):
+        return None
+    weights = None if recipe.weights == "cached" else recipe.weights
+    return weights_path(model_spec(recipe.model or EMBEDDED_NAME), weights)
+
+
+def _tasks(recipe: Recipe, base: ModelSpec) -> tuple[str, ...]:
+    if not recipe.train:
+        return base.tasks
+    return ("depth", "labels") if recipe.train == "both" else (recipe.train,)
+
+
+def _shaped(recipe: Recipe, base: ModelSpec) -> ModelSpec:
+    """Backbone, taps, readout and batch norm."""
+    geometry = base.geometry
+    if recipe.backbone:
+        if recipe.backbone not in GEOMETRIES:
+            raise ValueError(
+                f"Unknown backbone {recipe.backbone!r}. Available: {', '.join(GEOMETRIES)}."
+            )
+        geometry = GEOMETRIES[recipe.backbone]
+    if recipe.taps:
+        geometry = with_taps(geometry, recipe.taps)
+    batch_norm = base.batch_norm if recipe.batch_norm is None else recipe.batch_norm
+    if _file(recipe) is not None and (recipe.backbone or batch_norm != base.batch_norm):
+        raise ValueError(
+            "A file's weights do not fit another backbone, or a decoder with or without batch "
+            "norm: give --weights random or imagenet."
+        )
+    return replace(
+        base,
+        geometry=geometry,
+        readout=recipe.readout or base.readout,
+        batch_norm=batch_norm,
+        auxiliary=False,
+    )
+
+
+def with_taps(geometry: Geometry, taps: str) -> Geometry:
+    """The geometry tapped elsewhere: "R0,R1,9,12" or "3,6,9,12", layers counted from 1 as in the
+    paper's Table 6, R0 and R1 the first stages of the ResNet.
+
+    Raises:
+        ValueError: there are not four, or the network has no such layer.
+    """
+    stages, blocks = [], []
+    for tap in taps.replace(" ", "").split(","):
+        if match := re.fullmatch(r"R(\d)", tap):
+            stages.append(int(match[1]))
+        elif tap.isdecimal():
+            blocks.append(int(tap) - 1)
+        else:
+            raise ValueError(f"{tap!r} is not a tap: give R0, R1 or the number of a block.")
+    total = len(stages) + len(blocks)
+    if total != 4 or stages != list(range(len(stages))) or blocks != sorted(set(blocks)):
+        raise ValueError(
+            f"The taps {taps} must be four, from shallow to deep, R0 and R1 before the blocks."
+        )
+    if len(stages) > 2 or (stages and geometry.resnet is None):
+        raise ValueError(
+            f"The taps {taps} name a stage that cannot be tapped: a hybrid backbone has R0 and R1."
+        )
+    if blocks and not 0 <= blocks[0] <= blocks[-1] < geometry.depth:
+        raise ValueError(f"The taps {taps} must lie within the blocks 1 to {geometry.depth}.")
+    channels = list(geometry.reassemble_channels)
+    if geometry.resnet is not None:
+        channels[: len(stages)] = geometry.resnet.widths[: len(stages)]
+    first, second, third, fourth = channels
+    return replace(
+        geometry,
+        stage_taps=tuple(stages),
+        block_taps=tuple(blocks),
+        reassemble_channels=(first, second, third, fourth),
+    )
+
+
+def _with_classes(
+    recipe: Recipe,
+    spec: ModelSpec,
+    base: ModelSpec,
+    sources: Sequence[Dataset],
+    notes: list[str],
+) -> tuple[ModelSpec, tuple[str, ...]]:
+    """Keep the label head if it knows every class, else take the dataset's classes."""
+    if "labels" not in spec.tasks:
+        return replace(spec, num_classes=0, class_names=""), ()
+    spec = replace(spec, auxiliary=recipe.auxiliary > 0)
+    theirs = [source.class_names for source in sources if source.class_names]
+    if not theirs:
+        raise ValueError(
+            f"--train asks for labels, but {', '.join(s.name for s in sources)} has none: give "
+            "--train depth, or a dataset with labels."
+        )
+    if "labels" in base.tasks:
+        ours = class_names(base.class_names)
+        if all(set(names) <= set(ours) for names in theirs):
+            return spec, ours
+    names = max(theirs, key=lambda classes: len(classes))
+    if any(not set(other) <= set(names) for other in theirs):
+        raise ValueError("The datasets have different classes: one label head cannot learn them.")
+    if not 1 <= len(names) <= 254:
+        raise ValueError(f"There are {len(names)} classes, but ids are bytes: 1 to 254 fit.")
+    recipe.out.mkdir(parents=True, exist_ok=True)
+    file = recipe.out.resolve() / "classes.json"
+    colors = _distinct_colors(len(names))
+    classes = [{"name": n, "color": c} for n, c in zip(names, colors, strict=True)]
+    part = file.with_name(f"{file.name}.{os.getpid()}.part")  # every process writes the same
+    part.write_text(json.dumps({"classes": classes}, indent=1), encoding="utf-8")
+    os.replace(part, file)
+    before = f", in place of {base.num_classes}" if base.num_classes else ""
+    notes.append(f"The label head is new: {len(names)} classes{before}.")
+    return replace(spec, num_classes=len(names), class_names=str(file)), names
+
+
+def _distinct_colors(count: int) -> list[list[int]]:
+    """The colour map of PASCAL VOC: the bits of the id, spread over red, green and blue."""
+    colors = []
+    for k in range(1, count + 1):
+        color = [0, 0, 0]
+        for bit in range(8):
+            for channel in range(3):
+                color[channel] |= (k >> (3 * bit + channel) & 1) << (7 - bit)
+        colors.append(color)
+    return colors
+
+
+def _with_depth(
+    recipe: Recipe, spec: ModelSpec, base: ModelSpec, sources: Sequence[Dataset], view: View
+) -> ModelSpec:
+    """Metres or relative inverse depth."""
+    if "depth" not in spec.tasks:
+        return replace(spec, scale=1.0, shift=0.0, invert=False, focal=0.0)
+    samples = [source[0] for source in sources]
+    metric_truth = any(sample.depth is not None for sample in samples)
+    if not metric_truth and all(sample.inverse is None for sample in samples):
+        raise ValueError(
+            f"--train asks for depth, but {', '.join(s.name for s in sources)} has none: give "
+            "--train labels, or a dataset with depth."
+        )
+    metric = recipe.metric
+    if metric is None:
+        metric = base.invert if "depth" in base.tasks else metric_truth
+    if metric and not metric_truth:
+        raise ValueError("The datasets have no depth in metres: give --relative.")
+    if not metric:
+        return replace(spec, scale=1.0, shift=0.0, invert=False, focal=0.0)
+    spec = replace(spec, focal=_focal(view, samples) or spec.focal)
+    if base.invert and "depth" in base.tasks:
+        return spec
+    return replace(spec, scale=1.0, shift=1 / (recipe.max_depth or _FAR), invert=True)
+
+
+def _focal(view: View, samples: Sequence[Sample]) -> float:
+    """The focal length that training pictures have on average, pixels of the network's input."""
+    lengths = [
+        sample.camera.fx * view.target_size(sample.rgb.shape)[0] / sample.rgb.shape[1]
+        for sample in samples
+        if sample.camera is not None
+    ]
+    return float(np.mean(lengths)) if lengths else 0.0
+
+
+def _align(model: DPT, source: Dataset, max_depth: float) -> str:
+    """Turn a relative network into a metric one: the average scale and shift of its robust
+    alignments with the truth (paper, section 4.1), in place."""
+    head, spec = model.depth_head, model.spec
+    assert head is not None
+    head.scale, head.shift, head.invert = 1.0, 0.0, False
+    model.spec = replace(spec, scale=1.0, shift=0.0, invert=False)
+    model.eval()
+    found: list[Tensor] = []
+    for i in np.linspace(0, len(source) - 1, min(len(source), _ALIGNED)).astype(int):
+        sample = source[int(i)]
+        result = predict_image(model, sample.rgb)
+        relative = result["depth"] if isinstance(result, dict) else result
+        assert sample.depth is not None
+        depth = torch.from_numpy(sample.depth)[None].float()
+        known = torch.isfinite(depth) & (depth > 0)
+        if max_depth:
+            known &= depth <= max_depth
+        found.append(
+            torch.cat(robust_alignment(torch.from_numpy(relative)[None], 1 / depth, known))
+        )
+    scale, shift = torch.stack(found).nanmean(0).tolist()
+    if not scale > 0:
+        raise ValueError(
+            f"The network's inverse depth does not correlate with the truth (scale {scale:.3g}): "
+            "its weights cannot be used to start metric depth."
+        )
+    lowest = 1 / (max_depth or _FAR)
+    note = f"Metres from the relative network: scale {scale:.4g}, shift {shift:.4g} per metre"
+    if shift < lowest:
+        # The head's shift is that of the farthest depth; the rest goes into its last bias.
+        with torch.no_grad():
+            head.conv3.get_parameter("bias").add_((shift - lowest) / scale)
+        note += f", {lowest - shift:.4g} of it in the last bias"
+        shift = lowest
+    head.scale, head.shift, head.invert = scale, shift, True
+    model.spec = replace(spec, scale=scale, shift=shift, invert=True)
+    return f"{note} (the mean over {len(found)} pictures)."
+
+
+def _encoder_from_timm(model: DPT, weights: str) -> str:
+    """Load the encoder that timm has under a name. Returns a message about it."""
+    name = weights.removeprefix("timm:")
+    if weights == "imagenet":
+        same = [name for geometry, name in _IMAGENET if _encoders_alike(geometry, model)]
+        if not same:
+            raise ValueError(
+                "timm has no ImageNet weights for this backbone: use --weights random."
+            )
+        name = same[0]
+    import timm
+
+    try:
+        encoder = timm.create_model(name, pretrained=True)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ValueError(f"timm cannot load the weights {name}: {error}") from error
+    load_encoder(model, encoder.state_dict(), name)
+    return f"The encoder starts from timm's {name}, everything else from random weights."
+
+
+def _encoders_alike(geometry: Geometry, model: DPT) -> bool:
+    ours = model.spec.geometry
+    fields = ("width", "depth", "heads", "grid", "resnet")
+    return all(getattr(geometry, field) == getattr(ours, field) for field in fields)
+
+
+def load_encoder(model: DPT, tensors: dict[str, Tensor], name: str) -> None:
+    """Copy the weights of a vision transformer of timm into ``model.encoder``."""
+    foreign = {f"pretrained.model.{key}": value for key, value in tensors.items()}
+    rest = tuple(f"{part}." for part, _ in model.named_children() if part != "encoder")
+    load_parts(model, foreign, rest, name)

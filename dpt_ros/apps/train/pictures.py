@@ -1,0 +1,324 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training pictures: from samples of datasets to batches, each a function of seed and step."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from dpt_ros.apps.train.recipe import Recipe
+from dpt_ros.datasets import Dataset as Samples
+from dpt_ros.datasets import Sample
+from dpt_ros.model.zoo import ModelSpec
+from dpt_ros.world.classes import CLASSES
+from dpt_ros.world.dataset import FrameSet
+
+CROP = 384  # pixels; the paper's training crop
+GREY = 128  # of padding
+
+
+class RenderedWorld(Samples):
+    """Frames of the synthetic world that were rendered once, as a dataset."""
+
+    name = "world"
+    class_names = CLASSES
+
+    def __init__(self, frames: FrameSet) -> None:
+        self.frames = frames
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def read(self, index: int) -> Sample:
+        inverse = self.frames.inverse[index].astype(np.float32)
+        return Sample(
+            name=str(index),
+            rgb=np.ascontiguousarray(self.frames.rgb[index]),
+            depth=np.divide(1, inverse, out=np.full_like(inverse, np.inf), where=inverse > 0),
+            inverse=inverse,
+            labels=np.ascontiguousarray(self.frames.labels[index]),
+        )
+
+
+class Batch(NamedTuple):
+    """One step's images and truth.
+
+    Args:
+        images: (B, 3, H, W) float32, normalised for the network.
+        inverse: (B, H, W) float32 inverse depth, 1/m where the truth is metric, 0 for sky, NaN
+            where unknown.
+        labels: (B, H, W) int64 class indices from 0, -1 where there is no class.
+    """
+
+    images: Tensor
+    inverse: Tensor
+    labels: Tensor
+
+
+class Picture(NamedTuple):
+    """One picture on its way into a batch.
+
+    Args:
+        rgb: (H, W, 3) uint8.
+        inverse: (H, W) float32, as in :class:`Batch`.
+        labels: (H, W) uint8, the network's ids from 1, 0 for none.
+    """
+
+    rgb: np.ndarray
+    inverse: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class View:
+    """What of a picture is shown to the network; the fields are those of the recipe."""
+
+    multiple_of: int
+    longer: int = 0
+    size: tuple[int, int] | None = None
+    scaling: tuple[float, float] = (1.0, 1.0)
+    crop: tuple[int, int] | None = None
+    bottom: bool = False
+    max_depth: float = 0.0
+
+    @classmethod
+    def of(cls, recipe: Recipe, spec: ModelSpec, sources: Sequence[Samples]) -> View:
+        """What a recipe shows to a network.
+
+        Raises:
+            ValueError: the network does not take crops of that size.
+        """
+        names = ("longer", "size", "scaling", "crop", "bottom", "max_depth")
+        view = cls(spec.multiple_of, **{name: getattr(recipe, name) for name in names})
+        untouched = not (view.longer or view.size or view.crop)
+        if untouched and any(source.name != "world" for source in sources):
+            own = (spec.net_width, spec.net_height)
+            view = replace(view, longer=max(own), crop=own)
+        if view.crop and any(side < 1 or side % spec.multiple_of for side in view.crop):
+            raise ValueError(
+                f"The crop is {view.crop[0]}x{view.crop[1]}, but {spec.name} takes sizes in "
+                f"multiples of {spec.multiple_of}."
+            )
+        return view
+
+    def net_size(self, shape: Sequence[int]) -> tuple[int, int]:
+        """Width and height at which a network that was trained so is run."""
+        if self.crop is not None:
+            return self.crop
+        width, height = (
+            max(round(n / self.multiple_of), 1) * self.multiple_of for n in self.target_size(shape)
+        )
+        return width, height
+
+    def take(self, picture: Picture, rng: np.random.Generator) -> Picture:
+        """Scale, crop and flip a picture and its truth together."""
+        low, high = self.scaling
+        factor = np.exp(rng.uniform(np.log(low), np.log(high)))
+        place = rng.random(2)
+        flip = rng.random() < 0.5
+        picture = _resized(picture, self.target_size(picture.labels.shape, factor))
+        picture = self._cropped(picture, place)
+        if flip:
+            picture = Picture(*(array[:, ::-1] for array in picture))
+        if self.max_depth:
+            inverse = picture.inverse.copy()
+            inverse[(inverse > 0) & (inverse < 1 / self.max_depth)] = np.nan
+            picture = picture._replace(inverse=inverse)
+        return picture
+
+    def target_size(self, shape: Sequence[int], factor: float = 1.0) -> tuple[int, int]:
+        """Width and height to which a picture of ``shape`` (H, W) is scaled."""
+        width, height = self.size or (shape[1], shape[0])
+        if self.longer:
+            factor = factor * self.longer / max(width, height)
+        return max(round(factor * width), 1), max(round(factor * height), 1)
+
+    def _cropped(self, picture: Picture, place: np.ndarray) -> Picture:
+        height, width = picture.labels.shape
+        if self.crop is not None:
+            crop_w, crop_h = self.crop
+        else:
+            crop_h, crop_w = (
+                min(n, CROP) // self.multiple_of * self.multiple_of for n in (height, width)
+            )
+        down, right = max(crop_h - height, 0), max(crop_w - width, 0)
+        if down or right:
+            picture = Picture(
+                *(
+                    cv2.copyMakeBorder(array, 0, down, 0, right, cv2.BORDER_CONSTANT, value=value)
+                    for array, value in zip(picture, ((GREY,) * 3, (np.nan,), (0,)), strict=True)
+                )
+            )
+        rows, columns = max(height - crop_h, 0), max(width - crop_w, 0)
+        top, left = (place * (rows + 1, columns + 1)).astype(int)
+        if self.bottom:
+            top, left = rows, columns // 2
+        window = np.s_[top : top + crop_h, left : left + crop_w]
+        return Picture(*(array[window] for array in picture))
+
+
+def _resized(picture: Picture, size: tuple[int, int]) -> Picture:
+    height, width = picture.labels.shape
+    if size == (width, height):
+        return picture
+    smaller = size[0] < width
+    rgb = cv2.resize(
+        picture.rgb, size, interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
+    )
+    # Between two depths or two classes there is no third: truth is picked, not averaged.
+    inverse, labels = (
+        cv2.resize(array, size, interpolation=cv2.INTER_NEAREST_EXACT) for array in picture[1:]
+    )
+    return Picture(rgb, inverse, labels)
+
+
+def class_ids(theirs: Sequence[str] | None, ours: Sequence[str]) -> np.ndarray:
+    """(256,) uint8: the network's id of each of a dataset's ids, by the classes' names; 0 where
+    the network has none."""
+    table = np.zeros(256, np.uint8)
+    known = {name: k for k, name in enumerate(ours, start=1)}
+    for k, name in enumerate(theirs or (), start=1):
+        table[k] = known.get(name, 0)
+    return table
+
+
+def picture_of(sample: Sample, table: np.ndarray) -> Picture:
+    """A sample's picture and truth, in the form of training; what is not told is unknown."""
+    shape = sample.rgb.shape[:2]
+    inverse = sample.inverse
+    if inverse is None:
+        inverse = np.full(shape, np.nan, np.float32)
+        if sample.depth is not None:
+            np.divide(1, sample.depth, out=inverse, where=sample.depth > 0)
+    labels = np.zeros(shape, np.uint8) if sample.labels is None else table[sample.labels]
+    return Picture(sample.rgb, inverse.astype(np.float32), labels)
+
+
+def check_batch(name: str, pictures: int, size: int) -> None:
+    """Raise ValueError if a dataset has fewer pictures than a batch of ``size`` images."""
+    if pictures < size:
+        raise ValueError(
+            f"A batch of {size} images needs at least as many pictures, but {name} has "
+            f"{pictures}: set --batch to {pictures} or less, or use more pictures."
+        )
+
+
+class Batches(Dataset[Batch]):
+    """The batch of every step, or one process's part of it. Nothing is kept from one step to the
+    next, so an interrupted run resumes as if there had been no interruption.
+
+    One dataset is shown epoch by epoch, in a new order each, without the incomplete last batch;
+    of several, each picture's dataset is drawn first, evenly (paper, section 4.1).
+
+    Args:
+        sources: the datasets.
+        spec: of the network.
+        names: of the network's classes.
+        view: what of a picture is shown.
+        size: pictures of a batch, of all processes together.
+        seed: of order and augmentation.
+        jitter: change the light.
+        rank, processes: which part of the batch.
+
+    Raises:
+        ValueError: a dataset has fewer pictures than a batch.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Samples],
+        spec: ModelSpec,
+        names: Sequence[str],
+        view: View,
+        size: int,
+        seed: int = 0,
+        jitter: bool = True,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
+        for source in sources:
+            check_batch(source.name, len(source), size)
+        self.sources, self.view, self.size, self.seed = sources, view, size, seed
+        self.jitter, self.mean, self.std = jitter, spec.mean, spec.std
+        self.mine = range(rank * size // processes, (rank + 1) * size // processes)
+        self.tables = [class_ids(source.class_names, names) for source in sources]
+        self._order: tuple[int, np.ndarray] | None = None
+
+    def chosen(self, step: int) -> list[tuple[int, int]]:
+        """Source and index of every picture of a step's whole batch."""
+        if len(self.sources) > 1:
+            rng = np.random.default_rng([self.seed, 2, step])
+            drawn = rng.integers(len(self.sources), size=self.size)
+            return [(int(k), int(rng.integers(len(self.sources[k])))) for k in drawn]
+        total = len(self.sources[0])
+        epoch, k = divmod(step, total // self.size)
+        if self._order is None or self._order[0] != epoch:
+            rng = np.random.default_rng([self.seed, 1, epoch])
+            self._order = epoch, rng.permutation(total)
+        return [(0, int(i)) for i in self._order[1][k * self.size : (k + 1) * self.size]]
+
+    def __getitem__(self, step: int) -> Batch:
+        chosen = self.chosen(step)
+        pictures, lights = [], []
+        for position in self.mine:
+            source, index = chosen[position]
+            rng = np.random.default_rng([self.seed, 3, step, position])
+            picture = picture_of(self.sources[source][index], self.tables[source])
+            pictures.append(self.view.take(picture, rng))
+            # gain, contrast, gamma, tint
+            ranges = [(0.8, 1.2), (0.75, 1.25), (0.75, 1.33)] + 3 * [(0.92, 1.08)]
+            lights.append(rng.uniform(*np.transpose(ranges)))
+        shapes = {picture.labels.shape for picture in pictures}
+        if len(shapes) > 1:
+            raise ValueError(
+                "The training pictures of a batch have different sizes ("
+                f"{', '.join(f'{w}x{h}' for h, w in sorted(shapes))}): give --crop or --size."
+            )
+        rgb, inverse, labels = (
+            torch.from_numpy(np.stack(arrays)) for arrays in zip(*pictures, strict=True)
+        )
+        images = rgb.permute(0, 3, 1, 2).float() / 255
+        if self.jitter:
+            light = torch.from_numpy(np.array(lights, np.float32))[:, :, None, None]
+            gain, contrast, gamma = light[:, 0:1], light[:, 1:2], light[:, 2:3]
+            images = (images - 0.45) * contrast + 0.45 * gain  # around mid grey
+            images = (images * light[:, 3:]).clamp_(0, 1) ** gamma
+        mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (self.mean, self.std))
+        images = ((images - mean) / std).contiguous(memory_format=torch.channels_last)
+        return Batch(images, inverse, labels.long() - 1)
+
+
+class _From(Sampler[int]):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.count(self.step)
+
+
+def stream(batches: Batches, step: int, workers: int, pin: bool) -> Iterator[Batch]:
+    """The batches from ``step`` on, read ahead by ``workers`` processes (0: by this one)."""
+    loader = DataLoader(
+        batches, batch_size=None, sampler=_From(step), num_workers=workers, pin_memory=pin
+    )
+    return iter(loader)
+
+
+def reduced(batch: Batch, multiple_of: int, factor: float = 0.6) -> Batch:
+    """The same views on smaller pictures, with sizes that the network takes."""
+    full = batch.images.shape[2:]
+    size = tuple(max(round(factor * n / multiple_of), 1) * multiple_of for n in full)
+    images = F.interpolate(batch.images, size, mode="bilinear", antialias=True)
+    inverse = F.interpolate(batch.inverse[:, None], size, mode="nearest-exact")[:, 0]
+    labels = F.interpolate(batch.labels[:, None].float(), size, mode="nearest-exact")[:, 0]
+    images = images.contiguous(memory_format=torch.channels_last)
+    return Batch(images, inverse, labels.long())

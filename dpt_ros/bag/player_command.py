@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line of dpt_bag_player; its help does not wait for rclpy."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``dpt_bag_player``. Returns the exit code."""
+    player_arguments(argv)
+    from dpt_ros.bag import player
+
+    return player.main(argv)
+
+
+def player_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """The arguments of dpt_bag_player, and those that are ROS's.
+
+    Raises:
+        SystemExit: 0 after --help, 2 with an error message for a mistake.
+    """
+    parser = argparse.ArgumentParser(
+        prog="dpt_bag_player",
+        description="Play a bag's messages at the pace they were recorded, where ros2 bag is"
+        " missing.",
+        epilog="Example: dpt_bag_player my_bag --topics image camera_info --also odom. Exit codes:"
+        " 0 done; 1 not done; 2 wrong arguments; 3 done, but parts of the bag could not be read.",
+    )
+    parser.add_argument("bag", type=Path, help="rosbag2 folder or storage file")
+    parser.add_argument("--topics", nargs="+", default=["image", "camera_info"], metavar="NAME")
+    parser.add_argument(
+        "--also", nargs="+", default=[], metavar="NAME", help="topics to play if the bag has them"
+    )
+    parser.add_argument("--rate", type=float, default=1.0, help="speed, 1 as recorded")
+    parser.add_argument(
+        "--wait", type=float, default=30.0, help="seconds to wait for a subscriber"
+    )
+    parser.add_argument("--times", type=Path, help="write when each image was published, as CSV")
+    args, ros_args = parser.parse_known_args(argv)
+    if not args.rate > 0:
+        parser.error(f"--rate is {args.rate:g}, but must be positive.")
+    return args, ros_args

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which topics of a bag are what to the node: images, calibration, odometry, anchors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from dpt_ros.bag.reader import BagError
+from dpt_ros.bag.salvage import Channel
+from dpt_ros.engine.settings import Settings
+
+IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
+CAMERA_INFO, ODOMETRY = "sensor_msgs/msg/CameraInfo", "nav_msgs/msg/Odometry"
+_ANCHORS = {
+    "sensor_msgs/msg/LaserScan": "anchors/scan",
+    "sensor_msgs/msg/PointCloud2": "anchors/points",
+    IMAGE: "anchors/depth",
+}
+# What these words name is an image message, but no picture of a camera.
+_NO_PICTURE = re.compile("depth|label|semantic|segment|mask|disparity|truth|confidence", re.I)
+
+
+@dataclass(frozen=True)
+class Camera:
+    """One camera of a bag.
+
+    Args:
+        name: prefix of its output topics and the source of its frames, "" for none.
+        image: topic of its images.
+        compressed: whether these are CompressedImage.
+        info: topic of its CameraInfo, "" if there is none.
+        odom: topic of nav_msgs/Odometry, "" for none.
+        anchors: topics by their names in the node's contract: anchors/scan, ...
+    """
+
+    name: str
+    image: str
+    compressed: bool
+    info: str = ""
+    odom: str = ""
+    anchors: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def prefix(self) -> str:
+        """Of its output topics, relative."""
+        return f"{self.name}/" if self.name else ""
+
+    @property
+    def topics(self) -> list[str]:
+        """All that is read for it."""
+        beside = [self.info, self.odom, *self.anchors.values()]
+        return [self.image, *(topic for topic in beside if topic)]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Topics that the user names; what is empty is looked for."""
+
+    images: tuple[str, ...] = ()
+    infos: tuple[str, ...] = ()
+    odom: str = ""
+    anchors: tuple[str, ...] = ()
+
+
+def choose_cameras(
+    channels: Mapping[str, Channel], asked: Asked, settings: Settings
+) -> tuple[list[Camera], list[str]]:
+    """The cameras of a bag, and sentences on what is missing for them.
+
+    Raises:
+        BagError: a topic is not there or of the wrong type, or there are several and none is
+            named; the text has the choices.
+    """
+    images = asked.images or _find_images(channels, settings)
+    for topic in images:
+        _check(channels, topic, "--image", (IMAGE, COMPRESSED))
+    if len(set(images)) < len(images):
+        raise BagError("--image names a topic twice.")
+    names = _names(images, settings.cameras)
+    if asked.infos and len(asked.infos) != len(images):
+        raise BagError(
+            f"There are {len(images)} images but {len(asked.infos)} --camera-info; give one for"
+            " each, in the same order."
+        )
+    cameras, notes = [], []
+    for k, (topic, name) in enumerate(zip(images, names, strict=True)):
+        info = asked.infos[k] if asked.infos else _info_beside(channels, topic, len(images))
+        if info:
+            _check(channels, info, "--camera-info", (CAMERA_INFO,))
+        else:
+            notes.append(
+                f"{topic} has no camera_info beside it: no points, and no metres from anchors or"
+                " the floor. --camera-info TOPIC names it."
+            )
+        odom = _odometry(channels, name, asked.odom, settings, notes)
+        anchors = _anchors(channels, name, asked.anchors, settings)
+        compressed = channels[topic].msgtype == COMPRESSED
+        cameras.append(Camera(name, topic, compressed, info, odom, anchors))
+    return cameras, notes
+
+
+def _check(channels: Mapping[str, Channel], topic: str, option: str, types: Sequence[str]) -> None:
+    of_type = [c.topic for c in channels.values() if c.msgtype in types]
+    if topic not in channels:
+        raise BagError(f"{option} {topic}: the bag has no such topic; it has {_listed(of_type)}.")
+    if topic not in of_type:
+        raise BagError(
+            f"{option} {topic} is of type {channels[topic].msgtype}, but must be"
+            f" {' or '.join(types)}; such are {_listed(of_type)}."
+        )
+
+
+def _listed(topics: Collection[str]) -> str:
+    return ", ".join(sorted(topics)) or "none"
+
+
+def _find_images(channels: Mapping[str, Channel], settings: Settings) -> tuple[str, ...]:
+    """Topics with the node's own names, else the only one that can be a camera's."""
+    end = "/compressed" if settings.image_transport == "compressed" else ""
+    own = [f"/{name}/image{end}" for name in settings.cameras] or [f"/image{end}"]
+    if all(name in channels for name in own):
+        return tuple(own)
+    types = (IMAGE, COMPRESSED)
+    known = {c.topic for c in channels.values() if c.msgtype in types}
+    known = {topic for topic in known if not topic.endswith("/compressedDepth")}
+    found = {topic for topic in known if not _NO_PICTURE.search(topic)} or known
+    # Of the same pictures, raw and compressed, one is enough.
+    raw = {topic for topic in found if f"{topic}/compressed" in found}
+    found -= raw if end else {f"{topic}/compressed" for topic in raw}
+    if not found:
+        raise BagError(f"The bag has no images; its topics are {_listed(channels)}.")
+    if len(found) > 1:
+        raise BagError(
+            f"The bag has several topics of images; choose with --image: {_listed(found)}."
+        )
+    return tuple(found)
+
+
+def _names(images: Sequence[str], given: Sequence[str]) -> list[str]:
+    """Names of the cameras, as the parameter ``cameras`` allows them."""
+    if given:
+        if len(given) != len(images):
+            raise BagError(
+                f"cameras has {len(given)} names, but there are {len(images)} images; name as"
+                " many images with --image, in the same order."
+            )
+        return list(given)
+    if len(images) == 1:
+        return [""]
+    names: list[str] = []
+    for topic in images:
+        parts = topic.removesuffix("/compressed").strip("/").split("/")
+        name = re.sub(r"\W", "_", "_".join(parts[:-1] or parts), flags=re.ASCII)
+        name = f"camera_{name}" if name[:1].isdigit() else name
+        while name in names:
+            name += "_"
+        names.append(name)
+    return names
+
+
+def _info_beside(channels: Mapping[str, Channel], image: str, images: int) -> str:
+    """camera_info in the image's namespace; of a lone camera, the only one there is."""
+    beside = image.removesuffix("/compressed").rpartition("/")[0] + "/camera_info"
+    infos = [c.topic for c in channels.values() if c.msgtype == CAMERA_INFO]
+    if beside in infos:
+        return beside
+    return infos[0] if len(infos) == images == 1 else ""
+
+
+def _odometry(
+    channels: Mapping[str, Channel], name: str, asked: str, settings: Settings, notes: list[str]
+) -> str:
+    """The topic of odometry, if the temporal filter has a use for it."""
+    if asked:
+        _check(channels, asked, "--odom", (ODOMETRY,))
+    if not settings.smoothing_strength or settings.pose_source == "none":
+        return ""
+    if settings.pose_source == "tf":
+        notes.append(
+            "pose_source is tf, which dpt_bag does not read: motion comes from optical flow. Set"
+            " pose_source to odom, and camera_in_base, to use odometry of the bag."
+        )
+        return ""
+    known = [c.topic for c in channels.values() if c.msgtype == ODOMETRY]
+    for topic in (asked, f"/{name}/odom", "/odom"):
+        if topic in known:
+            return topic
+    if len(known) > 1:
+        notes.append(
+            f"The bag has several topics of odometry ({_listed(known)}) and none is used; choose"
+            " with --odom."
+        )
+    return known[0] if len(known) == 1 else ""
+
+
+def _anchors(
+    channels: Mapping[str, Channel], name: str, asked: Sequence[str], settings: Settings
+) -> dict[str, str]:
+    """Topics of anchors by their names in the contract."""
+    prefix = f"/{name}/" if name else "/"
+    if settings.scale_source not in ("auto", "anchors"):
+        return {}
+    found = {
+        own: prefix + own
+        for kind, own in _ANCHORS.items()
+        if prefix + own in channels and channels[prefix + own].msgtype == kind
+    }
+    for topic in asked:
+        _check(channels, topic, "--anchors", tuple(_ANCHORS))
+        found[_ANCHORS[channels[topic].msgtype]] = topic
+    if "anchors/depth" in found:
+        info = _info_beside(channels, found["anchors/depth"], 0)
+        if info:
+            found["anchors/camera_info"] = info
+    return found

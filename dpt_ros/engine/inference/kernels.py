@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a DPT does between its convolutions and matrix products, one kernel each on an NVIDIA GPU.
+
+Each function has two versions of the same result up to rounding: Triton's for a CUDA tensor, if
+triton is installed, and plain torch otherwise. Maps are (B, C, H, W) in channels_last memory.
+They are for inference: the Triton versions have no gradient.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+from types import ModuleType, TracebackType
+from typing import Literal, overload
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dpt_ros.engine.faults import innermost_line, is_out_of_memory
+from dpt_ros.engine.output.postprocess import classify, resize_labels
+from dpt_ros.model.heads import MIN_INVERSE_DEPTH
+
+_enabled = True
+_SLOWER = "The networks run on the GPU without fused Triton kernels, which is slower"
+
+
+class use_triton:
+    """Choose between Triton and plain torch, for good or, as a context manager, for a while.
+
+    Args:
+        enabled: False for plain torch everywhere.
+    """
+
+    def __init__(self, enabled: bool) -> None:
+        global _enabled
+        self._before, _enabled = _enabled, enabled
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        global _enabled
+        _enabled = self._before
+
+
+def triton_enabled() -> bool:
+    """Whether Triton's versions are used for CUDA tensors."""
+    return _enabled and find_spec("triton") is not None
+
+
+@cache
+def _triton_kernels() -> ModuleType:
+    from dpt_ros.engine.inference import triton_kernels
+
+    return triton_kernels
+
+
+def _triton(x: Tensor) -> ModuleType | None:
+    # torch.compile writes better kernels from plain operations than around foreign ones.
+    if not x.is_cuda or torch.compiler.is_compiling() or not triton_enabled():
+        return None
+    return _triton_kernels()
+
+
+def probe(device: torch.device) -> str:
+    """Compile, load and run one kernel on a GPU; turn Triton off for good if that fails.
+
+    Triton needs a C compiler and Python's headers where it runs, for the launcher that it
+    compiles, a folder that it can write to, and a driver that fits.
+
+    Returns:
+        "" if Triton's versions are used; else why plain torch is.
+
+    Raises:
+        torch.OutOfMemoryError: the device's memory is full.
+    """
+    if not triton_enabled():
+        return f"{_SLOWER}: triton is not installed." if _enabled else ""
+    x = torch.linspace(-1, 1, 64, device=device).view(1, 16, 2, 2)
+    x = x.contiguous(memory_format=torch.channels_last)
+    bias = torch.full((16,), 0.25, device=device)
+    try:
+        right = torch.equal(_triton_kernels().bias_act(x, bias, relu=True), F.relu(x + 0.25))
+        why = "" if right else "a kernel computed wrong values"
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever Triton, its compiler or its launcher raise
+        if is_out_of_memory(error):
+            raise
+        why = innermost_line(error)
+    if why:
+        use_triton(False)
+        return f"{_SLOWER}: {why}. Triton needs gcc and Python's headers (python3-dev)."
+    return ""
+
+
+def group_norm_act(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    residual: Tensor | None = None,
+    relu: bool = True,
+) -> Tensor:
+    """GroupNorm with float32 statistics, then plus the residual, then ReLU.
+
+    Args:
+        x: (B, C, H, W).
+        weight, bias: (C,).
+        groups: a divisor of C.
+        eps: added to the variance.
+        residual: like ``x``, or None.
+        relu: whether a ReLU comes last.
+
+    Raises:
+        ValueError: Triton's version, for a map that is not in channels_last.
+    """
+    if triton := _triton(x):
+        return triton.group_norm_act(x, weight, bias, groups, eps, residual, relu)
+    x = F.group_norm(x, groups, weight, bias, eps)
+    if residual is not None:
+        x = x + residual
+    return F.relu(x) if relu else x
+
+
+@overload
+def upsample_add(
+    x: Tensor,
+    size: tuple[int, int] | torch.Size,
+    skip: Tensor | None = None,
+    residual: Tensor | None = None,
+    bias: Tensor | None = None,
+    relu: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def upsample_add(
+    x: Tensor,
+    size: tuple[int, int] | torch.Size,
+    skip: Tensor | None = None,
+    residual: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    relu: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+
+
+def upsample_add(
+    x: Tensor,
+    size: tuple[int, int] | torch.Size,
+    skip: Tensor | None = None,
+    residual: Tensor | None = None,
+    bias: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Bilinear with aligned corners to ``size``, plus what is given.
+
+    Args:
+        x: (B, C, h, w).
+        size: (H, W).
+        skip, residual: (B, C, H, W) each, or None.
+        bias: (C,), or None.
+        relu: whether the ReLU of the sum is wanted beside the sum.
+
+    Returns:
+        (B, C, H, W), or two of them if ``relu``.
+
+    Raises:
+        ValueError: Triton's version, for a map that is not in channels_last.
+    """
+    size = (size[0], size[1])
+    if triton := _triton(x):
+        return triton.upsample_add(x, size, skip, residual, bias, relu)
+    if bias is not None:
+        x = x + bias[:, None, None]
+    x = F.interpolate(x, size, mode="bilinear", align_corners=True)
+    if skip is not None:
+        x = x + skip
+    if residual is not None:
+        x = x + residual
+    return (x, F.relu(x)) if relu else x
+
+
+def bias_act(
+    x: Tensor, bias: Tensor | None, residual: Tensor | None = None, relu: bool = False
+) -> Tensor:
+    """What a convolution without its bias leaves to be done: bias, residual, ReLU.
+
+    Args:
+        x: (B, C, H, W).
+        bias: (C,), or None.
+        residual: like ``x``, or None.
+        relu: whether a ReLU comes last.
+
+    Raises:
+        ValueError: Triton's version, for a map that is not in channels_last.
+    """
+    if triton := _triton(x):
+        return triton.bias_act(x, bias, residual, relu)
+    if bias is not None:
+        x = x + bias[:, None, None]
+    if residual is not None:
+        x = x + residual
+    return F.relu(x) if relu else x
+
+
+def add_layer_norm(
+    x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """x + y, and its LayerNorm.
+
+    Args:
+        x, y: (B, N, D), one type.
+        weight, bias: (D,).
+        eps: added to the variance.
+
+    Raises:
+        ValueError: Triton's version, for tensors that do not fit together.
+    """
+    if triton := _triton(x):
+        return triton.add_layer_norm(x, y, weight, bias, eps)
+    total = x + y
+    return total, F.layer_norm(total, weight.shape, weight, bias, eps)
+
+
+def depth_tail(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: float,
+    shift: float,
+    invert: bool,
+    x_bias: Tensor | None = None,
+) -> Tensor:
+    """The end of the depth head, in float32: ReLU, 1x1 convolution, ReLU, then what it means.
+
+    Args:
+        x: (B, K, H, W), the output of the head's second convolution.
+        weight, bias: (K,) and (1,), of the last convolution.
+        scale, shift, invert: see :class:`dpt_ros.model.heads.DepthHead`.
+        x_bias: (K,), what is still to be added to ``x``, or None.
+
+    Returns:
+        (B, H, W) float32, relative inverse depth or metres.
+
+    Raises:
+        ValueError: Triton's version, for a map that is not in channels_last.
+    """
+    if triton := _triton(x):
+        least = MIN_INVERSE_DEPTH
+        return triton.depth_tail(x, weight, bias, scale, shift, invert, x_bias, least)
+    if x_bias is not None:
+        x = x + x_bias[:, None, None]
+    x = F.conv2d(F.relu(x).float(), weight.float()[None, :, None, None], bias.float())
+    x = scale * F.relu(x).squeeze(1) + shift
+    return x.clamp(min=MIN_INVERSE_DEPTH).reciprocal() if invert else x
+
+
+def classify_upsampled(
+    logits: Tensor,
+    network_size: tuple[int, int],
+    size: tuple[int, int],
+    confidence: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Labels as isl-org/DPT's run_segmentation.py has them at the network's size, then resized.
+
+    The logits go bilinearly, corners aligned, to the network's size, as the label head does it;
+    argmax + 1 there; then each pixel of the picture takes the nearest label.
+
+    Args:
+        logits: (B, C, h, w), the label head's before its last upsampling; a pixel's classes side
+            by side in memory (channels_last).
+        network_size: (height, width) of the network's input.
+        size: (height, width) of the result.
+        confidence: whether the probability of the chosen class is wanted too.
+
+    Returns:
+        labels (B, *size) uint8, 1..C, the first of equal classes; and their softmax probability
+        as uint8, 0..255, or None.
+
+    Raises:
+        ValueError: Triton's version, for logits that are not in channels_last.
+    """
+    if triton := _triton(logits):
+        return triton.classify_upsampled(logits, network_size, size, confidence)
+    maps = F.interpolate(logits, network_size, mode="bilinear", align_corners=True)
+    labels, sure = classify(maps, network_size, confidence)
+    return resize_labels(labels, size), None if sure is None else resize_labels(sure, size)

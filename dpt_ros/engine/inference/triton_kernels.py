@@ -1,0 +1,402 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Triton versions of ``kernels``: NHWC, float32 inside, no atomics, no synchronisation.
+
+Block sizes follow from shapes alone: nothing is tuned by timing, so that a first run may be
+recorded in a CUDA graph once its kernels are compiled. Needs triton; ``kernels`` does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from dpt_ros.engine.faults import AccelerationError, first_line, is_out_of_memory
+from dpt_ros.engine.inference import kernels
+from dpt_ros.engine.inference import triton_jit as jit
+from dpt_ros.engine.output.postprocess import resize_labels
+
+ARCHS = (80, 86, 87, 89, 90, 100, 120)
+"""Compute capabilities that :func:`compile_all` knows, times ten."""
+
+# A GroupNorm of one kernel keeps its part of the map in registers: this many values at most.
+_ONE_PASS = 32768
+_TILE = 8192
+# Channels that one program handles: 128 bytes of a pixel in half precision, one line of cache.
+_SLAB = 64
+# Partial statistics per group. More would be read again by every program that applies them.
+_PARTS = 128
+# Channels below which a program would use less than a sector of memory, 32 bytes, per pixel.
+_MIN_SLAB = 16
+# Programs that keep a large GPU busy.
+_PROGRAMS = 132
+# Offsets are 32-bit.
+_LIMIT = 2**31
+_TYPE_NAMES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
+_DTYPES = tuple(_TYPE_NAMES)
+_TYPE_NAMES |= {torch.uint8: "*u8"}
+
+Launch = Callable[..., None]
+"""Runs a kernel: kernel, grid, arguments, constants, warps, whether products fuse with sums."""
+
+
+def run(
+    kernel: Any,
+    grid: tuple[int, ...],
+    args: tuple,
+    meta: dict[str, Any],
+    warps: int,
+    fp_fusion: bool = True,
+) -> None:
+    """Launch a kernel on the device of its first tensor, on torch's current stream.
+
+    Raises:
+        AccelerationError: the kernel cannot be compiled, loaded or launched.
+    """
+    try:
+        with torch.cuda.device_of(args[0]):
+            kernel[grid](*args, **meta, num_warps=warps, enable_fp_fusion=fp_fusion)
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except Exception as error:  # whatever Triton, its compiler or its launcher raise
+        if is_out_of_memory(error):
+            raise
+        raise AccelerationError(
+            f"The Triton kernel {kernel.__name__} cannot be used, so plain torch is, which is"
+            f" slower: {first_line(error)}",
+            _turn_off,
+        ) from error
+
+
+def _turn_off() -> None:
+    kernels.use_triton(False)
+
+
+def group_norm_act(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    residual: Tensor | None = None,
+    relu: bool = True,
+    launch: Launch = run,
+) -> Tensor:
+    """See :func:`dpt_ros.engine.inference.kernels.group_norm_act`."""
+    batch, channels, height, width = _nhwc("group_norm_act", x, residual)
+    if channels % groups:
+        raise ValueError(f"{channels} channels cannot be normalised in {groups} groups.")
+    rows, out = height * width, torch.empty_like(x)
+    # The plan ignores the batch: a picture's result does not depend on what comes with it.
+    plan = _group_norm_plan(rows, channels, groups)
+    last = {"RESIDUAL": residual is not None, "RELU": relu}
+    residual = x if residual is None else residual
+    if plan.parts == 0:
+        args = (x, weight, bias, residual, out, rows, eps)
+        launch(jit.group_norm_one_kernel, (plan.slabs, batch), args, plan.meta | last, plan.warps)
+        return out
+    tile = plan.meta["ROWS"]
+    mean = torch.empty((batch, plan.parts, groups), dtype=torch.float32, device=x.device)
+    square = torch.empty_like(mean)
+    launch(
+        jit.group_norm_stats_kernel,
+        (plan.parts, plan.slabs, batch),
+        (x, mean, square, rows),
+        plan.meta | {"TILES": plan.tiles},
+        plan.warps,
+    )
+    launch(
+        jit.group_norm_apply_kernel,
+        (triton.cdiv(rows, tile), plan.slabs, batch),
+        (x, mean, square, weight, bias, residual, out, rows, plan.parts, plan.tiles * tile, eps),
+        plan.meta | last | {"PARTS": triton.next_power_of_2(plan.parts)},
+        plan.warps,
+    )
+    return out
+
+
+@dataclass(frozen=True)
+class _GroupNormPlan:
+    meta: dict[str, int]
+    slabs: int
+    warps: int
+    parts: int = 0  # of the statistics; 0: one kernel does it all
+    tiles: int = 0  # per part
+
+
+def _group_norm_plan(rows: int, channels: int, groups: int) -> _GroupNormPlan:
+    width = channels // groups
+    padded = triton.next_power_of_2(width)
+    all_groups = triton.next_power_of_2(groups)
+    meta = {"CHANNELS": channels, "G": groups, "D": width, "DP": padded}
+    whole = triton.next_power_of_2(rows)
+    # Small maps: as many programs as whole sectors allow, since each reads all rows alone.
+    one = min(max(_MIN_SLAB // padded, 1), all_groups)
+    if whole * one * padded <= _ONE_PASS:
+        meta |= {"GS": one, "ROWS": whole}
+        warps = min(max(whole * one * padded // 2048, 1), 16)
+        return _GroupNormPlan(meta, triton.cdiv(groups, one), warps)
+    slab_groups = min(max(_SLAB // padded, 1), all_groups)
+    slabs, slab = triton.cdiv(groups, slab_groups), slab_groups * padded
+    tile = max(_TILE // slab, 1)
+    while tile > 16 and triton.cdiv(rows, tile) * slabs < _PROGRAMS:
+        tile //= 2
+    tiles = triton.cdiv(triton.cdiv(rows, tile), _PARTS)
+    meta |= {"GS": slab_groups, "ROWS": tile}
+    warps = min(max(tile * slab // 1024, 1), 8)
+    return _GroupNormPlan(meta, slabs, warps, triton.cdiv(rows, tile * tiles), tiles)
+
+
+def upsample_add(
+    x: Tensor,
+    size: tuple[int, int],
+    skip: Tensor | None = None,
+    residual: Tensor | None = None,
+    bias: Tensor | None = None,
+    relu: bool = False,
+    launch: Launch = run,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """See :func:`dpt_ros.engine.inference.kernels.upsample_add`."""
+    batch, channels, h, w = _nhwc("upsample_add", x)
+    height, width = size
+    out = torch.empty(
+        (batch, channels, height, width),
+        dtype=x.dtype,
+        device=x.device,
+        memory_format=torch.channels_last,
+    )
+    _nhwc("upsample_add", out, skip, residual)
+    also = torch.empty_like(out) if relu else out
+    block = min(triton.next_power_of_2(channels), 256)
+    pixels = 4096 // block
+    # What is absent is never read: any tensor stands in for it.
+    added = [out if one is None else one for one in (skip, residual, bias)]
+    launch(
+        jit.upsample_add_kernel,
+        (triton.cdiv(height * width, pixels), triton.cdiv(channels, block), batch),
+        (x, *added, out, also, h, w, height, width, _aligned(h, height), _aligned(w, width)),
+        {"C": channels, "BC": block, "PIXELS": pixels, "SKIP": skip is not None}
+        | {"RESIDUAL": residual is not None, "BIAS": bias is not None, "RELU": relu},
+        4,
+    )
+    return (out, also) if relu else out
+
+
+def bias_act(
+    x: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+    relu: bool = False,
+    launch: Launch = run,
+) -> Tensor:
+    """See :func:`dpt_ros.engine.inference.kernels.bias_act`."""
+    _nhwc("bias_act", x, residual)
+    out = torch.empty_like(x)
+    args = (x, x if bias is None else bias, x if residual is None else residual, out, x.numel())
+    meta = {"C": x.shape[1], "BLOCK": 2048, "BIAS": bias is not None}
+    meta |= {"RESIDUAL": residual is not None, "RELU": relu}
+    launch(jit.bias_act_kernel, (triton.cdiv(x.numel(), 2048),), args, meta, 4)
+    return out
+
+
+def add_layer_norm(
+    x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, eps: float, launch: Launch = run
+) -> tuple[Tensor, Tensor]:
+    """See :func:`dpt_ros.engine.inference.kernels.add_layer_norm`."""
+    if x.shape != y.shape or x.dtype != y.dtype or x.dtype not in _DTYPES:
+        raise ValueError(
+            f"add_layer_norm adds tokens of one shape and floating type, but got "
+            f"{tuple(x.shape)} {x.dtype} and {tuple(y.shape)} {y.dtype}."
+        )
+    x, y = x.contiguous(), y.contiguous()
+    width = x.shape[-1]
+    total, out = torch.empty_like(x), torch.empty_like(x)
+    launch(
+        jit.add_layer_norm_kernel,
+        (x.numel() // width,),
+        (x, y, weight, bias, total, out, width, eps),
+        {"BLOCK": triton.next_power_of_2(width)},
+        4 if width <= 2048 else 8,
+    )
+    return total, out
+
+
+def depth_tail(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: float,
+    shift: float,
+    invert: bool,
+    x_bias: Tensor | None = None,
+    least: float = 0.0,
+    launch: Launch = run,
+) -> Tensor:
+    """See :func:`dpt_ros.engine.inference.kernels.depth_tail`; ``least`` is its smallest inverse
+    depth."""
+    batch, channels, height, width = _nhwc("depth_tail", x)
+    out = torch.empty((batch, height, width), dtype=torch.float32, device=x.device)
+    scale, shift = float(scale), float(shift)
+    padded = triton.next_power_of_2(channels)
+    pixels = max(4096 // padded, 1)
+    launch(
+        jit.depth_tail_kernel,
+        (triton.cdiv(out.numel(), pixels),),
+        (x, x if x_bias is None else x_bias, weight, bias, out, out.numel(), scale, shift, least),
+        {"K": channels, "KP": padded, "PIXELS": pixels, "X_BIAS": x_bias is not None}
+        | {"INVERT": invert},
+        4,
+    )
+    return out
+
+
+def classify_upsampled(
+    logits: Tensor,
+    network_size: tuple[int, int],
+    size: tuple[int, int],
+    confidence: bool = False,
+    launch: Launch = run,
+) -> tuple[Tensor, Tensor | None]:
+    """See :func:`dpt_ros.engine.inference.kernels.classify_upsampled`."""
+    batch, channels, h, w = logits.shape
+    stride = logits.stride(3) if w > 1 else max(channels, 1)
+    beside = channels == 1 or logits.stride(1) == 1
+    whole = logits.stride(2) % stride == 0 and logits.stride(0) % stride == 0
+    if logits.dtype not in _DTYPES or not beside or not whole or logits.numel() >= _LIMIT:
+        raise ValueError(
+            f"classify_upsampled takes floating logits with a pixel's classes side by side, but "
+            f"got {logits.dtype} with strides {logits.stride()}; use channels_last."
+        )
+    steps = (logits.stride(0) // stride, logits.stride(2) // stride)
+    # Each pixel of the network is looked at once at most; the rest of a larger picture repeats.
+    smaller = size[0] * size[1] <= network_size[0] * network_size[1]
+    height, width = size if smaller else network_size
+    labels = torch.empty((batch, height, width), dtype=torch.uint8, device=logits.device)
+    sure = torch.empty_like(labels) if confidence else None
+    pixels, sure_or_any = 32, labels if sure is None else sure
+    scales = (
+        _aligned(h, network_size[0]),
+        _aligned(w, network_size[1]),
+        _ratio(network_size[0], height),
+        _ratio(network_size[1], width),
+    )
+    launch(
+        jit.classify_kernel,
+        (triton.cdiv(height * width, pixels), batch),
+        (logits, labels, sure_or_any, *steps, h, w, *network_size, height, width, *scales),
+        {
+            "C": channels,
+            "READ": _readable(logits, stride),
+            "STRIDE": stride,
+            "CONFIDENCE": confidence,
+        }
+        | {"BC": min(32, max(triton.next_power_of_2(channels), 2)), "PIXELS": pixels},
+        4,
+    )
+    return resize_labels(labels, size), None if sure is None else resize_labels(sure, size)
+
+
+def _readable(logits: Tensor, stride: int) -> int:
+    # Classes that may be read per pixel: also the padding, if there is any, to a whole vector.
+    batch, channels, h, w = logits.shape
+    padded = min(stride, -(-channels // 8) * 8)
+    last = (batch - 1) * logits.stride(0) + (h - 1) * logits.stride(2) + (w - 1) * stride
+    end = (logits.storage_offset() + last + padded) * logits.element_size()
+    return padded if end <= logits.untyped_storage().nbytes() else channels
+
+
+def _aligned(source: int, target: int) -> float:
+    # Distance of two samples with aligned corners, rounded as torch does.
+    return float(np.float32(source - 1) / np.float32(target - 1)) if target > 1 else 0.0
+
+
+def _ratio(source: int, target: int) -> float:
+    return float(np.float32(source) / np.float32(target))
+
+
+def _nhwc(name: str, x: Tensor, *others: Tensor | None) -> torch.Size:
+    if x.ndim != 4 or x.dtype not in _DTYPES or x.numel() >= _LIMIT:
+        raise ValueError(
+            f"{name} takes a floating map (B, C, H, W) of fewer than 2^31 numbers, but got "
+            f"{x.dtype} of shape {tuple(x.shape)}."
+        )
+    for one in (x, *others):
+        if one is None:
+            continue
+        if one.shape != x.shape or one.dtype != x.dtype:
+            raise ValueError(
+                f"{name} needs maps of one shape and type, but got {one.dtype} "
+                f"{tuple(one.shape)} beside {x.dtype} {tuple(x.shape)}."
+            )
+        if not one.is_contiguous(memory_format=torch.channels_last):
+            raise ValueError(
+                f"{name} needs channels_last, but a map of shape {tuple(one.shape)} has strides "
+                f"{one.stride()}; move the network to channels_last."
+            )
+    return x.shape
+
+
+def compile_all(arch: int) -> dict[str, bytes]:
+    """Compile every kernel at DPT-Hybrid's shapes in half precision; needs no GPU.
+
+    Args:
+        arch: compute capability times ten, one of :data:`ARCHS`.
+
+    Returns:
+        The machine code (cubin) by kernel and number of its variant.
+
+    Raises:
+        ValueError: an unknown ``arch``.
+    """
+    if arch not in ARCHS:
+        raise ValueError(f"arch is {arch}, but must be one of {', '.join(map(str, ARCHS))}.")
+    cubins: dict[str, bytes] = {}
+
+    def compile_one(
+        kernel: Any, grid: tuple[int, ...], args: tuple, meta: dict[str, Any], warps: int
+    ) -> None:
+        signature, attributes = {}, {}
+        for index, (name, value) in enumerate(zip(kernel.arg_names, args, strict=False)):
+            signature[name] = _type_name(value)
+            if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
+                attributes[(index,)] = [["tt.divisibility", 16]]
+        signature |= dict.fromkeys(meta, "constexpr")
+        compiled = triton.compile(
+            ASTSource(kernel, signature, meta, attributes),
+            target=GPUTarget("cuda", arch, 32),
+            options={"num_warps": warps, "enable_fp_fusion": True},
+        )
+        name = kernel.__name__.removesuffix("_kernel")
+        cubins[f"{name}_{sum(key.startswith(name) for key in cubins)}"] = compiled.asm["cubin"]
+
+    vector = torch.empty(1024, dtype=torch.float16)
+    for channels, side, add in ((64, 192, False), (256, 96, True), (1024, 24, True)):
+        x = _map(channels, side)
+        group_norm_act(x, vector, vector, 32, 1e-5, x if add else None, launch=compile_one)
+    x, large = _map(256, 48), _map(256, 96)
+    upsample_add(x, (96, 96), large, large, vector, True, launch=compile_one)
+    bias_act(x, vector, x, True, launch=compile_one)
+    tokens = torch.empty((1, 577, 768), dtype=torch.float16)
+    add_layer_norm(tokens, tokens, vector, vector, 1e-6, launch=compile_one)
+    depth_tail(_map(32, 384), vector, vector, 1.0, 0.1, True, vector, 1e-8, launch=compile_one)
+    logits = _map(152, 240)[:, :150]
+    classify_upsampled(logits, (480, 480), (480, 480), True, launch=compile_one)
+    return cubins
+
+
+def _map(channels: int, side: int) -> Tensor:
+    shape = (1, channels, side, side)
+    return torch.empty(shape, dtype=torch.float16, memory_format=torch.channels_last)
+
+
+def _type_name(value: Tensor | int | float) -> str:
+    if isinstance(value, Tensor):
+        return _TYPE_NAMES[value.dtype]
+    return "fp32" if isinstance(value, float) else "i32"

@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How steady depth and labels are over time, and what the steadiness costs: measures against a
+complete truth, in numpy.
+
+``Tracker`` looks at the truth once per frame; any number of ``DepthStability`` and
+``LabelStability`` then judge predictions of that frame. Depth is known where it is finite and
+0.1 to 40 m; a prediction counts as the nearest end of that range, NaN as the far end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dpt_ros.engine.frame import CameraModel
+from dpt_ros.metrics.depth import Confusion
+from dpt_ros.metrics.temporal_truth import MAX_DEPTH, MIN_DEPTH, WRONG, Reference, Tracker, Truth
+
+__all__ = ["DepthStability", "LabelStability", "Reference", "Tracker", "Truth", "frames_to_90"]
+
+_DRIFT_SECONDS = 20.0  # a shorter video says nothing about drift
+
+
+class DepthStability:
+    """The measures of depth over one video; call ``update`` for every frame in order.
+
+    Args:
+        stride: sample TAE on every ``stride``-th row and column of points.
+        tae: whether TAE is wanted; it keeps every prediction until ``result``.
+        settle: frames that "std" leaves out at the start, which a filter needs to calm down.
+    """
+
+    def __init__(self, stride: int = 1, tae: bool = True, settle: int = 0) -> None:
+        self._stride, self._tae, self._settle, self._count = stride, tae, settle, 0
+        self._last: np.ndarray | None = None
+        self._kept: list[_Kept] = []
+        self._frames: dict[str, list[float]] = {
+            name: []
+            for name in ("tepe", "opw", "rtc", "abs_rel", "delta1", "edge", "ghost", "miss")
+        }
+        self._gain: list[tuple[float, float]] = []
+        self._pixels = {"ghost": 0, "miss": 0}
+        self._std = _PixelStd()
+
+    def update(self, reference: Reference, inverse_depth: np.ndarray) -> None:
+        """Judge one prediction.
+
+        Args:
+            reference: of this frame, from ``Tracker``.
+            inverse_depth: (H, W), 1/m.
+
+        Raises:
+            ValueError: the prediction has not the truth's size.
+        """
+        if inverse_depth.shape != reference.inverse.shape:
+            raise ValueError(
+                f"The prediction has shape {inverse_depth.shape}, the truth "
+                f"{reference.inverse.shape}."
+            )
+        q = np.nan_to_num(inverse_depth, nan=1 / MAX_DEPTH).astype(np.float32)
+        np.clip(q, 1 / MAX_DEPTH, 1 / MIN_DEPTH, out=q)
+        truth, known = reference.inverse, reference.known
+        ratio = np.divide(truth, q, out=np.ones_like(q), where=known)  # predicted / true depth
+        error = np.abs(ratio - 1)
+        add = self._add
+        add("abs_rel", error[known])
+        add("delta1", (ratio < 1.25)[known] & (ratio > 0.8)[known])
+        add("edge", error[known & reference.edge])
+        left, moving = reference.left, reference.truth.movers & known
+        self._share("ghost", ratio[left] < 1 - WRONG)
+        self._share("miss", ratio[moving] > 1 + WRONG)
+        if known.any():
+            seconds = reference.truth.stamp_ns * 1e-9
+            self._gain.append((seconds, float(np.median(ratio[known]))))
+        if reference.before is not None and self._last is not None:
+            self._compare(reference, q)
+        self._count += 1
+        if self._count > self._settle:
+            self._std.update(ratio, ~reference.truth.movers & known & ~left, reference.still)
+        self._last = q
+        if self._tae:
+            self._kept.append(_Kept(reference, q))
+
+    def _compare(self, reference: Reference, q: np.ndarray) -> None:
+        before = reference.before
+        assert before is not None
+        assert self._last is not None
+        now, then = q.ravel()[reference.inside], reference.sample(self._last)
+        truth = reference.inverse.ravel()[reference.inside]
+        steady, same = reference.steady, reference.same
+        change = truth[steady] - reference.sample(before.inverse)[steady]
+        self._add("tepe", np.abs(now[steady] - then[steady] - change) / truth[steady])
+        now, then = 1 / now[same], 1 / then[same]
+        self._add("opw", np.abs(then - now))
+        self._add("rtc", np.maximum(then / now, now / then) < 1.05)
+
+    def _add(self, name: str, values: np.ndarray) -> None:
+        self._frames[name].append(float(values.mean()) if values.size else float("nan"))
+
+    def _share(self, name: str, wrong: np.ndarray) -> None:
+        self._pixels[name] += wrong.size
+        self._frames[name].append(float(wrong.sum()))
+
+    def per_frame(self, name: str) -> np.ndarray:
+        """(frames,) of "abs_rel", "delta1" or "edge", as fractions; NaN where not defined."""
+        return np.array(self._frames[name])
+
+    def result(self) -> dict[str, float]:
+        """The measures; NaN for what could not be measured. Means are over frames.
+
+        - "tepe", %: |(p_t - p_t-1) - (g_t - g_t-1)| / g_t along the true flow, p and g inverse
+          depth predicted and true, so true changes of depth do not count. The TEPE of CODD (Li et
+          al., WACV 2023, utils/metric.py), made relative to the inverse depth. Visible in both
+          frames, off the 5-pixel edge bands.
+        - "tae", %: temporal alignment error as in the code of Video Depth Anything (Chen et al.,
+          CVPR 2025, eval_tae.py): one least-squares scale and shift of inverse depth per video,
+          depth of each frame moved by the true pose into its neighbour, rounded, scattered without
+          z-buffer, absolute relative difference; both directions. Things that move are left out
+          (ScanNet, which that code is for, has none).
+        - "opw", m: |D_t-1 - D_t| along the true flow as in the code of Khan et al. (CVPR 2023,
+          eval/metrics.py, without resample): RGB distance d (0..1) with exp(-50 d) > 0.01, flow
+          below 250 pixels, no mask of hidden places. True motion in depth counts.
+        - "rtc", %: share of the pixels of OPW with max(D_t-1 / D_t, D_t / D_t-1) < 1.05.
+        - "abs_rel", "delta1" (%): as in ``metrics.depth_metrics``, range 0.1 to 40 m.
+        - "edge": absolute relative error in a 5-pixel band along depth edges (neighbours that
+          differ by more than 15 %).
+        - "ghost", %: of the pixels that an object more than 15 % nearer uncovered in the last 8
+          frames (carried along the true flow), those predicted more than 15 % nearer than true.
+        - "miss", %: of the pixels on things that move, those predicted more than 15 % farther.
+        - "drift", % per minute: slope of the median of predicted / true depth over time; NaN for
+          less than 20 s.
+        - "std", %: mean over pixels of the standard deviation over time of predicted / true
+          inverse depth, where the camera stood still throughout and nothing moved; else NaN. The
+          first ``settle`` frames do not count.
+        """
+        f = self._frames
+        values = {
+            "tepe": 100 * _mean(f["tepe"]),
+            "tae": 100 * self._temporal_alignment() if self._tae else float("nan"),
+            "opw": _mean(f["opw"]),
+            "rtc": 100 * _mean(f["rtc"]),
+            "abs_rel": _mean(f["abs_rel"]),
+            "delta1": 100 * _mean(f["delta1"]),
+            "edge": _mean(f["edge"]),
+        }
+        for name, pixels in self._pixels.items():
+            values[name] = 100 * sum(f[name]) / pixels if pixels else float("nan")
+        values["drift"] = float("nan")
+        seconds, gain = np.array(self._gain).reshape(-1, 2).T
+        if len(seconds) and np.ptp(seconds) >= _DRIFT_SECONDS:
+            values["drift"] = 6000 * float(np.polyfit(seconds, gain, 1)[0])
+        values["std"] = 100 * self._std.result()
+        return values
+
+    def _temporal_alignment(self) -> float:
+        if len(self._kept) < 2:
+            return float("nan")
+        p = np.concatenate([kept.prediction[kept.known] for kept in self._kept])
+        g = np.concatenate([kept.truth for kept in self._kept])
+        p, g = p.astype(np.float64), g.astype(np.float64)
+        scale = np.mean((p - p.mean()) * (g - g.mean())) / max(float(np.var(p)), 1e-12)
+        shift = g.mean() - scale * p.mean()
+        low, high = 1 / MAX_DEPTH, 1 / MIN_DEPTH
+        depth = [
+            1 / np.clip(np.float32(scale) * kept.prediction + np.float32(shift), low, high)
+            for kept in self._kept
+        ]
+        errors = []
+        for k in range(1, len(depth)):
+            a, b = self._kept[k - 1], self._kept[k]
+            if b.follows:
+                errors.append(_projected_error(depth[k - 1], depth[k], a, b, self._stride))
+                errors.append(_projected_error(depth[k], depth[k - 1], b, a, self._stride))
+        return _mean(errors)
+
+
+class _Kept:
+    """What TAE needs of a frame."""
+
+    def __init__(self, reference: Reference, prediction: np.ndarray) -> None:
+        self.prediction, self.known = prediction, reference.known & ~reference.truth.movers
+        self.truth = reference.inverse[self.known]
+        self.pose, self.camera = reference.truth.odom_from_camera, reference.truth.camera
+        self.follows = reference.before is not None
+
+
+def _projected_error(
+    depth1: np.ndarray, depth2: np.ndarray, one: _Kept, two: _Kept, stride: int
+) -> float:
+    """AbsRel of frame 1's depth moved into frame 2, against frame 2's depth."""
+    camera: CameraModel = one.camera
+    move = np.linalg.inv(two.pose) @ one.pose
+    x = ((np.arange(camera.width)[::stride] - camera.cx) / camera.fx).astype(np.float32)
+    y = ((np.arange(camera.height)[::stride, None] - camera.cy) / camera.fy).astype(np.float32)
+    z = depth1[::stride, ::stride]
+    r, t = move[:3, :3].astype(np.float32), move[:3, 3].astype(np.float32)
+    px, py, pz = (z * ((r[k, 0] * x + r[k, 2]) + r[k, 1] * y) + t[k] for k in range(3))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        u = np.rint(camera.fx * px / pz + camera.cx)
+        v = np.rint(camera.fy * py / pz + camera.cy)
+        fits = (u >= 0) & (v >= 0) & (u < camera.width) & (v < camera.height) & (pz > 0)
+    fits &= one.known[::stride, ::stride]
+    moved = np.zeros(depth2.size, np.float32)
+    moved[v[fits].astype(np.int32) * camera.width + u[fits].astype(np.int32)] = pz[fits]
+    judged = (moved > 0) & two.known.ravel()
+    there = depth2.ravel()[judged]
+    return float(np.mean(np.abs(moved[judged] - there) / there)) if judged.any() else float("nan")
+
+
+class _PixelStd:
+    """Standard deviation over time at each pixel, while the camera stands."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._valid: np.ndarray | None = None
+        self._sum = self._square = np.zeros(0)
+
+    def update(self, ratio: np.ndarray, usable: np.ndarray, still: bool) -> None:
+        value = 1 / ratio.astype(np.float64)
+        if self._count == 0:
+            self._valid = usable.copy()
+            self._sum, self._square = np.zeros_like(value), np.zeros_like(value)
+        elif not still or self._valid is None:
+            self._valid = None
+            return
+        else:
+            self._valid &= usable
+        self._count += 1
+        self._sum += value - 1
+        self._square += (value - 1) ** 2
+
+    def result(self) -> float:
+        if self._valid is None or self._count < 2 or not self._valid.any():
+            return float("nan")
+        total, square = self._sum[self._valid], self._square[self._valid]
+        variance = (square - total**2 / self._count) / (self._count - 1)
+        return float(np.sqrt(np.maximum(variance, 0)).mean())
+
+
+class LabelStability:
+    """The measures of labels over one video; call ``update`` for every frame in order.
+
+    Args:
+        num_classes: ids 1..N are classes.
+        mover_classes: ids of what moves by itself, for the mover IoU.
+        clips: lengths n of the clips of VC_n.
+    """
+
+    def __init__(
+        self, num_classes: int, mover_classes: Sequence[int], clips: Sequence[int] = (8, 16)
+    ) -> None:
+        self._truth = Confusion(num_classes)
+        self._neighbours = Confusion(num_classes)
+        self._movers = np.isin(np.arange(256), mover_classes)
+        self._clips = {n: list[float]() for n in clips}
+        self._overlap = self._union = self._left = self._ghost = 0
+        self._last: tuple[np.ndarray, np.ndarray] | None = None
+        self._run: tuple[np.ndarray, np.ndarray] = (np.zeros(0), np.zeros(0))
+
+    def update(self, reference: Reference, labels: np.ndarray) -> None:
+        """Judge one prediction: ``labels`` (H, W) uint8, class ids. Raises ValueError for another
+        size than the truth's."""
+        truth = reference.truth.labels
+        self._truth.add(labels, truth)
+        moving, claimed = reference.truth.movers, self._movers[labels]
+        self._overlap += int((moving & claimed).sum())
+        self._union += int((moving | claimed).sum())
+        left = reference.left & (reference.left_label != truth)
+        self._left += int(left.sum())
+        self._ghost += int((labels == reference.left_label)[left].sum())
+        if self._last is not None and reference.before is not None:
+            visible = reference.truth.flow_valid.ravel()[reference.inside]
+            now = labels.ravel()[reference.inside[visible]]
+            self._neighbours.add(now, self._last[0].ravel()[reference.nearest[visible]])
+            predicted, true = self._run
+            self._run = (
+                np.where(labels == self._last[0], predicted + 1, 1),
+                np.where(truth == self._last[1], true + 1, 1),
+            )
+        else:
+            ones = np.ones(truth.shape, np.int32)
+            self._run = ones, ones
+        self._last = labels.copy(), truth
+        for n, shares in self._clips.items():
+            constant = self._run[1] >= n
+            if constant.any():
+                shares.append(float((self._run[0] >= n)[constant].mean()))
+
+    def result(self) -> dict[str, float]:
+        """The measures, %; NaN for what could not be measured.
+
+        - "miou": mean intersection over union of the classes that occur in the truth, pooled over
+          the video.
+        - "tc": mIoU between each prediction and the one before, moved along the true flow
+          (nearest), places hidden before left out; same classes, pooled. The TC of Liu et al.
+          (ECCV 2020) with the true flow; VSPW's TC_cal.py masks no hidden places.
+        - "vc8", "vc16": over all clips of n frames, of the pixels whose true label is constant
+          through the clip, the share whose prediction is constant too, right or wrong (VSPW,
+          Miao et al., CVPR 2021, VC_perclip.py; here also the last clip counts).
+        - "mover_iou": IoU of the predicted mover classes with the pixels of things that move.
+        - "ghost_label": of the pixels that an object of another class uncovered in the last 8
+          frames, the share that still carries that object's label.
+        """
+
+        def share(part: int, whole: int) -> float:
+            return 100 * part / whole if whole else float("nan")
+
+        occurs = self._truth.counts.any(1)
+        values = {
+            "miou": 100 * _mean(self._truth.iou()[occurs].tolist()),
+            "tc": 100 * _mean(self._neighbours.iou()[occurs].tolist()),
+        }
+        values |= {f"vc{n}": 100 * _mean(shares) for n, shares in self._clips.items()}
+        values["mover_iou"] = share(self._overlap, self._union)
+        values["ghost_label"] = share(self._ghost, self._left)
+        return values
+
+
+def frames_to_90(values: Sequence[float], start: int, old: float, new: float) -> float:
+    """Frames until 90 % of a step is reached, 0 if in the very frame of the step.
+
+    Args:
+        values: a prediction's value in every frame.
+        start: index of the first frame after the step.
+        old, new: the value before the step, and the one it settles at.
+
+    Returns:
+        NaN if it is never reached.
+
+    Raises:
+        ValueError: there is no step.
+    """
+    if old == new:
+        raise ValueError(f"There is no step from {old} to {new}.")
+    share = (np.asarray(values[start:], np.float64) - old) / (new - old)
+    reached = np.flatnonzero(share >= 0.9)
+    return float(reached[0]) if len(reached) else float("nan")
+
+
+def _mean(values: Sequence[float]) -> float:
+    found = np.array(values, np.float64)
+    found = found[np.isfinite(found)]
+    return float(found.mean()) if found.size else float("nan")

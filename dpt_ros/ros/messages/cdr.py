@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Serialised sensor_msgs Image and CompressedImage, read where they lie.
+
+A raw subscription delivers a message as the bytes that came over the wire: OMG's Common Data
+Representation, version 1 (DDS-XTypes 1.3, 7.4.3), behind a header of four bytes that names the
+byte order. Every primitive is aligned to its size, counted from after that header. Strings and
+sequences begin with their length; a string's includes a zero at its end.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+from builtin_interfaces.msg import Time
+from std_msgs.msg import Header
+
+from dpt_ros.ros.messages.image import MessageError
+
+_ENCAPSULATION = 4
+_BYTE_ORDERS = {b"\x00\x00": ">", b"\x00\x01": "<"}
+
+
+@dataclass(frozen=True)
+class ImageView:
+    """The fields of a sensor_msgs/Image; ``data`` is a read-only view of the serialised bytes."""
+
+    header: Header
+    height: int
+    width: int
+    encoding: str
+    is_bigendian: int
+    step: int
+    data: np.ndarray
+
+
+@dataclass(frozen=True)
+class CompressedImageView:
+    """The fields of a sensor_msgs/CompressedImage; ``data`` is a view like `ImageView`'s."""
+
+    header: Header
+    format: str
+    data: np.ndarray
+
+
+def read_image(serialised: bytes) -> ImageView:
+    """The Image that was serialised, its pixels uncopied.
+
+    Raises:
+        MessageError: the bytes are no serialised Image. Which values its fields have is not
+            judged here: ``image_pixels`` does that.
+    """
+    reader = _Reader(serialised, "Image")
+    return ImageView(
+        header=reader.header(),
+        height=reader.number("height"),
+        width=reader.number("width"),
+        encoding=reader.string("encoding"),
+        is_bigendian=reader.octet("is_bigendian"),
+        step=reader.number("step"),
+        data=reader.octets("data"),
+    )
+
+
+def read_compressed_image(serialised: bytes) -> CompressedImageView:
+    """The CompressedImage that was serialised, its file uncopied.
+
+    Raises:
+        MessageError: the bytes are no serialised CompressedImage.
+    """
+    reader = _Reader(serialised, "CompressedImage")
+    return CompressedImageView(
+        header=reader.header(),
+        format=reader.string("format"),
+        data=reader.octets("data"),
+    )
+
+
+class _Reader:
+    """Takes one field after the other from a serialised message."""
+
+    def __init__(self, serialised: bytes, kind: str) -> None:
+        self._bytes = serialised
+        self._kind = kind
+        self._at = _ENCAPSULATION
+        order = _BYTE_ORDERS.get(serialised[:2])
+        if order is None or len(serialised) < _ENCAPSULATION:
+            raise MessageError(
+                "malformed message",
+                f"The serialised {kind} of {len(serialised)} bytes begins with"
+                f" {serialised[:4].hex(' ') or '(none)'}, but plain CDR begins with"
+                " 00 00 or 00 01 and two bytes of options.",
+            )
+        self._uint32 = struct.Struct(f"{order}I")
+        self._time = struct.Struct(f"{order}iI")
+
+    def header(self) -> Header:
+        sec, nanosec = self._time.unpack_from(self._bytes, self._take("header.stamp", 8))
+        frame_id = self.string("header.frame_id")
+        return Header(stamp=Time(sec=sec, nanosec=nanosec), frame_id=frame_id)
+
+    def number(self, field: str) -> int:
+        self._at += -self._at % 4
+        return int(self._uint32.unpack_from(self._bytes, self._take(field, 4))[0])
+
+    def octet(self, field: str) -> int:
+        return self._bytes[self._take(field, 1)]
+
+    def string(self, field: str) -> str:
+        size = self.number(field)
+        start = self._take(field, size)
+        # rclpy too ends a string at its first zero and replaces what is no UTF-8.
+        text, _, _ = self._bytes[start : start + size].partition(b"\0")
+        return text.decode("utf-8", "replace")
+
+    def octets(self, field: str) -> np.ndarray:
+        size = self.number(field)
+        start = self._take(field, size)
+        return np.frombuffer(self._bytes, np.uint8)[start : start + size]
+
+    def _take(self, field: str, size: int) -> int:
+        """Where ``size`` bytes begin that are now taken."""
+        start, end = self._at, self._at + size
+        if end > len(self._bytes):
+            raise MessageError(
+                "malformed message",
+                f"The serialised {self._kind} has {len(self._bytes)} bytes, but its field"
+                f" '{field}' ends at byte {end}.",
+            )
+        self._at = end
+        return start

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""sensor_msgs PointCloud2 <-> arrays."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+from sensor_msgs.msg import PointCloud2, PointField
+from std_msgs.msg import Header
+
+from dpt_ros.engine.output.point_cloud import FIELDS, POINT_STEP
+from dpt_ros.ros.messages.image import MessageError, give_bytes
+
+_FLOATS = {7: "f4", 8: "f8"}  # sensor_msgs/PointField's FLOAT32 and FLOAT64
+
+
+def cloud_message(cloud: np.ndarray, header: Header) -> PointCloud2:
+    """An organised PointCloud2 of ``cloud``, (h, w) of ``engine.cloud.POINT``, uncopied."""
+    height, width = cloud.shape
+    msg = PointCloud2(
+        header=header,
+        height=height,
+        width=width,
+        fields=[
+            PointField(name=f.name, offset=f.offset, datatype=f.datatype, count=1) for f in FIELDS
+        ],
+        is_bigendian=sys.byteorder == "big",
+        point_step=POINT_STEP,
+        row_step=POINT_STEP * width,
+        is_dense=False,
+    )
+    give_bytes(msg, np.ascontiguousarray(cloud))
+    return msg
+
+
+def cloud_points(msg: PointCloud2) -> np.ndarray:
+    """x, y and z of a PointCloud2: (N, 3) float32, not finite ones included.
+
+    ``point_step`` and ``row_step`` matter only where the number of bytes does not tell them.
+
+    Raises:
+        MessageError: it has no such fields, or too few bytes.
+    """
+    fields = {f.name: (f.offset, _FLOATS[f.datatype]) for f in msg.fields if f.datatype in _FLOATS}
+    if not {"x", "y", "z"} <= fields.keys():
+        raise MessageError(
+            "bad fields",
+            "The cloud has no float32 or float64 fields x, y and z; it has"
+            f" {', '.join(field.name for field in msg.fields) or 'none'}.",
+        )
+    data = np.frombuffer(msg.data, np.uint8)
+    height = max(msg.height, 1)
+    count = msg.width * height
+    if not count:
+        return np.zeros((0, 3), np.float32)
+    least = max(fields[k][0] + int(fields[k][1][1]) for k in "xyz")
+    step = msg.point_step
+    if step < least and data.size % count == 0:
+        step = data.size // count
+    if step < least:
+        raise MessageError(
+            "bad fields",
+            f"The cloud's point_step is {msg.point_step} bytes, but its x, y and z take {least}.",
+        )
+    row_step = msg.row_step
+    if height == 1 or data.size == step * count:
+        row_step = step * msg.width
+    if row_step < step * msg.width or data.size < row_step * (height - 1) + step * msg.width:
+        raise MessageError(
+            "short data",
+            f"The cloud holds {data.size} bytes, which do not fit {count} points of {step} bytes"
+            f" (point_step) in {height} rows of {row_step} bytes (row_step).",
+        )
+    order = ">" if msg.is_bigendian else "<"
+    dtype = np.dtype(
+        {
+            "names": ["x", "y", "z"],
+            "formats": [order + fields[k][1] for k in "xyz"],
+            "offsets": [fields[k][0] for k in "xyz"],
+            "itemsize": step,
+        }
+    )
+    rows: np.ndarray = np.ndarray((height, msg.width), dtype, data, strides=(row_step, step))
+    flat = rows.reshape(-1)
+    with np.errstate(over="ignore", invalid="ignore"):  # a float64 may be beyond float32
+        return np.stack([flat[k].astype(np.float32) for k in "xyz"], axis=1)

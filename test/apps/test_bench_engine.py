@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arithmetic of dpt_bench engine and cpu, and the counts that need no clock."""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dpt_ros.apps.bench.network import cpu, engine, rounds
+from dpt_ros.apps.bench.network.apart import Failed
+from dpt_ros.apps.bench.network.apart import rows as rows_apart
+from dpt_ros.apps.bench.network.engine_row import compare
+from dpt_ros.apps.bench.network.roofline import Work, count_work
+
+
+def test_work_is_counted_as_computed_by_hand():
+    a, b = torch.empty(8, 4, device="meta"), torch.empty(4, 16, device="meta")
+    work = count_work(lambda: (a @ b).t().relu(), bytes_per_value=2)
+    assert dict(work.by_name) == {"mm": 1, "relu": 1}
+    assert work.heavy == [(2 * 8 * 4 * 16, 2 * (8 * 4 + 4 * 16 + 8 * 16))]
+
+
+def test_the_floor_takes_the_larger_of_arithmetic_and_traffic_of_each_operation():
+    work = Work(heavy=[(1000, 10), (10, 1000)])
+    assert work.floor(100.0, 50.0) == pytest.approx(10.0 + 20.0)
+
+
+def test_folding_and_fusing_leave_few_operations_of_the_same_arithmetic():
+    counts = cpu.network_counts("dpt_hybrid_midas")
+    assert counts["ATen operations, plain"] > counts["ATen operations, folded"] > 300
+    assert counts["ATen operations, fused"] <= 265
+    # Published: 255.2 GFLOP, of which the 1x1 convolution before the upsampling saves 4.8.
+    assert counts["GFLOP, plain"] == 250
+    assert counts["GFLOP, fused"] in (249, 250)
+
+
+def test_arms_take_turns_and_a_ratio_is_taken_inside_the_rounds():
+    order: list[str] = []
+
+    def arm(name: str, seconds: float):
+        def run() -> float:
+            order.append(name)
+            return seconds * len(order)  # the machine gets slower and slower
+
+        return run
+
+    times = rounds.interleave({"slow": arm("slow", 2.0), "fast": arm("fast", 1.0)}, 3, 1)
+    assert order == ["slow", "fast"] * 4
+    assert {name: len(values) for name, values in times.items()} == {"slow": 3, "fast": 3}
+    assert rounds.ratio(times, "slow", "fast") == pytest.approx(2 * 5 / 6, rel=0.1)
+
+
+def test_rounds_beside_a_busy_machine_do_not_count(monkeypatch):
+    clock = iter(np.cumsum([0.0, 0.0, 0.0, 100.0] + [0.0] * 50))
+    monkeypatch.setattr(rounds, "machine_seconds", lambda: next(clock))
+    monkeypatch.setattr(rounds, "own_seconds", lambda: 0.0)
+    times, thrown, load = rounds.quiet_rounds({"one": lambda: 1.0}, 4, 0.1, 10.0)
+    assert len(times["one"]) == 4
+    assert thrown == 1
+    assert load == 0.0
+
+
+def test_parity_sees_a_wrong_depth_and_a_wrong_label():
+    depth, labels = torch.full((1, 4, 4), 2.0), torch.ones(1, 4, 4, dtype=torch.uint8)
+    expected = {"depth": depth, "labels": labels}
+    assert compare(expected, expected) == {"AbsRel": 0.0, "labels equal": 1.0}
+    wrong = {"depth": depth * 1.5, "labels": labels.clone()}
+    wrong["labels"][0, 0] = 2
+    assert compare(wrong, expected) == {"AbsRel": 0.5, "labels equal": 0.75}
+
+
+def test_parity_is_unknown_where_random_weights_give_no_depth_and_infinite_where_one_is_lost():
+    nothing, some = torch.zeros(1, 2, 2), torch.ones(1, 2, 2)
+    assert compare({"depth": some}, {"depth": nothing}) == {}
+    lost = torch.tensor([[[1.0, torch.nan], [1.0, 1.0]]])
+    assert compare({"depth": lost}, {"depth": some}) == {"AbsRel": float("inf")}
+    assert compare({"depth": some}, {"depth": lost}) == {"AbsRel": 0.0}
+
+
+def rehearse(capsys: pytest.CaptureFixture[str], path: Path, *words: str):
+    """Exit code, rows and words of the whole command at a small size."""
+    command = ["--device", "cpu", "--rehearse", "--json", str(path), *words]
+    code = engine.main(command)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return code, lines, capsys.readouterr().out
+
+
+def test_the_whole_command_runs_on_a_cpu_in_small(capsys, tmp_path):
+    profile = tmp_path / "trace.json"
+    code, lines, said = rehearse(
+        capsys, tmp_path / "rows.jsonl", "--tasks", "both", "--profile", str(profile)
+    )
+    assert code == 0, said
+    assert [line["error"] for line in lines[1:-1]] == [None] * (len(lines) - 2)
+    rows = {(line["case"], line["arm"]): line for line in lines[1:-1]}
+    for arm in ("plain fp32", "plain fp16", "ours, no graph", "ours", "ours, from host"):
+        row = rows["both 64x64 x1", arm]
+        assert row["agrees"]
+        assert row["parity"]["AbsRel"] < 0.02
+        assert row["pictures per second"] > 0
+        assert [times["wall"]["count"] for times in row["paces"].values()] == [3, 2]
+    for cameras in (1, 4):
+        for networks in ("one network", "two networks"):
+            row = rows[f"frames 48x64 x{cameras}", networks]
+            assert len(row["first"]) == 6
+            assert row["notes"] == []
+            # All of it is in the wall clock: launching, and what the device does.
+            assert 0 < row["start"]["p50"] <= row["wall"]["p50"]
+            assert 0 < row["device"]["p50"] <= row["wall"]["p50"]
+            assert row["rate"] > 0
+    assert rows["trace 48x64 x1", ""]["operations"] > 100
+    assert profile.stat().st_size > 0
+    assert lines[-2]["case"].startswith("trace")  # nothing is timed after the profiler
+
+
+def test_a_row_that_fails_tells_why_and_the_others_are_measured(capsys, tmp_path, monkeypatch):
+    args = engine.arguments(["--device", "cpu", "--rehearse", "--tasks", "depth", "--cameras"])
+    args.arms, args.batches, args.json = ["plain fp32", "ours"], [0, 1], tmp_path / "rows.jsonl"
+    monkeypatch.setattr(engine, "arguments", lambda argv: args)
+    assert engine.main([]) == 1
+    lines = [json.loads(line) for line in args.json.read_text().splitlines()]
+    errors = [line["error"] for line in lines[1:-1]]
+    assert errors[0] is None
+    assert all(errors[1:3]), errors
+    assert errors[3:] == [None, None]
+    assert errors[1] in capsys.readouterr().out
+    assert lines[2]["log"][-1] == errors[1]
+
+
+def test_work_that_does_not_end_is_ended_with_all_it_started(tmp_path):
+    child = tmp_path / "child"
+    start = time.monotonic()
+    arguments = {"args": ["sh", "-c", f"echo $$ > {child}; sleep 60; true"]}
+    with pytest.raises(Failed, match="no end after 5 s"):
+        list(rows_apart("subprocess:run", arguments, 5.0, tmp_path / "log", start="spawn"))
+    assert time.monotonic() - start < 20
+    state = Path(f"/proc/{child.read_text().strip()}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"  # dead, if nobody reaps it
+
+
+@pytest.mark.gpu
+def test_the_engine_benchmark_runs_and_our_arm_has_parity():
+    size = ["--tasks", "depth", "--sizes", "384x384", "--rounds", "5", "--warm-up", "2"]
+    arms = ["--arms", "plain fp32", "plain fp16", "ours", "ours, from host", "--cameras", "1"]
+    assert engine.main([*size, *arms, "--paced-rounds", "0"]) == 0
+
+
+def test_without_a_gpu_the_engine_benchmark_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert engine.main([]) == 2
+    assert "torch finds no usable GPU" in capsys.readouterr().out

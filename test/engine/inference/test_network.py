@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Choosing and loading the networks that the settings ask for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dpt_ros.engine.inference.fold import fold
+from dpt_ros.engine.inference.gpu_modules import fuse
+from dpt_ros.engine.inference.network import EMBEDDED, NetworkError, load_networks
+from dpt_ros.engine.input.preprocess import network_input
+from dpt_ros.engine.settings import Settings
+from dpt_ros.model import DPT, create_model, save_checkpoint
+from dpt_ros.model.zoo import SMALL, ZOO
+from dpt_ros.world import World
+
+RANDOM = {"depth_weights": "random", "label_weights": "random"}
+
+
+@pytest.fixture(autouse=True)
+def _empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DPT_ROS_CACHE", str(tmp_path / "cache"))
+
+
+def test_without_a_download_auto_is_the_embedded_network_for_both_and_says_so():
+    networks = load_networks(Settings())
+    assert networks.depth is networks.labels
+    assert networks.depth_name == networks.label_name == EMBEDDED
+    assert networks.metric
+    assert networks.farthest == pytest.approx(0.98 * 50.0)
+    assert networks.class_names[:2] == ("wall", "floor")
+    assert sum("synthetic world only" in note for note in networks.notes) == 2
+    assert not networks.random
+
+
+def test_auto_takes_the_network_that_a_file_says_it_holds(tmp_path: Path) -> None:
+    file = tmp_path / "mine.safetensors"
+    save_checkpoint(DPT(replace(ZOO["dpt_hybrid_nyu"], geometry=SMALL)), file)
+    networks = load_networks(Settings(depth_weights=str(file), label_network="none"))
+    assert networks.depth_name == "dpt_hybrid_nyu"
+    assert any("dpt_hybrid_nyu, as" in note for note in networks.notes)
+
+
+def test_auto_prefers_a_downloaded_network_and_says_so(monkeypatch):
+    asked = []
+
+    def at_hand(name: str) -> Path | None:
+        asked.append(name)
+        return Path("there.pt") if name == "dpt_hybrid_kitti" else None
+
+    monkeypatch.setattr("dpt_ros.model.cached_checkpoint", at_hand)
+    with pytest.raises(NetworkError, match=r"^dpt_hybrid_kitti cannot be loaded \(depth_w"):
+        load_networks(Settings(label_network="none"))
+    assert asked == ["dpt_hybrid_nyu", "dpt_hybrid_kitti"]
+
+
+def test_random_weights_are_used_only_on_request_and_said():
+    networks = load_networks(Settings(**RANDOM))
+    assert networks.random
+    assert any("predictions mean nothing" in note for note in networks.notes)
+
+
+def test_a_network_for_one_task_leaves_the_other_out():
+    networks = load_networks(Settings(label_network="none"))
+    assert networks.depth is not None
+    assert networks.labels is None
+    assert networks.class_names == ()
+
+
+def test_a_file_is_taken_by_path(tmp_path):
+    path = tmp_path / "mine.safetensors"
+    save_checkpoint(create_model(EMBEDDED, weights="random"), path)
+    networks = load_networks(Settings(depth_network=EMBEDDED, depth_weights=str(path)))
+    assert networks.depth is not networks.labels
+    assert not networks.random
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (
+            Settings(depth_network="dpt_hybrid_nyc"),
+            "depth_network: Unknown network 'dpt_hybrid_nyc' (did you mean dpt_hybrid_nyu",
+        ),
+        (
+            Settings(label_network="ade20k"),
+            "label_network: Unknown network 'ade20k'",
+        ),
+        (Settings(depth_network="dpt_hybrid_nyu"), 'ask for "download"'),
+        (Settings(depth_weights="/no/such/file.pt"), "no checkpoint file /no/such/file.pt"),
+        (Settings(depth_network="none", label_network="none"), "nothing to compute"),
+        (Settings(precision="fp16", device="cpu"), "precision is fp16, but a CPU"),
+        (Settings(scale_source="ground"), "needs scale.camera_height"),
+        (
+            Settings(depth_network="dpt_hybrid_midas", scale_source="network", **RANDOM),
+            "dpt_hybrid_midas predicts relative inverse depth; set scale.source",
+        ),
+        (Settings(compile=True, device="cpu"), "on a CPU torch.compile is slower"),
+        (Settings(backend="openvino", device="cuda"), "device is cuda"),
+        (
+            Settings(depth_network="dpt_hybrid_ade20k", depth_weights="random"),
+            "dpt_hybrid_ade20k predicts labels, not depth; set depth_network",
+        ),
+    ],
+)
+def test_what_cannot_be_made_ready_is_refused_with_what_to_do(settings, sentence):
+    with pytest.raises(NetworkError) as refusal:
+        load_networks(settings)
+    assert sentence in str(refusal.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused_with_what_to_do():
+    with pytest.raises(NetworkError, match="finds no usable GPU; check the driver"):
+        load_networks(Settings(device="cuda"))
+
+
+@pytest.mark.gpu
+def test_a_gpu_that_is_not_there_is_named_with_those_that_are():
+    with pytest.raises(NetworkError, match="there are only"):
+        load_networks(Settings(device="cuda:99"))
+
+
+@pytest.mark.parametrize("kind", ["room", "yard"])
+def test_half_precision_says_what_single_precision_says(kind):
+    # In float16 on the CPU: the rounding is a GPU's, the time is not.
+    model = create_model(EMBEDDED)
+    fold(model)
+    fuse(model)
+    rgb = World(kind, 9001, 192, 144).frame(5).rgb
+    images = network_input(rgb, (144, 192), model.spec.mean, model.spec.std)
+    with torch.inference_mode():
+        exact = model(images)
+        half = model.half()(images.half())
+    error = ((half["depth"] - exact["depth"]).abs() / exact["depth"]).mean()
+    same = (half["labels"].argmax(1) == exact["labels"].argmax(1)).double().mean()
+    assert 0 < error <= 1e-3
+    assert same >= 0.995
+
+
+def test_openvino_says_what_torch_says():
+    pytest.importorskip("openvino")
+    images = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(1))
+    expected = load_networks(Settings(label_network="none")).depth(images)["depth"]
+    networks = load_networks(Settings(label_network="none", backend="openvino", threads=1))
+    error = (networks.depth(images)["depth"] - expected).abs() / expected
+    assert error.max() < 1e-3

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several cameras in a batch, and points beyond range, on the CPU and on the steps of a GPU."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from helpers.host_frames import (
+    EVERYTHING,
+    SMALL,
+    SMOOTH,
+    frame,
+    make_networks,
+    one,
+    picture,
+    run,
+    scan_of,
+)
+
+from dpt_ros.engine.frame import CameraModel, OutputRequest
+from dpt_ros.engine.inference.network import Networks
+from dpt_ros.engine.runner.cuda import StreamRunner
+from dpt_ros.engine.runner.host import HostRunner, Runner
+from dpt_ros.engine.runner.streams import HostStreams
+from dpt_ros.engine.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def networks() -> Networks:
+    return make_networks(shared=True)
+
+
+def make(kind: type, networks: Networks, settings: Settings) -> Runner:
+    return kind(networks, settings, *(() if kind is HostRunner else (HostStreams(), print)))
+
+
+@pytest.mark.parametrize("kind", [HostRunner, StreamRunner])
+def test_cameras_of_one_batch_have_anchors_and_a_past_each(networks, kind):
+    runner = make(kind, networks, SMALL)
+    seen = [frame(1, pixels=picture(2), source=name) for name in ("front", "rear")]
+    raw = run(runner, seen, EVERYTHING, SMOOTH)
+    factors = (1.5, 0.7)
+    for step in range(1, 5):
+        stamp = 1 + step * 33_000_000
+        batch = [
+            replace(one, stamp_ns=stamp, anchors=replace(scan_of(said, f), stamp_ns=stamp))
+            for one, said, f in zip(seen, raw, factors, strict=True)
+        ]
+        corrected = run(runner, batch, EVERYTHING, SMOOTH)
+    for said, before, factor in zip(corrected, raw, factors, strict=True):
+        assert said.scale["scale source"] == "anchors"
+        assert np.median(said.depth / before.depth) == pytest.approx(factor, rel=0.15)
+        assert said.reset == ""
+    late = [replace(batch[0], stamp_ns=0), replace(batch[1], stamp_ns=stamp + 33_000_000)]
+    assert [bool(said.reset) for said in run(runner, late, EVERYTHING, SMOOTH)] == [True, False]
+
+
+@pytest.mark.parametrize("kind", [HostRunner, StreamRunner])
+def test_beyond_the_range_points_are_as_far_away_as_asked_for(networks, kind):
+    camera = CameraModel(64, 48, 60.0, 60.0, 31.5, 23.5)
+    wanted = OutputRequest(depth=True, points=True)
+    limit = float(np.median(one(networks, frame(1), OutputRequest()).depth))
+    settings = replace(SMALL, points_far=30.0, max_range=limit, points_max_incidence=90.0)
+    runner = make(kind, networks, settings)
+    for _ in range(4):
+        said = run(runner, frame(1, camera=camera), wanted, settings)[0]
+    beyond = np.isinf(said.depth)
+    assert 0.3 < beyond.mean() < 0.7
+    away = np.sqrt(sum(said.points[k].astype(float) ** 2 for k in "xyz"))
+    np.testing.assert_allclose(away[beyond], 30.0, rtol=1e-5)
+    np.testing.assert_array_equal(said.points["z"][~beyond], said.depth[~beyond])
+
+
+@pytest.mark.parametrize("encoding", ["bgr8", "mono8"])
+def test_a_prediction_keeps_the_frame_as_the_camera_gave_it(networks, encoding):
+    rgb = picture(4)
+    if encoding == "mono8":
+        rgb = np.repeat(rgb[..., :1], 3, axis=2)
+    pixels = rgb[..., 0].copy() if encoding == "mono8" else rgb[..., ::-1].copy()
+    camera = CameraModel(64, 48, 60.0, 60.0, 31.5, 23.5)
+    wanted = replace(EVERYTHING, points=True)
+    seen = frame(4, pixels=pixels, encoding=encoding, camera=camera)
+    said = run(HostRunner(networks, SMOOTH), seen, wanted, SMOOTH)[0]
+    expected = run(
+        HostRunner(networks, SMOOTH), replace(seen, pixels=rgb, encoding="rgb8"), wanted, SMOOTH
+    )[0]
+    assert said.frame is seen
+    np.testing.assert_array_equal(said.depth, expected.depth)
+    np.testing.assert_array_equal(said.labels, expected.labels)
+    assert said.points.tobytes() == expected.points.tobytes()

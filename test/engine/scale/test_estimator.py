@@ -1,0 +1,471 @@
+# SPDX-License-Identifier: Apache-2.0
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dpt_ros.engine.frame import CameraModel
+from dpt_ros.engine.scale.anchors import Anchors, project_scan
+from dpt_ros.engine.scale.estimator import ScaleEstimator, ScaleSettings, focal_factor
+from dpt_ros.engine.scale.ground import down_direction, floor_ids, floor_places
+from dpt_ros.engine.scale.scaled import apply_correction
+from dpt_ros.metrics.depth import depth_metrics
+from dpt_ros.model.zoo import ZOO
+from dpt_ros.world import CLASSES, KINDS, World
+from dpt_ros.world.scan import Scanner, level_mount
+
+CAMERA = CameraModel(320, 240, 277.0, 277.0, 159.5, 119.5)
+FRAME = 1_000_000_000 // 30
+FLOOR = 2
+FAR_SEED = 1_000_000  # training took 0 to 1799
+
+
+def scene(seed=0):
+    """Inverse depth of a slanted wall over a floor, (240, 320) float32: 0.9 to 6 m."""
+    rng = np.random.default_rng(seed)
+    y, x = np.indices((240, 320), np.float32)
+    wall = 0.25 + 0.15 * x / 320 + 0.02 * rng.uniform()
+    floor = (y - 119.5) / 277 / 0.6
+    return np.maximum(wall, floor).astype(np.float32)
+
+
+def anchors_of(inverse, stamp_ns, rng, noise=0.01, count=60):
+    u = rng.integers(4, 316, count)
+    v = rng.integers(100, 230, count)
+    metres = (1 / inverse[v, u]) * (1 + noise * rng.standard_normal(count))
+    return Anchors(
+        u.astype(np.float32), v.astype(np.float32), metres.astype(np.float32), stamp_ns, 320, 240
+    )
+
+
+def middle(scaled):
+    return float(np.median(scaled.inverse))
+
+
+# --- over time
+
+
+def test_a_relative_network_has_no_metres_before_the_first_fit():
+    truth, rng = scene(), np.random.default_rng(0)
+    network = (truth - 0.05) * 800
+    estimator = ScaleEstimator(metric=False)
+    first = estimator.update(network, 0, CAMERA)
+    assert (first.metric, first.source, first.state) == (False, "none", "no metres yet")
+    assert np.isinf(first.sigma)
+    assert (first.scale, first.shift) == (1.0, 0.0)
+    np.testing.assert_array_equal(first.inverse, network)
+    second = estimator.update(network, FRAME, CAMERA, anchors_of(truth, FRAME, rng))
+    assert (second.metric, second.source, second.state) == (True, "anchors", "fitted")
+    np.testing.assert_allclose(second.inverse, truth, rtol=0.03)
+    assert all(isinstance(value, str) for value in second.diagnostics().values())
+
+
+def test_without_anchors_a_relative_network_stays_relative_before_a_wall():
+    wall = np.full((240, 320), 0.5, np.float32)
+    anchors = anchors_of(wall, 0, np.random.default_rng(0))
+    found = ScaleEstimator(metric=False).update(wall * 500, 0, CAMERA, anchors)
+    assert (found.metric, found.reason) == (False, "no spread")
+
+
+def test_before_a_wall_a_metric_network_has_its_scale_corrected():
+    wall = np.full((240, 320), 0.5, np.float32)
+    rng = np.random.default_rng(0)
+    estimator = ScaleEstimator()
+    for k in range(5):
+        found = estimator.update(wall * 1.3, k * FRAME, CAMERA, anchors_of(wall, k * FRAME, rng))
+    assert found.state == "scale only"
+    assert middle(found) == pytest.approx(0.5, rel=0.02)
+    assert abs(found.shift) < 0.02
+
+
+def test_after_the_scan_is_lost_the_last_fit_is_held_and_doubt_grows():
+    truth, rng = scene(), np.random.default_rng(0)
+    estimator = ScaleEstimator()
+    for k in range(10):
+        found = estimator.update(truth * 1.4, k * FRAME, CAMERA, anchors_of(truth, k * FRAME, rng))
+    held = [estimator.update(truth * 1.4, k * FRAME, CAMERA) for k in range(10, 200, 10)]
+    assert {(one.source, one.state) for one in held} == {("anchors", "held")}
+    assert {(one.scale, one.shift) for one in held} == {(found.scale, found.shift)}
+    sigmas = [found.sigma, *(one.sigma for one in held)]
+    assert (np.diff(sigmas) > 0).all()
+    assert sigmas[-1] > 3 * sigmas[0]
+    for_ever = estimator.update(truth * 1.4, 10**15, CAMERA)
+    assert for_ever.sigma < 0.5
+
+
+def test_anchors_of_another_time_are_left_out_with_the_reason():
+    truth, rng = scene(), np.random.default_rng(0)
+    found = ScaleEstimator().update(
+        truth * 1.4, 10**9, CAMERA, anchors_of(truth, 10**9 - 400_000_000, rng)
+    )
+    assert (found.scale, found.state) == (1.0, "as the network says")
+    assert found.reason == "anchors 0.40 s from the frame"
+    assert found.pairs == 0
+
+
+@given(seed=st.integers(0, 10**6), gap=st.integers(1, 20))
+@settings(deadline=None, max_examples=15)
+def test_depth_of_a_steady_network_never_jumps(seed, gap):
+    rng = np.random.default_rng(seed)
+    truth = scene(seed)
+    estimator = ScaleEstimator()
+    out = []
+    for k in range(45):
+        anchors = anchors_of(truth, k * FRAME, rng, noise=0.03)
+        if k % gap == 1:
+            anchors = None
+        elif k == 20:  # a scan of another place
+            anchors = Anchors(anchors.u, anchors.v, anchors.metres * 2, anchors.stamp_ns, 320, 240)
+        elif k == 30:  # nothing but one far corner
+            anchors = anchors_of(truth, k * FRAME, rng, noise=0.2, count=9)
+        out.append(middle(estimator.update(truth * 1.25, k * FRAME, CAMERA, anchors)))
+    assert np.abs(np.diff(np.log(out[5:]))).max() < 0.06
+    assert np.log(out[-1] / np.median(truth)) == pytest.approx(0, abs=0.05)
+
+
+def test_anchors_that_come_late_are_faded_in():
+    truth, rng = scene(), np.random.default_rng(0)
+    estimator = ScaleEstimator()
+    out = []
+    for k in range(30):
+        anchors = anchors_of(truth, k * FRAME, rng) if k >= 10 else None
+        out.append(middle(estimator.update(truth * 2, k * FRAME, CAMERA, anchors)))
+    assert np.abs(np.diff(np.log(out))).max() < 0.2
+    assert out[9] == 2 * np.median(truth)
+    assert out[-1] == pytest.approx(np.median(truth), rel=0.03)
+
+
+@pytest.mark.parametrize("metric", [True, False])
+def test_the_scale_of_a_drifting_network_drifts_less_than_2_percent_a_minute(metric):
+    truth, rng = scene(), np.random.default_rng(0)
+    estimator = ScaleEstimator(metric=metric)
+    seconds, out = np.arange(0, 60, 0.2), []
+    for t in seconds:
+        network = (truth + 0.03 * t / 60) * (1 + 0.5 * t / 60) * (1 if metric else 700)
+        stamp = round(t * 1e9)
+        out.append(middle(estimator.update(network, stamp, CAMERA, anchors_of(truth, stamp, rng))))
+    slope = np.polyfit(seconds / 60, np.log(out), 1)[0]
+    assert abs(slope) < 0.02
+    np.testing.assert_allclose(out[5:], np.median(truth), rtol=0.04)
+
+
+def test_flicker_of_scale_and_shift_is_repaired():
+    truth, rng = scene(), np.random.default_rng(0)
+    estimator = ScaleEstimator()
+    raw, out = [], []
+    for k in range(90):
+        network = truth * (1 + 0.08 * rng.standard_normal()) + 0.01 * rng.standard_normal()
+        raw.append(np.log(np.median(network)))
+        anchors = anchors_of(truth, k * FRAME, rng)
+        out.append(np.log(middle(estimator.update(network, k * FRAME, CAMERA, anchors))))
+    assert np.std(out[20:]) < 0.5 * np.std(raw[20:])
+
+
+def test_a_clock_that_jumps_back_keeps_the_correction():
+    truth, rng = scene(), np.random.default_rng(0)
+    estimator = ScaleEstimator()
+    found = estimator.update(truth * 1.3, 10**12, CAMERA, anchors_of(truth, 10**12, rng))
+    again = estimator.update(truth * 1.3, 0, CAMERA)
+    assert (again.scale, again.shift, again.state) == (found.scale, found.shift, "held")
+    estimator.reset()
+    assert estimator.correction == (1.0, 0.0)
+
+
+def test_unknown_and_beyond_range_stay_what_they_are():
+    network = torch.tensor([[np.nan, 0.0, np.inf, 0.5, 0.01, -1.0]])
+    assert apply_correction(network, (2.0, 3.0))[0, 5] == 0
+    out = apply_correction(network, (2.0, -0.1))
+    assert torch.isnan(out[0, 0])
+    assert out[0, 1:].tolist() == [0.0, np.inf, pytest.approx(0.9), 0.0, 0.0]
+    torch.testing.assert_close(
+        apply_correction(network, torch.tensor([2.0, -0.1])), out, equal_nan=True
+    )
+
+
+def test_a_picture_of_nothing_is_no_failure():
+    rng = np.random.default_rng(0)
+    for value in (np.nan, 0.0, np.inf):
+        network = np.full((240, 320), value, np.float32)
+        found = ScaleEstimator().update(network, 0, CAMERA, anchors_of(scene(), 0, rng))
+        assert found.state == "as the network says"
+        assert found.reason == "too few pairs"
+        np.testing.assert_array_equal(found.inverse, network)
+
+
+def test_sampling_and_observing_apart_is_the_same_as_update():
+    truth, rng = scene(), np.random.default_rng(0)
+    anchors = anchors_of(truth, 0, rng)
+    network = torch.from_numpy(truth * 1.4)
+    whole, parts = ScaleEstimator(), ScaleEstimator()
+    expected = whole.update(network, 0, CAMERA, anchors)
+    samples = parts.sample(network, 0, CAMERA, anchors)
+    parts.observe(samples.values.numpy(), samples, 0)
+    assert parts.correction == (expected.scale, expected.shift)
+    assert isinstance(expected.inverse, torch.Tensor)
+    assert isinstance(whole.update(truth, FRAME, CAMERA).inverse, np.ndarray)
+
+
+def test_the_variance_of_the_depth_is_that_of_drawn_corrections():
+    truth, rng = scene(), np.random.default_rng(0)
+    found = ScaleEstimator().update(
+        torch.from_numpy(truth * 1.2), 0, CAMERA, anchors_of(truth, 0, rng)
+    )
+    x = np.array([0.3, 1.5])
+    drawn = rng.multivariate_normal([found.scale, found.shift], found.covariance, 20_000)
+    inverse = drawn[:, :1] * x + drawn[:, 1:]
+    expected = inverse.var(0) / (found.scale * x + found.shift) ** 2
+    variance = found.relative_variance(torch.from_numpy(x).float()).numpy()
+    np.testing.assert_allclose(variance, expected, rtol=0.05)
+
+
+def test_anchors_of_a_larger_picture_are_looked_up_where_they_are():
+    truth, rng = scene(), np.random.default_rng(0)
+    same = anchors_of(truth, 0, rng)
+    large = Anchors(2 * same.u + 0.5, 3 * same.v + 1, same.metres, 0, 640, 720)
+    found = ScaleEstimator().update(truth * 1.4, 0, CAMERA, large)
+    assert found.state == "fitted"
+    assert found.residual == pytest.approx(0.01, rel=0.5)
+    np.testing.assert_allclose(found.inverse, truth, rtol=0.05)
+
+
+@pytest.mark.parametrize("across", [True, False], ids=["upright", "level"])
+@pytest.mark.parametrize("side", [-1, 0], ids=["before", "behind"])
+def test_a_pair_beside_an_edge_is_left_out(across, side):
+    truth = np.repeat(np.linspace(0.3, 0.5, 240, dtype=np.float32)[:, None], 320, 1)
+    truth[120:, 160:] = truth[:120, :160] = 2.0  # an upright edge and a level one
+    plain = anchors_of(truth, 0, np.random.default_rng(0), noise=0, count=40)
+    u, v = (160 + side, 60) if across else (60, 120 + side)
+    # twenty of them say, of the one side of the edge, what is on the other
+    u, v = np.full(20, u, np.float32), np.full(20, v, np.float32)
+    wrong = Anchors(
+        np.r_[plain.u, u], np.r_[plain.v, v], np.r_[plain.metres, 9 + 0 * u], 0, 320, 240
+    )
+    found = ScaleEstimator().update(truth, 0, CAMERA, wrong)
+    off_edges = (np.abs(plain.u - 159.5) > 3) & (np.abs(plain.v - 119.5) > 3)
+    assert found.pairs <= 40
+    assert found.pairs >= off_edges.sum()
+
+
+def test_the_ground_is_left_alone_where_it_was_not_asked_for_or_has_no_height():
+    network, down = scene() * 1.4, np.array([0.0, 1.0, 0.0])
+    for settings_ in (ScaleSettings(), ScaleSettings(source="anchors", camera_height=0.6)):
+        estimator = ScaleEstimator(settings_, floor=(FLOOR,))
+        found = estimator.update(network, 0, CAMERA, None, floor_labels(), down)
+        assert (found.source, found.state, found.pairs) == ("network", "as the network says", 0)
+    estimator = ScaleEstimator(ScaleSettings(source="ground", camera_height=0.6), floor=(FLOOR,))
+    anchors = anchors_of(scene() * 2, 0, np.random.default_rng(0))
+    found = estimator.update(network, 0, CAMERA, anchors, floor_labels(), down)
+    assert (found.source, found.state) == ("ground", "fitted")
+
+
+def test_an_estimator_that_is_restored_goes_on_as_the_other():
+    truth, rng = scene(), np.random.default_rng(0)
+    one, other = ScaleEstimator(), ScaleEstimator()
+    for k in range(3):
+        one.update(truth * 1.4, k * FRAME, CAMERA, anchors_of(truth, k * FRAME, rng))
+    other.restore(one.state())
+    for k in (3, 4):
+        anchors = anchors_of(truth, k * FRAME, rng) if k == 4 else None
+        a, b = (e.update(truth * 1.4, k * FRAME, CAMERA, anchors) for e in (one, other))
+        np.testing.assert_array_equal(a.inverse, b.inverse)
+        assert a.diagnostics() == b.diagnostics()
+
+
+@pytest.mark.gpu
+def test_a_gpu_says_the_same():
+    truth, rng = scene(), np.random.default_rng(0)
+    anchors = anchors_of(truth, 0, rng)
+    network = torch.from_numpy(truth * 1.4)
+    here = ScaleEstimator().update(network, 0, CAMERA, anchors)
+    there = ScaleEstimator().update(network.cuda(), 0, CAMERA, anchors)
+    assert there.inverse.is_cuda
+    torch.testing.assert_close(there.inverse.cpu(), here.inverse)
+
+
+# --- sources
+
+
+def floor_labels():
+    labels = np.ones((240, 320), np.uint8)
+    labels[scene() > 0.43] = FLOOR
+    return labels
+
+
+def test_the_floor_fixes_the_scale_where_the_camera_s_height_is_known():
+    truth = scene()
+    settings_ = ScaleSettings(camera_height=0.6)
+    for tilt in (-0.0175, 0.0, 0.0175):
+        estimator = ScaleEstimator(settings_, floor=(FLOOR,))
+        down = np.array([0.0, np.cos(tilt), np.sin(tilt)])
+        for k in range(10):
+            found = estimator.update(truth * 1.4, k * FRAME, CAMERA, None, floor_labels(), down)
+        assert (found.source, found.state) == ("ground", "fitted")
+        assert middle(found) == pytest.approx(np.median(truth), rel=0.06)
+
+
+def test_what_is_not_labelled_floor_is_not_taken_for_it():
+    truth = scene()
+    estimator = ScaleEstimator(ScaleSettings(camera_height=0.6), floor=(FLOOR,))
+    labels = np.ones((240, 320), np.uint8)
+    found = estimator.update(truth * 1.4, 0, CAMERA, None, labels, np.array([0.0, 1.0, 0.0]))
+    assert (found.source, found.state) == ("network", "as the network says")
+    assert found.reason == "too few pairs"
+
+
+def test_the_ground_is_asked_when_a_held_fit_has_become_doubtful():
+    truth, rng = scene(), np.random.default_rng(0)
+    estimator = ScaleEstimator(ScaleSettings(camera_height=0.6), floor=(FLOOR,))
+    labels, down = floor_labels(), np.array([0.0, 1.0, 0.0])
+    sources = []
+    for k in range(600):
+        stamp = k * 200_000_000
+        anchors = anchors_of(truth, stamp, rng) if k < 10 else None
+        found = estimator.update(truth * 1.4, stamp, CAMERA, anchors, labels, down)
+        sources.append(found.source)
+        assert k < 10 or middle(found) == pytest.approx(np.median(truth), rel=0.06)
+    assert sources[:60] == ["anchors"] * 60
+    assert sources[-1] == "ground"
+    back = estimator.update(
+        truth * 1.4, stamp + FRAME, CAMERA, anchors_of(truth, stamp + FRAME, rng), labels, down
+    )
+    assert back.source == "anchors"
+
+
+def test_the_ground_is_asked_where_anchors_say_nothing_plausible():
+    truth = scene()
+    estimator = ScaleEstimator(ScaleSettings(camera_height=0.6), floor=(FLOOR,))
+    rng = np.random.default_rng(0)
+    wrong = anchors_of(rng.uniform(0.03, 3, truth.shape), 0, rng)
+    found = estimator.update(truth * 1.4, 0, CAMERA, wrong, floor_labels(), np.array([0.0, 1, 0]))
+    assert (found.source, found.state, found.reason) == ("ground", "fitted", "")
+    alone = ScaleEstimator(ScaleSettings(camera_height=0.6), floor=(FLOOR,))
+    same = alone.update(truth * 1.4, 0, CAMERA, None, floor_labels(), np.array([0.0, 1, 0]))
+    assert (found.scale, found.shift) == (same.scale, same.shift)
+
+
+def test_a_metric_network_starts_from_its_focal_length_and_depth_scale():
+    estimator = ScaleEstimator(ScaleSettings(depth_scale=3.0), focal=2.0)
+    found = estimator.update(scene(), 0, CAMERA)
+    assert (found.scale, found.shift) == (pytest.approx(1 / 6), 0.0)
+    assert found.diagnostics()["scale sigma"] == f"{100 * found.sigma:.1f} %"
+
+
+def test_a_missing_scan_is_no_reason_where_none_was_asked_for():
+    reasons = {}
+    for source in ("network", "auto", "anchors"):
+        estimator = ScaleEstimator(ScaleSettings(source=source))
+        reasons[source] = estimator.update(scene(), 0, CAMERA).reason
+    assert reasons == {"network": "", "auto": "", "anchors": "no anchors"}
+
+
+def test_a_source_that_was_not_asked_for_is_not_used():
+    truth, rng = scene(), np.random.default_rng(0)
+    for source, state in (("network", "as the network says"), ("none", "no metres asked for")):
+        estimator = ScaleEstimator(ScaleSettings(source=source))
+        found = estimator.update(truth, 0, CAMERA, anchors_of(truth * 2, 0, rng))
+        assert (found.scale, found.state, found.metric) == (1.0, state, source == "network")
+
+
+def test_a_source_that_cannot_be_had_is_refused():
+    with pytest.raises(ValueError, match="must be one of auto, network"):
+        ScaleEstimator(ScaleSettings(source="gps"))
+    with pytest.raises(ValueError, match="relative inverse depth"):
+        ScaleEstimator(ScaleSettings(source="network"), metric=False)
+    with pytest.raises(ValueError, match=r"needs scale\.camera_height"):
+        ScaleEstimator(ScaleSettings(source="ground"))
+    with pytest.raises(ValueError, match="must be"):
+        ScaleEstimator().update(np.zeros((1, 2, 3), np.float32), 0)
+
+
+def test_metres_scale_with_the_focal_length():
+    trained = {name: ZOO[name].focal for name in ZOO}
+    nyu = CameraModel(640, 480, 518.86, 518.86, 319.5, 239.5)
+    assert focal_factor(trained["dpt_hybrid_nyu"], nyu, 640) == pytest.approx(1.0)
+    assert focal_factor(trained["dpt_hybrid_nyu"], nyu.scaled(1280, 960), 640) == pytest.approx(
+        1.0
+    )
+    tele = CameraModel(640, 480, 2 * 518.86, 2 * 518.86, 319.5, 239.5)
+    assert focal_factor(trained["dpt_hybrid_nyu"], tele, 640) == pytest.approx(2.0)
+    assert focal_factor(trained["dpt_hybrid_midas"], tele, 384) == 1.0
+    assert focal_factor(trained["dpt_hybrid_kitti"], None, 1216) == 1.0
+    world = World("room", 3, 640, 480).camera
+    assert focal_factor(trained["dpt_hybrid_embedded"], world, 320) == pytest.approx(1.0, abs=1e-4)
+    found = ScaleEstimator(focal=2.0).update(scene(), 0)
+    np.testing.assert_allclose(found.inverse, scene() / 2)
+
+
+def test_down_is_down_and_the_floor_is_where_it_is_seen():
+    tilt = np.radians(10)
+    base_from_camera = np.linalg.inv(level_mount(tilt))
+    down = down_direction(base_from_camera)
+    np.testing.assert_allclose(down, [0, np.cos(tilt), np.sin(tilt)], atol=1e-12)
+    x, y, inverse = floor_places(CAMERA, down, 0.6)
+    world = World("room", 5)
+    pose = world.frame(0).odom_from_camera
+    view = world.frame(0)
+    x, y, inverse = floor_places(view.camera, down_direction(pose), pose[2, 3])
+    rows, columns = (y * 240).astype(int), (x * 320).astype(int)
+    floor = view.labels[rows, columns] == FLOOR
+    assert floor.sum() > 20
+    error = inverse[floor] * view.depth[rows, columns][floor]
+    assert np.median(np.abs(error - 1)) < 0.01
+    assert floor_ids(CLASSES) == (2, 5)
+
+
+@pytest.fixture(scope="module")
+def predictions():
+    """What the embedded network says of five frames of each of twelve worlds new to it."""
+    from dpt_ros.engine.inference.predict import predict_image
+    from dpt_ros.model import create_model
+
+    model = create_model("dpt_hybrid_embedded")
+    found = []
+    for k in range(12):
+        world = World(KINDS[k % 3], FAR_SEED + k, fps=5)
+        scanner = Scanner(world)
+        frames = []
+        for i in range(50, 55):
+            view = world.frame(i)
+            said = predict_image(model, view.rgb)
+            frames.append((view, said["depth"], said["labels"], scanner.scan(i)))
+        found.append(frames)
+    return found
+
+
+def abs_rel(predictions, with_scan, camera_height, flicker):
+    errors, rng = [], np.random.default_rng(0)
+    down = down_direction(np.linalg.inv(level_mount()))
+    for frames in predictions:
+        estimator = ScaleEstimator(
+            ScaleSettings(camera_height=camera_height), floor=floor_ids(CLASSES)
+        )
+        for view, depth, labels, scan in frames:
+            network = (1 / depth) * 1.3 * (1 + flicker * rng.standard_normal())
+            anchors = project_scan(
+                scan.ranges,
+                scan.angle_min,
+                scan.angle_increment,
+                scan.range_min,
+                scan.range_max,
+                scan.camera_from_sensor,
+                view.camera,
+                scan.stamp_ns,
+            )
+            found = estimator.update(
+                network, view.stamp_ns, view.camera, anchors if with_scan else None, labels, down
+            )
+            said = 1 / np.maximum(found.inverse, 1e-3)
+            errors.append(depth_metrics(said, view.depth)["abs_rel"])
+    return np.mean(errors)
+
+
+@pytest.mark.parametrize("flicker", [0.0, 0.05])
+def test_a_scan_repairs_the_scale_of_the_embedded_network(predictions, flicker):
+    assert abs_rel(predictions, False, 0.0, flicker) > 0.2
+    assert abs_rel(predictions, True, 0.0, flicker) <= 0.08
+
+
+@pytest.mark.parametrize("flicker", [0.0, 0.05])
+def test_the_camera_s_height_alone_repairs_the_scale_too(predictions, flicker):
+    assert abs_rel(predictions, False, 0.6, flicker) <= 0.12

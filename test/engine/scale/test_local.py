@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dpt_ros.engine.scale.local import LocalCorrection
+
+COLUMNS = (np.arange(80) + 0.5) / 80
+
+
+def walls():
+    """Inverse depth (240, 320): a wall at 4 m, before it to the right one at 2 m."""
+    truth = torch.full((240, 320), 0.25)
+    truth[:, 200:] = 0.5
+    return truth
+
+
+def scan_of(truth, network):
+    """What a scan in row 150 says: columns, the network's and the true inverse depth."""
+    x = (COLUMNS * 320).astype(int)
+    return COLUMNS, network[150, x].double().numpy(), truth[150, x].double().numpy()
+
+
+def taken(local, columns, seen, true, seconds):
+    """The table of logarithms after these anchors, zeros for none."""
+    local.take(columns, seen, true, seconds, limit_step=True)
+    return np.array(local.state() or 0.0)
+
+
+def test_a_wall_that_is_too_near_and_a_box_that_is_too_far_are_both_set_right():
+    truth = walls()
+    network = truth * torch.where(truth < 0.4, 1.15, 0.9)
+    local = LocalCorrection()
+    local.take(*scan_of(truth, network), 0.0, limit_step=False)
+    bent = local.apply(network, (1.0, 0.0))
+    inside = torch.ones(320, dtype=torch.bool)
+    inside[190:210] = False
+    error = (bent / truth - 1).abs()[:, inside]
+    assert error.max() < 0.03
+    assert (network / truth - 1).abs().min() > 0.09
+
+
+def test_rows_without_anchors_are_corrected_with_their_wall():
+    truth = walls()
+    network = truth * 1.15
+    local = LocalCorrection()
+    local.take(*scan_of(truth, network), 0.0, False)
+    bent = local.apply(network, (1.0, 0.0))
+    torch.testing.assert_close(bent[0], bent[150])
+
+
+def test_other_depths_and_columns_are_left_alone():
+    truth = walls()
+    network = truth * 1.15
+    network[:100, :100] = 2.0  # a lamp half a metre away, above the scan
+    columns, seen, true = scan_of(truth, network)
+    left = columns < 0.4
+    local = LocalCorrection()
+    local.take(columns[left], seen[left], true[left], 0.0, limit_step=False)
+    bent = local.apply(network, (1.0, 0.0))
+    torch.testing.assert_close(bent[:100, :100], network[:100, :100], rtol=1e-3, atol=0)
+    torch.testing.assert_close(bent[:, 220:], network[:, 220:], rtol=1e-3, atol=0)
+
+
+def test_the_far_end_of_a_wall_is_not_corrected_by_anchors_at_the_near_one():
+    truth = torch.full((240, 320), 0.25)
+    network = truth * 1.15
+    columns, seen, true = scan_of(truth, network)
+    left = columns < 0.4
+    local = LocalCorrection()
+    local.take(columns[left], seen[left], true[left], 0.0, limit_step=False)
+    bent = local.apply(network, (1.0, 0.0))
+    torch.testing.assert_close(bent[:, 240:], network[:, 240:], rtol=1e-3, atol=0)
+    assert (bent / truth - 1)[:, :110].abs().max() < 0.03
+
+
+def test_scale_and_shift_come_on_top():
+    truth = walls()
+    scale, shift = 0.002, 0.05
+    network = (truth * 1.1 - shift) / scale
+    local = LocalCorrection()
+    columns, seen, true = scan_of(truth, network)
+    local.take(columns, seen * scale + shift, true, 0.0, limit_step=False)
+    bent = local.apply(network, (scale, shift)) * scale + shift
+    assert (bent / truth - 1)[:, :180].abs().max() < 0.03
+
+
+def test_an_anchor_of_something_else_changes_nothing():
+    truth = walls()
+    local = LocalCorrection()
+    columns, seen, _ = scan_of(truth, truth)
+    local.take(columns, seen, seen * 3, 0.0, limit_step=False)
+    assert local.state() is None
+
+
+def test_from_frame_to_frame_it_moves_by_small_steps_and_fades_without_anchors():
+    truth = walls()
+    network = truth * 1.2
+    local = LocalCorrection()
+    tables = [np.zeros(1)]
+    for _ in range(12):
+        table = taken(local, *scan_of(truth, network), 0.1)
+        assert np.abs(table - tables[-1]).max() < 0.031
+        tables.append(table)
+    assert tables[-1].min() == pytest.approx(np.log(1 / 1.2), abs=0.05)
+    none = (np.zeros(0), np.zeros(0), np.zeros(0))
+    faded = [taken(local, *none, 0.3) for _ in range(40)]
+    assert 0 < np.abs(faded[0]).max() < np.abs(tables[-1]).max()
+    assert local.state() is None
+
+
+def test_after_a_reset_there_is_no_correction_left():
+    truth = walls()
+    local = LocalCorrection()
+    local.take(*scan_of(truth, truth * 1.2), 0.0, limit_step=False)
+    local.reset()
+    assert local.state() is None
+    assert local.apply(truth, (1.0, 0.0)) is truth
+
+
+def test_one_that_goes_on_from_a_state_is_the_same():
+    truth = walls()
+    local, other = LocalCorrection(), LocalCorrection()
+    local.take(*scan_of(truth, truth * 1.2), 0.0, False)
+    other.restore(local.state())
+    torch.testing.assert_close(
+        other.apply(truth, (1.0, 0.0)), local.apply(truth, (1.0, 0.0)), rtol=0, atol=0
+    )
+
+
+def test_what_scale_and_shift_send_beyond_range_is_left_to_them():
+    network = torch.tensor([[0.02, 0.5]] * 4)
+    local = LocalCorrection()
+    far = np.full(80, 0.03), np.full(80, 0.02)  # the farthest that the table knows
+    local.take(COLUMNS, *far, 0.0, limit_step=False)
+    bent = local.apply(network, (1.0, -0.03))
+    torch.testing.assert_close(bent[:, 0], network[:, 0])
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**16), count=st.integers(0, 60), shift=st.floats(-0.5, 0.5))
+def test_unknown_and_beyond_range_stay_and_the_rest_stays_positive(seed, count, shift):
+    rng = np.random.default_rng(seed)
+    network = torch.from_numpy(rng.choice([0.0, np.nan, 0.01, 0.3, 5.0], (24, 32)))
+    local = LocalCorrection()
+    local.take(rng.random(count), rng.random(count) + 0.01, rng.random(count) + 0.01, 0.1, False)
+    bent = local.apply(network, (1.0, shift))
+    same = ~(network > 0) | (network + shift <= 0)
+    torch.testing.assert_close(bent[same], network[same], equal_nan=True)
+    assert (bent[network > 0] > 0).all()
+    assert bent.isfinite().eq(network.isfinite()).all()

@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The steps of the temporal filter by themselves, and the filter with each teller of motion."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers.clips import CAMERA, FRAME, H, W, feed, noisy, picture, settled, slope
+
+from dpt_ros.engine.smoothing.filter import TemporalFilter, TemporalSettings, _places_before
+from dpt_ros.engine.smoothing.motion import Flow, FlowEstimator
+from dpt_ros.engine.smoothing.steps import (
+    FilterGains,
+    FilterState,
+    Observation,
+    clamp,
+    contradiction,
+    gain,
+    labels,
+    places,
+)
+
+NOISE = 0.05
+PACE = FilterGains(noise=NOISE, least_gain=0.1, label_gain=0.25, moving_gain=0.3)
+HERE = places(8, 8, torch.device("cpu"))
+
+
+def flat(value: float) -> torch.Tensor:
+    return torch.full((8, 8), value)
+
+
+def seen(flow: torch.Tensor | None = None) -> Observation:
+    one = flat(1.0)
+    return Observation(one, one, one, flat(100.0), flow, gain=torch.tensor(1.0))
+
+
+def weight(now: float, was: float, variance: float = 0.0, **given: float) -> float:
+    """The gain where past and present say this; ``moving``, ``left`` and ``residual`` by flow."""
+    flow = torch.cat([HERE[:2], flat(given.get("residual", 0.0))[None], torch.ones(2, 8, 8)])
+    maps = torch.stack([flat(was), flat(variance), flat(100.0), flat(given.get("left", 0.0))])
+    moving = flat(given["moving"]) if "moving" in given else None
+    where = HERE[:2] + given.get("outside", 0.0)
+    found = gain(flat(now), flat(was), maps, where, moving, seen(flow), PACE)
+    return float(found[4, 4])
+
+
+def test_the_gain_is_kalmans_and_never_less_than_the_least() -> None:
+    assert weight(1.0, 1.0) == pytest.approx(0.1)
+    assert weight(1.0, 1.0, variance=NOISE**2) == pytest.approx(0.5)
+    assert weight(1.0, 1.0, outside=3.0) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_the_gate_opens_between_two_deviations_and_sooner_for_what_left() -> None:
+    for deviations in (1.0, 1.4):
+        assert weight(1.0, 1.0 - deviations * NOISE) == pytest.approx(0.1)
+    assert weight(1.0, 1.0 + 1.1 * NOISE) == pytest.approx(0.1)
+    # 2 deviations farther count 2.6, of a gate from 1.5 to 3
+    assert weight(1.0, 1.0 + 2 * NOISE) == pytest.approx(0.1 + 0.9 * 1.1 / 1.5, abs=1e-4)
+    assert weight(1.0, 1.0 - 1.8 * NOISE) == pytest.approx(0.1 + 0.9 * 0.3 / 1.5, abs=1e-4)
+    assert weight(1.0, 1.0 - 2.1 * NOISE) == 1.0
+    assert weight(1.0, 1.0 + 3 * NOISE) == 1.0
+
+
+def test_what_moves_by_itself_and_where_it_was_are_believed_sooner() -> None:
+    assert weight(1.0, 1.0, moving=1.0) == pytest.approx(0.3)
+    assert weight(1.0, 1.0, moving=0.0, left=1.0) == pytest.approx(0.5)
+    assert weight(1.0, 1.0, moving=1.0, left=1.0) == pytest.approx(0.3)
+    assert weight(1.0, 1.0, moving=1.0, residual=30.0) == 1.0
+    assert weight(1.0, 1.0, moving=0.0, residual=30.0) == pytest.approx(0.1)
+    assert weight(1.0, 1.0, residual=30.0) == 1.0  # nothing but flow tells the motion
+
+
+def test_the_past_is_kept_within_its_neighbourhood() -> None:
+    now = flat(2.0)
+    now[3, 3] = 3.0
+    high, low = (clamp(flat(value), now, PACE) for value in (9.0, 0.1))
+    assert float(high[6, 6]) == pytest.approx(2.0 * (1 + 1.5 * NOISE))
+    assert float(high[4, 4]) == pytest.approx(3.0 + 2.0 * 1.5 * NOISE)
+    assert float(low[4, 4]) == pytest.approx(2.0 * (1 - 1.5 * NOISE))
+
+
+def test_flow_contradicts_the_camera_beyond_a_pixel_and_a_half_and_some_of_the_way() -> None:
+    pixel = 2 / 7  # of 8 x 8, normalised
+    past = FilterState(
+        torch.stack([flat(1.0), flat(0.0), flat(120.0), flat(0.0)]), None, HERE, HERE
+    )
+
+    def of(apart: float, way: float, residual: float = 3.0) -> tuple[float, float]:
+        flow = torch.cat([HERE[:2], flat(residual)[None], torch.ones(2, 8, 8)])
+        flow[0] += way * pixel
+        where = flow[:2].clone()
+        where[1] += apart * pixel
+        brighter = replace(seen(flow), gain=torch.tensor(0.8))
+        differs, worse = contradiction(brighter, HERE, where, past)
+        return float(differs.mean()), float(worse.mean())
+
+    assert of(1.4, 0.0)[0] == 0
+    assert of(1.6, 0.0)[0] == 1
+    assert of(1.9, 10.0)[0] == 0
+    assert of(2.1, 10.0)[0] == 1
+    assert of(0.0, 0.0)[1] == pytest.approx(abs(0.8 * 120 - 100) - 3)
+
+
+def test_labels_keep_their_past_as_far_as_depth_does() -> None:
+    fresh = torch.stack([flat(1.0), flat(-1.0)])
+    past = -fresh
+    for weight_, belief in ((0.1, 0.75), (0.375, 0.375), (0.6, 0.0)):
+        found = labels(fresh, past, HERE[:2], flat(weight_), PACE)
+        assert found is not None
+        assert float(found[0, 4, 4]) == pytest.approx(1 - 2 * belief, abs=1e-5)
+    for other in (None, torch.zeros(3, 8, 8), torch.zeros(2, 4, 4)):
+        assert labels(fresh, other, HERE[:2], flat(0.1), PACE) is fresh
+    assert labels(None, past, HERE[:2], flat(0.1), PACE) is None
+
+
+# --- the whole filter
+
+
+@pytest.mark.parametrize("told_by", ["odometry", "flow"])
+def test_labels_follow_the_world_whatever_tells_the_motion(told_by: str) -> None:
+    """Checks of two classes, seen by a camera that turns, with logits that are wrong at random."""
+    rng = np.random.default_rng(6)
+    steadier = TemporalFilter(TemporalSettings(use_flow=told_by == "flow"))
+    wide = picture(3, 3 * H, 4 * W)
+    y, x = np.indices((3 * H, 4 * W))
+    checks = (x // 16 + y // 12) % 2
+    smoothed = raw = 0
+    for k in range(14):
+        across, down = 2 * k, (2 * k if told_by == "flow" else 0)
+        part = (slice(down, down + H), slice(across, across + W))
+        angle = across / CAMERA.fx
+        pose = np.eye(4)
+        pose[0, :3] = [np.cos(angle), 0, np.sin(angle)]
+        pose[2, :3] = [-np.sin(angle), 0, np.cos(angle)]
+        truth = checks[part]
+        logits = np.stack([1.0 - truth, truth]) + rng.normal(size=(2, H, W))
+        steady = feed(
+            steadier, k, np.full((H, W), 0.1, np.float32), np.ascontiguousarray(wide[part]),
+            logits=logits.astype(np.float32), odom_from_camera=None if told_by == "flow" else pose,
+        )  # fmt: skip
+        assert steady.labels is not None
+        if k >= 8:
+            inner = (slice(8, -8), slice(15, -15))
+            smoothed += int((steady.labels.numpy() != truth + 1)[inner].sum())
+            raw += int((logits.argmax(0) != truth)[inner].sum())
+    assert smoothed < raw / 2
+
+
+def test_flow_of_any_size_tells_the_pixel_where_a_place_was() -> None:
+    one = torch.ones(16, 40)
+    size, displacement = (8, 10), np.zeros((8, 10, 2), np.float32)
+    displacement[:] = (1.5, 1.0)  # of 10 x 8 pixels: 6 across and 2 down of 40 x 16
+    empty = np.zeros(size, np.float32)
+    luma, weight = np.zeros(size, np.uint8), np.ones((2, *size), np.float32)
+    flow = Flow(displacement, empty, weight, luma, FRAME, 0)
+    found = _places_before(flow, Observation(one, one, one, one))
+    here = places(16, 40, torch.device("cpu"))
+    x, y = (found[:2] - here[:2]) * torch.tensor([39 / 2, 15 / 2])[:, None, None]
+    torch.testing.assert_close(x, torch.full((16, 40), 6.0))
+    torch.testing.assert_close(y, torch.full((16, 40), 2.0))
+
+
+def shifted(metres: float) -> np.ndarray:
+    pose = np.eye(4)
+    pose[0, 3] = metres
+    return pose
+
+
+def turned(angle: float) -> np.ndarray:
+    pose = np.eye(4)
+    pose[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    return pose
+
+
+@pytest.mark.parametrize(
+    ("pose", "believed"),
+    [
+        (shifted(9 / 30), True),
+        (shifted(11 / 30), False),
+        (turned(6 / 30), True),
+        (turned(-6.6 / 30), False),
+    ],
+    ids=["9 m/s", "11 m/s", "6 rad/s", "6.6 rad/s"],
+)
+def test_odometry_that_no_robot_can_do_is_not_believed(pose: np.ndarray, believed: bool) -> None:
+    def after(pose: np.ndarray) -> torch.Tensor:
+        steadier = settled(settings=TemporalSettings(use_flow=False))
+        return feed(steadier, 12, slope(), picture(), odom_from_camera=pose).inverse_depth
+
+    assert torch.equal(after(pose), after(shifted(50.0))) != believed
+
+
+def test_odometry_that_the_whole_picture_contradicts_does_no_harm() -> None:
+    steadier = settled()
+    for k in range(12, 20):
+        pose = turned(0.1 * (k - 11))
+        steady = feed(steadier, k, slope(), picture(), odom_from_camera=pose)
+        assert steady.reset == ""
+        assert np.abs(steady.inverse_depth.numpy() / slope() - 1).max() < 0.02
+        assert float(steady.gain.mean()) < 0.3
+
+
+def test_what_is_said_of_doubt_is_the_kalman_filters_and_of_labels_softmax() -> None:
+    steadier = settled(settings=TemporalSettings(measurement_noise=0.1))
+    logits = np.random.default_rng(0).normal(size=(3, H, W)).astype(np.float32)
+    steady = feed(TemporalFilter(), 0, slope(), picture(), logits=logits)
+    share = torch.softmax(torch.from_numpy(logits), 0).amax(0)
+    assert steady.confidence is not None
+    assert (steady.confidence.float() - 255 * share).abs().max() <= 0.51
+    steady = feed(steadier, 12, slope(), picture())
+    torch.testing.assert_close(steady.variance, 0.01 * steady.gain)
+
+
+def test_odometry_that_ends_is_missed_without_a_reset() -> None:
+    steadier = settled()
+    for k in range(12, 18):
+        steady = feed(steadier, k, slope(), picture(), odom_from_camera=None)
+        assert steady.reset == ""
+        assert np.abs(steady.inverse_depth.numpy() / slope() - 1).max() < 0.05
+
+
+def test_without_odometry_scale_returns_sooner_to_what_the_network_says() -> None:
+    def after(pose: np.ndarray | None) -> float:
+        steadier = settled(30)
+        for k in range(30, 36):
+            steady = feed(steadier, k, 1.2 * slope(), picture(), odom_from_camera=pose)
+        return float(np.median(steady.inverse_depth.numpy() / slope()))
+
+    assert after(None) > after(np.eye(4)) + 0.02
+
+
+def test_flow_is_used_where_there_is_no_picture() -> None:
+    estimator = FlowEstimator()
+    here, beside = TemporalFilter(), TemporalFilter()
+    rng = np.random.default_rng(0)
+    for k in range(4):
+        rgb, inverse = np.roll(picture(), k, 1), noisy(slope(), rng)
+        flow = estimator.compute(rgb, k * FRAME)
+        one = feed(here, k, inverse, rgb)
+        two = feed(beside, k, inverse, None, flow=flow)  # type: ignore[arg-type]
+        assert torch.equal(one.inverse_depth, two.inverse_depth)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["odometry", "nothing"])
+def test_a_filter_that_is_restored_goes_on_as_the_other(known: bool) -> None:
+    given = {} if known else {"camera": None, "odom_from_camera": None}
+    one, other = TemporalFilter(TemporalSettings(use_flow=False)), TemporalFilter()
+    other.settings = one.settings
+    rng = np.random.default_rng(1)
+
+    def step(steadier: TemporalFilter, k: int, inverse: np.ndarray) -> bytes:
+        if known:
+            given["odom_from_camera"] = np.eye(4)
+            given["odom_from_camera"][2, 3] = 0.01 * k
+        logits = np.random.default_rng(k).normal(size=(3, 20, 30)).astype(np.float32)
+        found = feed(steadier, k, inverse, picture(), logits=logits, **given)
+        assert found.logits is not None
+        return found.inverse_depth.numpy().tobytes() + found.logits.numpy().tobytes()
+
+    assert TemporalFilter().state() == {}
+    for k in range(3):
+        step(one, k, noisy(slope(), rng))
+    other.restore(one.state(), torch.device("cpu"))
+    for k in (3, 4):
+        inverse = noisy(slope(), rng)
+        assert step(one, k, inverse) == step(other, k, inverse)
