@@ -324,7 +324,7 @@ class Settings:
         Raises:
             ValueError: one sentence per wrong value: what it is, what was expected.
         """
-        known = set(_FIELDS)
+        known = set(FIELDS)
         problems = [
             f"{name!r} is not a parameter; known are {', '.join(sorted(known))}."
             for name in values
@@ -333,7 +333,7 @@ class Settings:
         checked = {}
         for name in known & values.keys():
             try:
-                checked[_FIELDS[name].name] = check(name, values[name])
+                checked[FIELDS[name].name] = check(name, values[name])
             except ValueError as error:
                 problems.append(str(error))
         if problems:
@@ -345,7 +345,7 @@ def common_name(name: str) -> str:
     """The parameter whose value a camera's own one replaces: camera_in_base for
     front.camera_in_base. Any other name as it is."""
     rest = name.partition(".")[2]
-    return rest if rest in PER_CAMERA and name not in _FIELDS else name
+    return rest if rest in PER_CAMERA and name not in FIELDS else name
 
 
 def check(name: str, value: Any) -> Any:
@@ -355,8 +355,8 @@ def check(name: str, value: Any) -> Any:
         ValueError: a sentence with the value and what was expected.
     """
     called, name = name, common_name(name)
-    expected = _TYPES[name]
-    meta = _FIELDS[name].metadata
+    expected = TYPES[name]
+    meta = FIELDS[name].metadata
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if name == "label_groups":
@@ -424,6 +424,6 @@ def _range_words(meta: types.MappingProxyType[Any, Any]) -> str:
 
 
 _HINTS = get_type_hints(Settings)
-_FIELDS = {parameter_name(f): f for f in fields(Settings)}
-_TYPES = {name: _HINTS[f.name] for name, f in _FIELDS.items()}
-PER_CAMERA = tuple(name for name, f in _FIELDS.items() if f.metadata["per_camera"])
+FIELDS = {parameter_name(f): f for f in fields(Settings)}
+TYPES = {name: _HINTS[f.name] for name, f in FIELDS.items()}
+PER_CAMERA = tuple(name for name, f in FIELDS.items() if f.metadata["per_camera"])

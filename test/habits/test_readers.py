@@ -110,8 +110,8 @@ def test_the_room_of_a_profile_is_read_from_it(
 ) -> None:
     for name in (KILTED, JAZZY, "FASTDDS_BUILTIN_TRANSPORTS"):
         monkeypatch.delenv(name, raising=False)
-    assert share.shared_memory_room() == 512 * 1024
+    assert share.shared_memory_size() == 512 * 1024
     monkeypatch.setenv(KILTED, OURS)
-    assert share.shared_memory_room() == 64 * 2**20
+    assert share.shared_memory_size() == 64 * 2**20
     monkeypatch.setenv(KILTED, str(tmp_path / "missing.xml"))
-    assert share.shared_memory_room() == 512 * 1024
+    assert share.shared_memory_size() == 512 * 1024

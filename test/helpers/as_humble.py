@@ -21,9 +21,10 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from helpers.rclpy_names import Names, humble
+# For the helpers, and dpt_ros where it is not installed: pytest's paths do not hold here.
+sys.path[:0] = [str(folder) for folder in Path(__file__).parents[1:3]]
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # dpt_ros, also where it is not installed
+from helpers.rclpy_names import Names, humble  # noqa: E402
 
 
 def hide() -> None:
@@ -79,7 +80,12 @@ def _strip(cls: type, members: dict[str, list[str]], used: set[str]) -> None:
         if known is None and not name.startswith("_") and name not in used:
             delattr(cls, name)
         elif known is not None and inspect.isfunction(value):
-            newer = set(inspect.signature(value).parameters) - {"self", *known}
+            # Humble's QoSProfile takes its properties by **options, which have no names there.
+            newer = {
+                word
+                for word in inspect.signature(value).parameters
+                if word not in ("self", *known) and f"{cls.__name__}.{word}" not in members
+            }
             if newer:
                 setattr(cls, name, _refusing(value, newer))
 

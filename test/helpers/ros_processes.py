@@ -164,7 +164,7 @@ class Domain:
             )
         ]
         return self.start(
-            "-m", "dpt_ros.ros.programs", "dpt_node", "--ros-args", *parameters, *extra
+            "-m", "dpt_ros.ros.command_line", "dpt_node", "--ros-args", *parameters, *extra
         )
 
     def start_camera(

@@ -15,12 +15,8 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.serialization import deserialize_message
 
-from dpt_ros.ros.camera.image_subscription import (
-    REVIEW_PERIOD,
-    ImageInput,
-    ImageTopic,
-    keep_large_buffers,
-)
+from dpt_ros.ros.camera.image_subscription import REVIEW_PERIOD, ImageInput, ImageTopic
+from dpt_ros.ros.process import keep_large_buffers
 
 _LARGE = ("Image", "CompressedImage", "PointCloud2")
 _SMALL_KEPT = 200  # odometry and the like: a second or so

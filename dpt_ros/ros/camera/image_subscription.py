@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
-import platform
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -50,20 +48,6 @@ def say(logger: RcutilsLogger, level: str, sentence: str) -> None:
         logger.warning(sentence)
     else:
         logger.info(sentence)
-
-
-def keep_large_buffers() -> None:
-    """Tell glibc's malloc to keep image-sized buffers instead of giving them back each time.
-
-    Call it before the first message: receiving an image then takes half the CPU, because its
-    pages are not faulted in anew. Does nothing where the C library is another one.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
-    libc = ctypes.CDLL(None)
-    libc.mallopt(m_mmap_threshold, 32 << 20)
-    libc.mallopt(m_trim_threshold, 512 << 20)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from dpt_ros.engine.output.color import (
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.messages.image import image_message, millimetres, scaled_camera_info
 from dpt_ros.ros.messages.point_cloud import cloud_message
-from dpt_ros.ros.share import shared_memory_room
+from dpt_ros.ros.share import shared_memory_size
 
 try:
     from vision_msgs.msg import LabelInfo, VisionClass
@@ -149,7 +149,7 @@ class CameraPublishers:
 
     def review(self) -> None:
         """Look for best-effort readers of outputs that are too large for them."""
-        room = shared_memory_room()
+        room = shared_memory_size()
         starved = []
         for topic, size in list(self._sizes.items()):
             publisher = self._publishers.get(topic)

@@ -18,8 +18,8 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from dpt_ros.apps.bench.node.processes import camera_names, case_arguments, image_topic, serve
-from dpt_ros.ros.camera.image_subscription import keep_large_buffers
 from dpt_ros.ros.messages.image import image_message, jpeg_message
+from dpt_ros.ros.process import keep_large_buffers
 from dpt_ros.world import World
 
 _PICTURES = 8

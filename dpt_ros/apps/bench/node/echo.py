@@ -24,9 +24,9 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from dpt_ros.apps.bench.node.processes import camera_names, case_arguments, image_topic, topic
-from dpt_ros.ros.camera.image_subscription import keep_large_buffers
 from dpt_ros.ros.compatibility import subscribe, subscription_events
 from dpt_ros.ros.messages.image import image_message
+from dpt_ros.ros.process import keep_large_buffers
 
 # A header and the four bytes before it that name the byte order; our frame ids are short.
 _HEADER_BYTES = 64

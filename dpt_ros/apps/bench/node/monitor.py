@@ -20,7 +20,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 
 from dpt_ros.apps.bench.node.processes import camera_names, case_arguments, serve, topic
-from dpt_ros.ros.camera.image_subscription import keep_large_buffers
+from dpt_ros.ros.process import keep_large_buffers
 
 # Deep, so that nothing is lost here: what is missing is missing on the way.
 _QOS = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
