@@ -21,7 +21,6 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers.places import ROOT as REPO
-from tqdm import tqdm
 
 from dpt_ros.apps.demo.bag import Scene, write_camera_bag
 from dpt_ros.engine.settings import Settings, parameter_name
@@ -171,7 +170,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the checkout's docs and a camera's bag where the demo leaves one."""
     folder = tmp_path_factory.mktemp("checkout")
     (folder / "docs").symlink_to(REPO / "docs")
-    write_camera_bag(folder / "demo_out" / "camera", [Scene("room", 9001)], 2, 10.0, tqdm)
+    write_camera_bag(folder / "demo_out" / "camera", [Scene("room", 9001)], 2, 10.0)
     return folder
 
 
