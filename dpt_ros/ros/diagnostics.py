@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from rclpy.node import Node
 
 from dpt_ros.engine.inference.network import Networks
+
+if TYPE_CHECKING:
+    from dpt_ros.ros.camera.camera_topics import CameraTopics
 
 _WINDOW = 512  # frames over which percentiles of times are taken
 _CLOCK_TIMEOUT = 3.0  # seconds that a simulated clock may take to begin
@@ -63,12 +66,12 @@ class Statistics:
 
     def failed(self, reason: str) -> None:
         """Count a frame that could not be used or computed."""
-        self._count("error:", reason)
-        self._failed = True
+        self._count("error:", reason, failed=True)
 
-    def _count(self, name: str, reason: str) -> None:
+    def _count(self, name: str, reason: str, failed: bool = False) -> None:
         with self._lock:
             self._reasons[name][reason] += 1
+            self._failed |= failed
 
     def values(self) -> tuple[dict[str, str], bool]:
         """Everything as text, and whether anything failed since the last call.
@@ -162,17 +165,7 @@ def _status(name: str, level: bytes, message: str, values: dict[str, str]) -> Di
     )
 
 
-class Topics(Protocol):
-    """A camera's topics by name."""
-
-    @property
-    def subscribed(self) -> list[str]: ...
-
-    @property
-    def published(self) -> list[str]: ...
-
-
-def ready_message(networks: Networks, cameras: Iterable[Topics]) -> str:
+def ready_message(networks: Networks, cameras: Iterable[CameraTopics]) -> str:
     """One line for the log: networks, device and topics."""
     cameras = list(cameras)
     names = {"depth": networks.depth_name, "labels": networks.label_name}

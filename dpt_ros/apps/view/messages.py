@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -81,10 +82,10 @@ class CameraMessages:
         self._handlers: dict[str, Callable[[int, Any], None]] = {
             "image": self._image,
             "image/compressed": self._compressed,
-            "camera_info": self._camera_info,
+            "camera_info": partial(self._camera_info, False),
             "odom": self._odom,
             "depth/image": self._depth,
-            "depth/camera_info": self._depth_camera_info,
+            "depth/camera_info": partial(self._camera_info, True),
             "depth/confidence": lambda stamp, msg: scene.deviation(stamp, image_pixels(msg)),
             "depth/inverse": lambda stamp, msg: scene.inverse(stamp, image_pixels(msg)),
             "depth/points": lambda stamp, msg: scene.points(stamp, *cloud_columns(msg)),
@@ -151,15 +152,10 @@ class CameraMessages:
         elif rgb is not None:
             self._scene.image(stamp, rgb)
 
-    def _camera_info(self, stamp: int, msg: Any) -> None:
-        if not self._has_depth_info:
-            self._use_camera(stamp, msg)
-
-    def _depth_camera_info(self, stamp: int, msg: Any) -> None:
-        self._has_depth_info = True
-        self._use_camera(stamp, msg)
-
-    def _use_camera(self, stamp: int, msg: Any) -> None:
+    def _camera_info(self, of_depth: bool, stamp: int, msg: Any) -> None:
+        if self._has_depth_info and not of_depth:
+            return
+        self._has_depth_info = of_depth
         camera, _ = camera_model(msg)
         if camera is not None:
             self._camera = camera
