@@ -357,5 +357,5 @@ def _around(anchors: Anchors, height: int, width: int) -> np.ndarray:
 
 def _gather(values: Tensor, indices: np.ndarray) -> Tensor:
     """1-D, on the values' device, at flat indices."""
-    places = torch.from_numpy(indices.reshape(-1)).to(values.device, non_blocking=True)
-    return values.reshape(-1)[places]
+    index = torch.from_numpy(indices.reshape(-1)).to(values.device, non_blocking=True)
+    return values.reshape(-1)[index]
