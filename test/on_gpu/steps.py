@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from helpers.places import TEST
 from on_gpu.checks import (
     EVERYTHING,
-    TEST,
     attempt,
     difference,
     networks_of,

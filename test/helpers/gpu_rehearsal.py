@@ -15,20 +15,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpt_ros.engine.inference import kernels
-from dpt_ros.engine.inference.network import Network, Networks
+from dpt_ros.engine.inference.network import Network
 from dpt_ros.engine.input.device_preprocess import DeviceInput
 from dpt_ros.engine.output import postprocess
 from dpt_ros.engine.runner.streams import HostStreams
-from dpt_ros.model import create_model
 
-CPU = torch.device("cpu")
 _WAITS = ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "item", "unique2")
 
 
@@ -36,30 +33,6 @@ class RehearsedNetwork(Network):
     """A network prepared as for a GPU."""
 
     _prepare_for_cpu = Network._prepare_for_gpu
-
-
-def embedded_networks(
-    kind: type[Network] = Network, shared: bool = True, **changes: Any
-) -> Networks:
-    """The embedded network with its own weights; one for both tasks, or one for each."""
-    compiled = changes.pop("compiled", False)
-
-    def make() -> Network:
-        model = create_model("dpt_hybrid_embedded")
-        return kind(model, CPU, torch.float32, compiled=compiled)
-
-    both = make()
-    parts: dict[str, Any] = {
-        "depth": both,
-        "labels": both if shared else make(),
-        "device": CPU,
-        "precision": "fp32",
-        "class_names": ("thing",) * 10,
-        "palette": np.zeros((256, 3), np.uint8),
-        "random": False,
-        "notes": (),
-    }
-    return Networks(**(parts | changes))
 
 
 class Kernels:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``as_humble.py -m MODULE ARGUMENTS``: MODULE with an rclpy without newer names.
+"""``humble_rclpy.py -m MODULE ARGUMENTS``: MODULE with an rclpy without newer names.
 
 What Humble's rclpy does not have is taken from the installed one: methods are deleted, modules and
 names cannot be imported by our code, newer keyword arguments are refused from it, and a callback
@@ -21,9 +21,10 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+from helpers.places import ROOT
 from helpers.rclpy_names import Names, humble
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # dpt_ros, also where it is not installed
+sys.path.insert(0, str(ROOT))  # dpt_ros, also where it is not installed
 
 
 def hide() -> None:
