@@ -21,10 +21,10 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from helpers.places import ROOT
-from helpers.rclpy_names import Names, humble
+# For the helpers, and dpt_ros where it is not installed: pytest's paths do not hold here.
+sys.path[:0] = [str(folder) for folder in Path(__file__).parents[1:3]]
 
-sys.path.insert(0, str(ROOT))  # dpt_ros, also where it is not installed
+from helpers.rclpy_names import Names, humble  # noqa: E402
 
 
 def hide() -> None:
