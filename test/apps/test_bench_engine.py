@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from dpt_ros.apps.bench.network import cpu, engine, rounds
-from dpt_ros.apps.bench.network.apart import Failed
-from dpt_ros.apps.bench.network.apart import rows as rows_apart
+from dpt_ros.apps.bench.network.child_process import Failed
+from dpt_ros.apps.bench.network.child_process import rows as rows_apart
 from dpt_ros.apps.bench.network.engine_row import compare
 from dpt_ros.apps.bench.network.roofline import Work, count_work
 

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """One row of ``dpt_bench engine``, measured by a process that does nothing else.
 
-So no arm has the memory, the libraries' choices or the profiler of another beside it, and one
-that fails takes no other with it.
+So the arms do not share memory, choices of libraries or a profiler, and an arm that fails does not
+affect the others.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -14,13 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from dpt_ros.apps.bench.network.apart import emit
 from dpt_ros.apps.bench.network.arms import ARMS, REFERENCE, TRANSFORMERS, Bench, Call, Case
+from dpt_ros.apps.bench.network.child_process import emit
 from dpt_ros.apps.bench.network.frames import Cameras, take, times_of
 from dpt_ros.apps.bench.network.roofline import copy_bandwidth, matmul_peak
-from dpt_ros.apps.bench.network.rounds import interleave
-from dpt_ros.apps.bench.network.trace import count_kernels, counts
+from dpt_ros.apps.bench.network.trace import counts
 from dpt_ros.apps.bench.report import summarize
 from dpt_ros.engine.frame import OutputRequest
 from dpt_ros.engine.inference.network import load_networks
@@ -54,10 +55,10 @@ def peaks(request: Row) -> Row:
 def network(request: Row) -> Row:
     """One arm: its parity with the reference, its times, last its kernels."""
     device = torch.device(request["device"])
+    on_gpu, rounds = device.type == "cuda", request["rounds"]
     task, height, width, batch = request["case"]
     case = Case(task, (height, width), batch)
-    names = request["depth_network"], request["label_network"]
-    bench = Bench(case, *names, request["weights"], device)
+    bench = Bench(case, request["networks"], request["weights"], device)
     arm, reference = request["arm"], Path(request["reference"])
     start = time.perf_counter()
     call = ARMS[arm](bench)
@@ -67,41 +68,43 @@ def network(request: Row) -> Row:
         torch.save(found, reference)
     if arm != TRANSFORMERS and reference.exists():  # theirs has other random weights
         row["parity"] = compare(found, torch.load(reference, weights_only=True))
-    row["paces"] = {}
-    for rate, rounds in ((0.0, request["rounds"]), (request["rate"], request["paced_rounds"])):
-        if rounds:
-            name = f"{rate:g} Hz" if rate else "back to back"
-            warm_up = 10 if rate else request["warm_up"]
-            row["paces"][name] = _times(call, device, rounds, min(warm_up, rounds), rate)
-    row["pictures per second"] = batch * _rate(call, device, request["rounds"])
-    if device.type == "cuda":
+    warm_up = min(request["warm_up"], rounds)
+    row["paces"] = {"back to back": _times(call, on_gpu, rounds, warm_up)}
+    if paced := request["paced_rounds"]:
+        rate = request["rate"]
+        row["paces"][f"{rate:g} Hz"] = _times(call, on_gpu, paced, min(10, paced), rate)
+    start = time.perf_counter()
+    for _ in range(rounds):
+        call()
+    if on_gpu:
+        torch.cuda.synchronize()
+    row["pictures per second"] = batch * rounds / (time.perf_counter() - start)
+    if on_gpu:
         row["memory (MiB)"] = torch.cuda.max_memory_allocated() / 2**20
-    row["kernels"] = count_kernels(call)
+    row["kernels"] = sum(counts(call, 1)["kernels"].values()) if on_gpu else 0
     return row
 
 
 def frames(request: Row) -> Row:
-    """The whole way of a frame with the node's default settings, smoothing included."""
-    runner, cameras, outputs, settings, notes = _live(request)
-    row: Row = asdict(times_of(runner, cameras, outputs, settings, request["rounds"]))
+    """Whole frames with the node's default settings, smoothing included."""
+    runner, cameras, outputs, settings, notes = _runner(request)
+    row = times_of(runner, cameras, outputs, settings, request["rounds"])
     if settings.device.startswith("cuda"):
         row["memory (MiB)"] = torch.cuda.max_memory_allocated() / 2**20
-    row["notes"] = notes
-    return row
+    return row | {"notes": notes}
 
 
 def trace(request: Row) -> Row:
     """Three default frames under the profiler."""
-    runner, cameras, outputs, settings, _ = _live(request)
-    numbers = iter(range(100))
+    runner, cameras, outputs, settings, _ = _runner(request)
+    numbers = itertools.count()
 
     def call() -> None:
         take(runner.start(cameras.frames(next(numbers)), outputs, settings))
 
     for _ in range(6):
         call()
-    path = request["path"]
-    return counts(call, 3, Path(path) if path else None)
+    return counts(call, 3, Path(request["path"]) if request["path"] else None)
 
 
 def compare(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
@@ -123,7 +126,7 @@ def compare(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, 
     return result
 
 
-def _live(request: Row) -> tuple[StreamRunner, Cameras, OutputRequest, Settings, list[str]]:
+def _runner(request: Row) -> tuple[StreamRunner, Cameras, OutputRequest, Settings, list[str]]:
     settings = Settings(**request["settings"])
     networks = load_networks(settings)
     notes: list[str] = []
@@ -133,41 +136,38 @@ def _live(request: Row) -> tuple[StreamRunner, Cameras, OutputRequest, Settings,
     return runner, Cameras(request["cameras"], *request["picture"]), outputs, settings, notes
 
 
-def _times(call: Call, device: torch.device, rounds: int, warm_up: int, rate: float) -> Row:
-    """Milliseconds of calls one by one: by wall clock, and by events around them on a GPU."""
-    on_gpu = device.type == "cuda"
+def _times(call: Call, on_gpu: bool, rounds: int, warm_up: int, rate: float = 0.0) -> Row:
+    """Milliseconds of calls one by one: by wall clock, and by events around them on a GPU.
+
+    Args:
+        call: what to measure.
+        on_gpu: whether there are events.
+        rounds, warm_up: calls that count, and calls before them.
+        rate: calls per second, 0 for back to back. A device that idles between frames clocks
+            down, as it does behind a camera.
+    """
+    wall: list[float] = []
     events: list[float] = []
     if on_gpu:
         begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-
-    def one() -> float:
-        if not on_gpu:
-            start = time.perf_counter()
-            call()
-            return time.perf_counter() - start
-        torch.cuda.synchronize()
+    for _ in tqdm(range(warm_up + rounds), leave=False, disable=None):
+        if on_gpu:
+            torch.cuda.synchronize()
         start = time.perf_counter()
-        begun.record()
+        if on_gpu:
+            begun.record()
         call()
-        ended.record()
-        ended.synchronize()
-        spent = time.perf_counter() - start
-        events.append(begun.elapsed_time(ended))
-        return spent
-
-    wall = interleave({"": one}, rounds, warm_up, rate)[""]
-    times = {"wall": asdict(summarize(wall * 1e3))}
-    return times | ({"events": asdict(summarize(events[-rounds:]))} if on_gpu else {})
-
-
-def _rate(call: Call, device: torch.device, rounds: int) -> float:
-    """Calls per second when none waits for the one before."""
-    start = time.perf_counter()
-    for _ in range(rounds):
-        call()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return rounds / (time.perf_counter() - start)
+        if on_gpu:
+            ended.record()
+            ended.synchronize()
+        end = time.perf_counter()
+        wall.append(1e3 * (end - start))
+        if on_gpu:
+            events.append(begun.elapsed_time(ended))
+        if rate:
+            time.sleep(max(start + 1.0 / rate - end, 0.0))
+    times = {"wall": asdict(summarize(wall[warm_up:]))}
+    return times | ({"events": asdict(summarize(events[warm_up:]))} if on_gpu else {})
 
 
 _KINDS = {"peaks": peaks, "network": network, "frames": frames, "trace": trace}

@@ -20,15 +20,14 @@ _KEPT_SCHEDULE = 0.98
 
 @dataclass(frozen=True)
 class Account:
-    """What became of the frames of one run, all cameras together; warm-up left out.
-
-    ``sent`` is ``returned`` + ``lost`` + ``dropped``.
+    """What became of the frames of one run, all cameras together, warm-up left out:
+    ``sent`` = ``returned`` + ``lost`` + ``dropped``.
 
     Args:
         sent: frames published.
-        returned: frames of which every output asked for arrived.
-        lost: frames of which nobody says anything: lost on the way there or back.
-        dropped: frames that the arm says it dropped, because a newer one came or they failed.
+        returned: frames of which every requested output arrived.
+        lost: frames that are not reported: lost on the way there or back.
+        dropped: frames that the arm reports as replaced by a newer one, or failed.
         late: of those returned, how many took longer than a period.
         out_of_order: of those returned, how many arrived after a newer one of their camera.
         latency: stamp -> last output received, milliseconds.
@@ -60,19 +59,16 @@ class Trace:
     outputs: Mapping[str, np.ndarray]
 
     def arrivals(self) -> np.ndarray:
-        """(K, 2) int64: stamp and arrival of the last output of each frame that is complete.
+        """(K, 2) int64: stamp and arrival of the last output of each complete frame.
 
-        Frames come in the order of arrival. What was not sent in this run is left out, and so is
-        what arrived a second time.
+        In the order of arrival; without stamps of other runs and without repetitions.
         """
-        known = set(self.sent.tolist())
-        complete: dict[int, int] = dict.fromkeys(known, 0)
+        complete: dict[int, int] = dict.fromkeys(self.sent.tolist(), 0)
         for arrived in self.outputs.values():
             first: dict[int, int] = {}
             for stamp, time in arrived.tolist():
-                if stamp in complete:
-                    first.setdefault(stamp, time)
-            complete = {stamp: max(complete[stamp], time) for stamp, time in first.items()}
+                first.setdefault(stamp, time)
+            complete = {s: max(complete[s], t) for s, t in first.items() if s in complete}
         rows = sorted(complete.items(), key=lambda row: row[1])
         return np.array(rows, np.int64).reshape(-1, 2)
 
@@ -112,16 +108,16 @@ def missing(traces: Sequence[Trace]) -> int:
 
 
 def account(traces: Sequence[Trace], period: float, dropped: int) -> Account:
-    """Settle a run.
+    """The `Account` of a run.
 
-    An arm counts its drops over the whole run, warm-up included, and does not say which frames
-    they were. So missing frames beyond that count are held to be lost in the measured part: no
-    loss hides in the warm-up.
+    An arm counts its drops over the whole run, warm-up included, and does not report which frames
+    they were. So missing frames beyond that count are taken as lost in the measured part: no loss
+    is hidden in the warm-up.
 
     Args:
         traces: one per camera.
         period: seconds between the frames of a camera.
-        dropped: frames that the arm says it dropped, warm-up included.
+        dropped: frames that the arm reports as dropped, warm-up included.
     """
     measured = [trace.measured() for trace in traces]
     sent = sum(len(trace.sent) - trace.warm_up for trace in traces)
@@ -179,21 +175,14 @@ def peak_rate(holds: Callable[[float], bool], start: float, limit: float = PEAK_
         The highest rate that held; 0 when not even 1/64 of ``start`` did.
     """
     low, high = 0.0, start
-    if holds(start):
-        low = start
-        while low < limit and holds(high := min(2 * low, limit)):
-            low = high
-        if low >= limit:
-            return low
-    else:
-        while low == 0.0:
-            if high <= start / 64:
-                return 0.0
-            if holds(high / 2):
-                low = high / 2
-            else:
-                high /= 2
-    while high > 1.05 * low:
+    while low < limit and holds(high):
+        low, high = high, min(2 * high, limit)
+    while low == 0.0 and high > start / 64:
+        if holds(high / 2):
+            low = high / 2
+        else:
+            high /= 2
+    while low and high > 1.05 * low:
         middle = (low * high) ** 0.5
         if holds(middle):
             low = middle

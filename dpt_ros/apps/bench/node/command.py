@@ -13,8 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dpt_ros.apps.bench.arguments import NODE_METHOD as METHOD
-from dpt_ros.apps.bench.arguments import node_parser
+from dpt_ros.apps.bench.arguments import NODE_METHOD, node_parser
 from dpt_ros.apps.bench.node.arrivals import (
     PEAK_LIMIT,
     Account,
@@ -23,8 +22,8 @@ from dpt_ros.apps.bench.node.arrivals import (
     sustains,
     together,
 )
-from dpt_ros.apps.bench.node.processes import BenchError
-from dpt_ros.apps.bench.node.session import ARMS, Case, Run, Session, profile_words
+from dpt_ros.apps.bench.node.processes import BenchError, Case
+from dpt_ros.apps.bench.node.session import ARMS, Run, Session, profile_text
 from dpt_ros.apps.bench.report import environment, environment_lines, table, write_json
 
 _RATES = (30.0, 20.0, 15.0, 10.0, 5.0, 2.0, 1.0, 0.5)
@@ -48,7 +47,7 @@ class Result:
         rate_words: how the rate was chosen.
         start_seconds: from the start of the node's process to its first depth.
         runs: in the order in which they were made.
-        peaks: highest rate with less than 5 % missing, by arm; empty if not asked for.
+        peaks: highest rate with less than 5 % missing, by arm; empty if not requested.
     """
 
     case: Case
@@ -69,27 +68,42 @@ class Result:
 
     def added(self, percentile: str) -> list[float]:
         """Node minus echo per pair of runs, milliseconds."""
-        pairs = zip(self.of("node"), self.of("echo"), strict=True)
-        return [
-            getattr(node.account.latency, percentile) - getattr(echo.account.latency, percentile)
-            for node, echo in pairs
-        ]
+        node, echo = (
+            [getattr(run.account.latency, percentile) for run in self.of(arm)]
+            for arm in ("node", "echo")
+        )
+        return [a - b for a, b in zip(node, echo, strict=True)]
+
+    def as_json(self) -> dict[str, Any]:
+        """All numbers but the arrivals of the frames."""
+        runs = [{**vars(r), "account": asdict(r.account), "lag": asdict(r.lag)} for r in self.runs]
+        for run in runs:
+            del run["traces"]
+        return {
+            "case": asdict(self.case),
+            "rate": self.rate,
+            "rate_words": self.rate_words,
+            "start_seconds": self.start_seconds,
+            "runs": runs,
+            "total": {arm: asdict(self.total(arm)) for arm in ARMS},
+            "node_minus_echo_ms": {name: self.added(name) for name in ("p50", "p90", "p99")},
+            "peak_rate": self.peaks,
+        }
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measure every case asked for; print tables and, if asked, write JSON."""
+    """Measure the requested cases; print tables and, if requested, write JSON."""
     args = node_parser().parse_args(argv)
     cases = [
-        Case(cameras, size[0], size[1], transport, outputs, profile)
+        Case(cameras, *size, transport, outputs, profile)
         for profile, outputs, transport, size, cameras in itertools.product(
             args.profile, args.outputs, args.transport, args.size, args.cameras
         )
     ]
     machine = environment()
-    print(METHOD, environment_lines(machine), sep="\n\n")
-    for profile in args.profile:
-        print(f"profile   {profile_words(profile)}")
-    print(flush=True)
+    profiles = [profile_text(profile) for profile in args.profile]
+    print(NODE_METHOD, environment_lines(machine), sep="\n\n")
+    print(*(f"profile   {text}" for text in profiles), "", sep="\n", flush=True)
     results = []
     try:
         for case in cases:
@@ -103,10 +117,10 @@ def main(argv: Sequence[str]) -> int:
         return 130
     finally:
         if args.json and results:
-            profiles = [profile_words(profile) for profile in args.profile]
-            content = {"method": METHOD, "profiles": profiles, "parameters": _parameters(args)}
-            found = [_as_json(result) for result in results]
-            write_json(args.json, {"environment": machine, **content, "results": found})
+            content = {"environment": machine, "method": NODE_METHOD, "profiles": profiles}
+            content["parameters"] = _parameters(args)
+            content["results"] = [result.as_json() for result in results]
+            write_json(args.json, content)
     return 0
 
 
@@ -135,15 +149,15 @@ def measure(case: Case, args: argparse.Namespace) -> Result:
     """
     gpu = int(args.device.partition(":")[2] or 0)
     with Session(case, _parameters(args, case.labels), args.load, gpu) as session:
-        bar = tqdm(total=2 * args.runs, desc=case.words(), unit="run", leave=False, disable=None)
+        bar = tqdm(total=2 * args.runs, desc=case.title(), unit="run", leave=False, disable=None)
         with bar:
             session.wait_for_depth()
-            rate, words = args.rate, "as asked for"
+            rate, words = args.rate, "as requested"
             if rate is None:
                 answer = session.answer_seconds("node")
                 rate = choose_rate(answer, _RATES)
                 words = (
-                    f"chosen, because the node answers in {answer * 1e3:.0f} ms (p90) at 10 Hz;"
+                    f"chosen, because the node needs {answer * 1e3:.0f} ms (p90) for a frame;"
                     " set another with --rate"
                 )
             runs = []
@@ -165,15 +179,12 @@ def _peak(session: Session, arm: str, start: float) -> float:
 
 def report(result: Result, args: argparse.Namespace) -> str:
     """The tables and remarks on one case."""
-    rows = [
-        _row(str(number // len(ARMS) + 1), run.arm, run.account, run)
-        for number, run in enumerate(result.runs)
-    ]
+    rows = [_row(str(k // 2 + 1), run.arm, run.account, run) for k, run in enumerate(result.runs)]
     rows += [_row("all", arm, result.total(arm)) for arm in ARMS]
     warm_up = result.runs[0].warm_up
     lag = max(run.lag.p99 for run in result.runs)
     lines = [
-        f"{result.case.words()}; {result.rate:g} Hz, {result.rate_words}.",
+        f"{result.case.title()}; {result.rate:g} Hz, {result.rate_words}.",
         f"Runs per arm: {args.runs}, of {args.seconds:g} s each, after a warm-up of"
         f" {warm_up / result.rate:.2g} s ({warm_up} frames a camera) that does not count. First"
         f" depth {result.start_seconds:.1f} s after the node's process was started.",
@@ -189,7 +200,10 @@ def report(result: Result, args: argparse.Namespace) -> str:
             " too busy to send at this rate, so read the times with care."
         )
     if result.peaks:
-        peaks = ", ".join(f"{arm} {_peak_words(rate)}" for arm, rate in result.peaks.items())
+        peaks = ", ".join(
+            f"{arm} {'at least ' if rate >= PEAK_LIMIT else ''}{rate:.4g} Hz"
+            for arm, rate in result.peaks.items()
+        )
         lines.append(
             f"Highest rate with less than 5 % missing, runs of {_PEAK_SECONDS:g} s or more, found"
             f" within 5 %: {peaks} per camera."
@@ -197,44 +211,18 @@ def report(result: Result, args: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-def _peak_words(rate: float) -> str:
-    return f"at least {rate:.4g} Hz" if rate >= PEAK_LIMIT else f"{rate:.4g} Hz"
-
-
 def _row(number: str, arm: str, account: Account, run: Run | None = None) -> list[Any]:
     spent = account.latency
-    counts = [account.sent, account.returned, account.lost, account.dropped]
-    order = [account.late, account.out_of_order]
-    row = [number, arm, *counts, *order, spent.p50, spent.p90, spent.p99, spent.max]
+    row = [number, arm, account.sent, account.returned, account.lost, account.dropped]
+    row += [account.late, account.out_of_order, spent.p50, spent.p90, spent.p99, spent.max]
     row.append(account.jitter.mean)
-    if run is None:
-        return row + [None] * (len(_HEADER) - len(row))
-    cpu = [run.cpu[name] for name in ("camera", f"arm ({arm})", "monitor", "other")]
-    return row + [round(value) if value == value else None for value in cpu] + [_gpu(run)]
-
-
-def _gpu(run: Run) -> int | None:
-    used = run.gpu.get("utilization (%)")
-    return None if used is None else round(used)
+    percent = [None] * 5
+    if run is not None:
+        names = ("camera", f"arm ({arm})", "monitor", "other")
+        percent = [*(run.cpu[name] for name in names), run.gpu.get("utilization (%)")]
+    return row + [None if p is None or p != p else round(p) for p in percent]
 
 
 def _spread(values: Sequence[float]) -> str:
     middle = statistics.median(values)
     return f"{middle:.2f} ms ({min(values):.2f} to {max(values):.2f})"
-
-
-def _as_json(result: Result) -> dict[str, Any]:
-    runs = []
-    for run in result.runs:
-        content = {name: value for name, value in vars(run).items() if name != "traces"}
-        runs.append({**content, "account": asdict(run.account), "lag": asdict(run.lag)})
-    return {
-        "case": asdict(result.case),
-        "rate": result.rate,
-        "rate_words": result.rate_words,
-        "start_seconds": result.start_seconds,
-        "runs": runs,
-        "total": {arm: asdict(result.total(arm)) for arm in ARMS},
-        "node_minus_echo_ms": {name: result.added(name) for name in ("p50", "p90", "p99")},
-        "peak_rate": result.peaks,
-    }
