@@ -61,42 +61,23 @@ size and no network; std leaves out the first 15 frames."""
 
 _CAMERA_SIZES = {"vga": (640, 480), "720p": (1280, 720), "1080p": (1920, 1080)}
 CPU_ARMS = (
-    "torch eager fp32",
-    "torch eager bf16, folded, channels_last",
-    "ONNX Runtime fp32",
-    "ours fp32",
-    "ours bf16",
-    "ours, OpenVINO fp32",
-    "ours, OpenVINO bf16",
-)
+    "torch eager fp32", "torch eager bf16, folded, channels_last", "ONNX Runtime fp32",
+    "ours fp32", "ours bf16", "ours, OpenVINO fp32", "ours, OpenVINO bf16",
+)  # fmt: skip
 ENGINE_ARMS = (
-    "plain fp32",
-    "plain fp16",
-    "transformers fp16",
-    "compile max-autotune fp16",
-    "ours, no graph",
-    "ours, compiled",
-    "ours",
-    "ours, from host",
-)
+    "plain fp32", "plain fp16", "transformers fp16", "compile max-autotune fp16",
+    "ours, no graph", "ours, compiled", "ours", "ours, from host",
+)  # fmt: skip
 # The network's input and the camera's image that is resized to it, height x width.
 ENGINE_SIZES = {
-    "384x384": (480, 480),
-    "384x512": (480, 640),
-    "384x672": (720, 1280),
-    "480x640": (480, 640),
-}
+    "384x384": (480, 480), "384x512": (480, 640), "384x672": (720, 1280), "480x640": (480, 640)
+}  # fmt: skip
 TEMPORAL_SOURCES = ("anchored", "noise", "network")
 # condition: its video (``temporal.shots.SHOTS``) and the odometry
 TEMPORAL_CONDITIONS = {
-    "moving": ("moving", "normal"),
-    "turning": ("turning", "normal"),
-    "standing": ("standing", "normal"),
-    "exposure": ("exposure", "normal"),
-    "15 fps": ("15 fps", "normal"),
-    "7.5 fps": ("7.5 fps", "normal"),
-    "cut": ("cut", "normal"),
-    "step": ("step", "normal"),
+    name: (name, "normal")
+    for name in ("moving", "turning", "standing", "exposure", "15 fps", "7.5 fps", "cut", "step")
+} | {
     "odometry x5": ("moving", "x5"),
     "odometry jumps": ("moving", "jumps"),
     "no odometry": ("moving", "none"),

@@ -19,17 +19,14 @@ from typing import Any
 
 import numpy as np
 
-_DISTRIBUTIONS = {
-    "torch": ("torch",),
-    "triton": ("triton",),
-    "timm": ("timm",),
-    "numpy": ("numpy",),
+_PACKAGES = (
+    "torch", "triton", "timm", "numpy", "opencv", "openvino", "onnxruntime", "transformers",
+    "rclpy", "dpt_ros",
+)  # fmt: skip
+_OTHER_NAMES = {
     "opencv": ("opencv-python", "opencv-python-headless"),
-    "openvino": ("openvino",),
-    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
-    "transformers": ("transformers",),
-    "rclpy": ("rclpy", "ros-rclpy"),
-    "dpt_ros": ("dpt_ros",),
+    "onnxruntime": ("onnxruntime-gpu",),
+    "rclpy": ("ros-rclpy",),
 }
 _GPU_FIELDS = {
     "name": "name",
@@ -146,8 +143,8 @@ def environment_lines(found: dict[str, Any]) -> str:
 def _versions() -> dict[str, str]:
     """Versions of Python and of those libraries that are installed."""
     found = {"python": platform.python_version()}
-    for name, distributions in _DISTRIBUTIONS.items():
-        for distribution in distributions:
+    for name in _PACKAGES:
+        for distribution in (name, *_OTHER_NAMES.get(name, ())):
             with suppress(metadata.PackageNotFoundError):
                 found.setdefault(name, metadata.version(distribution))
     return found

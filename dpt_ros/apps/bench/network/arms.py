@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,6 @@ from dpt_ros.engine.runner.cuda import StreamRunner
 from dpt_ros.engine.runner.streams import CudaStreams, HostStreams
 from dpt_ros.engine.settings import Settings
 from dpt_ros.model import create_model, model_spec
-from dpt_ros.model.zoo import ModelSpec
 
 REFERENCE, TRANSFORMERS, OURS = "plain fp32", "transformers fp16", "ours"
 Call = Callable[[], dict[str, Tensor]]
@@ -99,22 +97,19 @@ class Bench:
         )
 
     def forward(
-        self,
-        dtype: torch.dtype,
-        networks: dict[str, tuple[ModelSpec, Callable[[Tensor], Tensor]]],
+        self, dtype: torch.dtype, predict: Callable[[str], Callable[[Tensor], Tensor]]
     ) -> Call:
-        """Networks behind preprocessing in plain torch; by task, with what they expect."""
+        """The networks that ``predict`` makes for a task, behind preprocessing in plain torch."""
         parts = []
-        for task, (spec, predict) in networks.items():
-            shape = (*self.camera, 3)
-            prepare = DeviceInput(
-                "rgb8", shape, self.case.size, spec.mean, spec.std, self.device, dtype
-            )
-            parts.append((task, prepare, predict))
+        for task in self.case.tasks:
+            spec = model_spec(self._names[task])
+            given = self.case.size, spec.mean, spec.std, self.device, dtype
+            prepare = DeviceInput("rgb8", (*self.camera, 3), *given)
+            parts.append((task, prepare, predict(task)))
 
         @torch.inference_mode()
         def call() -> dict[str, Tensor]:
-            maps = {task: predict(prepare(self.pixels)) for task, prepare, predict in parts}
+            maps = {task: network(prepare(self.pixels)) for task, prepare, network in parts}
             return {
                 task: m.float() if task == "depth" else m.argmax(1).add(1).to(torch.uint8)
                 for task, m in maps.items()
@@ -126,15 +121,16 @@ class Bench:
 def _plain(bench: Bench, dtype: torch.dtype, wrap: Callable[[nn.Module], Any]) -> Call:
     """The published network, unchanged."""
 
-    def predict(model: Any, task: str, images: Tensor) -> Tensor:
-        found = model(images)
-        return found[task] if isinstance(found, dict) else found
+    def predict(task: str) -> Callable[[Tensor], Tensor]:
+        model = wrap(bench.model(task).to(bench.device, dtype))
 
-    networks = {}
-    for task in bench.case.tasks:
-        model = bench.model(task).to(bench.device, dtype)
-        networks[task] = model.spec, partial(predict, wrap(model), task)
-    return bench.forward(dtype, networks)
+        def forward(images: Tensor) -> Tensor:
+            found = model(images)
+            return found[task] if isinstance(found, dict) else found
+
+        return forward
+
+    return bench.forward(dtype, predict)
 
 
 def _transformers(bench: Bench) -> Call:
@@ -142,33 +138,22 @@ def _transformers(bench: Bench) -> Call:
     import transformers
 
     config = transformers.DPTConfig(
-        is_hybrid=True,
-        hidden_size=768,
-        intermediate_size=3072,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        backbone_out_indices=[0, 1, 8, 11],
-        neck_hidden_sizes=[256, 512, 768, 768],
-        reassemble_factors=[1, 1, 1, 0.5],
-        neck_ignore_stages=[0, 1],
-        backbone_featmap_shape=[1, 1024, 24, 24],
-        num_labels=150,
-    )
-    kinds = {
-        "depth": (transformers.DPTForDepthEstimation, "predicted_depth"),
-        "labels": (transformers.DPTForSemanticSegmentation, "logits"),
-    }
+        is_hybrid=True, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
+        num_attention_heads=12, backbone_out_indices=[0, 1, 8, 11],
+        neck_hidden_sizes=[256, 512, 768, 768], reassemble_factors=[1, 1, 1, 0.5],
+        neck_ignore_stages=[0, 1], backbone_featmap_shape=[1, 1024, 24, 24], num_labels=150,
+    )  # fmt: skip
 
-    def predict(model: Any, output: str, images: Tensor) -> Any:
-        return getattr(model(pixel_values=images), output)
-
-    networks = {}
-    for task in bench.case.tasks:
-        kind, output = kinds[task]
+    def predict(task: str) -> Callable[[Tensor], Tensor]:
+        if task == "depth":
+            kind, output = transformers.DPTForDepthEstimation, "predicted_depth"
+        else:
+            kind, output = transformers.DPTForSemanticSegmentation, "logits"
         model = kind(config).eval().to(bench.device, bench.half)
         model.dpt.embeddings.image_size = bench.case.size  # it refuses any other
-        networks[task] = model_spec("dpt_hybrid_midas"), partial(predict, model, output)
-    return bench.forward(bench.half, networks)
+        return lambda images: getattr(model(pixel_values=images), output)
+
+    return bench.forward(bench.half, predict)
 
 
 def _ours(bench: Bench, graph: bool = True, compiled: bool = False) -> Call:
@@ -215,7 +200,7 @@ def _from_host(bench: Bench) -> Call:
 
 
 def _channels_last(model: nn.Module) -> nn.Module:
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return model.to(memory_format=torch.channels_last)
 
 
 def _compile(model: nn.Module) -> Any:

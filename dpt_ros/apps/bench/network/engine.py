@@ -99,7 +99,8 @@ def measured(args: argparse.Namespace, folder: Path, start: str = "forkserver") 
     for task, size, batch in product(args.tasks, args.sizes, args.batches):
         case = Case(task, _sides(size), batch)
         floor, before = _floor(args, case, peaks), None
-        request = {"case": [task, *case.size, batch], "reference": str(folder / f"{case.name}.pt")}
+        request: Row = {"case": [task, *case.size, batch]}
+        request["reference"] = str(folder / f"{case.name}.pt")
         request |= {"networks": {"depth": args.depth_network, "labels": args.label_network}}
         names = ("weights", "rounds", "warm_up", "rate", "paced_rounds")
         request |= {name: getattr(args, name) for name in names}

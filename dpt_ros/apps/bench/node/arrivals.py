@@ -20,11 +20,10 @@ _KEPT_SCHEDULE = 0.98
 
 @dataclass(frozen=True)
 class Account:
-    """What became of the frames of one run, all cameras together, warm-up left out:
-    ``sent`` = ``returned`` + ``lost`` + ``dropped``.
+    """What became of the frames of one run, all cameras together, warm-up left out.
 
     Args:
-        sent: frames published.
+        sent: frames published: ``returned`` + ``lost`` + ``dropped``.
         returned: frames of which every requested output arrived.
         lost: frames that are not reported: lost on the way there or back.
         dropped: frames that the arm reports as replaced by a newer one, or failed.
@@ -59,16 +58,14 @@ class Trace:
     outputs: Mapping[str, np.ndarray]
 
     def arrivals(self) -> np.ndarray:
-        """(K, 2) int64: stamp and arrival of the last output of each complete frame.
-
-        In the order of arrival; without stamps of other runs and without repetitions.
-        """
+        """(K, 2) int64: stamp and arrival of the last output of each complete frame, in the order
+        of arrival; without stamps of other runs and without repetitions."""
         complete: dict[int, int] = dict.fromkeys(self.sent.tolist(), 0)
         for arrived in self.outputs.values():
-            first: dict[int, int] = {}
-            for stamp, time in arrived.tolist():
-                first.setdefault(stamp, time)
-            complete = {s: max(complete[s], t) for s, t in first.items() if s in complete}
+            first = dict(arrived[::-1].tolist())
+            complete = {
+                s: max(complete[s], t) for s, t in reversed(first.items()) if s in complete
+            }
         rows = sorted(complete.items(), key=lambda row: row[1])
         return np.array(rows, np.int64).reshape(-1, 2)
 
@@ -80,26 +77,17 @@ class Trace:
 
 def latencies(traces: Sequence[Trace]) -> np.ndarray:
     """Milliseconds from stamp to arrival of every frame returned after the warm-up."""
-    rows = np.concatenate([trace.measured() for trace in traces])
-    return (rows[:, 1] - rows[:, 0]) * 1e-6
+    return np.concatenate([np.diff(trace.measured())[:, 0] for trace in traces]) * 1e-6
 
 
 def jitter(arrived: np.ndarray) -> np.ndarray:
-    """The absolute second difference of arrival times.
-
-    Args:
-        arrived: (K,) int64, nanoseconds, in order.
-
-    Returns:
-        (max(K - 2, 0),) float64, milliseconds.
-    """
+    """The absolute second difference, ms, of arrival times in order, (K,) int64 nanoseconds."""
     return np.abs(np.diff(arrived, n=2)) * 1e-6
 
 
 def out_of_order(stamps: np.ndarray) -> int:
     """How many of ``stamps``, in order of arrival, came after a newer one."""
-    newest = np.maximum.accumulate(stamps)
-    return int((stamps < newest).sum())
+    return int((stamps < np.maximum.accumulate(stamps)).sum())
 
 
 def missing(traces: Sequence[Trace]) -> int:
@@ -123,38 +111,28 @@ def account(traces: Sequence[Trace], period: float, dropped: int) -> Account:
     sent = sum(len(trace.sent) - trace.warm_up for trace in traces)
     returned = sum(map(len, measured))
     lost = min(sent - returned, max(missing(traces) - dropped, 0))
-    spent = latencies(traces)
-    return Account(
-        sent=sent,
-        returned=returned,
-        lost=lost,
-        dropped=sent - returned - lost,
-        late=int((spent > period * 1e3).sum()),
-        out_of_order=sum(out_of_order(rows[:, 0]) for rows in measured),
-        latency=summarize(spent),
-        jitter=summarize(np.concatenate([jitter(rows[:, 1]) for rows in measured])),
-    )
+    late = int((latencies(traces) > period * 1e3).sum())
+    disordered = sum(out_of_order(rows[:, 0]) for rows in measured)
+    return _account((sent, returned, lost, sent - returned - lost, late, disordered), traces)
 
 
 def together(accounts: Sequence[Account], traces: Sequence[Trace]) -> Account:
-    """Several runs of one arm as one: counts added, percentiles of all frames.
+    """Several runs of one arm, and all their traces, as one: counts added, percentiles of all."""
+    names = ("sent", "returned", "lost", "dropped", "late", "out_of_order")
+    return _account([sum(getattr(a, name) for a in accounts) for name in names], traces)
 
-    Args:
-        accounts: of the runs.
-        traces: of all of them.
-    """
-    counts = ("sent", "returned", "lost", "dropped", "late", "out_of_order")
-    added = {name: sum(getattr(one, name) for one in accounts) for name in counts}
-    # Differences are taken inside a run: between two runs lies a pause.
+
+def _account(counts: Sequence[int], traces: Sequence[Trace]) -> Account:
+    # Differences are taken inside a camera's run: between two runs is a pause.
     steps = np.concatenate([jitter(trace.measured()[:, 1]) for trace in traces])
-    return Account(**added, latency=summarize(latencies(traces)), jitter=summarize(steps))
+    sent, returned, lost, dropped, late, disordered = counts
+    summaries = summarize(latencies(traces)), summarize(steps)
+    return Account(sent, returned, lost, dropped, late, disordered, *summaries)
 
 
 def achieved_rate(sent: np.ndarray) -> float:
     """Frames per second of the stamps of one camera; NaN for less than two."""
-    if len(sent) < 2:
-        return float("nan")
-    return float((len(sent) - 1) / ((sent[-1] - sent[0]) * 1e-9))
+    return float(1e9 / np.diff(sent).mean()) if len(sent) > 1 else float("nan")
 
 
 def sustains(trial: Account, achieved: float, rate: float) -> bool:
@@ -184,18 +162,11 @@ def peak_rate(holds: Callable[[float], bool], start: float, limit: float = PEAK_
             high /= 2
     while low and high > 1.05 * low:
         middle = (low * high) ** 0.5
-        if holds(middle):
-            low = middle
-        else:
-            high = middle
+        low, high = (middle, high) if holds(middle) else (low, middle)
     return low
 
 
 def choose_rate(answer: float, rates: Sequence[float]) -> float:
-    """The highest of ``rates`` whose period leaves a third more than the time of an answer.
-
-    Args:
-        answer: seconds from stamp to depth, at the 90th percentile.
-        rates: to choose from, frames per second, falling; the last is taken if none fits.
-    """
+    """The highest of ``rates`` (falling) whose period is a third longer than ``answer``, seconds
+    from stamp to depth; the last one if none is."""
     return next((rate for rate in rates if 1.33 * answer <= 1.0 / rate), rates[-1])

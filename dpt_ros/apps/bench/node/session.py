@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -41,45 +41,37 @@ _numbers = itertools.count()
 
 @dataclass(frozen=True)
 class Run:
-    """A run of one arm.
+    """A run of one arm."""
 
-    Args:
-        arm: "echo" or "node".
-        rate: requested of each camera, frames per second.
-        achieved: what the slowest camera really sent, frames per second.
-        warm_up: frames of each camera that were sent before the measured ones.
-        account: what became of the measured frames.
-        lag: of the cameras behind their schedule, milliseconds.
-        cpu: percent of one core per process; "other": everything else, percent of the machine.
-        gpu: means over the run; empty without a GPU.
-        diagnostics: of the arm, after the run.
-        traces: per camera.
-    """
+    arm: str  # "echo" or "node"
+    rate: float  # requested of each camera, frames per second
+    achieved: float  # what the slowest camera really sent
+    warm_up: int  # frames of each camera that were sent before the measured ones
+    account: Account  # what became of the measured frames
+    lag: Summary  # of the cameras behind their schedule, milliseconds
+    cpu: dict[str, float]  # of ``CpuWatch``
+    gpu: dict[str, float]  # of ``GpuWatch``
+    diagnostics: dict[str, Any]  # of the arm, after the run
+    traces: tuple[Trace, ...]  # per camera
 
-    arm: str
-    rate: float
-    achieved: float
-    warm_up: int
-    account: Account
-    lag: Summary
-    cpu: dict[str, float]
-    gpu: dict[str, float]
-    diagnostics: dict[str, Any]
-    traces: tuple[Trace, ...]
+    def as_json(self) -> dict[str, Any]:
+        """All of it but the traces."""
+        found = {**vars(self), "account": asdict(self.account), "lag": asdict(self.lag)}
+        del found["traces"]
+        return found
 
 
 class Session:
     """Camera, node, echo and monitor of one case; a context manager that ends them.
 
     Args:
-        case: what goes through the node.
-        parameters: of the node, by name.
+        case, parameters: what goes through the node, and its parameters by name.
         load: busy processes beside it.
         gpu: index of the GPU to watch.
 
     Attributes:
-        start_seconds: from the start of the node's process to its first depth, while the camera
-            runs at 10 Hz; known after ``wait_for_depth``.
+        start_seconds: from the start of the node's process to its first depth at 10 Hz; known
+            after ``wait_for_depth``.
     """
 
     def __init__(

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
+from dpt_ros.apps.bench.temporal.noise import corner_map
+
 Maps = tuple[np.ndarray, np.ndarray | None]
 # (inverse depth (H, W) float32, logits (C, h, w) or None, rgb (H, W, 3) uint8, stamp in ns) ->
 # inverse depth and logits, smoothed; logits are None where the method does not handle labels.
@@ -20,24 +22,19 @@ class Ema:
     Args:
         alpha, label_alpha: weight of the new frame, for inverse depth and logits.
         threshold: relative change of inverse depth beyond which a pixel restarts, as the temporal
-            filter of librealsense does with its delta; None for never. librealsense's 20 units of
+            filter of librealsense does with its delta; 0 for never. librealsense's 20 units of
             disparity are taken as 20 %, and logits restart with the depth.
         flow: move the history along optical flow (OpenCV DIS, ultrafast). A pixel restarts where
             its history leaves the image or its grey value differs by more than 20 levels.
     """
 
     def __init__(
-        self,
-        alpha: float,
-        label_alpha: float,
-        threshold: float | None = None,
-        flow: bool = False,
+        self, alpha: float, label_alpha: float, threshold: float = 0.0, flow: bool = False
     ) -> None:
         self._alpha, self._label_alpha = np.float32(alpha), np.float32(label_alpha)
         self._threshold = threshold
-        self._dis = None
-        if flow:
-            self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+        preset = cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST
+        self._dis = cv2.DISOpticalFlow.create(preset) if flow else None
         self._last: Maps | None = None
         self._grey = np.zeros(0, np.uint8)
 
@@ -50,7 +47,7 @@ class Ema:
             (old, old_logits), restart = self._last, None
             if self._dis is not None:
                 old, old_logits, restart = self._moved(grey, old, old_logits)
-            elif self._threshold is not None:
+            elif self._threshold:
                 restart = np.abs(inverse - old) > self._threshold * np.maximum(inverse, old)
             inverse = _mix(old, inverse, self._alpha, restart)
             if logits is not None and old_logits is not None:
@@ -72,26 +69,19 @@ class Ema:
         restart |= cv2.absdiff(grey, _warp(self._grey, place)) > 20
         if logits is not None:
             h, w = logits.shape[1:]
-            # corner to corner, as DPT's head resizes
-            columns = np.repeat(np.linspace(0, width - 1, w, dtype=np.float32)[None], h, 0)
-            rows = np.repeat(np.linspace(0, height - 1, h, dtype=np.float32)[:, None], w, 1)
-            coarse = cv2.remap(place, columns, rows, cv2.INTER_LINEAR)
+            coarse = cv2.remap(place, *corner_map((height, width), (h, w)), cv2.INTER_LINEAR)
             coarse *= np.array([(w - 1) / (width - 1), (h - 1) / (height - 1)], np.float32)
             logits = np.stack([_warp(one, coarse) for one in logits])
         return _warp(inverse, place), logits, restart
 
 
 class OneEuro:
-    """The One-Euro filter (Casiez et al., CHI 2012) on each pixel's inverse depth; no labels.
+    """The One-Euro filter (Casiez et al., CHI 2012) on each pixel's inverse depth; no labels."""
 
-    Args:
-        min_cutoff: Hz, of a constant pixel.
-        beta: Hz per 1/(m s) of change.
-        d_cutoff: Hz, of the low pass of the change itself.
-    """
+    # Hz of a constant pixel, Hz per 1/(m s) of change, Hz of the low pass of the change itself
+    _min_cutoff, _beta, _d_cutoff = 1.0, 4.0, 1.0
 
-    def __init__(self, min_cutoff: float = 1.0, beta: float = 4.0, d_cutoff: float = 1.0) -> None:
-        self._min_cutoff, self._beta, self._d_cutoff = min_cutoff, beta, d_cutoff
+    def __init__(self) -> None:
         self._inverse: np.ndarray | None = None
         self._slope = np.zeros(0, np.float32)
         self._stamp = 0

@@ -8,7 +8,8 @@ import multiprocessing
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, fields
+from dataclasses import asdict
+from typing import Any
 
 from tqdm import tqdm
 
@@ -54,11 +55,8 @@ def main(argv: Sequence[str]) -> int:
         write_json(args.json, content | targets.as_json(measured, results))
     if args.picture or args.gif:
         sources = jobs[0].sources
-        film = picture.film(jobs[0], "network" if "network" in sources else sources[0])
-        if args.picture:
-            picture.strip(film, args.picture)
-        if args.gif:
-            picture.animation(film, args.gif)
+        source = "network" if "network" in sources else sources[0]
+        picture.draw(jobs[0], source, args.picture, args.gif)
     return 1 if args.check and missed else 0
 
 
@@ -84,8 +82,8 @@ def _jobs(args: argparse.Namespace, settings: TemporalSettings) -> list[Job]:
             count, size = 600, tuple(side // 32 * 16 for side in args.size)
             chosen = tuple(s for s in sources if s != "network") or sources
         for seed in range(1 if shot == "minute" else seeds):
-            job = Job(shot, seed, count, *size, chosen, names, args.cache, settings, args.device)
-            jobs.append(job)
+            given = (chosen, names, args.cache, settings, args.device)
+            jobs.append(Job(shot, seed, count, size[0], size[1], *given))
     return jobs
 
 
@@ -104,25 +102,21 @@ def _measure(jobs: list[Job], workers: int) -> list[Measured]:
             found[running[done]] = done.result()
             bar.update()
     conditions = list(TEMPORAL_CONDITIONS)
-    return sorted(
-        (m for part in found for m in part),
-        key=lambda m: (
-            TEMPORAL_SOURCES.index(m.source),
-            conditions.index(m.condition),
-            m.seed,
-            m.method == FILTER,
-        ),
-    )
+
+    def place(m: Measured) -> tuple[int, int, int, bool]:
+        source, condition = TEMPORAL_SOURCES.index(m.source), conditions.index(m.condition)
+        return source, condition, m.seed, m.method == FILTER
+
+    return sorted((m for part in found for m in part), key=place)
 
 
 def _settings(pairs: list[str]) -> TemporalSettings:
-    values: dict[str, float | bool] = {}
-    known = {f.name: f.default for f in fields(TemporalSettings)}
-    for pair in pairs:
-        name, _, value = pair.partition("=")
+    values: dict[str, Any] = {}
+    known = asdict(TemporalSettings())
+    for name, _, value in (pair.partition("=") for pair in pairs):
         if name not in known:
             raise ValueError(
                 f"Unknown setting {name!r} of the filter. Available: {', '.join(known)}."
             )
         values[name] = value == "true" if isinstance(known[name], bool) else float(value)
-    return TemporalSettings(**values)  # type: ignore[arg-type]
+    return TemporalSettings(**values)

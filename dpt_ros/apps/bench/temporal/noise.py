@@ -41,8 +41,7 @@ class _Fields:
         self, rng: np.random.Generator, count: int, waves: tuple[int, int], size: tuple[int, int]
     ) -> None:
         self._rng = rng
-        self._rows = _cosines(waves[0], size[0])
-        self._columns = _cosines(waves[1], size[1])
+        self._rows, self._columns = map(_cosines, waves, size)
         self._amplitudes = rng.standard_normal((count, *waves)).astype(np.float32)
 
     def step(self, rho: float) -> np.ndarray:
@@ -71,11 +70,10 @@ class NoisyNetwork:
         self._rng = np.random.default_rng([seed, 11])
         self._magnitudes, self._classes = magnitudes, num_classes
         self._state = self._rng.standard_normal(2)
-        self._fields: tuple[_Fields, _Fields, _Fields] | None = None
+        self._fields: tuple[_Fields, ...] = ()
         self._waves = _waves(self._rng, 6)
         self._label_waves = [_waves(self._rng, 3) for _ in range(num_classes)]
-        self._shift = 0.0
-        self._stamp = 0
+        self._shift, self._stamp = 0.0, 0
 
     def predict(self, truth: Truth) -> tuple[np.ndarray, np.ndarray]:
         """Inverse depth (H, W) float32, 1/m, and logits (C, H / 2, W / 2) float32 of the next
@@ -84,7 +82,7 @@ class NoisyNetwork:
         height, width = truth.depth.shape
         inverse = (1 / truth.depth).astype(np.float32)
         half = (height // 2, width // 2)
-        if self._fields is None:
+        if not self._fields:
             self._fields = (
                 _Fields(rng, 1, (6, 8), (height, width)),
                 _Fields(rng, 2, (24, 32), (height, width)),
@@ -108,13 +106,9 @@ class NoisyNetwork:
         error += m.white * rng.standard_normal(inverse.shape, np.float32)
         depth = depth * (1 + error) * (1 + m.scale * self._state[0])
         depth = np.maximum(depth + self._shift * self._state[1] * (inverse > 0), 0)
-        labels = cv2.remap(
-            truth.labels, *place, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE
-        )
-        # corner to corner, as DPT's head resizes
-        rows = np.linspace(0, height - 1, half[0], dtype=np.float32)[:, None]
-        columns = np.linspace(0, width - 1, half[1], dtype=np.float32)
-        at = np.repeat(columns[None], half[0], 0), np.repeat(rows, half[1], 1)
+        near = cv2.INTER_NEAREST
+        labels = cv2.remap(truth.labels, *place, near, borderMode=cv2.BORDER_REPLICATE)
+        at = corner_map((height, width), half)
         right = [
             cv2.remap(cv2.blur((labels == k).astype(np.float32), (3, 3)), *at, cv2.INTER_LINEAR)
             for k in range(1, self._classes + 1)
@@ -123,6 +117,13 @@ class NoisyNetwork:
         fixed = np.stack([_at(waves, coarse) for waves in self._label_waves])
         logits = np.stack(right) + m.label_field * noise + m.label_bias * fixed
         return depth.astype(np.float32), (8 * logits).astype(np.float32)
+
+
+def corner_map(size: tuple[int, ...], small: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Columns and rows, (h, w) float32, to resize (H, W) corner to corner, as DPT's head does."""
+    pairs = zip(size, small, strict=True)
+    rows, columns = (np.linspace(0, a - 1, b, dtype=np.float32) for a, b in pairs)
+    return np.repeat(columns[None], small[0], 0), np.repeat(rows[:, None], small[1], 1)
 
 
 def _points(truth: Truth) -> np.ndarray:
@@ -162,15 +163,13 @@ class NoisyOdometry:
 
     def __init__(self, seed: int, factor: float = 1.0, jump_every: int = 0) -> None:
         self._rng = np.random.default_rng([seed, 12])
-        self._factor, self._every = factor, jump_every
-        self._true: np.ndarray | None = None
-        self._estimate = np.eye(4)
-        self._count = 0
+        self._factor, self._every, self._count = factor, jump_every, 0
+        self._true = self._estimate = np.eye(4)
 
     def pose(self, odom_from_camera: np.ndarray) -> np.ndarray:
         """The estimate for a true pose, both (4, 4)."""
-        if self._true is None:
-            self._estimate = odom_from_camera.copy()
+        if self._count == 0:
+            self._estimate = odom_from_camera
         else:
             move = np.linalg.inv(self._true) @ odom_from_camera
             m, factor, rng = Magnitudes(), self._factor, self._rng

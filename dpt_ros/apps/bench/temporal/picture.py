@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -18,132 +18,109 @@ from dpt_ros.engine.output.legend import bar_legend, class_legend, depth_legend
 from dpt_ros.world import CLASSES, View
 
 _FLICKER = 0.12  # relative change that is drawn brightest
+_COLORS = palette("labels_world.json")
+_SLICE = "error of a row over time"
+Images = dict[str, np.ndarray]  # by title, (H, W, 3) uint8 RGB; the slice has a column
 
 
-@dataclass
-class Film:
-    """A video without and with the filter.
-
-    Args:
-        views: the frames and their truth.
-        far: metres at the dark end of the colours.
-        inverse: per "off" and "on", (H, W) of each frame, 1/m.
-        labels: the same of labels, (H, W) uint8.
-    """
-
-    views: list[View]
-    far: float
-    inverse: dict[str, list[np.ndarray]] = field(default_factory=lambda: {"off": [], "on": []})
-    labels: dict[str, list[np.ndarray]] = field(default_factory=lambda: {"off": [], "on": []})
-
-    def depth_image(self, which: str, k: int) -> np.ndarray:
-        """The depth of frame ``k``, "off" or "on", (H, W, 3) uint8."""
-        with np.errstate(divide="ignore"):
-            depth = 1 / np.maximum(self.inverse[which][k], 0)
-        return depth_to_color(depth.astype(np.float32), self.far)
-
-    def label_image(self, which: str, k: int) -> np.ndarray:
-        """The labels of frame ``k``, "off" or "on", (H, W, 3) uint8."""
-        return labels_to_color(self.labels[which][k], palette("labels_world.json"))
-
-    def flicker_image(self, which: str, k: int) -> np.ndarray:
-        """Change of the error since the last frame, along the true flow, (H, W, 3) uint8."""
-        view, values = self.views[k], self.inverse[which]
-        height, width = view.depth.shape
-        place = view.flow + np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1)
-        error, before = (values[i] / np.maximum(1 / self.views[i].depth, 1e-3) for i in (k, k - 1))
-        moved = cv2.remap(
-            before.astype(np.float32), place.astype(np.float32), None, cv2.INTER_NEAREST
-        )
-        seen = view.flow_valid & np.isfinite(view.depth)
-        level = np.where(seen, np.clip(np.abs(error - moved) / _FLICKER, 0, 1), 0)
-        return _colored(level, cv2.COLORMAP_INFERNO)
-
-    def legends(self, width: int) -> list[np.ndarray]:
-        """Those of depth and of labels."""
-        classes = dict(enumerate(CLASSES, start=1))
-        labels = class_legend(width, classes, palette("labels_world.json"))
-        return [depth_legend(width, self.far), labels]
-
-
-def film(job: Job, source: str) -> Film:
-    """Run the filter over the first condition of a job, for one of its sources."""
+def draw(job: Job, source: str, strip: Path | None, gif: Path | None) -> None:
+    """Run the filter over the first condition of a job, and write what files are given."""
     job = replace(job, frames=min(job.frames, 60))
     shot = make_shot(job.shot, job.seed, job.frames, job.width, job.height)
     depth = np.concatenate([view.depth[::8, ::8].ravel() for view in shot.views])
-    found = Film(shot.views, float(np.percentile(depth[np.isfinite(depth)], 98)))
+    far = float(np.percentile(depth[np.isfinite(depth)], 98))
     smooth = filter_smoother(job.conditions[0], shot, job, [])
+    frames: list[Images] = []
+    before: dict[str, np.ndarray] = {}
     for k, given in enumerate(predict(source, shot, job.seed, True, job.cache)):
-        inverse, labels = smooth(k, shot.views[k], given)
+        view = shot.views[k]
+        steady, labels = smooth(k, view, given)
         assert given.logits is not None
-        plain = label_image(given.logits, (job.height, job.width))
-        found.inverse["off"].append(given.anchored)
-        found.inverse["on"].append(inverse.copy())
-        found.labels["off"].append(plain)
-        found.labels["on"].append(plain if labels is None else labels.copy())
-    return found
+        plain = label_image(given.logits, view.depth.shape)
+        images = {"camera": view.rgb}
+        for which, inverse, ids in (
+            ("off", given.anchored, plain),
+            ("on", steady, plain if labels is None else labels),
+        ):
+            ratio = (inverse / np.maximum(1 / view.depth, 1e-3)).astype(np.float32)
+            with np.errstate(divide="ignore"):
+                shown = (1 / np.maximum(inverse, 0)).astype(np.float32)
+            images[f"depth, {which}"] = depth_to_color(shown, far)
+            images[f"flicker, {which}"] = _flicker(view, ratio, before.get(which, ratio))
+            images[f"labels, {which}"] = labels_to_color(ids, _COLORS)
+            row = view.camera.height * 6 // 10
+            error = np.where(np.isfinite(view.depth[row]), ratio[row] - 1, 0)
+            level = np.clip(error / (4 * _FLICKER) + 0.5, 0, 1)
+            images[f"{which}: {_SLICE}"] = _colored(level[:, None], cv2.COLORMAP_TWILIGHT_SHIFTED)
+            before[which] = ratio
+        frames.append(images)
+    if strip:
+        _write_strip(frames, far, strip)
+    if gif:
+        period = (shot.views[1].stamp_ns - shot.views[0].stamp_ns) * 1e-6
+        _write_animation(frames, far, period, gif)
+
+
+def _flicker(view: View, ratio: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """Change of predicted / true inverse depth since the last frame, along the true flow."""
+    place = view.flow + np.stack(np.meshgrid(*map(np.arange, ratio.shape[::-1])), -1)
+    moved = cv2.remap(before, place.astype(np.float32), None, cv2.INTER_NEAREST)
+    seen = view.flow_valid & np.isfinite(view.depth)
+    level = np.where(seen, np.clip(np.abs(ratio - moved) / _FLICKER, 0, 1), 0)
+    return _colored(level, cv2.COLORMAP_INFERNO)
 
 
 def _colored(level: np.ndarray, colors: int) -> np.ndarray:
     """(H, W, 3) uint8 RGB of levels from 0 to 1."""
-    picture = cv2.applyColorMap((level * 255).astype(np.uint8), colors)
-    return np.ascontiguousarray(picture[..., ::-1])
+    image = cv2.applyColorMap((level * 255).astype(np.uint8), colors)
+    return np.ascontiguousarray(image[..., ::-1])
 
 
-def strip(film: Film, file: Path, columns: int = 6) -> None:
-    """Write a strip of frames: image, depth, flicker and labels, off and on; and the error of one
-    row over time.
+def _titled(images: Sequence[np.ndarray], title: str) -> np.ndarray:
+    """Images side by side."""
+    return np.hstack([with_words(images[0].copy(), title), *images[1:]])
+
+
+def _legends(width: int, far: float) -> list[np.ndarray]:
+    classes = dict(enumerate(CLASSES, start=1))
+    return [depth_legend(width, far), class_legend(width, classes, _COLORS)]
+
+
+def _write_strip(frames: list[Images], far: float, file: Path, columns: int = 6) -> None:
+    """Frames side by side, a row per title; the slice shows all of them.
 
     Raises:
         ValueError: images cannot be written in the format of ``file``.
     """
-    count = len(film.views)
-    chosen = np.linspace(count // 3, count - 1, columns).astype(int)
-    lines = [_line("camera", [film.views[k].rgb for k in chosen])]
-    for name, draw in (
-        ("depth", film.depth_image),
-        (f"flicker (bright: {_FLICKER:.0%})", film.flicker_image),
-        ("labels", film.label_image),
-    ):
-        for which in ("off", "on"):
-            lines.append(_line(f"{name}, {which}", [draw(which, k) for k in chosen]))
-    height, width = film.views[0].depth.shape
-    row = height * 6 // 10
-    truth = np.stack([1 / view.depth[row] for view in film.views], 1)
-    for which, values in film.inverse.items():
-        read = np.stack([value[row] for value in values], 1)
-        error = np.divide(read, truth, out=np.ones_like(read), where=truth > 0) - 1
-        level = np.clip(error / (4 * _FLICKER) + 0.5, 0, 1)
-        picture = _colored(level, cv2.COLORMAP_TWILIGHT_SHIFTED)
-        size = (width * columns, height)
-        picture = cv2.resize(picture, size, interpolation=cv2.INTER_NEAREST)
-        pictures = np.split(picture, columns, 1)
-        lines.append(_line(f"{which}: error of a row over time", pictures))
+    chosen = np.linspace(len(frames) // 3, len(frames) - 1, columns).astype(int)
+    height, width = frames[0]["camera"].shape[:2]
+    lines = []
+    for title in sorted(frames[0], key=lambda title: (_SLICE in title, title.split(",")[0])):
+        images = [frames[k][title] for k in chosen]
+        if _SLICE in title:
+            slice_of_all = np.hstack([frame[title] for frame in frames])
+            size = (width * columns, height)
+            image = cv2.resize(slice_of_all, size, interpolation=cv2.INTER_NEAREST)
+            images = np.split(image, columns, 1)
+        lines.append(_titled(images, title))
     image = cv2.resize(np.vstack(lines), None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
     bars = [
         _colored(np.linspace(0, 1, 256)[None], colors)[0]
         for colors in (cv2.COLORMAP_INFERNO, cv2.COLORMAP_TWILIGHT_SHIFTED)
     ]
-    depth, labels = film.legends(image.shape[1])
-    flicker = bar_legend(image.shape[1], "flicker 0", f"{_FLICKER:.0%} and more", bars[0])
-    low, high = f"error {-2 * _FLICKER:.0%}", f"{2 * _FLICKER:+.0%}"
-    error_legend = bar_legend(image.shape[1], low, high, bars[1])
-    image = np.vstack([image, depth, flicker, error_legend, labels])
-    try:
-        written = cv2.imwrite(str(file), image[..., ::-1])
-    except cv2.error:  # an ending that OpenCV does not know
-        written = False
-    if not written:
+    wide, limit = image.shape[1], 2 * _FLICKER
+    legends = _legends(wide, far)
+    legends += [bar_legend(wide, "flicker 0", f"{_FLICKER:.0%} and more", bars[0])]
+    legends += [bar_legend(wide, f"error {-limit:.0%}", f"{limit:+.0%}", bars[1])]
+    if not cv2.haveImageWriter(str(file)):
         raise ValueError(f"{file} cannot be written: give a file that ends in .png or .jpg.")
+    cv2.imwrite(str(file), np.vstack([image, *legends])[..., ::-1])
 
 
-def _line(words: str, pictures: list[np.ndarray]) -> np.ndarray:
-    first = with_words(np.ascontiguousarray(pictures[0]).copy(), words)
-    return np.hstack([first, *pictures[1:]])
-
-
-def animation(film: Film, file: Path, width: int = 240) -> None:
-    """Write a GIF: depth off and on; below, labels off and on. At most 15 frames/s, to stay small.
+def _write_animation(
+    frames: list[Images], far: float, period: float, file: Path, width: int = 240
+) -> None:
+    """A GIF: depth off and on; below, labels off and on. At most 15 frames/s, to stay small.
 
     Raises:
         ImportError: Pillow is not installed; the message says how to get it.
@@ -154,31 +131,23 @@ def animation(film: Film, file: Path, width: int = 240) -> None:
         raise ImportError(
             "An animation needs Pillow: pip install pillow, or leave out --gif."
         ) from error
-    camera = film.views[0].camera
-    size = (width, width * camera.height // camera.width)
-
-    def half(name: str, draw: Callable[[str, int], np.ndarray], k: int) -> np.ndarray:
-        pictures = [
-            with_words(cv2.resize(draw(which, k), size, interpolation=cv2.INTER_AREA), words)
-            for which, words in (("off", f"{name}, off"), ("on", f"{name}, on"))
+    height, wide = frames[0]["camera"].shape[:2]
+    size = (width, width * height // wide)
+    every = max(round(66 / period), 1)
+    pictures = []
+    for images in frames[::every]:
+        small = {t: cv2.resize(i, size, interpolation=cv2.INTER_AREA) for t, i in images.items()}
+        halves = [
+            np.hstack([with_words(small[t], t) for t in (f"{name}, off", f"{name}, on")])
+            for name in ("depth", "labels")
         ]
-        return np.hstack(pictures)
-
-    gap = (film.views[1].stamp_ns - film.views[0].stamp_ns) * 1e-6
-    every = max(round(66 / gap), 1)
-    legends = film.legends(2 * width)
-    frames = [
-        np.vstack(
-            [half("depth", film.depth_image, k), half("labels", film.label_image, k), *legends]
-        )
-        for k in range(0, len(film.views), every)
-    ]
+        pictures.append(np.vstack([*halves, *_legends(2 * width, far)]))
     # One palette for all frames, so that the colours are constant.
-    sample = Image.fromarray(np.vstack(frames[:: max(len(frames) // 4, 1)]))
+    sample = Image.fromarray(np.vstack(pictures[:: max(len(pictures) // 4, 1)]))
     colors = sample.quantize(128, dither=Image.Dither.NONE)
     first, *rest = (
-        Image.fromarray(frame).quantize(palette=colors, dither=Image.Dither.NONE)
-        for frame in frames
+        Image.fromarray(picture).quantize(palette=colors, dither=Image.Dither.NONE)
+        for picture in pictures
     )
-    shown = max(round(gap * every / 10) * 10, 20)  # GIF counts in hundredths of a second
+    shown = max(round(period * every / 10) * 10, 20)  # GIF counts in hundredths of a second
     first.save(file, save_all=True, append_images=rest, duration=shown, loop=0, optimize=True)

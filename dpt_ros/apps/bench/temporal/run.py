@@ -37,20 +37,12 @@ _SETTLE = 15  # frames before the standard deviation of a standing camera is tak
 
 @dataclass(frozen=True)
 class Input:
-    """What a method gets of a frame.
+    """What a method gets of a frame."""
 
-    Args:
-        inverse: (H, W) float32, 1/m, as predicted.
-        anchored: the same through ``anchors``, which is what the baselines get; ``inverse`` itself
-            where there are none.
-        anchors: (scale, shift) of the frame, None where there are none.
-        logits: (C, h, w) float32, None where labels are not measured.
-    """
-
-    inverse: np.ndarray
-    anchored: np.ndarray
-    anchors: tuple[float, float] | None
-    logits: np.ndarray | None
+    inverse: np.ndarray  # (H, W) float32, 1/m, as predicted
+    anchored: np.ndarray  # the same through ``anchors`` if there are any: what the baselines get
+    anchors: tuple[float, float] | None  # (scale, shift) of the frame
+    logits: np.ndarray | None  # (C, h, w) float32, None where labels are not measured
 
 
 @dataclass
@@ -76,26 +68,18 @@ class Measured:
 
 @dataclass(frozen=True)
 class Job:
-    """One video, and all that is measured on it.
+    """One video, and all that is measured on it."""
 
-    Args:
-        shot, seed, frames, width, height: of ``make_shot``.
-        sources: of ``arguments.TEMPORAL_SOURCES``.
-        conditions: those of ``arguments.TEMPORAL_CONDITIONS`` with this shot.
-        cache: folder for the network's predictions, None for none.
-        settings, device: of the filter.
-    """
-
-    shot: str
+    shot: str  # this and the next four: of ``make_shot``
     seed: int
     frames: int
     width: int
     height: int
-    sources: tuple[str, ...]
-    conditions: tuple[str, ...]
-    cache: Path | None = None
-    settings: TemporalSettings = field(default_factory=TemporalSettings)
-    device: str = "cpu"
+    sources: tuple[str, ...]  # of ``arguments.TEMPORAL_SOURCES``
+    conditions: tuple[str, ...]  # those of ``arguments.TEMPORAL_CONDITIONS`` with this shot
+    cache: Path | None  # folder for the network's predictions
+    settings: TemporalSettings
+    device: str  # of the filter
 
 
 # (index of the frame, the frame, what is to be smoothed) -> inverse depth (H, W) and logits
@@ -180,13 +164,11 @@ def _measure(job: Job, shot: Shot, source: str) -> Iterator[Measured]:
     resets: dict[str, list[str]] = {name: [] for name in job.conditions}
     smoothers = {("", name): _baseline_smoother(method) for name, method in baselines().items()}
     if minute:
-        smoothers = {key: smooth for key, smooth in smoothers.items() if key == ("", "raw")}
+        smoothers = {("", "raw"): smoothers["", "raw"]}
     for name in job.conditions:
         smoothers[name, FILTER] = filter_smoother(name, shot, job, resets[name])
-    methods = {
-        key: _Method(smooth, labels, not minute, bool(shot.steps))
-        for key, smooth in smoothers.items()
-    }
+    keep = bool(shot.steps)
+    methods = {k: _Method(smooth, labels, not minute, keep) for k, smooth in smoothers.items()}
     inputs = predict(source, shot, job.seed, labels, job.cache)
     tracker, truth = Tracker(), []
     for k, (view, given) in enumerate(zip(shot.views, inputs, strict=True)):

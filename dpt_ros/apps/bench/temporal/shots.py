@@ -16,18 +16,8 @@ from dpt_ros.world.geometry import Pose, Round, Surface
 from dpt_ros.world.motion import look
 
 FIRST_SEED = 1_000_000  # training took 0 to 1799
-# name: how the camera moves, frames per second
-SHOTS = {
-    "moving": ("moving", 30.0),
-    "turning": ("turning", 30.0),
-    "standing": ("standing", 30.0),
-    "exposure": ("moving", 30.0),
-    "15 fps": ("moving", 15.0),
-    "7.5 fps": ("moving", 7.5),
-    "cut": ("moving", 30.0),
-    "step": ("step", 30.0),
-    "minute": ("moving", 10.0),
-}
+_RATES = {"15 fps": 15.0, "7.5 fps": 7.5, "minute": 10.0}  # frames per second, else 30
+SHOTS = ("moving", "turning", "standing", "exposure", "15 fps", "7.5 fps", "cut", "step", "minute")
 STEP = 12  # frames that an object stays, and stays away
 # share of the picture that people fill: enough to measure, and whole people rather than legs
 _ENOUGH, _MOST = 0.06, 0.15
@@ -57,31 +47,27 @@ def make_shot(name: str, seed: int, frames: int, width: int, height: int) -> Sho
     """
     if name not in SHOTS:
         raise ValueError(f"Unknown shot {name!r}. Available: {', '.join(SHOTS)}.")
+    first = FIRST_SEED + 10 * seed
+    motion = name if name in ("turning", "standing", "step") else "moving"
+    fps = _RATES.get(name, 30.0)
     if name == "cut":
         half = frames // 2
-        one = _render("moving", FIRST_SEED + 10 * seed, half, 30.0, width, height)
-        two = _render("moving", FIRST_SEED + 10 * seed + 7, frames - half, 30.0, width, height)
+        one = _render(motion, first, half, fps, width, height)
+        two = _render(motion, first + 7, frames - half, fps, width, height)
         # odometry goes on as if there were no cut
         onto = one[-1].odom_from_camera @ np.linalg.inv(two[0].odom_from_camera)
-        late = one[-1].stamp_ns + round(1e9 / 30) - two[0].stamp_ns
-        two = [
-            replace(v, odom_from_camera=onto @ v.odom_from_camera, stamp_ns=v.stamp_ns + late)
-            for v in two
-        ]
-        return Shot(one + two, (half,))
-    motion, fps = SHOTS[name]
-    views = _render(motion, FIRST_SEED + 10 * seed, frames, fps, width, height)
-    if name == "exposure":
-        # the gain halves and doubles again every third of a second
-        views = [
-            v if k // 10 % 2 == 0 else replace(v, rgb=_darker(v.rgb)) for k, v in enumerate(views)
-        ]
+        late = one[-1].stamp_ns + round(1e9 / fps) - two[0].stamp_ns
+        for v in two:
+            pose = onto @ v.odom_from_camera
+            one.append(replace(v, odom_from_camera=pose, stamp_ns=v.stamp_ns + late))
+        return Shot(one, (half,))
+    views = _render(motion, first, frames, fps, width, height)
+    if name == "exposure":  # the gain halves and doubles again every third of a second
+        for k, view in enumerate(views):
+            if k // 10 % 2:
+                views[k] = replace(view, rgb=(view.rgb * np.float32(0.55)).astype(np.uint8))
     steps = tuple((k, k // STEP % 2 == 1) for k in range(STEP, frames - STEP // 2, STEP))
     return Shot(views, (), steps if name == "step" else ())
-
-
-def _darker(rgb: np.ndarray) -> np.ndarray:
-    return (rgb * np.float32(0.55)).astype(np.uint8)
 
 
 def _render(
@@ -173,27 +159,16 @@ def _face_people(motion: str, world: World, start: float) -> None:
 
 
 def _column(world: World) -> Round:
-    """A column in view, at 40 % of the distance of what is there."""
-    pose = world.scene.drive.pose(0.0)
+    """A column in view, at 40 % of the distance of the scene, with the surface of one there."""
+    scene, pose = world.scene, world.scene.drive.pose(0.0)
     depth = world.frame(0).depth[world.camera.height // 2]
-    depth = depth[np.isfinite(depth)]
-    distance = max(0.4 * float(np.median(depth)), 0.7)
+    distance = max(0.4 * float(np.median(depth[np.isfinite(depth)])), 0.7)
     place = pose.position + distance * pose.rotation[:, 2] + 0.2 * distance * pose.rotation[:, 0]
     radius, tall = 0.12 * distance, 2 * place[2]
-    return Round(
-        np.array([place[0], place[1], tall / 2]),
-        np.diag([radius, radius, tall / 2]),
-        True,
-        _surface(world.scene),
-    )
-
-
-def _surface(scene: Scene) -> Surface:
-    """The surface of a column of this scene, or of a box."""
-    columns = [part.surface for part in scene.rounds if part.walker < 0]
-    if columns:
-        return columns[0]
-    table = scene.rectangles.freeze()
-    boxes = np.flatnonzero(table.label == BOX)
-    k = int(boxes[0]) if len(boxes) else 0
-    return Surface(COLUMN, int(table.texture[k]), (0.5, 0.5))
+    surfaces = [part.surface for part in scene.rounds if part.walker < 0]
+    if not surfaces:  # that of a box
+        table = scene.rectangles.freeze()
+        box = int(np.argmax(table.label == BOX))
+        surfaces = [Surface(COLUMN, int(table.texture[box]), (0.5, 0.5))]
+    center = np.array([place[0], place[1], tall / 2])
+    return Round(center, np.diag([radius, radius, tall / 2]), True, surfaces[0])

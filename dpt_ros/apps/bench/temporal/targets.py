@@ -16,26 +16,13 @@ from dpt_ros.apps.bench.temporal.run import FILTER, Measured
 # measure: heading, how it is compared with raw ("%" relative change, "+" difference, "x" ratio,
 # "=" as it is)
 _COLUMNS = {
-    "tepe": ("TEPE", "%"),
-    "tae": ("TAE", "%"),
-    "opw": ("OPW", "%"),
-    "rtc": ("rTC", "+"),
-    "abs_rel": ("AbsRel", "%"),
-    "edge": ("edge", "%"),
-    "ghost": ("ghost", "+"),
-    "miss": ("miss", "+"),
-    "std": ("std", "%"),
-    "near": ("near", "="),
-    "far": ("far", "="),
-    "cut": ("cut", "x"),
-    "drift": ("drift", "="),
-    "miou": ("mIoU", "+"),
-    "tc": ("TC", "+"),
-    "vc8": ("VC8", "+"),
-    "vc16": ("VC16", "+"),
-    "mover_iou": ("mover", "+"),
+    "tepe": ("TEPE", "%"), "tae": ("TAE", "%"), "opw": ("OPW", "%"), "rtc": ("rTC", "+"),
+    "abs_rel": ("AbsRel", "%"), "edge": ("edge", "%"), "ghost": ("ghost", "+"),
+    "miss": ("miss", "+"), "std": ("std", "%"), "near": ("near", "="), "far": ("far", "="),
+    "cut": ("cut", "x"), "drift": ("drift", "="), "miou": ("mIoU", "+"), "tc": ("TC", "+"),
+    "vc8": ("VC8", "+"), "vc16": ("VC16", "+"), "mover_iou": ("mover", "+"),
     "ghost_label": ("ghost l.", "+"),
-}
+}  # fmt: skip
 LEGEND = """\
 First row absolute: TEPE, TAE, rTC, ghost, miss, std and labels in %, OPW in m, AbsRel and edge as
 fractions. Below, against raw: TEPE, TAE, OPW, AbsRel, edge, std in % of raw's; rTC, ghost, miss
@@ -65,14 +52,14 @@ def means(measured: Sequence[Measured]) -> Means:
     for m in measured:
         row = lists.setdefault((m.source, m.condition), {}).setdefault(m.method, {})
         for name, value in (m.values | {"ms": m.ms}).items():
-            found = row.setdefault(name, [])
-            if np.isfinite(value):
-                found.append(value)
+            row.setdefault(name, []).append(value)
+
+    def mean(values: list[float]) -> float:
+        found = [value for value in values if np.isfinite(value)]
+        return float(np.mean(found)) if found else _NAN
+
     return {
-        key: {
-            method: {name: float(np.mean(v)) if v else _NAN for name, v in row.items()}
-            for method, row in methods.items()
-        }
+        key: {m: {name: mean(v) for name, v in row.items()} for m, row in methods.items()}
         for key, methods in lists.items()
     }
 
@@ -91,21 +78,18 @@ def condition_table(methods: dict[str, Values]) -> str:
     raw = methods["raw"]
     names = [name for name in _COLUMNS if np.isfinite(raw.get(name, _NAN))]
 
+    formats = {"%": "{:+.0f}%", "+": "{:+.1f}", "=": "{:.1f}", "x": "{:.2f}"}
+
     def cell(method: str, name: str, value: float) -> str:
         if method == "raw":
             return f"{value:.3g}"
-        if not np.isfinite(value):
-            return "-"
-        value, how = change(name, value, raw[name]), _COLUMNS[name][1]
-        return {"%": f"{value:+.0f}%", "+": f"{value:+.1f}", "x": f"{value:.2f}"}.get(
-            how, f"{value:.1f}"
-        )
+        changed = change(name, value, raw[name])
+        return formats[_COLUMNS[name][1]].format(changed) if np.isfinite(value) else "-"
 
-    rows = [
-        [method, *(cell(method, name, values.get(name, _NAN)) for name in names),
-         f"{values['ms']:.1f}"]
-        for method, values in methods.items()
-    ]  # fmt: skip
+    rows = []
+    for method, values in methods.items():
+        cells = [cell(method, name, values.get(name, _NAN)) for name in names]
+        rows.append([method, *cells, f"{values['ms']:.1f}"])
     return table(["method", *(_COLUMNS[name][0] for name in names), "ms"], rows)
 
 
@@ -115,22 +99,21 @@ def _limits(source: str, condition: str, raw: Values) -> Iterator[tuple[str, flo
     if condition == "minute":
         yield "drift", 2 if source == "anchored" else 5, False
         return
-    if condition == "7.5 fps" or odometry in ("x5", "jumps"):
-        yield "tepe", -50, False
-    else:
-        yield "tepe", -60 if source == "anchored" or odometry == "none" else -75, False
-    yield "tae", -50, False
-    yield "abs_rel", 3 if odometry == "none" else 1, False
-    for name, limit in (("edge", 5), ("ghost", 1), ("miss", 1), ("near", 1), ("far", 2)):
-        yield name, limit, False
-    yield "cut", 1.1, False
+    hard = condition == "7.5 fps" or odometry in ("x5", "jumps")
+    middle = source == "anchored" or odometry == "none"
+    tepe, abs_rel = -50 if hard else -60 if middle else -75, 3 if odometry == "none" else 1
+    most: Values = {"tepe": tepe, "tae": -50, "abs_rel": abs_rel, "edge": 5, "ghost": 1, "miss": 1}
+    most |= {"near": 1, "far": 2, "cut": 1.1}
     if condition == "standing":
-        yield "std", -66.6, False
-    for name in ("tc", "vc16"):
-        start = raw.get(name, _NAN)
-        yield name, 8 if start <= 84 else (100 - start) / 2, True
-    yield "miou", 0, True
-    yield "mover_iou", 0, True
+        most["std"] = -66.6
+    least = {
+        name: 8 if raw.get(name, _NAN) <= 84 else (100 - raw.get(name, _NAN)) / 2
+        for name in ("tc", "vc16")
+    }
+    yield from ((name, limit, False) for name, limit in most.items())
+    yield from (
+        (name, limit, True) for name, limit in (least | {"miou": 0, "mover_iou": 0}).items()
+    )
     yield "ghost_label", 1.5, False
 
 
@@ -185,20 +168,20 @@ def compare_baselines(results: Means) -> list[dict[str, Any]]:
 
 def baseline_table(found: Sequence[dict[str, Any]]) -> str:
     """Per baseline and source: in how many conditions the filter is better, and in which not."""
-    rows = []
-    names = list(dict.fromkeys(row["baseline"] for row in found))
-    pairs = dict.fromkeys((row["baseline"], row["source"]) for row in found)
-    for method, source in sorted(pairs, key=lambda pair: names.index(pair[0])):
-        cases = [r for r in found if (r["baseline"], r["source"]) == (method, source)]
-        lost = [
-            f"{r['condition']} (TEPE {r['tepe']:+.0f}%, ghost {r['ghost']:+.1f},"
-            f" miss {r['miss']:+.1f})"
-            for r in cases
-            if not r["better"]
-        ]
-        better = f"{len(cases) - len(lost)} of {len(cases)}"
-        rows.append([method, source, better, "; ".join(lost) or "-"])
-    return table(["baseline", "source", "better in", "not in"], rows)
+    cases: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for row in found:
+        cases.setdefault(row["baseline"], {}).setdefault(row["source"], []).append(row)
+    lines = []
+    for method, sources in cases.items():
+        for source, compared in sources.items():
+            lost = [
+                "{condition} (TEPE {tepe:+.0f}%, ghost {ghost:+.1f}, miss {miss:+.1f})".format(**r)
+                for r in compared
+                if not r["better"]
+            ]
+            better = f"{len(compared) - len(lost)} of {len(compared)}"
+            lines.append([method, source, better, "; ".join(lost) or "-"])
+    return table(["baseline", "source", "better in", "not in"], lines)
 
 
 def as_json(measured: Sequence[Measured], results: Means) -> dict[str, Any]:
