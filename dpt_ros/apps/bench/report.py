@@ -124,7 +124,14 @@ def environment() -> dict[str, Any]:
     }
 
 
-def environment_lines(found: dict[str, Any]) -> str:
+def introduce(method: str) -> dict[str, Any]:
+    """Print how a benchmark measures and the machine's `environment`; both for its JSON."""
+    found = environment()
+    print(method, _lines(found), sep="\n\n", end="\n\n", flush=True)
+    return {"environment": found, "method": method}
+
+
+def _lines(found: dict[str, Any]) -> str:
     """`environment` as a few lines of text."""
     gpus = [
         f"{gpu['name']} (driver {gpu['driver']}, {gpu['SM clock (MHz)']} of"

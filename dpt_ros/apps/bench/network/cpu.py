@@ -9,9 +9,10 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,15 +21,7 @@ from tqdm import tqdm
 
 from dpt_ros.apps.bench.arguments import CPU_ARMS, CPU_METHOD, cpu_parser
 from dpt_ros.apps.bench.network.roofline import count_work
-from dpt_ros.apps.bench.report import (
-    CpuWatch,
-    Summary,
-    environment,
-    environment_lines,
-    summarize,
-    table,
-    write_json,
-)
+from dpt_ros.apps.bench.report import CpuWatch, introduce, summarize, table, write_json
 from dpt_ros.engine.inference.fold import fold
 from dpt_ros.engine.inference.gpu_modules import fuse
 from dpt_ros.engine.inference.network import Network
@@ -37,42 +30,31 @@ from dpt_ros.model import DPT, create_model
 REFERENCE = CPU_ARMS[0]
 
 
-@dataclass(frozen=True)
-class Row:
-    """One way to run the network; milliseconds."""
-
-    arm: str
-    time: Summary
-    speedup: float
-    error: float
-
-
 def main(argv: Sequence[str]) -> int:
     """Measure, count, print."""
     args = cpu_parser().parse_args(argv)
     args.threads = args.threads or torch.get_num_threads()
     torch.set_num_threads(args.threads)
-    machine = environment()
-    print(CPU_METHOD, environment_lines(machine), sep="\n\n", end="\n\n", flush=True)
+    about = introduce(CPU_METHOD)
     rows, conditions = _measure(args)
     title = f"{args.network} {args.size}, {args.threads} threads"
     print(f"{title}: {conditions}\n")
     header = ("arm", "p50 (ms)", "max (ms)", "speed-up", "AbsRel to the first")
-    cells = [
-        (r.arm, f"{r.time.p50:.1f}", f"{r.time.max:.1f}", r.speedup, f"{r.error:.1e}")
-        for r in rows
-    ]
+    cells = []
+    for row in rows:
+        milliseconds = [f"{row['time'][name]:.1f}" for name in ("p50", "max")]
+        cells.append([row["arm"], *milliseconds, row["speedup"], f"{row['error']:.1e}"])
     print(table(header, cells), end="\n\n")
     counts = network_counts(args.network) | kernel_counts()
     print(table(("without a clock", "count"), list(counts.items())))
     if args.json:
-        content = {"method": CPU_METHOD, "environment": machine, "case": title}
-        content |= {"conditions": conditions, "counts": counts}
-        write_json(args.json, content | {"results": [asdict(row) for row in rows]})
+        content = {"case": title, "conditions": conditions, "counts": counts, "results": rows}
+        write_json(args.json, about | content)
     return 0
 
 
-def _measure(args: argparse.Namespace) -> tuple[list[Row], str]:
+def _measure(args: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
+    """A row per arm, in milliseconds, and under which conditions."""
     height, width = (int(side) for side in args.size.split("x"))
     images = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(1))
     calls: dict[str, Callable[[], Tensor]] = {}
@@ -95,9 +77,9 @@ def _measure(args: argparse.Namespace) -> tuple[list[Row], str]:
     kept = len(next(iter(times.values())))
     rows = []
     for name, values in times.items():
-        known = kept and REFERENCE in times
-        speedup = ratio(times, REFERENCE, name) if known else float("nan")
-        rows.append(Row(name, summarize(values * 1e3), speedup, errors[name]))
+        speedup = ratio(times, REFERENCE, name) if kept and REFERENCE in times else float("nan")
+        summary = asdict(summarize(values * 1e3))
+        rows.append({"arm": name, "time": summary, "speedup": speedup, "error": errors[name]})
     return (
         rows,
         f"{kept} rounds kept, {discarded} discarded, load of others {load:.0%} in those kept",
@@ -109,11 +91,8 @@ def quiet_rounds(
 ) -> tuple[dict[str, np.ndarray], int, float]:
     """Run every arm once per round, in random order, on a machine that others may use too.
 
-    Args:
-        arms: what to run, by name.
-        rounds: quiet ones that are wanted.
-        most_load: share of the machine that other processes may use in a round that counts.
-        seconds: after which to stop with fewer.
+    Rounds in which others used a larger share of the machine than ``most_load`` are discarded;
+    after ``seconds`` fewer ``rounds`` must do.
 
     Returns:
         (rounds,) float64 seconds per arm of the quiet rounds, how many rounds were discarded, and

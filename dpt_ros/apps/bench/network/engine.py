@@ -16,13 +16,7 @@ from dpt_ros.apps.bench.arguments import ENGINE_METHOD, engine_parser
 from dpt_ros.apps.bench.network.arms import OURS, REFERENCE, Case
 from dpt_ros.apps.bench.network.child_process import Failed, rows
 from dpt_ros.apps.bench.network.roofline import network_work
-from dpt_ros.apps.bench.report import (
-    GpuWatch,
-    environment,
-    environment_lines,
-    json_line,
-    table,
-)
+from dpt_ros.apps.bench.report import GpuWatch, introduce, json_line, table
 from dpt_ros.engine.inference.network import EMBEDDED
 from dpt_ros.model import create_model
 
@@ -43,13 +37,12 @@ def main(argv: Sequence[str]) -> int:
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         print("dpt_bench engine: torch finds no usable GPU; to measure a CPU use dpt_bench cpu.")
         return 2
-    machine = environment()
-    print(ENGINE_METHOD, environment_lines(machine), sep="\n\n", end="\n\n", flush=True)
+    about = introduce(ENGINE_METHOD)
     found: list[Row] = []
     if args.json:
         args.json.write_text("")
     with GpuWatch() as watch, tempfile.TemporaryDirectory() as folder:
-        _append(args.json, {"method": ENGINE_METHOD, "environment": machine})
+        _append(args.json, about)
         for row in measured(args, Path(folder)):
             found.append(row)
             _append(args.json, row)
@@ -83,10 +76,11 @@ def measured(args: argparse.Namespace, folder: Path, start: str = "forkserver") 
         start: how the rows' processes are started, see ``child_process.rows``.
     """
 
-    def row(case: str, kind: str, arm: str = "", **request: Any) -> Row:
+    def row(kind: str, case: str, arm: str = "", **request: Any) -> Row:
         """A row from a process of its own; "error" says why it has no values."""
         result: Row = {"case": case, "arm": arm, "error": None, "agrees": True}
-        request |= {"kind": kind, "device": args.device, "threads": int(args.rehearse)}
+        request |= {"kind": kind, "arm": arm, "device": args.device}
+        request |= {"threads": int(args.rehearse)}
         log = folder / "engine.log"
         try:
             (values,) = rows(_WORK, {"request": request}, args.timeout, log, start=start)
@@ -99,13 +93,13 @@ def measured(args: argparse.Namespace, folder: Path, start: str = "forkserver") 
     for task, size, batch in product(args.tasks, args.sizes, args.batches):
         case = Case(task, _sides(size), batch)
         floor, before = _floor(args, case, peaks), None
-        request: Row = {"case": [task, *case.size, batch]}
+        request: Row = {"task": task, "size": case.size, "batch": batch}
         request["reference"] = str(folder / f"{case.name}.pt")
         request |= {"networks": {"depth": args.depth_network, "labels": args.label_network}}
         names = ("weights", "rounds", "warm_up", "rate", "paced_rounds")
         request |= {name: getattr(args, name) for name in names}
         for arm in args.arms:
-            found = row(case.name, "network", arm, **request)
+            found = row("network", case.name, arm, **request)
             if not found["error"]:
                 spent = _median(found)
                 before = spent if arm == REFERENCE else before
@@ -117,12 +111,11 @@ def measured(args: argparse.Namespace, folder: Path, start: str = "forkserver") 
     for networks, size, cameras in whole:
         request = _frames_request(args, networks, size, cameras)
         arm = "one network" if networks == "one" else "two networks"
-        yield row(f"frames {size} x{cameras}", "frames", arm, rounds=args.rounds, **request)
+        yield row("frames", f"frames {size} x{cameras}", arm, rounds=args.rounds, **request)
     if args.profile and whole:
-        request = _frames_request(args, *whole[0])
-        yield row(
-            f"trace {whole[0][1]} x{whole[0][2]}", "trace", path=str(args.profile), **request
-        )
+        networks, size, cameras = whole[0]
+        request = _frames_request(args, networks, size, cameras)
+        yield row("trace", f"trace {size} x{cameras}", path=str(args.profile), **request)
 
 
 def _sides(size: str) -> tuple[int, int]:
@@ -177,24 +170,14 @@ def _append(path: Path | None, row: Row) -> None:
 
 def _line(row: Row) -> str:
     """A row as a line of progress."""
-    name = f"{row['case']} {row['arm']}".strip()
-    if row["error"]:
-        return f"{name}: {row['error']}"
+    numbers = {name: value for name, value in row.items() if isinstance(value, float)}
     if "paces" in row:
-        note = "" if row["agrees"] else " (too far from the reference)"
-        return (
-            f"{name}: {_median(row):.3f} ms, parity {_parity(row)}{note}, first result after"
-            f" {row['first (s)']:.1f} s"
-        )
-    if "rate" in row:
-        first = ", ".join(f"{ms:.0f}" for ms in row["first"])
-        return f"{name}: {row['wall']['p50']:.3f} ms, {row['rate']:.1f}/s; first {first} ms"
-    if "launches" in row:
-        return f"{name}: {sum(row['launches'].values()):.0f} launches per batch of frames"
-    return (
-        f"{name}: matmul {row['matmul (FLOP/s)'] / 1e12:.2f} TFLOP/s in half precision, copy"
-        f" {row['copy (B/s)'] / 1e12:.3f} TB/s"
-    )
+        numbers = {"median (ms)": _median(row), **numbers}
+    elif "wall" in row:
+        numbers = {"median (ms)": row["wall"]["p50"], **numbers}
+    text = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+    note = "" if row["agrees"] else ", too far from the reference: " + _parity(row)
+    return f"{row['case']} {row['arm']}".strip() + f": {row['error'] or text + note}"
 
 
 def _parity(row: Row) -> str:
@@ -212,19 +195,13 @@ def _cells(row: Row) -> Iterator[Row]:
     if row["error"]:
         yield row | {"pace": "failed", "parity": ""}
     for pace, times in row.get("paces", {}).items():
-        yield row | {
-            "pace": pace,
-            "events p50 (ms)": times.get("events", {}).get("p50"),
-            "wall p50 (ms)": times["wall"]["p50"],
-            "wall p99 (ms)": times["wall"]["p99"],
-            "per second": row["pictures per second"],
-            "parity": _parity(row),
-        }
+        rest = {"per second": row["pictures per second"], "parity": _parity(row)}
+        yield row | rest | _time_cells(pace, times.get("events", {}), times["wall"])
     if "rate" in row:
-        yield row | {
-            "pace": "",
-            "events p50 (ms)": row["device"]["p50"],
-            "wall p50 (ms)": row["wall"]["p50"],
-            "wall p99 (ms)": row["wall"]["p99"],
-            "per second": row["rate"],
-        }
+        rest = {"per second": row["rate"]}
+        yield row | rest | _time_cells("", row["device"], row["wall"])
+
+
+def _time_cells(pace: str, events: Row, wall: Row) -> Row:
+    cells = {"events p50 (ms)": events.get("p50"), "wall p50 (ms)": wall["p50"]}
+    return {"pace": pace, **cells, "wall p99 (ms)": wall["p99"]}

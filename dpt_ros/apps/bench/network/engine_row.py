@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,6 @@ from dpt_ros.apps.bench.network.arms import ARMS, REFERENCE, TRANSFORMERS, Bench
 from dpt_ros.apps.bench.network.child_process import emit
 from dpt_ros.apps.bench.network.frames import Cameras, take, times_of
 from dpt_ros.apps.bench.network.roofline import copy_bandwidth, matmul_peak
-from dpt_ros.apps.bench.network.trace import counts
 from dpt_ros.apps.bench.report import summarize
 from dpt_ros.engine.frame import OutputRequest
 from dpt_ros.engine.inference.network import load_networks
@@ -30,6 +31,8 @@ from dpt_ros.engine.runner.streams import CudaStreams, HostStreams
 from dpt_ros.engine.settings import Settings
 
 Row = dict[str, Any]
+_LAUNCHES = ("LaunchKernel", "GraphLaunch", "MemcpyAsync", "MemsetAsync")
+_WAITS = ("Synchronize", "StreamWaitEvent", "Memcpy")
 
 
 def measure(request: Row) -> None:
@@ -56,8 +59,7 @@ def network(request: Row) -> Row:
     """One arm: its parity with the reference, its times, last its kernels."""
     device = torch.device(request["device"])
     on_gpu, rounds = device.type == "cuda", request["rounds"]
-    task, height, width, batch = request["case"]
-    case = Case(task, (height, width), batch)
+    case = Case(request["task"], request["size"], request["batch"])
     bench = Bench(case, request["networks"], request["weights"], device)
     arm, reference = request["arm"], Path(request["reference"])
     start = time.perf_counter()
@@ -78,10 +80,10 @@ def network(request: Row) -> Row:
         call()
     if on_gpu:
         torch.cuda.synchronize()
-    row["pictures per second"] = batch * rounds / (time.perf_counter() - start)
+    row["pictures per second"] = case.batch * rounds / (time.perf_counter() - start)
     if on_gpu:
         row["memory (MiB)"] = torch.cuda.max_memory_allocated() / 2**20
-    row["kernels"] = sum(counts(call, 1)["kernels"].values()) if on_gpu else 0
+    row["kernels"] = sum(_counts(call, 1)["kernels"].values()) if on_gpu else 0
     return row
 
 
@@ -104,7 +106,7 @@ def trace(request: Row) -> Row:
 
     for _ in range(6):
         call()
-    return counts(call, 3, Path(request["path"]) if request["path"] else None)
+    return _counts(call, 3, Path(request["path"]) if request["path"] else None)
 
 
 def compare(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
@@ -168,6 +170,52 @@ def _times(call: Call, on_gpu: bool, rounds: int, warm_up: int, rate: float = 0.
             time.sleep(max(start + 1.0 / rate - end, 0.0))
     times = {"wall": asdict(summarize(wall[warm_up:]))}
     return times | ({"events": asdict(summarize(events[warm_up:]))} if on_gpu else {})
+
+
+def _counts(call: Callable[[], Any], repeats: int, path: Path | None = None) -> dict[str, Any]:
+    """Profile some calls, which need not wait for the device; with ``path``, write a trace.
+
+    The profiler attaches CUPTI to the process for good, so nothing may be timed after it.
+
+    Returns:
+        all per call: "kernels" by name, "copies", "launches" and "waits" by the CUDA function
+        that was called, "kernel ms" by name (the 20 that took most), "operations" (ATen, from
+        Python or from inside of others).
+    """
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profile:
+        for _ in range(repeats):
+            call()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    if path is not None:
+        profile.export_chrome_trace(str(path))
+    found: dict[str, Any] = {
+        name: Counter() for name in ("kernels", "kernel ms", "copies", "launches", "waits")
+    }
+    operations = 0
+    for event in profile.events():
+        name = event.name
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            if name.startswith(("Memcpy", "Memset")):
+                found["copies"][name] += 1
+            elif not getattr(event, "is_user_annotation", False):
+                found["kernels"][name] += 1
+                found["kernel ms"][name[:100]] += event.time_range.elapsed_us() * 1e-3
+        elif not name.startswith(("cuda", "cu")):
+            operations += name.startswith("aten::")
+        elif any(part in name for part in _LAUNCHES):
+            found["launches"][name] += 1
+        elif any(part in name for part in _WAITS):
+            found["waits"][name] += 1
+    row: Row = {
+        name: {key: value / repeats for key, value in counter.most_common(20)}
+        for name, counter in found.items()
+    }
+    row["kernels"] = {key: value / repeats for key, value in found["kernels"].items()}
+    return row | {"copies": found["copies"].total() / repeats, "operations": operations / repeats}
 
 
 _KINDS = {"peaks": peaks, "network": network, "frames": frames, "trace": trace}

@@ -59,15 +59,11 @@ class Cameras:
 def times_of(
     runner: Runner, cameras: Cameras, outputs: OutputRequest, settings: Settings, count: int
 ) -> dict[str, Any]:
-    """Measure batches of one frame per camera; milliseconds.
+    """Measure ``count`` batches of one frame per camera for latency, and again for throughput.
 
-    Args:
-        runner: new, so that its first frames are the first of their kind.
-        cameras: at most ``runner.max_batch``.
-        outputs, settings: as for ``runner.start``.
-        count: batches for latency, and again for throughput.
+    The runner must be new, so that its first frames are the first of their kind.
 
-    Returns:
+    Returns (milliseconds):
         "first": of each of the first batches, from ``start`` to the result; as `Summary` "wall":
         from ``start`` to the result, one batch at a time, "start": of ``start`` alone, and
         "device": upload, compute and download by events, without the waits between them; "rate":

@@ -24,7 +24,7 @@ from dpt_ros.apps.bench.node.arrivals import (
 )
 from dpt_ros.apps.bench.node.processes import BenchError, Case
 from dpt_ros.apps.bench.node.session import ARMS, Run, Session, profile_text
-from dpt_ros.apps.bench.report import environment, environment_lines, table, write_json
+from dpt_ros.apps.bench.report import introduce, table, write_json
 
 _RATES = (30.0, 20.0, 15.0, 10.0, 5.0, 2.0, 1.0, 0.5)
 _PEAK_SECONDS = 4.0
@@ -46,8 +46,8 @@ def main(argv: Sequence[str]) -> int:
             args.profile, args.outputs, args.transport, args.size, args.cameras
         )
     ]
-    machine, profiles = environment(), [profile_text(profile) for profile in args.profile]
-    print(NODE_METHOD, environment_lines(machine), sep="\n\n")
+    about = introduce(NODE_METHOD)
+    profiles = [profile_text(profile) for profile in args.profile]
     print(*(f"profile   {text}" for text in profiles), "", sep="\n", flush=True)
     results: list[dict[str, Any]] = []
     try:
@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
     finally:
         if args.json and results:
             given = {"profiles": profiles, "parameters": _parameters(args), "results": results}
-            write_json(args.json, {"environment": machine, "method": NODE_METHOD, **given})
+            write_json(args.json, about | given)
     return 0
 
 

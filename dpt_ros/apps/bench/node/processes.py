@@ -23,22 +23,14 @@ class BenchError(RuntimeError):
 
 @dataclass(frozen=True)
 class Case:
-    """What goes through the node.
+    """What goes through the node."""
 
-    Args:
-        cameras: how many, triggered together.
-        width, height: of their images.
-        transport: "raw" (rgb8) or "jpeg".
-        outputs: "depth" or "depth+labels".
-        profile: of Fast DDS, "shipped" or "default".
-    """
-
-    cameras: int = 1
-    width: int = 640
-    height: int = 480
-    transport: str = "raw"
-    outputs: str = "depth"
-    profile: str = "shipped"
+    cameras: int  # how many, triggered together
+    width: int  # of their images
+    height: int
+    transport: str  # "raw" (rgb8) or "jpeg"
+    outputs: str  # "depth" or "depth+labels"
+    profile: str  # of Fast DDS, "shipped" or "default"
 
     @property
     def labels(self) -> bool:
@@ -69,14 +61,8 @@ def topic(namespace: str, camera: str, name: str) -> str:
 
 
 class Program:
-    """A Python module as a process of its own; its output goes to a log.
-
-    Args:
-        name: for messages.
-        words: module and arguments.
-        env: its environment.
-        pipes: whether its standard input and output are pipes, for a `Worker`.
-    """
+    """A Python module (``words``: its name and arguments) as a process of its own; its output goes
+    to a log, or, with ``pipes``, its standard input and output are pipes."""
 
     def __init__(
         self, name: str, *words: str, env: Mapping[str, str], pipes: bool = False
@@ -123,15 +109,8 @@ class Program:
 
 
 class Worker(Program):
-    """A process of ``roles``, which runs commands and returns their results.
-
-    Args:
-        role: "camera", "echo" or "monitor".
-        case: what it has to know.
-        namespaces: of the arms that it serves.
-        env: its environment.
-        node: the name of its node.
-    """
+    """A process of ``roles``, which runs commands for the arms of ``namespaces`` and returns their
+    results; ``node`` is the name of its node."""
 
     def __init__(
         self, role: str, case: Case, namespaces: Sequence[str], env: Mapping[str, str], node: str
@@ -151,11 +130,7 @@ class Worker(Program):
         self._line = self._reader.submit(self.process.stdout.readline)
 
     def result(self, timeout: float = 60.0) -> Any:
-        """The result of the command that was sent.
-
-        Raises:
-            BenchError: the process ended, or did not answer in time.
-        """
+        """The result of the command that was sent; a `BenchError` if there is none in time."""
         try:
             line = self._line.result(timeout)
         except FutureTimeoutError:

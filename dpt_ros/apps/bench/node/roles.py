@@ -63,15 +63,7 @@ class Camera:
             )
 
     def run(self, namespace: str, rate: float, frames: int) -> dict[str, Any]:
-        """Publish on schedule, whatever comes back.
-
-        A frame that is overdue, because the one before took long to publish, is sent at once; none
-        is left out.
-
-        Args:
-            namespace: of the arm.
-            rate: frames per second of each camera.
-            frames: how many of each.
+        """Publish at ``rate``, Hz, whatever comes back; what is overdue is sent at once.
 
         Returns:
             ``sent``: the stamps per camera, monotonic nanoseconds, read just before publishing;
@@ -160,17 +152,13 @@ class Monitor:
         self._status: dict[str, dict[str, Any]] = defaultdict(dict)
         self._heard: dict[str, int] = defaultdict(int)
         node.create_subscription(DiagnosticArray, "/diagnostics", self._take_status, 10)
+        deep = _qos(100)  # so that nothing is lost here
         for namespace, cameras in self._arrived.items():
             for name, arrived in cameras.items():
                 for output, kind in _OUTPUTS.items():
                     if kind in arrived:
-                        node.create_subscription(
-                            Image,
-                            topic(namespace, name, output),
-                            _recorder(arrived[kind]),
-                            _qos(100),  # deep, so that nothing is lost here
-                            raw=True,
-                        )
+                        place, record = topic(namespace, name, output), _recorder(arrived[kind])
+                        node.create_subscription(Image, place, record, deep, raw=True)
 
     def _take_status(self, msg: DiagnosticArray) -> None:
         for status in msg.status:

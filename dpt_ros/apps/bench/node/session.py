@@ -52,7 +52,7 @@ class Run:
     cpu: dict[str, float]  # of ``CpuWatch``
     gpu: dict[str, float]  # of ``GpuWatch``
     diagnostics: dict[str, Any]  # of the arm, after the run
-    traces: tuple[Trace, ...]  # per camera
+    traces: list[Trace]  # per camera
 
     def as_json(self) -> dict[str, Any]:
         """All of it but the traces."""
@@ -92,14 +92,13 @@ class Session:
 
     def _start(self, parameters: Mapping[str, str], load: int) -> None:
         case, env = self._case, case_environment(self._case.profile)
-        both, echo = list(self._namespaces.values()), [self._namespaces["echo"]]
+        both, echo = list(self._namespaces.values()), self._namespaces["echo"]
         self._camera = Worker("camera", case, both, env, "bench_camera")
-        self._programs["camera"] = self._camera
         self._monitor = Worker("monitor", case, both, env, "bench_monitor")
-        self._programs["monitor"] = self._monitor
-        self._programs["echo"] = Worker("echo", case, echo, env, self._node_names["echo"])
+        self._programs |= {"camera": self._camera, "monitor": self._monitor}
+        self._programs["echo"] = Worker("echo", case, [echo], env, self._node_names["echo"])
         # Images are made first, so that they take no time from the start of the node.
-        self._camera.call("run", timeout=_START, namespace=echo[0], rate=1.0, frames=0)
+        self._camera.call("run", timeout=_START, namespace=echo, rate=1.0, frames=0)
         self._monitor.call("clear", timeout=_START)
         given = {"image_transport": {"raw": "raw", "jpeg": "compressed"}[case.transport]}
         if case.cameras > 1:
@@ -136,7 +135,7 @@ class Session:
         """
         for arm in ARMS:
             deadline = time.monotonic() + _START
-            while not self._all_answer(arm):
+            while not all(map(len, arrived := self._outputs(arm))):
                 namespace = self._namespaces[arm]
                 self._camera.call("run", namespace=namespace, rate=_PROBE_RATE, frames=5)
                 self._programs[arm].check()
@@ -146,15 +145,11 @@ class Session:
                 if time.monotonic() > deadline:
                     log = self._programs[arm].log()
                     raise BenchError(f"The {arm} published no depth within {_START:.0f} s:\n{log}")
+        first = min(rows[0, 1] for rows in arrived)  # of the node, the last arm
+        self.start_seconds = float(first - self._programs["node"].started) * 1e-9
 
-    def _all_answer(self, arm: str) -> bool:
-        arrived = [rows for outputs in self._arrivals(arm).values() for rows in outputs.values()]
-        if not all(map(len, arrived)):
-            return False
-        if arm == "node":
-            first = min(rows[0, 1] for rows in arrived)
-            self.start_seconds = float(first - self._programs["node"].started) * 1e-9
-        return True
+    def _outputs(self, arm: str) -> list[np.ndarray]:
+        return [rows for outputs in self._arrivals(arm).values() for rows in outputs.values()]
 
     def answer_seconds(self, arm: str, seconds: float = 2.0) -> float:
         """Time from stamp to depth at 10 Hz, 90th percentile, seconds."""
@@ -164,13 +159,9 @@ class Session:
         return run.account.latency.p90 * 1e-3
 
     def run(self, arm: str, rate: float, seconds: float, warm_up: float) -> Run:
-        """Send frames to one arm and find out what became of them.
+        """Send frames to one arm at ``rate``, Hz of each camera, and find out what became of them.
 
-        Args:
-            arm: "echo" or "node".
-            rate: frames per second of each camera.
-            seconds: that count.
-            warm_up: seconds before them that do not; at least three frames.
+        ``seconds`` count, the ``warm_up`` seconds (at least three frames) before them do not.
         """
         first = max(math.ceil(warm_up * rate), 3)
         frames = max(math.ceil(seconds * rate), 3)
@@ -186,17 +177,10 @@ class Session:
             cpu = watch.percent()
         done = self._camera.result(timeout=60 + 10 * (first + frames) / rate)
         traces, dropped, after = self._settle(arm, done["sent"], first, before)
+        achieved = min(achieved_rate(trace.sent[first:]) for trace in traces)
+        settled, lag = account(traces, 1.0 / rate, dropped), np.array(done["lag"][first:]) * 1e-6
         return Run(
-            arm=arm,
-            rate=rate,
-            achieved=min(achieved_rate(trace.sent[first:]) for trace in traces),
-            warm_up=first,
-            account=account(traces, 1.0 / rate, dropped),
-            lag=summarize(np.array(done["lag"][first:]) * 1e-6),
-            cpu=cpu,
-            gpu=gpu.means,
-            diagnostics=after,
-            traces=tuple(traces),
+            arm, rate, achieved, first, settled, summarize(lag), cpu, gpu.means, after, traces
         )
 
     def _settle(
@@ -246,11 +230,8 @@ class Session:
 
 
 def dropped_frames(status: Mapping[str, Any]) -> int:
-    """Frames that an arm reports as dropped, all cameras and reasons together.
-
-    Those that newer ones replaced before they were taken count, and so do those that failed; what
-    the middleware lost does not.
-    """
+    """Frames that an arm reports as dropped or failed, all cameras together; what the middleware
+    lost does not count."""
     kinds = ("dropped: ", "error: ", "missed: not taken in time")
     return sum(
         int(value)
@@ -261,12 +242,8 @@ def dropped_frames(status: Mapping[str, Any]) -> int:
 
 
 def case_environment(profile: str) -> dict[str, str]:
-    """The environment of all processes of a case.
-
-    Args:
-        profile: "shipped" (one that the environment names already is kept) or "default", without
-            any.
-    """
+    """The environment of all processes: with the "shipped" profile (one that the environment
+    names already is kept) or, for "default", without any."""
     env = dict(os.environ)
     if profile == "shipped":
         env.update(transport_environment())

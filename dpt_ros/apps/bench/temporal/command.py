@@ -19,7 +19,7 @@ from dpt_ros.apps.bench.arguments import (
     TEMPORAL_SOURCES,
     temporal_parser,
 )
-from dpt_ros.apps.bench.report import environment, environment_lines, write_json
+from dpt_ros.apps.bench.report import introduce, write_json
 from dpt_ros.apps.bench.temporal import picture, targets
 from dpt_ros.apps.bench.temporal.run import FILTER, Job, Measured, measure
 from dpt_ros.engine.smoothing.filter import TemporalSettings
@@ -36,23 +36,20 @@ def main(argv: Sequence[str]) -> int:
     except ValueError as error:
         parser.error(str(error))
     start = time.perf_counter()
-    machine = environment()
+    about = introduce(TEMPORAL_METHOD)
     measured = _measure(jobs, args.workers)
     results = targets.means(measured)
     found = targets.check_targets(results)
-    print(TEMPORAL_METHOD, environment_lines(machine), targets.LEGEND, sep="\n\n")
+    print(targets.LEGEND)
     for (source, condition), methods in results.items():
         print(f"\n{source}: {condition}\n{targets.condition_table(methods)}")
     print('\nTargets ("!" missed)\n' + targets.target_table(found))
     missed = [target for target in found if not target.holds]
     print(f"\n{len(found) - len(missed)} of {len(found)} targets hold.")
-    compared = targets.baseline_table(targets.compare_baselines(results))
-    print(f"\nLower TEPE at equal or lower ghost and miss\n{compared}")
     print(f"\n{time.perf_counter() - start:.0f} s")
     if args.json:
-        content = {"environment": machine, "method": TEMPORAL_METHOD}
-        content["settings"] = asdict(jobs[0].settings)
-        write_json(args.json, content | targets.as_json(measured, results))
+        about |= {"settings": asdict(jobs[0].settings)}
+        write_json(args.json, about | targets.as_json(measured, results))
     if args.picture or args.gif:
         sources = jobs[0].sources
         source = "network" if "network" in sources else sources[0]

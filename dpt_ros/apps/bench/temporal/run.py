@@ -119,7 +119,7 @@ def label_image(logits: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     return (full[0].max(0).indices + 1).to(torch.uint8).numpy()
 
 
-def _baseline_smoother(method: Baseline) -> Smoother:
+def _smoother(method: Baseline) -> Smoother:
     return lambda _, view, given: method(given.anchored, given.logits, view.rgb, view.stamp_ns)
 
 
@@ -162,9 +162,11 @@ def _measure(job: Job, shot: Shot, source: str) -> Iterator[Measured]:
     minute = job.shot == "minute"
     labels = source != "anchored" and not minute
     resets: dict[str, list[str]] = {name: [] for name in job.conditions}
-    smoothers = {("", name): _baseline_smoother(method) for name, method in baselines().items()}
-    if minute:
-        smoothers = {("", "raw"): smoothers["", "raw"]}
+    smoothers = {
+        ("", name): _smoother(method)
+        for name, method in baselines().items()
+        if name == "raw" or not minute
+    }
     for name in job.conditions:
         smoothers[name, FILTER] = filter_smoother(name, shot, job, resets[name])
     keep = bool(shot.steps)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Targets of the temporal filter, its comparison with the baselines, and their tables."""
+"""Targets of the temporal filter, and the tables of all methods."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ First row absolute: TEPE, TAE, rTC, ghost, miss, std and labels in %, OPW in m, 
 fractions. Below, against raw: TEPE, TAE, OPW, AbsRel, edge, std in % of raw's; rTC, ghost, miss
 and labels in percentage points; cut: AbsRel of the frame after it, times raw's; near, far: frames
 to 90 % of a step, drift: % per minute, both as they are. ms: per frame, one thread, median."""
-_SAME = 0.1  # percentage points of ghost or miss that count as equal
 _NAN = float("nan")
 Values = dict[str, float]
 Means = dict[tuple[str, str], dict[str, Values]]  # (source, condition): method: measure: mean
@@ -147,43 +146,6 @@ def target_table(found: Sequence[Target]) -> str:
     return table(["source", "condition", *targets], lines)
 
 
-def compare_baselines(results: Means) -> list[dict[str, Any]]:
-    """The filter against each baseline: differences of TEPE (% of the baseline's), ghost and miss
-    (percentage points), and whether TEPE is lower at equal or lower ghost and miss."""
-    found = []
-    for (source, condition), methods in results.items():
-        ours = methods.get(FILTER)
-        for method, other in methods.items():
-            if ours is None or method in (FILTER, "raw") or not np.isfinite(other["tepe"]):
-                continue
-            tepe = 100 * (ours["tepe"] / other["tepe"] - 1)
-            ghost, miss = (ours[name] - other[name] for name in ("ghost", "miss"))
-            better = tepe < 0 and not ghost > _SAME and not miss > _SAME
-            found.append(
-                {"source": source, "condition": condition, "baseline": method, "tepe": tepe,
-                 "ghost": ghost, "miss": miss, "better": better}
-            )  # fmt: skip
-    return found
-
-
-def baseline_table(found: Sequence[dict[str, Any]]) -> str:
-    """Per baseline and source: in how many conditions the filter is better, and in which not."""
-    cases: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for row in found:
-        cases.setdefault(row["baseline"], {}).setdefault(row["source"], []).append(row)
-    lines = []
-    for method, sources in cases.items():
-        for source, compared in sources.items():
-            lost = [
-                "{condition} (TEPE {tepe:+.0f}%, ghost {ghost:+.1f}, miss {miss:+.1f})".format(**r)
-                for r in compared
-                if not r["better"]
-            ]
-            better = f"{len(compared) - len(lost)} of {len(compared)}"
-            lines.append([method, source, better, "; ".join(lost) or "-"])
-    return table(["baseline", "source", "better in", "not in"], lines)
-
-
 def as_json(measured: Sequence[Measured], results: Means) -> dict[str, Any]:
     """All results, for a file."""
     return {
@@ -193,5 +155,4 @@ def as_json(measured: Sequence[Measured], results: Means) -> dict[str, Any]:
             for (source, condition), methods in results.items()
         ],
         "targets": [asdict(target) for target in check_targets(results)],
-        "against baselines": compare_baselines(results),
     }
