@@ -94,8 +94,9 @@ class Session:
         case, env = self._case, case_environment(self._case.profile)
         both, echo = list(self._namespaces.values()), self._namespaces["echo"]
         self._camera = Worker("camera", case, both, env, "bench_camera")
+        self._programs["camera"] = self._camera
         self._monitor = Worker("monitor", case, both, env, "bench_monitor")
-        self._programs |= {"camera": self._camera, "monitor": self._monitor}
+        self._programs["monitor"] = self._monitor
         self._programs["echo"] = Worker("echo", case, [echo], env, self._node_names["echo"])
         # Images are made first, so that they take no time from the start of the node.
         self._camera.call("run", timeout=_START, namespace=echo, rate=1.0, frames=0)
