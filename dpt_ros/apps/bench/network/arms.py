@@ -46,14 +46,8 @@ class Case:
 
 
 class Bench:
-    """What the arms of one case share: images, weights, settings, device.
-
-    Args:
-        case: what to measure.
-        names: of the networks, by task.
-        weights: as ``create_model`` takes them.
-        device: where to run.
-    """
+    """What the arms of one case share: images, networks by task, settings, device; ``weights`` as
+    ``create_model`` takes them."""
 
     def __init__(
         self, case: Case, names: dict[str, str], weights: str, device: torch.device

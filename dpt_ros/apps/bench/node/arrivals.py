@@ -20,42 +20,25 @@ _KEPT_SCHEDULE = 0.98
 
 @dataclass(frozen=True)
 class Account:
-    """What became of the frames of one run, all cameras together, warm-up left out.
+    """What became of the frames of one run, all cameras together, warm-up left out."""
 
-    Args:
-        sent: frames published: ``returned`` + ``lost`` + ``dropped``.
-        returned: frames of which every requested output arrived.
-        lost: frames that are not reported: lost on the way there or back.
-        dropped: frames that the arm reports as replaced by a newer one, or failed.
-        late: of those returned, how many took longer than a period.
-        out_of_order: of those returned, how many arrived after a newer one of their camera.
-        latency: stamp -> last output received, milliseconds.
-        jitter: absolute second difference of arrival times (as ros2_benchmark), milliseconds.
-    """
-
-    sent: int
-    returned: int
-    lost: int
-    dropped: int
-    late: int
-    out_of_order: int
-    latency: Summary
-    jitter: Summary
+    sent: int  # published: returned + lost + dropped
+    returned: int  # every requested output arrived
+    lost: int  # not reported: lost on the way there or back
+    dropped: int  # the arm reports them as replaced by a newer one, or failed
+    late: int  # of those returned: took longer than a period
+    out_of_order: int  # of those returned: arrived after a newer one of their camera
+    latency: Summary  # stamp -> last output received, milliseconds
+    jitter: Summary  # absolute second difference of arrival times (as ros2_benchmark), ms
 
 
 @dataclass(frozen=True)
 class Trace:
-    """One camera's frames in one run.
+    """One camera's frames in one run."""
 
-    Args:
-        sent: (N,) int64, stamps as published, ascending, those of the warm-up first.
-        warm_up: how many of them were warm-up.
-        outputs: per output topic, (M, 2) int64: stamp and time of arrival, in order of arrival.
-    """
-
-    sent: np.ndarray
-    warm_up: int
-    outputs: Mapping[str, np.ndarray]
+    sent: np.ndarray  # (N,) int64, stamps as published, ascending, those of the warm-up first
+    warm_up: int  # how many of them were warm-up
+    outputs: Mapping[str, np.ndarray]  # per topic (M, 2) int64: stamp, arrival; as they arrived
 
     def arrivals(self) -> np.ndarray:
         """(K, 2) int64: stamp and arrival of the last output of each complete frame, in the order

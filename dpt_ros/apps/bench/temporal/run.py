@@ -47,23 +47,17 @@ class Input:
 
 @dataclass
 class Measured:
-    """One method on one video.
-
-    Args:
-        source, condition, method, seed: what was run.
-        values: the measures of ``DepthStability`` and ``LabelStability``; "near" and "far": frames
-            to 90 % of a step, median; "cut": AbsRel of the first frame after a cut.
-        ms: per frame, median, one thread.
-        resets: of the filter: frame and reason.
-    """
+    """One method on one video."""
 
     source: str
     condition: str
     method: str
     seed: int
+    # of ``DepthStability`` and ``LabelStability``; "near" and "far": frames to 90 % of a step,
+    # median; "cut": AbsRel of the first frame after a cut
     values: dict[str, float]
-    ms: float
-    resets: list[str] = field(default_factory=list)
+    ms: float  # per frame, median, one thread
+    resets: list[str] = field(default_factory=list)  # of the filter: frame and reason
 
 
 @dataclass(frozen=True)

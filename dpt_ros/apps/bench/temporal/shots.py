@@ -26,17 +26,11 @@ _HIDDEN = np.array([0.0, 0.0, -1000.0])
 
 @dataclass(frozen=True)
 class Shot:
-    """A rendered video.
-
-    Args:
-        views: its frames.
-        cuts: indices of frames that have nothing to do with the one before.
-        steps: (frame, whether an object appeared in it or left), for the step response.
-    """
+    """A rendered video."""
 
     views: list[View]
-    cuts: tuple[int, ...] = ()
-    steps: tuple[tuple[int, bool], ...] = ()
+    cuts: tuple[int, ...] = ()  # frames that have nothing to do with the one before
+    steps: tuple[tuple[int, bool], ...] = ()  # frame, whether an object appeared in it or left
 
 
 def make_shot(name: str, seed: int, frames: int, width: int, height: int) -> Shot:
