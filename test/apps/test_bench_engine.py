@@ -99,10 +99,10 @@ def rehearse(capsys: pytest.CaptureFixture[str], path: Path, *words: str):
 
 def test_the_whole_command_runs_on_a_cpu_in_small(capsys, tmp_path):
     profile = tmp_path / "trace.json"
-    code, lines, said = rehearse(
+    code, lines, output = rehearse(
         capsys, tmp_path / "rows.jsonl", "--tasks", "both", "--profile", str(profile)
     )
-    assert code == 0, said
+    assert code == 0, output
     assert [line["error"] for line in lines[1:-1]] == [None] * (len(lines) - 2)
     rows = {(line["case"], line["arm"]): line for line in lines[1:-1]}
     for arm in ("plain fp32", "plain fp16", "ours, no graph", "ours", "ours, from host"):
@@ -147,7 +147,7 @@ def test_work_that_does_not_end_is_ended_with_all_it_started(tmp_path):
         list(rows_apart("subprocess:run", arguments, 5.0, tmp_path / "log", start="spawn"))
     assert time.monotonic() - start < 20
     state = Path(f"/proc/{child.read_text().strip()}/stat")
-    assert not state.exists() or state.read_text().split()[2] == "Z"  # dead, if nobody reaps it
+    assert not state.exists() or state.read_text().split()[2] == "Z"  # dead, if not reaped
 
 
 @pytest.mark.gpu

@@ -74,11 +74,11 @@ def test_no_noise_leaves_the_truth(moving: Shot) -> None:
 
 def test_odometry_errs_per_frame_and_jumps_when_asked(moving: Shot) -> None:
     def steps(odometry: NoisyOdometry) -> np.ndarray:
-        said = [odometry.pose(view.odom_from_camera) for view in moving.views]
+        estimated = [odometry.pose(view.odom_from_camera) for view in moving.views]
         true = [view.odom_from_camera for view in moving.views]
         error = [
             np.linalg.inv(np.linalg.inv(a) @ b) @ (np.linalg.inv(c) @ d)
-            for a, b, c, d in zip(true, true[1:], said, said[1:], strict=False)
+            for a, b, c, d in zip(true, true[1:], estimated, estimated[1:], strict=False)
         ]
         return np.array([np.linalg.norm(e[:3, 3]) for e in error])
 
@@ -196,9 +196,9 @@ def test_the_bench_runs_and_writes_its_files(
          "--picture", str(files["png"]), "--gif", str(files["gif"])]
     )  # fmt: skip
     assert code == 0
-    said = capsys.readouterr().out
-    assert "noise: moving" in said
-    assert "targets hold" in said
+    output = capsys.readouterr().out
+    assert "noise: moving" in output
+    assert "targets hold" in output
     content = json.loads(files["json"].read_text())
     assert {run["method"] for run in content["runs"]} == {*baselines(), FILTER}
     assert all(file.stat().st_size > 1000 for file in files.values())

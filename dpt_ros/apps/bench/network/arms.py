@@ -144,7 +144,7 @@ def _transformers(bench: Bench) -> Call:
         else:
             kind, output = transformers.DPTForSemanticSegmentation, "logits"
         model = kind(config).eval().to(bench.device, bench.half)
-        model.dpt.embeddings.image_size = bench.case.size  # it refuses any other
+        model.dpt.embeddings.image_size = bench.case.size  # no other is accepted
         return lambda images: getattr(model(pixel_values=images), output)
 
     return bench.forward(bench.half, predict)

@@ -77,7 +77,7 @@ def measured(args: argparse.Namespace, folder: Path, start: str = "forkserver") 
     """
 
     def row(kind: str, case: str, arm: str = "", **request: Any) -> Row:
-        """A row from a process of its own; "error" says why it has no values."""
+        """A row from a process of its own; "error" is why it has no values."""
         result: Row = {"case": case, "arm": arm, "error": None, "agrees": True}
         request |= {"kind": kind, "arm": arm, "device": args.device}
         request |= {"threads": int(args.rehearse)}

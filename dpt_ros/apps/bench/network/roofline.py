@@ -39,7 +39,7 @@ class Work:
     Args:
         by_name: how many ATen operations of each name run, views left out.
         heavy: floating-point operations and bytes of each convolution, matrix product and
-            attention: everything that flop_counter knows. The rest can be fused into them.
+            attention: the operations of flop_counter. The rest can be fused into them.
     """
 
     by_name: Counter[str] = field(default_factory=Counter)

@@ -150,7 +150,7 @@ class Monitor:
             for namespace in namespaces
         }
         self._status: dict[str, dict[str, Any]] = defaultdict(dict)
-        self._heard: dict[str, int] = defaultdict(int)
+        self._received: dict[str, int] = defaultdict(int)
         node.create_subscription(DiagnosticArray, "/diagnostics", self._take_status, 10)
         deep = _qos(100)  # so that nothing is lost here
         for namespace, cameras in self._arrived.items():
@@ -164,7 +164,7 @@ class Monitor:
         for status in msg.status:
             name, _, part = status.name.partition(": ")
             name = name.rpartition("/")[2]  # unique without its namespace
-            self._heard[name] = time.monotonic_ns()
+            self._received[name] = time.monotonic_ns()
             self._status[name][part] = {
                 "level": status.level[0],
                 "message": status.message,
@@ -184,7 +184,7 @@ class Monitor:
 
     def status(self, name: str) -> dict[str, Any]:
         """The newest diagnostics of the node of that name, and when they came (0: never)."""
-        return {"heard": self._heard[name], "status": self._status[name]}
+        return {"received": self._received[name], "status": self._status[name]}
 
 
 def _recorder(arrived: list[tuple[int, int]]) -> Callable[[bytes], None]:

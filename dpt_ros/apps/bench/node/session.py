@@ -219,7 +219,7 @@ class Session:
         since, deadline = time.monotonic_ns() + 50_000_000, time.monotonic() + 70.0
         while True:
             answer = self._status(arm)
-            if answer["heard"] > since:
+            if answer["received"] > since:
                 return dict(answer["status"])
             self._programs[arm].check()
             if time.monotonic() > deadline:
