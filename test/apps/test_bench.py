@@ -208,7 +208,7 @@ def test_a_short_run_of_all_processes_accounts_for_every_frame(tmp_path, monkeyp
         assert found["sent"] == found["returned"] + found["lost"] + found["dropped"]
         assert found["latency"]["count"] == found["returned"] > 0
         assert 0 < found["latency"]["p50"] <= found["latency"]["p99"] < 5000
-    # 80 frames of 40 ms each do not fit into a second, and the node must report the rest as dropped.
+    # 80 frames of 40 ms each do not fit into a second: the node must report the rest as dropped.
     assert runs["node"]["dropped"] > 0
     assert result["start_seconds"] > 0
     added = runs["node"]["latency"]["p99"] - runs["echo"]["latency"]["p99"]
