@@ -76,7 +76,6 @@ def condition_table(methods: dict[str, Values]) -> str:
     """The methods of one source and condition, raw first and absolute."""
     raw = methods["raw"]
     names = [name for name in _COLUMNS if np.isfinite(raw.get(name, _NAN))]
-
     formats = {"%": "{:+.0f}%", "+": "{:+.1f}", "=": "{:.1f}", "x": "{:.2f}"}
 
     def cell(method: str, name: str, value: float) -> str:
@@ -105,14 +104,12 @@ def _limits(source: str, condition: str, raw: Values) -> Iterator[tuple[str, flo
     most |= {"near": 1, "far": 2, "cut": 1.1}
     if condition == "standing":
         most["std"] = -66.6
-    least = {
-        name: 8 if raw.get(name, _NAN) <= 84 else (100 - raw.get(name, _NAN)) / 2
-        for name in ("tc", "vc16")
-    }
+    least: Values = {"miou": 0, "mover_iou": 0}
+    for name in ("tc", "vc16"):
+        start = raw.get(name, _NAN)
+        least[name] = 8 if start <= 84 else (100 - start) / 2
     yield from ((name, limit, False) for name, limit in most.items())
-    yield from (
-        (name, limit, True) for name, limit in (least | {"miou": 0, "mover_iou": 0}).items()
-    )
+    yield from ((name, limit, True) for name, limit in least.items())
     yield "ghost_label", 1.5, False
 
 
