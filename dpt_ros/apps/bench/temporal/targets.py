@@ -104,10 +104,11 @@ def _limits(source: str, condition: str, raw: Values) -> Iterator[tuple[str, flo
     most |= {"near": 1, "far": 2, "cut": 1.1}
     if condition == "standing":
         most["std"] = -66.6
-    least: Values = {"miou": 0, "mover_iou": 0}
+    least: Values = {}
     for name in ("tc", "vc16"):
         start = raw.get(name, _NAN)
         least[name] = 8 if start <= 84 else (100 - start) / 2
+    least |= {"miou": 0, "mover_iou": 0}
     yield from ((name, limit, False) for name, limit in most.items())
     yield from ((name, limit, True) for name, limit in least.items())
     yield "ghost_label", 1.5, False
