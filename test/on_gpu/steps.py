@@ -9,10 +9,9 @@ from __future__ import annotations
 import gc
 import resource
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,8 +34,8 @@ from on_gpu.checks import (
 )
 
 from dpt_ros.apps.bench.network import engine, engine_row
-from dpt_ros.apps.bench.network.apart import emit
-from dpt_ros.apps.bench.network.frames import PERIOD_NS, Cameras, take, times_of
+from dpt_ros.apps.bench.network.child_process import emit
+from dpt_ros.apps.bench.network.frames import PERIOD_NS, Cameras, run_through, take, times_of
 from dpt_ros.apps.bench.report import GpuWatch
 from dpt_ros.engine.frame import OutputRequest
 from dpt_ros.engine.runner.cuda import StreamRunner
@@ -160,7 +159,7 @@ def _times(
     with GpuWatch() as watch:
         times = times_of(runner, cameras, outputs, settings, frames)
     memory = {} if small else {"memory (MiB)": torch.cuda.memory_reserved() >> 20}
-    return {"load (s)": load, **asdict(times), **memory, "gpu": watch.means, "notes": notes}
+    return {"load (s)": load, **times, **memory, "gpu": watch.means, "notes": notes}
 
 
 # 5
@@ -353,13 +352,8 @@ def _many(small: bool) -> dict[str, Any]:
     count = 20 if small else 2000
 
     def run(first: int, last: int) -> None:
-        flying: deque[Any] = deque()
-        for number in range(first, last):
-            if len(flying) == runner.in_flight:
-                take(flying.popleft())
-            flying.append(runner.start(cameras.frames(number), OutputRequest(), settings))
-        while flying:
-            take(flying.popleft())
+        batches = (cameras.frames(number) for number in range(first, last))
+        run_through(runner, batches, OutputRequest(), settings)
 
     run(0, 20)
     before, begin = _memory(small), time.perf_counter()
