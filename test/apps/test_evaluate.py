@@ -267,9 +267,9 @@ def test_networks_that_do_not_fit_a_dataset_are_refused(model: DPT, relative: DP
         (
             ["--dataset", "nyu", "--depth-network", "dpt_hybrid_nyu"],
             2,
-            "needs its folder (--root)",
+            "--dataset nyu needs --root",
         ),
-        (["--dataset", "world", "--root", "."], 2, "has no folder, but root is"),
+        (["--dataset", "world", "--root", "."], 2, "leave --root . out"),
         (["--dataset", "world", "--set", "worlds=0"], 2, "worlds is 0, but must be at least 1."),
         (
             ["--dataset", "diw", "--root", ".", "--depth-network", "dpt_hybrid_nyu"],

@@ -80,6 +80,11 @@ def _argument_error(args: argparse.Namespace) -> str | None:
     when it is opened."""
     if args.dataset not in list_datasets():
         return unknown_dataset(args.dataset)
+    if args.dataset == "world" and args.root is not None:
+        return f"--dataset world is rendered and has no folder: leave --root {args.root} out."
+    if args.dataset != "world" and args.root is None:
+        expected = list_datasets()[args.dataset]
+        return f"--dataset {args.dataset} needs --root, a folder with {expected}."
     if args.root is not None and not args.root.expanduser().is_dir():
         return f"--root: the folder {args.root} does not exist."
     for name in (args.depth_network, args.label_network):

@@ -14,30 +14,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 NAMES = {
-    "abs_rel": "AbsRel",
-    "rmse": "RMSE [m]",
-    "rmse_log": "RMSE log",
-    "log10": "log10",
-    "delta1": "delta1",
-    "delta2": "delta2",
-    "delta3": "delta3",
-    "bad": "delta > 1.25 [%]",
-    "whdr": "WHDR [%]",
-    "pixel_accuracy": "pixAcc",
-    "miou": "mIoU",
-    "tepe": "TEPE [%]",
-    "tae": "TAE [%]",
-    "opw": "OPW [m]",
-    "rtc": "rTC [%]",
-    "edge": "edge AbsRel",
-    "ghost": "ghost [%]",
-    "miss": "miss [%]",
-    "tc": "TC [%]",
-    "vc8": "VC8 [%]",
-    "vc16": "VC16 [%]",
-    "mover_iou": "mover IoU [%]",
+    "abs_rel": "AbsRel", "rmse": "RMSE [m]", "rmse_log": "RMSE log", "log10": "log10",
+    "delta1": "delta1", "delta2": "delta2", "delta3": "delta3", "bad": "delta > 1.25 [%]",
+    "whdr": "WHDR [%]", "pixel_accuracy": "pixAcc", "miou": "mIoU",
+    "tepe": "TEPE [%]", "tae": "TAE [%]", "opw": "OPW [m]", "rtc": "rTC [%]",
+    "edge": "edge AbsRel", "ghost": "ghost [%]", "miss": "miss [%]", "tc": "TC [%]",
+    "vc8": "VC8 [%]", "vc16": "VC16 [%]", "mover_iou": "mover IoU [%]",
     "ghost_label": "ghost label [%]",
-}
+}  # fmt: skip
 HIGHER_IS_BETTER = {"delta1", "delta2", "delta3", "pixel_accuracy", "miou"}
 
 

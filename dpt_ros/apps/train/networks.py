@@ -126,10 +126,6 @@ def _shaped(recipe: Recipe, base: ModelSpec) -> ModelSpec:
     """Backbone, taps, readout and batch norm."""
     geometry = base.geometry
     if recipe.backbone:
-        if recipe.backbone not in GEOMETRIES:
-            raise ValueError(
-                f"Unknown backbone {recipe.backbone!r}. Available: {', '.join(GEOMETRIES)}."
-            )
         geometry = GEOMETRIES[recipe.backbone]
     if recipe.taps:
         geometry = with_taps(geometry, recipe.taps)

@@ -32,7 +32,6 @@ from dpt_ros.apps.train.processes import Processes
 from dpt_ros.apps.train.recipe import Recipe
 from dpt_ros.data import class_names
 from dpt_ros.datasets import Dataset
-from dpt_ros.engine.inference.network import choose_device
 from dpt_ros.model import DPT, save_checkpoint
 from dpt_ros.model.describe import describe, spec_of
 from dpt_ros.model.losses import alone, mean_over_processes
@@ -122,12 +121,12 @@ class Trainer:
 
     Args:
         train: training datasets.
-        test: held-out dataset, None to evaluate nothing.
+        test: held-out dataset.
         processes: this process among those of the run.
         save_minutes: time between two checkpoints; 0 saves after every step.
         workers: processes that prepare batches ahead.
         board: write for TensorBoard.
-        test_limit: images of ``test`` in the last evaluation; None for all.
+        test_limit: images of ``test`` in the last evaluation.
         test_sizes: sizes of the network's input to evaluate at, besides its own.
         resume: continue from the checkpoint.
 
@@ -139,20 +138,19 @@ class Trainer:
         self,
         recipe: Recipe,
         train: Sequence[Dataset],
-        test: Dataset | None,
-        processes: Processes | None = None,
-        save_minutes: float = 2.0,
-        workers: int = 0,
-        board: bool = False,
-        test_limit: int | None = None,
-        test_sizes: Sequence[tuple[int, int]] = (),
-        resume: bool = False,
+        test: Dataset,
+        processes: Processes,
+        save_minutes: float,
+        workers: int,
+        board: bool,
+        test_limit: int,
+        test_sizes: Sequence[tuple[int, int]],
+        resume: bool,
     ) -> None:
         self.recipe, self.train, self.test = recipe, train, test
-        self.processes = processes or Processes(device=choose_device(recipe.device))
+        self.processes, self.device = processes, processes.device
         self.save_seconds, self.workers = 60 * save_minutes, workers
         self.test_limit, self.test_sizes = test_limit, test_sizes
-        self.device = self.processes.device
         state = read_checkpoint(recipe, self.device) if resume else None
         start = self._resumed(state) if state else starting_network(recipe, train)
         self.notes, self.names = start.notes, start.names
@@ -372,19 +370,18 @@ class Trainer:
         losses = (f"{name} loss {values[name]:.3f}" for name in _LOSSES if name in values)
         return ", ".join((step, *losses))
 
-    def _log_losses(self, recent: list[dict[str, float]]) -> dict[str, float]:
+    def _log_losses(self, recent: list[dict[str, float]]) -> None:
         means = {k: round(float(np.mean([r[k] for r in recent])), 4) for k in recent[0]}
         rate = self.optimizer.param_groups[1]["lr"]
         self.log(lr=round(rate, 7), **means)
         if self.board is not None:
             self.board.scalars("training", {"lr": rate, **means}, self.step)
-        return means
 
     def _evaluate(
         self, limit: int | None, sizes: Sequence[tuple[int, int]] = ()
     ) -> dict[str, Any]:
         """Evaluate the averaged network on the held-out dataset, in the first process."""
-        if self.test is None or not self.processes.first:
+        if not self.processes.first:
             return {}
         far = self.recipe.max_depth or 40.0
         report = evaluate(self.average.model, self.test, limit, far)
