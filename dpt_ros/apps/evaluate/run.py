@@ -333,8 +333,6 @@ def predict(
     if len(found) == len(kinds):
         return found
     outputs = predict_image(model, rgb)
-    if not isinstance(outputs, dict):
-        outputs = {model.tasks[0]: outputs}
     if "labels" in kinds:
         found["labels"] = outputs["labels"]
     for kind in depth_kinds if model.metric else ():
@@ -351,9 +349,7 @@ def _relative(model: DPT, rgb: np.ndarray) -> np.ndarray:
     size = network_size(shape[0], shape[1], spec.net_height, spec.net_width, spec.multiple_of)
     images = network_input(rgb, size, spec.mean, spec.std, parameter.device)
     with torch.inference_mode():
-        output = model(images.to(parameter.dtype))
-        if isinstance(output, dict):
-            output = output["depth"]
+        output = model(images.to(parameter.dtype))["depth"]
         output = F.interpolate(output[:, None].float(), shape, mode="bilinear")
     return output[0, 0].cpu().numpy()
 

@@ -32,7 +32,7 @@ _FARTHEST = 1000.0  # metres; cap of aligned relative depth
 
 
 def loss_of(
-    outputs: Tensor | dict[str, Tensor],
+    outputs: dict[str, Tensor],
     batch: Batch,
     spec: ModelSpec,
     recipe: Recipe,
@@ -42,13 +42,11 @@ def loss_of(
     """The terms of the loss by name.
 
     Args:
-        outputs: of the network in training: "depth" (B, H, W), metres or relative inverse depth;
+        outputs: of ``DPT.forward`` in training: "depth" (B, H, W), metres or relative inverse depth;
             "labels", "auxiliary" (B, num_classes, H, W), logits.
         weight: (num_classes,) of the classes.
         share: see ``dpt_ros.model.losses``.
     """
-    if not isinstance(outputs, dict):
-        outputs = {spec.tasks[0]: outputs}
     terms = {}
     if "depth" in outputs:
         depth = outputs["depth"].float()
@@ -140,8 +138,6 @@ def _evaluate(model: DPT, dataset: Dataset, limit: int | None, max_depth: float)
         sample = dataset[int(i)]
         truth = picture_of(sample, table)
         result = predict_image(model, sample.rgb)
-        if not isinstance(result, dict):
-            result = {model.tasks[0]: result}
         if "depth" in result and np.isfinite(truth.inverse).any():
             inverse = truth.inverse
             metres = np.where(inverse > 0, 1 / np.maximum(inverse, 1e-8), np.inf)

@@ -377,9 +377,7 @@ class Trainer:
         if self.board is not None:
             self.board.scalars("training", {"lr": rate, **means}, self.step)
 
-    def _evaluate(
-        self, limit: int | None, sizes: Sequence[tuple[int, int]] = ()
-    ) -> dict[str, Any]:
+    def _evaluate(self, limit: int, sizes: Sequence[tuple[int, int]] = ()) -> dict[str, Any]:
         """Evaluate the averaged network on the held-out dataset, in the first process."""
         if not self.processes.first:
             return {}
