@@ -42,8 +42,8 @@ def loss_of(
     """The terms of the loss by name.
 
     Args:
-        outputs: of ``DPT.forward`` in training: "depth" (B, H, W), metres or relative inverse depth;
-            "labels", "auxiliary" (B, num_classes, H, W), logits.
+        outputs: of ``DPT.forward`` in training: "depth" (B, H, W), metres or relative inverse
+            depth; "labels", "auxiliary" (B, num_classes, H, W), logits.
         weight: (num_classes,) of the classes.
         share: see ``dpt_ros.model.losses``.
     """
@@ -83,9 +83,9 @@ def class_weights(count: np.ndarray) -> Tensor:
     Returns:
         (num_classes,) float32
     """
-    share = np.maximum(count / max(count.sum(), 1), 1e-4)
-    weight = np.asarray(share**-0.3, np.float64)
-    return torch.from_numpy(weight / (weight * share).sum()).float()
+    share = np.asarray(np.maximum(count / max(int(count.sum()), 1), 1e-4), np.float64)
+    weight = share**-0.3
+    return torch.from_numpy(weight / float((weight * share).sum())).float()
 
 
 def weights_of(sources: Sequence[Dataset], names: Sequence[str], limit: int = 500) -> Tensor:
