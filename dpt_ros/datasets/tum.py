@@ -57,12 +57,12 @@ class TumDataset(FileDataset):
             self._entries += [(folder, *pair) for pair in pairs[::every]]
 
     def read(self, index: int) -> Sample:
-        folder, seconds, picture, truth = self._entries[index]
-        rgb = read_rgb(folder / picture)
+        folder, seconds, image, truth = self._entries[index]
+        rgb = read_rgb(folder / image)
         depth = read_depth_png(folder / truth, _PER_METRE, rgb.shape[:2])
         known = "freiburg3" in folder.name and rgb.shape[:2] == (480, 640)
         return Sample(
-            f"{folder.name}/{picture}",
+            f"{folder.name}/{image}",
             rgb,
             depth,
             camera=_FREIBURG3 if known else None,
@@ -72,11 +72,11 @@ class TumDataset(FileDataset):
 
 
 def _associate(folder: Path, limit: float) -> list[tuple[float, str, str]]:
-    """(time, picture, depth map) in the order of the images; no depth map is used twice."""
-    pictures, depths = _listed(folder / "rgb.txt"), _listed(folder / "depth.txt")
+    """(time, image, depth map) in the order of the images; no depth map is used twice."""
+    images, depths = _listed(folder / "rgb.txt"), _listed(folder / "depth.txt")
     times = np.array([seconds for seconds, _ in depths])
     pairs: dict[int, tuple[float, int]] = {}
-    for i, (seconds, _) in enumerate(pictures):
+    for i, (seconds, _) in enumerate(images):
         if not len(times):
             break
         k = int(np.argmin(np.abs(times - seconds)))
@@ -84,7 +84,7 @@ def _associate(folder: Path, limit: float) -> list[tuple[float, str, str]]:
         if apart <= limit and (k not in pairs or apart < pairs[k][0]):
             pairs[k] = apart, i
     chosen = sorted((i, k) for k, (_, i) in pairs.items())
-    return [(pictures[i][0], pictures[i][1], depths[k][1]) for i, k in chosen]
+    return [(images[i][0], images[i][1], depths[k][1]) for i, k in chosen]
 
 
 def _listed(path: Path) -> list[tuple[float, str]]:

@@ -101,8 +101,8 @@ def _parser() -> argparse.ArgumentParser:
         group.add_argument(_flag(field.name), default=None, help=help_text, **argument)
         if field.name == "train":
             unit = group.add_mutually_exclusive_group()
-            unit.add_argument("--metric", action="store_true", default=None, help="learn metres")
-            relative = "learn relative inverse depth"
+            metres, relative = "train for metres", "train for relative inverse depth"
+            unit.add_argument("--metric", action="store_true", default=None, help=metres)
             unit.add_argument("--relative", dest="metric", action="store_false", help=relative)
 
     running = groups[RUNNING].add_argument
@@ -230,7 +230,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     from dpt_ros.apps.train.run import run
 
     return run(args, recipe, _processes())
-
-
-if __name__ == "__main__":
-    sys.exit(main())
