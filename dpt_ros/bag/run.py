@@ -200,9 +200,9 @@ class _Run:
     def all(self) -> Result:
         """Run to the end of the bag."""
         before = self._done
-        self._runner.restore(before.engine)
+        self._runner.load_state_dict(before.engine)
         for camera, state in before.outputs.items():
-            self._outputs[camera].restore(state)
+            self._outputs[camera].load_state_dict(state)
         start = time.monotonic()
         self._done = replace(before, failed=dict(before.failed))
         self._tell()
@@ -363,8 +363,8 @@ class _Run:
         for _ in range(self._runner.in_flight):
             self._room.acquire()
         self._check()
-        engine = self._runner.state()
-        outputs = {name: outputs.state() for name, outputs in self._outputs.items()}
+        engine = self._runner.state_dict()
+        outputs = {name: outputs.state_dict() for name, outputs in self._outputs.items()}
         progress = Progress(position, engine=engine, outputs=outputs)
         self._write.put(_Entry(checkpoint=progress))
         for _ in range(self._runner.in_flight):

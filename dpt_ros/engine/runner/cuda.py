@@ -78,13 +78,13 @@ class StreamRunner:
         """Forget the past of all cameras."""
         self._refiner.reset()
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """The past of all cameras: tensors and plain values."""
-        return self._refiner.state()
+        return self._refiner.state_dict()
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a ``state``."""
-        self._refiner.restore(state)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a ``state_dict``."""
+        self._refiner.load_state_dict(state)
         # The lanes do not wait for what is written here.
         if self._networks.device.type == "cuda":
             torch.cuda.synchronize(self._networks.device)

@@ -18,7 +18,7 @@ from dpt_ros.engine.output.point_cloud import POINT
 from dpt_ros.engine.runner.chain import Chain, Kind, depth_limit
 from dpt_ros.engine.runner.refinement import Refined, Refiner, is_refined
 from dpt_ros.engine.settings import Settings
-from dpt_ros.engine.smoothing.filter import VERDICTS
+from dpt_ros.engine.smoothing.state import RESET_REASONS
 
 # Kinds of frames kept ready. A camera that changes its size again and again must not fill memory.
 _KINDS_KEPT = 8
@@ -63,11 +63,11 @@ class Runner(Protocol):
     def reset(self) -> None:
         """Forget the past of all cameras; may be called from any thread."""
 
-    def state(self) -> dict[str, Any]:
-        """The past of all cameras, for ``restore``; call it when no ticket is out."""
+    def state_dict(self) -> dict[str, Any]:
+        """The past of all cameras, for ``load_state_dict``; call it when no ticket is out."""
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on where the one with this state was; same networks and settings."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a ``state_dict`` with the same networks and settings."""
 
 
 class HostRunner:
@@ -96,13 +96,13 @@ class HostRunner:
         """Forget the past of all cameras."""
         self._refiner.reset()
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """The past of all cameras: tensors and plain values."""
-        return self._refiner.state()
+        return self._refiner.state_dict()
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a ``state``."""
-        self._refiner.restore(state)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a ``state_dict``."""
+        self._refiner.load_state_dict(state)
 
     def start(self, frames: Sequence[Frame], outputs: OutputRequest, settings: Settings) -> Ticket:
         """Compute the frames; their arrays belong to whoever takes them."""
@@ -171,7 +171,7 @@ def predictions_of(
         prediction = Prediction(
             frame,
             metric=refined.metric,
-            reset=refined.reset or VERDICTS[reset_code],
+            reset=refined.reset or RESET_REASONS[reset_code],
             scale=refined.scale,
             seconds=dict(seconds),
             **parts,

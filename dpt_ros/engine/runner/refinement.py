@@ -16,9 +16,8 @@ from torch import Tensor
 from dpt_ros.engine.frame import CameraModel, Frame
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.input.preprocess import to_rgb
-from dpt_ros.engine.scale.estimator import ScaleEstimator, ScaleSettings
+from dpt_ros.engine.scale.estimator import ScaledFrame, ScaleEstimator, ScaleSettings
 from dpt_ros.engine.scale.estimator import focal_factor as factor_of
-from dpt_ros.engine.scale.scaled import Scaled
 from dpt_ros.engine.settings import Settings
 from dpt_ros.engine.smoothing.filter import TemporalFilter, TemporalSettings
 from dpt_ros.engine.smoothing.motion import FlowEstimator
@@ -57,11 +56,11 @@ class _Past:
         scale = None if self.scale is None else self.scale.copy()
         return replace(self, filter=copy(self.filter), scale=scale)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {
-            "filter": self.filter.state(),
-            "flow": self.flow.state(),
-            "scale": None if self.scale is None else self.scale.state(),
+            "filter": self.filter.state_dict(),
+            "flow": self.flow.state_dict(),
+            "scale": None if self.scale is None else self.scale.state_dict(),
             "scaled_for": None if self.scaled_for is None else vars(self.scaled_for).copy(),
         }
 
@@ -91,25 +90,25 @@ class Refiner:
         """Forget the past of all cameras before the next frame; may be called from any thread."""
         self._forget.set()
 
-    def state(self) -> dict[str, Any]:
-        """The past of all cameras, for ``restore``: tensors on the host and plain values.
+    def state_dict(self) -> dict[str, Any]:
+        """The past of all cameras, for ``load_state_dict``: tensors on the host and plain values.
 
         Call it between frames, when the device is done with those before.
         """
-        return {source: past.state() for source, past in self._pasts.items()}
+        return {source: past.state_dict() for source, past in self._pasts.items()}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on where the one with this state was; same networks and settings."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a ``state_dict`` with the same networks and settings."""
         self._pasts.clear()
         for source, parts in state.items():
             past = self._pasts[source] = _Past(TemporalFilter(), FlowEstimator())
-            past.filter.restore(parts["filter"], self._networks.device)
-            past.flow.restore(parts["flow"])
+            past.filter.load_state_dict(parts["filter"], self._networks.device)
+            past.flow.load_state_dict(parts["flow"])
             if parts["scale"] is not None:
                 camera = parts["scaled_for"]
                 past.scaled_for = None if camera is None else CameraModel(**camera)
                 past.scale = self._estimator(past.scaled_for)
-                past.scale.restore(parts["scale"])
+                past.scale.load_state_dict(parts["scale"])
 
     def see(self, frames: Sequence[Frame], settings: Settings) -> None:
         """Begin with the optical flow of frames, on threads beside the networks."""
@@ -154,7 +153,7 @@ class Refiner:
 
         Returns:
             the same with "variance" (B, h, w), relative, and "reset_code" (B,) uint8, an index
-            into ``VERDICTS``; and what there is to say of each frame.
+            into ``RESET_REASONS``; and what there is to say of each frame.
         """
         parts = [
             self._refine(frame, {name: maps[k] for name, maps in said.items()}, settings)
@@ -170,7 +169,7 @@ class Refiner:
         past = self._pasts[frame.source]
         inverse = self._inverse(said["depth"])
         scaled = self._scale(past, frame, inverse, said.get("labels"))
-        network = scaled.network
+        network = scaled.raw_inverse_depth
         variance = torch.full_like(network, TemporalSettings().measurement_noise ** 2)
         reset_code = torch.zeros((), dtype=torch.uint8, device=network.device)
         correction = (scaled.scale, scaled.shift)
@@ -198,13 +197,15 @@ class Refiner:
             if steady.logits is not None:
                 refined["labels"] = steady.logits.to(said["labels"].dtype)
         elif scaled.metric and (correction != (1.0, 0.0) or network is not inverse):
-            refined["depth"] = self._as_network(scaled.inverse)
+            refined["depth"] = self._as_network(scaled.inverse_depth)
         if scaled.metric:
-            variance = variance + scaled.relative_variance(network)
+            variance = variance + scaled.relative_variance()
         refined |= {"variance": variance, "reset_code": reset_code}
         return refined, Refined(scaled.metric, reset, scaled.diagnostics())
 
-    def _scale(self, past: _Past, frame: Frame, network: Tensor, logits: Tensor | None) -> Scaled:
+    def _scale(
+        self, past: _Past, frame: Frame, network: Tensor, logits: Tensor | None
+    ) -> ScaledFrame:
         s, depth = self._settings, self._networks.depth
         assert depth is not None
         if past.scale is None or past.scaled_for != frame.camera:
