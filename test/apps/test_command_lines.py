@@ -87,7 +87,11 @@ def test_help_comes_within_a_second_and_imports_nothing_heavy(command: tuple[str
             "Unknown dataset 'nuy' (did you mean nyu?)",
         ),
         ("dpt_train", "--out x --dataset nyu --root no", "the folder no does not exist"),
-        ("dpt_train", "--out x --worlds 2 --frames 2", "--batch is 8, but 4 frames"),
+        (
+            "dpt_train",
+            "--out x --worlds 2 --frames 2",
+            "--batch is 8, but there are only 4 frames",
+        ),
         ("dpt_train", "--out x --device gpu", "--device is 'gpu', but must be auto, cpu, cuda"),
         ("dpt_train", "--out x --model dpt", "Unknown network 'dpt'"),
         ("dpt_evaluate", "--out x --dataset nuy", "Unknown dataset 'nuy' (did you mean nyu?)"),

@@ -17,7 +17,7 @@ from dpt_ros.apps.evaluate import main
 from dpt_ros.apps.evaluate.command import make_plan
 from dpt_ros.apps.evaluate.page import notes_of, table_rows, tiles_of
 from dpt_ros.apps.evaluate.protocols import NAMES, PROTOCOLS, find_protocol
-from dpt_ros.apps.evaluate.run import Extremes, Judged, Part, evaluate, smaller
+from dpt_ros.apps.evaluate.run import EvaluatedImage, Extremes, Result, evaluate, smaller
 from dpt_ros.apps.evaluate.videos import Videos
 from dpt_ros.data import class_names, palette
 from dpt_ros.datasets import Dataset, Sample, list_datasets, open_dataset
@@ -77,7 +77,6 @@ def test_the_world_from_command_line_to_page(
     for sample, row in zip(samples, depth["rows"], strict=True):
         assert sample.depth is not None
         outputs = predict_image(model, sample.rgb)
-        assert isinstance(outputs, dict)
         values = depth_metrics(outputs["depth"], sample.depth)
         assert row["name"] == sample.name
         assert row["rmse"] == pytest.approx(values["rmse"], rel=1e-4)
@@ -119,7 +118,6 @@ def test_kitti_is_predicted_and_judged_in_the_published_crops(model: DPT) -> Non
     protocol = find_protocol("kitti", "metric")
     (part,) = evaluate(Few("kitti", [sample]), [(model, [protocol])])
     outputs = predict_image(model, rgb, kitti_crop=True)
-    assert isinstance(outputs, dict)
     full = np.full(depth.shape, np.nan)
     full[23:, 13:1229] = outputs["depth"]
     judged = np.zeros(depth.shape, bool)
@@ -148,7 +146,7 @@ def test_labels_of_another_vocabulary_go_by_name(model: DPT, samples: list[Sampl
         Few("ade20k", as_ade, names), [(model, [find_protocol("ade20k", "labels")])]
     )
     outputs = [predict_image(model, sample.rgb) for sample in samples]
-    guess = np.concatenate([ids[o["labels"]].ravel() for o in outputs if isinstance(o, dict)])
+    guess = np.concatenate([ids[o["labels"]].ravel() for o in outputs])
     truth = np.concatenate([s.labels.ravel() for s in as_ade if s.labels is not None])
     assert part.measures["pixel_accuracy"] == pytest.approx(learn.accuracy_score(truth, guess))
     iou = learn.jaccard_score(truth, guess, average=None, labels=np.union1d(truth, guess))
@@ -189,7 +187,6 @@ def test_videos_give_the_temporal_metrics(model: DPT, tmp_path: Path) -> None:
         assert sample.truth is not None
         reference = tracker.update(sample.truth)
         outputs = predict_image(model, sample.rgb)
-        assert isinstance(outputs, dict)
         depth.update(reference, 1 / outputs["depth"])
         labels.update(reference, outputs["labels"])
     assert name == dataset[0].sequence
@@ -216,7 +213,7 @@ def test_numbers_are_said_to_be_the_papers_only_for_the_same_images() -> None:
     protocol = find_protocol("nyu", "metric")
     measures = dict.fromkeys(protocol.measures, 0.1)
     extract = "extract with black borders, raw depth"
-    part = Part(protocol, "dpt_hybrid_nyu", measures, 654, extract, [])
+    part = Result(protocol, "dpt_hybrid_nyu", measures, 654, extract, [])
     _, rows, kinds = table_rows(part)
     assert rows[-1][0] == "DPT-Hybrid (paper)"
     assert rows[-1][1:] == ["0.904", "0.988", "0.998", "0.110", "0.357", "-", "0.045"]
@@ -254,7 +251,7 @@ def test_networks_that_do_not_fit_a_dataset_are_refused(model: DPT, relative: DP
 @pytest.mark.parametrize(
     ("words", "code", "sentence"),
     [
-        (["--dataset", "nyu", "--root", "."], 2, "Give --depth-network"),
+        (["--dataset", "diw", "--root", "."], 2, "Give --depth-network"),
         (["--dataset", "world", "--depth-network", "dpt"], 2, "Unknown network 'dpt'"),
         (["--dataset", "world", "--limit", "0"], 2, "--limit is 0, but must be at least 1."),
         (
@@ -264,16 +261,28 @@ def test_networks_that_do_not_fit_a_dataset_are_refused(model: DPT, relative: DP
         ),
         (["--dataset", "world", "--label-weights", "x"], 2, "needs --label-network"),
         (["--dataset", "wolrd"], 2, "(did you mean world?)"),
-        (["--dataset", "world", "--set", "moons=2"], 1, "Unknown option 'moons'"),
-        (["--dataset", "world", "--set", "worlds=many"], 1, "'many', but must be a whole number"),
+        (
+            ["--dataset", "nyu", "--depth-network", "dpt_hybrid_nyu"],
+            2,
+            "--dataset nyu needs --root",
+        ),
+        (["--dataset", "world", "--root", "."], 2, "leave --root . out"),
+        (["--dataset", "world", "--set", "worlds=0"], 2, "worlds is 0, but must be at least 1."),
+        (
+            ["--dataset", "diw", "--root", ".", "--depth-network", "dpt_hybrid_nyu"],
+            1,
+            "Found none",
+        ),
+        (["--dataset", "world", "--set", "moons=2"], 2, "Unknown option 'moons'"),
+        (["--dataset", "world", "--set", "worlds=many"], 2, "'many', but must be a whole number"),
         (
             ["--dataset", "world", "--limit", "2", "--set", "video=true"],
-            1,
+            2,
             "--limit would cut videos",
         ),
     ],
 )
-def test_complaints_are_sentences(
+def test_wrong_arguments_and_files_have_exit_codes_and_messages(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     words: list[str],
@@ -288,8 +297,8 @@ def test_extremes_keep_the_first_of_equals_and_skip_nan() -> None:
     kept = Extremes(2, higher_is_better=True)
     none = np.zeros(0)
     for name, score in (("a", 0.5), ("b", np.nan), ("c", 0.9), ("d", 0.1), ("e", 0.5), ("f", 0.7)):
-        kept.add(score, lambda n=name, s=score: Judged(n, s, none, none, none))  # type: ignore[misc]
-    assert [judged.name for judged in kept.worst()] == ["d", "a"]
+        kept.add(score, lambda n=name, s=score: EvaluatedImage(n, s, none, none, none))  # type: ignore[misc]
+    assert [judged.name for judged in kept.worst] == ["d", "a"]
     assert [judged.name for judged in kept.best()] == ["c", "f"]
 
 

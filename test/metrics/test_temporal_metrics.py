@@ -158,18 +158,18 @@ def test_a_ghost_is_counted_where_an_object_left_and_nowhere_else() -> None:
     assert found["miss"] == pytest.approx(100 * 4 * 4 / 30)
 
 
-def test_a_ghost_is_watched_for_eight_frames() -> None:
+def test_an_uncovered_place_counts_for_eight_frames() -> None:
     views = [passing(k, speed=6) for k in range(2)] + [wall(k) for k in range(2, 14)]
     views[2].flow_valid[:, 6:12] = False
     tracker = Tracker()
-    left = [int(tracker.update(view).left[0].sum()) for view in views]
+    left = [int(tracker.update(view).uncovered[0].sum()) for view in views]
     assert left == [0, *[6], *[12] * 7, 6, *[0] * 4]
 
 
 def test_an_object_that_was_hardly_nearer_leaves_no_ghost() -> None:
     tracker = Tracker()
     for k in range(3):
-        assert not tracker.update(passing(k, depth=3.6)).left.any()
+        assert not tracker.update(passing(k, depth=3.6)).uncovered.any()
 
 
 def test_a_cut_is_compared_with_nothing_before_it() -> None:

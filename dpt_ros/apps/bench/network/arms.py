@@ -118,11 +118,7 @@ def _plain(bench: Bench, dtype: torch.dtype, wrap: Callable[[nn.Module], Any]) -
     def predict(task: str) -> Callable[[Tensor], Tensor]:
         model = wrap(bench.model(task).to(bench.device, dtype))
 
-        def forward(images: Tensor) -> Tensor:
-            found = model(images)
-            return found[task] if isinstance(found, dict) else found
-
-        return forward
+        return lambda images: model(images)[task]
 
     return bench.forward(dtype, predict)
 

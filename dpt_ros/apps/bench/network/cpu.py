@@ -140,8 +140,7 @@ def _eager(dtype: torch.dtype, args: argparse.Namespace, images: Tensor) -> Call
 
     @torch.inference_mode()
     def call() -> Tensor:
-        found = model(images.to(dtype))
-        return found["depth"] if isinstance(found, dict) else found
+        return model(images.to(dtype))["depth"]
 
     return call
 
