@@ -17,7 +17,7 @@ class DepthHead(nn.Module):
 
     The convolutions predict a non-negative x. Relative networks (``invert`` false) give
     ``scale * x + shift`` with 1 and 0: relative inverse depth. Metric ones give metres,
-    ``1 / (scale * x + shift)``, so 1 / shift is the farthest they can say.
+    ``1 / (scale * x + shift)``, at most 1 / shift.
     """
 
     def __init__(
@@ -47,8 +47,7 @@ class DepthHead(nn.Module):
         x = upsample2(self.conv1(features))
         x = F.relu(self.conv3(F.relu(self.conv2(x)))).squeeze(1)
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        x = self.scale * x + self.shift
-        return x.clamp(min=MIN_INVERSE_DEPTH).reciprocal() if self.invert else x
+        return to_depth(x, self.scale, self.shift, self.invert)
 
 
 class SegmentationHead(nn.Module):
@@ -71,6 +70,12 @@ class SegmentationHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(B, F, H / 2, W / 2) -> (B, C, H, W)."""
         return upsample2(self.logits(features))
+
+
+def to_depth(x: Tensor, scale: float, shift: float, invert: bool) -> Tensor:
+    """``scale * x + shift``, and metres, its reciprocal, if ``invert``; see `DepthHead`."""
+    x = scale * x + shift
+    return x.clamp(min=MIN_INVERSE_DEPTH).reciprocal() if invert else x
 
 
 def upsample2(x: Tensor) -> Tensor:

@@ -24,11 +24,12 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from std_srvs.srv import Trigger
 
+from dpt_ros.engine.faults import DeviceLostError
 from dpt_ros.engine.frame import Frame, Prediction
-from dpt_ros.engine.inference.network import NetworkError, Networks, load_networks
+from dpt_ros.engine.inference.loading import NetworkError, load_networks
+from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.pipeline import Pipeline
 from dpt_ros.engine.runner.chain import Kind
-from dpt_ros.engine.runner.cuda import DeviceLostError
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros import process as signals
 from dpt_ros.ros.camera.camera_topics import CameraTopics
@@ -108,8 +109,8 @@ class DptNode(LifecycleNode):
             if self._networks is None:
                 self.get_logger().error(f"Cannot configure: {self._why}")
                 return TransitionCallbackReturn.FAILURE
-            for note in self._networks.notes:
-                self.get_logger().info(note)
+            for text in self._networks.warnings:
+                self.get_logger().info(text)
             for name in self._settings().cameras or ("",):
                 settings = partial(self._given.of_camera, name)
                 self._cameras[name] = CameraTopics(

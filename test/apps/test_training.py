@@ -27,7 +27,7 @@ from dpt_ros.apps.train.pictures import (
 from dpt_ros.apps.train.recipe import FIELDS, PRESETS, Recipe
 from dpt_ros.data import class_names
 from dpt_ros.datasets import Dataset, Sample
-from dpt_ros.engine.inference.network import load_networks
+from dpt_ros.engine.inference.loading import load_networks
 from dpt_ros.engine.inference.predict import predict_image
 from dpt_ros.engine.settings import Settings
 from dpt_ros.model import DPT, create_model, model_spec, save_checkpoint

@@ -93,7 +93,7 @@ class FakeGpu:
             class_names=("thing",) * 10,
             palette=np.zeros((256, 3), np.uint8),
             random=False,
-            notes=(),
+            warnings=(),
         )
 
 

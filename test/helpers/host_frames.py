@@ -44,7 +44,7 @@ def make_networks(
         class_names=("thing",) * 10,
         palette=np.zeros((256, 3), np.uint8),
         random=False,
-        notes=(),
+        warnings=(),
     )
 
 

@@ -32,7 +32,7 @@ from dpt_ros.apps.train.processes import Processes
 from dpt_ros.apps.train.recipe import Recipe
 from dpt_ros.data import class_names
 from dpt_ros.datasets import Dataset
-from dpt_ros.engine.inference.network import choose_device
+from dpt_ros.engine.inference.loading import choose_device
 from dpt_ros.model import DPT, save_checkpoint
 from dpt_ros.model.describe import describe, spec_of
 from dpt_ros.model.losses import alone, mean_over_processes

@@ -8,7 +8,7 @@ torch.compile uses and that are no public interface, so :func:`unavailable` trie
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +17,12 @@ from timm.layers.attention import Attention
 from timm.layers.mlp import Mlp
 from timm.layers.pool2d_same import MaxPool2dSame
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from dpt_ros.engine.inference.fold import fold
 from dpt_ros.model.decoder import Read, ResidualConvUnit
 from dpt_ros.model.dpt import DPT
-from dpt_ros.model.encoder import PlainConv2dSame, fold_weight_standardization
-from dpt_ros.model.heads import MIN_INVERSE_DEPTH, DepthHead, SegmentationHead, upsample2
+from dpt_ros.model.encoder import PlainConv2dSame
+from dpt_ros.model.heads import DepthHead, SegmentationHead, to_depth, upsample2
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -37,7 +37,7 @@ def supports_bf16() -> bool:
 
 
 def unavailable(dtype: torch.dtype) -> str | None:
-    """Why :func:`pack` cannot work here, a sentence; None if it can.
+    """The reason why :func:`pack` does not work here, None if it does.
 
     It runs both operators on a few numbers and compares them with the plain ones.
     """
@@ -58,24 +58,21 @@ def unavailable(dtype: torch.dtype) -> str | None:
         reason = str(error).splitlines()[0]
         return f"torch {torch.__version__} has no oneDNN operators that fit: {reason}"
     if max(float(error) for error in errors) > 32 * torch.finfo(dtype).eps:
-        return f"the oneDNN operators of torch {torch.__version__} compute something else."
+        return f"the oneDNN operators of torch {torch.__version__} give wrong results."
     return None
 
 
-def pack(model: DPT, dtype: torch.dtype) -> str:
+def pack(model: DPT, dtype: torch.dtype) -> None:
     """Lay a network out for inference on the CPU, in place.
 
-    Weight standardisation and batch norm are folded where they are not yet. The plain weights
-    are let go layer by layer. A packed network takes any input size and batch, gives the same
-    numbers up to rounding, and can be neither trained, saved, moved nor converted. In bfloat16
-    the last convolution of the depth head and what follows it stay float32.
+    The network is folded first. The plain weights are freed layer by layer. A packed network
+    takes any input size and batch, gives the same numbers up to rounding, and can be neither
+    trained, saved, moved nor converted. In bfloat16 the depth head is float32 from its last
+    convolution on.
 
     Args:
         model: in eval mode, on the CPU, float32.
         dtype: of weights and activations, float32 or bfloat16.
-
-    Returns:
-        a sentence that says what was packed.
 
     Raises:
         ValueError: another dtype, or a network in training or not on the CPU.
@@ -89,15 +86,9 @@ def pack(model: DPT, dtype: torch.dtype) -> str:
     if reason:
         raise RuntimeError(f"The network cannot be packed: {reason}")
     with torch.no_grad():
-        fold_weight_standardization(model)
+        fold(model)
         _pack_children(model, dtype)
         model.to(dtype).requires_grad_(False)
-    kinds = Counter(type(module) for module in model.modules())
-    left = sum(kinds[kind] for kind in (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, PlainConv2dSame))
-    return (
-        f"{kinds[PackedLinear]} linear and {kinds[PackedConv2d]} convolution layers are packed "
-        f"for oneDNN in {str(dtype).removeprefix('torch.')}; {left} are not."
-    )
 
 
 class PackedLinear(nn.Module):
@@ -256,8 +247,8 @@ class PackedResidualUnit(nn.Module):
 
     def __init__(self, unit: ResidualConvUnit, dtype: torch.dtype) -> None:
         super().__init__()
-        self.conv1 = PackedConv2d(_fold_norm(unit.conv1, unit.norm1).to(dtype), _RELU)
-        self.conv2 = PackedConv2d(_fold_norm(unit.conv2, unit.norm2).to(dtype))
+        self.conv1 = PackedConv2d(unit.conv1.to(dtype), _RELU)
+        self.conv2 = PackedConv2d(unit.conv2.to(dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
@@ -291,8 +282,7 @@ class PackedDepthHead(nn.Module):
         x = self.conv2(large)
         self.scratch.append(large)
         x = self.conv3(x.float()).squeeze(1)
-        x = self.scale * x + self.shift
-        return x.clamp(min=MIN_INVERSE_DEPTH).reciprocal() if self.invert else x
+        return to_depth(x, self.scale, self.shift, self.invert)
 
 
 class PackedSegmentationHead(nn.Module):
@@ -300,7 +290,7 @@ class PackedSegmentationHead(nn.Module):
 
     def __init__(self, head: SegmentationHead, dtype: torch.dtype) -> None:
         super().__init__()
-        self.conv = PackedConv2d(_fold_norm(head.conv, head.norm).to(dtype), _RELU)
+        self.conv = PackedConv2d(head.conv.to(dtype), _RELU)
         self.classify = PackedPointwise(head.classify.to(dtype))
 
     def logits(self, features: Tensor) -> Tensor:
@@ -360,11 +350,3 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 def _is_plain(attention: Attention) -> bool:
     extras = (attention.q_norm, attention.k_norm, attention.norm)
     return attention.gate is None and all(isinstance(extra, nn.Identity) for extra in extras)
-
-
-def _fold_norm(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
-    """The convolution that equals ``conv`` followed by a batch norm in eval mode, if any."""
-    if not isinstance(norm, nn.BatchNorm2d):
-        return conv
-    folded = fuse_conv_bn_eval(conv.double(), norm.double())
-    return folded.float()

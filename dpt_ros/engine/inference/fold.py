@@ -21,11 +21,11 @@ def fold(model: DPT) -> None:
     """Fold what inference leaves constant into the weights, in place, in float64.
 
     Weight standardisation and the decoder's batch norms go into their convolutions; the auxiliary
-    head and the dropout, which only training uses, go away. The network says the same up to
-    rounding, and must not be trained any further.
+    head and the dropout, which only training uses, are removed. Its output stays the same
+    up to rounding, and it must not be trained any further. What is folded already stays.
 
     Args:
-        model: in eval mode, float32.
+        model: in eval mode.
     """
     fold_weight_standardization(model)
     model.auxiliary_head = None
@@ -36,6 +36,7 @@ def fold(model: DPT) -> None:
             norm = getattr(module, norm_name, None)
             if isinstance(norm, nn.BatchNorm2d):
                 conv = getattr(module, conv_name)
-                folded = fuse_conv_bn_eval(conv.double(), norm.double()).float()
-                setattr(module, conv_name, folded)
+                dtype = conv.weight.dtype
+                folded = fuse_conv_bn_eval(conv.double(), norm.double())
+                setattr(module, conv_name, folded.to(dtype))
                 setattr(module, norm_name, nn.Identity())

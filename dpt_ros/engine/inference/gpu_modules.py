@@ -16,9 +16,9 @@ from timm.layers.pool2d_same import MaxPool2dSame
 from timm.models.resnetv2 import Bottleneck
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dpt_ros.engine.inference import kernels
+from dpt_ros.engine.inference.fold import fold
 from dpt_ros.model.decoder import Fusion, Read, ResidualConvUnit, Size
 from dpt_ros.model.dpt import DPT
 from dpt_ros.model.encoder import Encoder, PlainConv2dSame
@@ -32,9 +32,7 @@ def fuse(model: DPT) -> None:
     """Replace the model's modules, in place, by ones that use the fused operations.
 
     Works on any device and in any number format; best called before ``model`` is moved to either.
-    Names of parameters change: load weights first, and fold them
-    (:func:`dpt_ros.engine.inference.fold.fold`), since batch norms that are still there are folded
-    here.
+    The network is folded first. Names of parameters change: load weights before.
 
     Args:
         model: in eval mode; for inference only from now on.
@@ -47,6 +45,7 @@ def fuse(model: DPT) -> None:
         raise ValueError("A network in training mode cannot be fused; call eval() first.")
     if not isinstance(model.encoder, Encoder):
         raise ValueError("The network is fused already.")
+    fold(model)
     modules: dict[str, nn.Module] = {"encoder": FusedEncoder(model.encoder)}
     stages: list[Any] = list(model.fusion)
     modules["fusion"] = nn.ModuleList(
@@ -259,7 +258,7 @@ class FusedFusion(nn.Module):
                 path, x.shape[2:], skip, x, self.skip_unit.bias, relu=True
             )
         x = self.out(kernels.bias_act(self.unit(activated), self.unit.bias, x))
-        return kernels.upsample_add(x, size) if self.last else x
+        return kernels.upsample_add(x, size)[0] if self.last else x
 
 
 class FusedDepthHead(nn.Module):
@@ -278,7 +277,7 @@ class FusedDepthHead(nn.Module):
         x = self.conv1(features)
         size = (2 * x.shape[2], 2 * x.shape[3])
         # The bias commutes with the upsampling, because the bilinear weights sum to one.
-        x = self.conv2(kernels.upsample_add(x, size, bias=self.bias1))
+        x = self.conv2(kernels.upsample_add(x, size, bias=self.bias1)[0])
         return kernels.depth_tail(
             x, self.weight, self.bias, self.scale, self.shift, self.invert, self.bias2
         )
@@ -302,11 +301,8 @@ class FusedLabelHead(nn.Module):
 
 
 def _split(conv: nn.Conv2d, norm: nn.Module | None = None) -> tuple[nn.Conv2d, Tensor | None]:
-    """The convolution, with the batch norm that follows it, as one without bias and its bias."""
-    if isinstance(norm, nn.BatchNorm2d):
-        dtype = conv.weight.dtype
-        conv = fuse_conv_bn_eval(conv.double(), norm.double()).to(dtype)
-    elif norm is not None:
+    """A folded convolution as one without bias and its bias; ``norm`` is what followed it."""
+    if norm is not None:
         _only(norm, nn.Identity)
     bias, conv.bias = conv.bias, None
     return conv, bias

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dpt_ros.engine.inference.fold import fold
 from dpt_ros.model.dpt import DPT
-from dpt_ros.model.encoder import fold_weight_standardization
-from dpt_ros.model.heads import MIN_INVERSE_DEPTH
+from dpt_ros.model.heads import to_depth
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 
@@ -23,8 +23,7 @@ class OpenVinoModel:
     """A DPT compiled by OpenVINO, once per input shape.
 
     Args:
-        model: float32, in eval mode, on the CPU, not packed; it is kept, and its weight
-            standardisation is folded.
+        model: float32, in eval mode, on the CPU, not packed; it is kept and folded.
         precision: "fp32", or "bf16" for products in bfloat16 where the CPU has them. Depth is
             scaled and inverted in float32 either way.
         threads: how many threads compute; 0 lets OpenVINO choose.
@@ -51,7 +50,7 @@ class OpenVinoModel:
         wrong = [p for p in model.parameters() if p.dtype != torch.float32 or p.is_cuda]
         if model.training or wrong:
             raise ValueError("The network for OpenVINO must be float32, on the CPU, in eval mode.")
-        fold_weight_standardization(model)
+        fold(model)
         self.spec = model.spec
         self.precision = precision
         self._openvino = openvino
@@ -86,10 +85,8 @@ class OpenVinoModel:
         named = dict(zip(self.spec.tasks, results.values(), strict=True))
         outputs = {task: torch.from_numpy(value) for task, value in named.items()}
         if "depth" in outputs:
-            x = self.spec.scale * outputs["depth"] + self.spec.shift
-            outputs["depth"] = (
-                x.clamp(min=MIN_INVERSE_DEPTH).reciprocal() if self.spec.invert else x
-            )
+            spec = self.spec
+            outputs["depth"] = to_depth(outputs["depth"], spec.scale, spec.shift, spec.invert)
         return outputs
 
     def _compile(self, images: Tensor) -> Any:

@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     title = f"{args.network} {args.size}, {args.threads} threads"
     print(f"{title}: {conditions}\n")
     print(_table(rows), end="\n\n")
-    counts = network_counts(args.network) | kernel_counts()
+    counts = network_counts(args.network)
     print(table(("without a clock", "count"), list(counts.items())))
     if args.json:
         content = {"method": METHOD, "environment": machine, "case": title}
@@ -176,21 +176,6 @@ def network_counts(name: str, size: tuple[int, int] = (384, 384)) -> dict[str, i
         counts[f"ATen operations, {step}"] = work.operations
         counts[f"GFLOP, {step}"] = round(work.flops / 1e9)
     return counts
-
-
-def kernel_counts() -> dict[str, int]:
-    """How many of our GPU kernels compile for each generation; needs triton, but no GPU."""
-    if not find_spec("triton"):
-        return {}
-    from dpt_ros.engine.inference import triton_kernels
-    from dpt_ros.engine.input import triton_preprocess
-
-    return {
-        f"kernels compiled for sm_{arch}": len(
-            triton_kernels.compile_all(arch) | triton_preprocess.compile_all(arch, ["rgb8"])
-        )
-        for arch in triton_kernels.ARCHS
-    }
 
 
 def _table(rows: list[Row]) -> str:
