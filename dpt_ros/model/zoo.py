@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -286,6 +287,10 @@ def list_models() -> list[str]:
 
 def unknown_model(name: str) -> str:
     """The message for a name that is not in the zoo."""
-    close = difflib.get_close_matches(name, ZOO, n=3)
-    hint = f" (did you mean {' or '.join(close)}?)" if close else ""
-    return f"Unknown network {name!r}{hint}. Available: {', '.join(ZOO)}."
+    return f"Unknown network {name!r}{did_you_mean(name, ZOO)}. Available: {', '.join(ZOO)}."
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """ " (did you mean ...?)" with the known names that are close, "" if there are none."""
+    close = difflib.get_close_matches(name, list(known), n=3)
+    return f" (did you mean {' or '.join(close)}?)" if close else ""
