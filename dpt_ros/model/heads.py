@@ -51,7 +51,7 @@ class DepthHead(nn.Module):
 
 
 class SegmentationHead(nn.Module):
-    """Decoder features at half the input size -> class logits at the input size."""
+    """Decoder features -> class logits, both at half the input size."""
 
     def __init__(self, features: int, num_classes: int) -> None:
         super().__init__()
@@ -63,13 +63,9 @@ class SegmentationHead(nn.Module):
         nn.init.normal_(self.classify.weight, std=0.01)
         nn.init.zeros_(self.classify.get_parameter("bias"))
 
-    def logits(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor) -> Tensor:
         """(B, F, h, w) -> (B, C, h, w)."""
         return self.classify(self.dropout(F.relu(self.norm(self.conv(features)))))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, F, H / 2, W / 2) -> (B, C, H, W)."""
-        return upsample2(self.logits(features))
 
 
 def to_depth(x: Tensor, scale: float, shift: float, invert: bool) -> Tensor:

@@ -15,14 +15,13 @@ import torch.nn.functional as F
 from timm.layers import pad_same
 from timm.layers.attention import Attention
 from timm.layers.mlp import Mlp
-from timm.layers.pool2d_same import MaxPool2dSame
 from torch import Tensor, nn
 
 from dpt_ros.engine.inference.fold import fold
 from dpt_ros.model.decoder import Read, ResidualConvUnit
 from dpt_ros.model.dpt import DPT
 from dpt_ros.model.encoder import PlainConv2dSame
-from dpt_ros.model.heads import DepthHead, SegmentationHead, to_depth, upsample2
+from dpt_ros.model.heads import DepthHead, SegmentationHead, to_depth
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -180,15 +179,6 @@ class PackedTranspose(nn.Module):
         return y.permute(0, 3, 1, 2)
 
 
-class PackedMaxPool(nn.Module):
-    """Max pooling 3, stride 2, with TensorFlow's SAME padding."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        # SAME pads an even side at its end only, which ceil_mode does without a copy of the map.
-        odd = [side % 2 for side in x.shape[-2:]]
-        return F.max_pool2d(x, 3, stride=2, padding=odd, ceil_mode=True)
-
-
 class PackedMlp(nn.Module):
     """Linear, GELU, linear."""
 
@@ -293,12 +283,8 @@ class PackedSegmentationHead(nn.Module):
         self.conv = PackedConv2d(head.conv.to(dtype), _RELU)
         self.classify = PackedPointwise(head.classify.to(dtype))
 
-    def logits(self, features: Tensor) -> Tensor:
-        """(B, F, h, w) -> (B, C, h, w)."""
-        return self.classify(self.conv(features))
-
     def forward(self, features: Tensor) -> Tensor:
-        return upsample2(self.logits(features))
+        return self.classify(self.conv(features))
 
 
 def _pack_children(module: nn.Module, dtype: torch.dtype) -> None:
@@ -325,8 +311,6 @@ def _packed(module: nn.Module, dtype: torch.dtype) -> nn.Module | None:
             return PackedRead(module, dtype)
         case Mlp(act=nn.GELU(approximate="none"), norm=nn.Identity()):
             return PackedMlp(module, dtype)
-        case MaxPool2dSame(kernel_size=(3, 3), stride=(2, 2), dilation=(1, 1)):
-            return PackedMaxPool()
         case nn.Linear():
             return PackedLinear(module.to(dtype))
         case nn.ConvTranspose2d(groups=1, dilation=(1, 1), padding=(0, 0)):

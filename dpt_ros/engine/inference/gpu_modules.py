@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A DPT whose modules call the fused operations of ``kernels``: the same function, fewer kernels.
+"""Modules of a DPT that call the fused operations of ``kernels``: fewer, larger GPU kernels.
 
-The convolutions and matrix products stay torch's. What lies between them is one call each: norm,
-shortcut and ReLU; bias and ReLU; upsampling, skip, bias and ReLU; addition and LayerNorm.
+The convolutions and matrix products stay torch's. The operations between them are one call each:
+norm, shortcut and ReLU; bias and ReLU; upsampling, skip, bias and ReLU; addition and LayerNorm.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.layers import GroupNormAct
-from timm.layers.pool2d_same import MaxPool2dSame
 from timm.models.resnetv2 import Bottleneck
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -21,8 +20,8 @@ from dpt_ros.engine.inference import kernels
 from dpt_ros.engine.inference.fold import fold
 from dpt_ros.model.decoder import Fusion, Read, ResidualConvUnit, Size
 from dpt_ros.model.dpt import DPT
-from dpt_ros.model.encoder import Encoder, PlainConv2dSame
-from dpt_ros.model.heads import DepthHead, SegmentationHead, upsample2
+from dpt_ros.model.encoder import Encoder
+from dpt_ros.model.heads import DepthHead, SegmentationHead
 
 # Matrix products of half precision want their sides in multiples of 16 bytes.
 _ALIGNMENT = 8
@@ -70,7 +69,7 @@ class Pointwise(nn.Module):
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         self.channels = conv.out_channels
-        # Rows of zeros up to a multiple that tensor cores take; nobody sees what they give.
+        # Rows of zeros up to a multiple that tensor cores take; their results are cut off.
         padding = -self.channels % _ALIGNMENT
         self.weight = nn.Parameter(F.pad(conv.weight.detach().flatten(1), (0, 0, 0, padding)))
         self.bias = nn.Parameter(F.pad(conv.get_parameter("bias").detach(), (0, padding)))
@@ -125,27 +124,8 @@ def _fuse_resnet(module: nn.Module) -> None:
             setattr(module, name, FusedBottleneck(child))
         elif isinstance(child, GroupNormAct):
             setattr(module, name, FusedNorm(child))
-        elif isinstance(child, MaxPool2dSame):
-            setattr(module, name, FusedPool(child))
-        elif isinstance(child, PlainConv2dSame) and child.kernel_size == (1, 1):
-            child.same_pad = False  # there is nothing to pad, but pad_same would copy the map
         else:
             _fuse_resnet(child)
-
-
-class FusedPool(nn.Module):
-    """Max pooling with TensorFlow's SAME padding, without a padded copy where that can be."""
-
-    def __init__(self, pool: MaxPool2dSame) -> None:
-        super().__init__()
-        self.pool = pool
-        self.usual = tuple(pool.kernel_size) == (3, 3) and tuple(pool.stride) == (2, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.usual and x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0:
-            # SAME pads right and bottom only; a last window that sticks out says the same.
-            return F.max_pool2d(x, 3, 2, ceil_mode=True)
-        return self.pool(x)
 
 
 class FusedEncoder(nn.Module):
@@ -168,17 +148,8 @@ class FusedEncoder(nn.Module):
     def forward(self, images: Tensor) -> tuple[list[Tensor], tuple[int, int]]:
         """See :class:`dpt_ros.model.encoder.Encoder`."""
         encoder = self.encoder
-        x, taps = images, []
-        if encoder.resnet is not None:
-            x = encoder.resnet.stem(x.contiguous(memory_format=torch.channels_last))
-            for index, stage in enumerate(encoder.resnet.stages):
-                x = stage(x)
-                if index in encoder.stage_taps:
-                    taps.append(x)
-        x = encoder.patch_embed(x)
-        grid = (x.shape[2], x.shape[3])
-        tokens = x.flatten(2).transpose(1, 2)
-        tokens = torch.cat([encoder.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        images = images.contiguous(memory_format=torch.channels_last)
+        tokens, grid, taps = encoder.embed(images)
         blocks: list[Any] = list(encoder.blocks)
         x, normed = _add_norm(tokens, encoder.positions(grid).expand_as(tokens), blocks[0].norm1)
         for index, block in enumerate(blocks):
@@ -221,8 +192,8 @@ class FusedRead(nn.Module):
 class FusedUnit(nn.Module):
     """A ResidualConvUnit from behind its first ReLU up to its last bias.
 
-    The unit is ``x + bias + forward(relu(x))``: whoever calls it adds what is missing to other
-    things anyway.
+    The unit is ``x + bias + forward(relu(x))``: the caller adds ``x`` and the bias together with
+    other terms.
     """
 
     def __init__(self, unit: ResidualConvUnit) -> None:
@@ -291,13 +262,9 @@ class FusedLabelHead(nn.Module):
         self.conv, self.bias = _split(head.conv, head.norm)
         self.classify = Pointwise(head.classify)
 
-    def logits(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor) -> Tensor:
         """(B, F, h, w) -> (B, C, h, w)."""
         return self.classify(kernels.bias_act(self.conv(features), self.bias, relu=True))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, F, H / 2, W / 2) -> (B, C, H, W)."""
-        return upsample2(self.logits(features))
 
 
 def _split(conv: nn.Conv2d, norm: nn.Module | None = None) -> tuple[nn.Conv2d, Tensor | None]:

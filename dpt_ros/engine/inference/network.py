@@ -161,7 +161,7 @@ def _predict(model: DPT, images: Tensor, depth: bool, labels: bool) -> dict[str,
     if depth and model.depth_head is not None:
         outputs["depth"] = model.depth_head(features)
     if labels and model.label_head is not None:
-        outputs["labels"] = model.label_head.logits(features)
+        outputs["labels"] = model.label_head(features)
     return outputs
 
 

@@ -125,7 +125,7 @@ class _Outputs(nn.Module):
             raw.scale, raw.shift, raw.invert = 1.0, 0.0, False
             heads["depth"] = raw
         if model.label_head is not None:
-            heads["labels"] = model.label_head.logits
+            heads["labels"] = model.label_head
         self.heads = [heads[task] for task in model.spec.tasks]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:

@@ -304,7 +304,7 @@ def test_labels_are_those_of_the_full_logits_then_the_nearest(size):
     nn.init.normal_(head.classify.weight)
     features = torch.randn(2, 8, 5, 6)
     labels, confidence = classify(head(features), (10, 12), confidence=True)
-    logits = head.logits(features)
+    logits = head(features)
     actual, sure = kernels.classify_upsampled(logits, (10, 12), size, confidence=True)
     assert torch.equal(actual, resize_labels(labels, size))
     assert torch.equal(sure, resize_labels(confidence, size))

@@ -326,7 +326,7 @@ def _network(views: list[View], cache: Path | None) -> Iterator[tuple[np.ndarray
             assert model.depth_head is not None
             assert model.label_head is not None
             inverse = (1 / model.depth_head(features))[0].numpy()
-            logits = model.label_head.logits(features)[0].numpy()
+            logits = model.label_head(features)[0].numpy()
         if inverse.shape != (height, width):
             inverse = cv2.resize(inverse, (width, height), interpolation=cv2.INTER_CUBIC)
         inverses.append(inverse.astype(np.float16))
