@@ -83,8 +83,8 @@ def create_model(
             keep the auxiliary label head, for training.
 
     Raises:
-        ValueError: an unknown name or override, no weights at hand, or (CheckpointError) a file
-            whose keys are not those of the network.
+        ValueError: an unknown name or override, no weights on this machine, or
+            (CheckpointError) a file whose keys are not those of the network.
         DownloadError: the published file cannot be fetched or is not the published one.
     """
     spec = model_spec(name, **overrides)
@@ -109,7 +109,7 @@ def create_model(
 
 
 def cached_checkpoint(name: str) -> Path | None:
-    """The weights of a network that are at hand without a download, None if there are none.
+    """The weights of a network that are on this machine already, None if there are none.
 
     Raises:
         ValueError: an unknown name.
@@ -133,8 +133,8 @@ def weights_path(spec: ModelSpec, weights: str | PathLike[str] | None) -> Path:
     if path is None:
         how = '"download", ' if spec.url else ""
         raise ValueError(
-            f"No weights of {spec.name} are at hand; ask for {how}the path of a checkpoint, or "
-            '"random".'
+            f"No weights of {spec.name} are on this machine; ask for {how}the path of a "
+            'checkpoint, or "random".'
         )
     return path
 

@@ -5,8 +5,8 @@ DPT (arXiv 2103.13413, section 4.1) is trained with the scale- and shift-invaria
 (Ranftl et al., arXiv 1907.01341, section 5) and fine-tuned for metres with :func:`silog_loss`;
 section 4.2 trains labels with cross-entropy.
 
-``prediction`` and ``target`` are (B, H, W) float32 inverse depths (1 / m where metric), ``mask`` is
-(B, H, W) bool, True where the target is known, and losses are scalars.
+``prediction`` and ``target`` are (B, H, W) float32 inverse depths (1 / m where metric); ``mask``
+is (B, H, W) bool, True where the target is known; losses are scalars.
 
 ``share``: a loss that is a mean over the pixels of a batch passes its pixel count through it and
 divides by the result. Where several processes hold a part of the batch each, it is

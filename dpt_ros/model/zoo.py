@@ -55,7 +55,7 @@ class ModelSpec:
         name: what :func:`create_model` takes.
         tasks: "depth", "labels" or both.
         geometry: sizes of the network.
-        description: one line for people.
+        description: one line for users.
         url: where the published file is, "" if nowhere.
         sha256: of that file, all 64 hex digits or the first 8 as in its name; "" if unknown.
         net_width, net_height: the size the network was trained at, pixels.
@@ -281,7 +281,7 @@ ZOO = {row.name: row for row in ROWS}
 
 
 def list_models() -> list[str]:
-    """The names that ``create_model`` knows."""
+    """The names that ``create_model`` accepts."""
     return list(ZOO)
 
 

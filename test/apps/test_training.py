@@ -98,7 +98,7 @@ def test_a_file_that_describes_what_cannot_be_is_refused(
         said[key] = json.dumps(good | change if isinstance(change, dict) else change)
     file = tmp_path / "bad.safetensors"
     save_file({"x": torch.zeros(1)}, file, metadata=said)
-    with pytest.raises(ValueError, match=r"bad\.safetensors (describes|says)"):
+    with pytest.raises(ValueError, match=r"bad\.safetensors (describes|names)"):
         create_model(EMBEDDED_NAME, file)
 
 

@@ -78,7 +78,7 @@ def test_gradient_matching_agrees_with_a_plain_loop() -> None:
     assert gradient_matching(r, m, 3) == pytest.approx(want, rel=1e-5)
 
 
-def test_the_metric_loss_counts_relative_errors_and_sees_scale() -> None:
+def test_the_metric_loss_is_relative_and_depends_on_scale() -> None:
     _, t, m = sample(4)
     everywhere = torch.ones_like(m)
     assert metric_loss(t, t, everywhere) == 0
@@ -88,7 +88,7 @@ def test_the_metric_loss_counts_relative_errors_and_sees_scale() -> None:
     assert metric_loss(1.1 * far, far, ones) == pytest.approx(np.log(1.1), rel=1e-4)
 
 
-def test_beyond_the_floor_the_metric_loss_is_content() -> None:
+def test_the_metric_loss_is_zero_beyond_the_floor() -> None:
     sky = torch.zeros(1, 4, 4)
     ones = torch.ones_like(sky, dtype=torch.bool)
     assert metric_loss(torch.full_like(sky, 0.01), sky, ones, floor=0.02) == 0

@@ -187,7 +187,7 @@ def test_a_folder_that_cannot_be_made_is_a_sentence(server: Server, tmp_path: Pa
         download.fetch(server.url, tmp_path / "cache" / "weights.pt", "")
 
 
-def test_two_processes_that_want_the_same_file_fetch_it_once(server: Server, path: Path) -> None:
+def test_two_processes_download_the_same_file_once(server: Server, path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from dpt_ros.model.download import fetch;"
         "fetch(sys.argv[1], Path(sys.argv[2]), sys.argv[3])"
@@ -204,7 +204,9 @@ def test_a_network_is_downloaded_then_taken_from_the_cache(
     small_row: ModelSpec, server: Server
 ) -> None:
     assert cached_checkpoint("small") is None
-    with pytest.raises(ValueError, match='No weights of small are at hand; ask for "download"'):
+    with pytest.raises(
+        ValueError, match='No weights of small are on this machine; ask for "download"'
+    ):
         create_model("small")
     first = create_model("small", weights="download")
     server.shutdown()
@@ -215,7 +217,9 @@ def test_a_network_is_downloaded_then_taken_from_the_cache(
             assert torch.equal(again.state_dict()[key], value)
 
 
-def test_networks_without_published_weights_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_networks_without_published_weights_cannot_be_downloaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with pytest.raises(DownloadError, match="No weights of dpt_base_midas are published"):
         create_model("dpt_base_midas", weights="download")
     with pytest.raises(ValueError, match='ask for the path of a checkpoint, or "random"'):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network made ready for the CPU: weights in oneDNN's own layout, few passes over the maps.
+"""Modules of a DPT on a CPU: weights in oneDNN's own layout, few passes over the maps.
 
-PyTorch hands float32 products to MKL, which is slow on some CPUs, and lays the weights out anew
-at every call. Here each weight is laid out once. oneDNN is reached through operators that
-torch.compile uses and that are no public interface, so :func:`unavailable` tries them first.
+PyTorch hands float32 products to MKL, which is slow on some CPUs, and reorders the weights at
+every call. Here each weight is reordered once. oneDNN is reached through operators that
+torch.compile uses and that are not public, so :func:`unavailable` tries them first.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def unavailable(dtype: torch.dtype) -> str | None:
 
 
 def pack(model: DPT, dtype: torch.dtype) -> None:
-    """Lay a network out for inference on the CPU, in place.
+    """Replace a network's modules by packed ones for inference on the CPU, in place.
 
     The network is folded first. The plain weights are freed layer by layer. A packed network
     takes any input size and batch, gives the same numbers up to rounding, and can be neither
@@ -95,7 +95,7 @@ class PackedLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, fused: Fused = _NOTHING) -> None:
         super().__init__()
-        # Attributes and no buffers: nothing may convert or move an opaque tensor.
+        # Attributes and no buffers: an opaque tensor cannot be converted or moved.
         self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
         self.bias = None if linear.bias is None else linear.bias.detach()
         self.fused = fused
@@ -118,9 +118,9 @@ class PackedConv2d(nn.Module):
         padding = [0, 0] if self.same_pad else list(conv.padding)
         self.where = (padding, list(conv.stride), list(conv.dilation), 1)
         weight = conv.weight.detach().contiguous(memory_format=torch.channels_last)
-        # The best layout of other convolutions depends on the input's size, and a kept layout
-        # that does not fit is laid out anew at every call, a hundred times slower than from the
-        # plain one. Of these it was the same for every size tried.
+        # The best layout of other convolutions depends on the input's size, and one that does not
+        # fit is reordered at every call, a hundred times slower than the plain one. For these it
+        # was the same at every size tried.
         if conv.stride == (1, 1) and not conv.in_channels % 64 and not conv.out_channels % 64:
             weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.where)
         self.weight = weight
@@ -145,7 +145,7 @@ class PackedConv2d(nn.Module):
 
 
 class PackedPointwise(nn.Module):
-    """A 1x1 convolution: a linear layer over the channels, which needs no hint of the size."""
+    """A 1x1 convolution as a linear layer over the channels, whose layout fits every size."""
 
     def __init__(self, conv: nn.Conv2d, fused: Fused = _NOTHING) -> None:
         super().__init__()
@@ -255,7 +255,7 @@ class PackedDepthHead(nn.Module):
         self.conv2 = PackedConv2d(head.conv2.to(dtype), _RELU)
         self.scale, self.shift, self.invert = head.scale, head.shift, head.invert
         # The largest map of the network. Memory fresh from the system costs more than the
-        # upsampling, so it is kept; whoever runs takes it out, so two threads never share it.
+        # upsampling, so it is kept; a call pops it, so that two threads never share it.
         self.scratch: deque[Tensor] = deque(maxlen=1)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -299,7 +299,7 @@ def _pack_children(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _packed(module: nn.Module, dtype: torch.dtype) -> nn.Module | None:
-    """What takes the place of ``module``; None if only its children can be packed."""
+    """The replacement of ``module``; None if only its children can be packed."""
     match module:
         case DepthHead():
             return PackedDepthHead(module, dtype)

@@ -23,7 +23,7 @@ from dpt_ros.model.dpt import DPT
 from dpt_ros.model.encoder import Encoder
 from dpt_ros.model.heads import DepthHead, SegmentationHead
 
-# Matrix products of half precision want their sides in multiples of 16 bytes.
+# Tensor cores need the sides of half-precision products in multiples of 16 bytes.
 _ALIGNMENT = 8
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a DPT does between its convolutions and matrix products, one kernel each on an NVIDIA GPU.
+"""The operations between a DPT's convolutions and matrix products, one kernel each on a GPU.
 
 Each function has two versions of the same result up to rounding: Triton's for a CUDA tensor, if
 triton is installed, and plain torch otherwise. Maps are (B, C, H, W) in channels_last memory; the
@@ -89,7 +89,7 @@ def probe(device: torch.device) -> str:
         why = "" if right else "a kernel computed wrong values"
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # whatever Triton, its compiler or its launcher raise
+    except Exception as error:  # any, from Triton, its compiler or its launcher
         if is_out_of_memory(error):
             raise
         why = innermost_line(error)
@@ -142,7 +142,7 @@ def upsample_add(
         size: (H, W).
         skip, residual: (B, C, H, W) each, or None.
         bias: (C,), or None.
-        relu: whether the ReLU of the sum is wanted too.
+        relu: whether to return the ReLU of the sum too.
 
     Returns:
         the sum (B, C, H, W), and its ReLU, or the sum again.
@@ -235,17 +235,17 @@ def classify_upsampled(
     size: tuple[int, int],
     confidence: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Labels as isl-org/DPT's run_segmentation.py has them at the network's size, then resized.
+    """Labels as in isl-org/DPT's run_segmentation.py at the network's size, then resized.
 
-    The logits go bilinearly, corners aligned, to the network's size, as the label head does it;
-    argmax + 1 there; then each pixel of the picture takes the nearest label.
+    The logits are resized bilinearly, corners aligned, to the network's size; argmax + 1 there;
+    then each pixel of the picture takes the nearest label.
 
     Args:
         logits: (B, C, h, w), the label head's before its last upsampling; a pixel's classes side
             by side in memory (channels_last).
         network_size: (height, width) of the network's input.
         size: (height, width) of the result.
-        confidence: whether the probability of the chosen class is wanted too.
+        confidence: whether to return the probability of the chosen class too.
 
     Returns:
         labels (B, *size) uint8, 1..C, the first of equal classes; and their softmax probability

@@ -130,7 +130,7 @@ def _backend_warnings(settings: Settings, device: torch.device, precision: str) 
 
 
 def _classes(network: Network | None, settings: Settings, device: torch.device) -> dict[str, Any]:
-    """The fields of ``Networks`` that say what the labels are."""
+    """The fields of ``Networks`` about labels."""
     if network is None:
         return {"class_names": (), "palette": np.zeros((256, 3), np.uint8)}
     names, colors = class_names(network.spec.class_names), palette(network.spec.class_names)

@@ -22,7 +22,7 @@ from dpt_ros.engine.settings import Settings
 if TYPE_CHECKING:
     from dpt_ros.model import DPT
 
-# Pixels of an input, over those that the network aims at; 5 is a panorama, 115 no robot's memory.
+# Most pixels of an input, relative to the size that the network aims at; a panorama has 5.
 MOST_AREA = 16
 # Depth beyond this share of a metric network's largest depth only means "farther".
 _SATURATED = 0.98
@@ -112,11 +112,10 @@ class Network:
 
         Args:
             images: (B, 3, H, W), normalised, on the network's device.
-            depth: whether depth is wanted.
-            labels: whether labels are wanted.
+            depth, labels: whether to predict them.
 
         Returns:
-            By task, of those wanted and predicted: "depth" (B, H, W) float32, relative inverse
+            By task: "depth" (B, H, W) float32, relative inverse
             depth or metres; "labels" (B, C, H / 2, W / 2), logits before the last upsampling.
 
         Raises:
@@ -129,7 +128,7 @@ class Network:
             return self._predict(images, depth, labels)
         except (torch.OutOfMemoryError, torch.AcceleratorError):
             raise
-        except Exception as error:  # whatever dynamo, inductor, Triton or a C compiler raise
+        except Exception as error:  # any, from dynamo, inductor, Triton or a C compiler
             if is_out_of_memory(error):
                 raise
             raise AccelerationError(

@@ -61,7 +61,7 @@ class OpenVinoModel:
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
             # OpenVINO's generated group norm crashes the process in float32 at maps such as
-            # 15x20 (seen in 2026.4); without its generated kernels it takes 0 to 3 % longer.
+            # 15x20 (observed in 2026.4); without its generated kernels it takes 0 to 3 % longer.
             "SNIPPETS_MODE": "DISABLE",
         }
         if threads:
@@ -101,11 +101,11 @@ class OpenVinoModel:
 
 @functools.cache
 def _core() -> Any:
-    """The one core of this process, never let go.
+    """The core of this process, never released.
 
-    A core's CPU plugin gives the thread a signal stack, and puts the one it found back when it
-    goes. Cores that go in the order in which they came leave a stack behind that is gone, and the
-    next signal ends the process (seen in 2026.4).
+    A core's CPU plugin installs a signal stack and restores the previous one on release. Cores
+    released in the order of creation restore a stack that is freed already, and the next signal
+    ends the process (observed in 2026.4).
     """
     import openvino
 
@@ -113,14 +113,14 @@ def _core() -> Any:
 
 
 class _Outputs(nn.Module):
-    """What OpenVINO computes, in the order of the spec's tasks."""
+    """The part that OpenVINO computes: outputs in the order of the spec's tasks."""
 
     def __init__(self, model: DPT) -> None:
         super().__init__()
         self.model = model
         heads: dict[str, Callable[[Tensor], Tensor]] = {}
         if model.depth_head is not None:
-            # OpenVINO leaves metres to us, so that bfloat16 never touches them.
+            # Scale and inversion are done outside OpenVINO, in float32.
             raw = copy.copy(model.depth_head)
             raw.scale, raw.shift, raw.invert = 1.0, 0.0, False
             heads["depth"] = raw

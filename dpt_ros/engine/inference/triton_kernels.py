@@ -58,7 +58,7 @@ def run(
             kernel[grid](*args, **meta, num_warps=warps, enable_fp_fusion=fp_fusion)
     except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise
-    except Exception as error:  # whatever Triton, its compiler or its launcher raise
+    except Exception as error:  # any, from Triton, its compiler or its launcher
         if is_out_of_memory(error):
             raise
         raise AccelerationError(

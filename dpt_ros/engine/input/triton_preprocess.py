@@ -129,7 +129,7 @@ def _sample(  # type: ignore[no-untyped-def]
     return red.to(tl.float32), green.to(tl.float32), blue.to(tl.float32)
 
 
-# One machine code per format, whatever the sizes: none of them is worth compiling for.
+# One compiled variant per format: sizes are not worth specialising for.
 @triton.jit(
     do_not_specialize=["picture_samples", "in_height", "in_width", "out_height", "out_width"]
 )
@@ -146,7 +146,7 @@ def preprocess_kernel(  # type: ignore[no-untyped-def]
     y = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     x = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     there = (y < out_height)[:, None] & (x < out_width)[None, :]
-    # Places outside the output look at its last pixel, which is there to be read.
+    # Threads outside the output read its last pixel.
     y = tl.minimum(y, out_height - 1)
     x = tl.minimum(x, out_width - 1)
     if RESIZE:

@@ -145,7 +145,7 @@ def test_what_cannot_be_packed_is_refused(shipped):
         onednn.pack(copy.deepcopy(shipped).train(), torch.float32)
 
 
-def test_a_torch_without_the_operators_is_said_so_and_the_network_stays(shipped, monkeypatch):
+def test_without_the_operators_packing_is_refused_and_the_network_unchanged(shipped, monkeypatch):
     def missing(*arguments):
         raise AttributeError("no operator of that name")
 
@@ -156,7 +156,7 @@ def test_a_torch_without_the_operators_is_said_so_and_the_network_stays(shipped,
     assert_same(shipped, model, torch.randn(1, 3, 32, 32))
 
 
-def test_native_bfloat16_is_asked_of_the_cpu(monkeypatch):
+def test_native_bfloat16_is_detected(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     assert onednn.supports_bf16()
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})

@@ -104,7 +104,7 @@ class Operations(TorchDispatchMode):
         ("dpt_hybrid_ade20k", {}, 1, (64, 32)),
     ],
 )
-def test_a_fused_network_says_the_same(name, overrides, batch, size, folded):
+def test_a_fused_network_gives_the_same(name, overrides, batch, size, folded):
     model = network(name, **overrides)
     x = images(batch, *size)
     expected = outputs(model, x)
@@ -219,7 +219,7 @@ def test_a_fused_half_precision_network_on_a_gpu_is_as_exact_as_torchs_own(name,
 
 
 @pytest.mark.gpu
-def test_a_fused_network_on_a_gpu_says_the_same_with_and_without_triton(monkeypatch):
+def test_a_fused_network_on_a_gpu_gives_the_same_with_and_without_triton(monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     model = network("dpt_hybrid_midas")

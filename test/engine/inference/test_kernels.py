@@ -207,7 +207,7 @@ def check_whole_network(triton):
             torch.testing.assert_close(actual[task], values, rtol=1e-4, atol=1e-4)
 
 
-def test_every_triton_kernel_says_the_same_as_plain_torch_when_interpreted():
+def test_every_triton_kernel_equals_plain_torch_when_interpreted():
     pytest.importorskip("triton")
     environment = dict(os.environ, TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
     environment["PYTHONPATH"] = os.pathsep.join(map(str, [ROOT, TEST, Path(__file__).parent]))

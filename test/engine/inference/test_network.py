@@ -26,7 +26,7 @@ def _empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DPT_ROS_CACHE", str(tmp_path / "cache"))
 
 
-def test_without_a_download_auto_is_the_embedded_network_for_both_and_says_so():
+def test_without_a_download_auto_is_the_embedded_network_with_a_warning():
     networks = load_networks(Settings())
     assert networks.depth is networks.labels
     assert networks.depth_name == networks.label_name == EMBEDDED_NAME
@@ -37,7 +37,7 @@ def test_without_a_download_auto_is_the_embedded_network_for_both_and_says_so():
     assert not networks.random
 
 
-def test_auto_takes_the_network_that_a_file_says_it_holds(tmp_path: Path) -> None:
+def test_auto_takes_the_network_that_a_file_describes(tmp_path: Path) -> None:
     file = tmp_path / "mine.safetensors"
     save_checkpoint(DPT(replace(ZOO["dpt_hybrid_nyu"], geometry=SMALL)), file)
     networks = load_networks(Settings(depth_weights=str(file), label_network="none"))
@@ -45,7 +45,7 @@ def test_auto_takes_the_network_that_a_file_says_it_holds(tmp_path: Path) -> Non
     assert any("dpt_hybrid_nyu, as" in text for text in networks.warnings)
 
 
-def test_auto_prefers_a_downloaded_network_and_says_so(monkeypatch):
+def test_auto_prefers_a_downloaded_network(monkeypatch):
     asked = []
 
     def at_hand(name: str) -> Path | None:
@@ -58,7 +58,7 @@ def test_auto_prefers_a_downloaded_network_and_says_so(monkeypatch):
     assert asked == ["dpt_hybrid_nyu", "dpt_hybrid_kitti"]
 
 
-def test_random_weights_are_used_only_on_request_and_said():
+def test_random_weights_are_used_only_on_request_with_a_warning():
     networks = load_networks(Settings(**RANDOM))
     assert networks.random
     assert any("predictions mean nothing" in text for text in networks.warnings)
@@ -126,7 +126,7 @@ def test_a_gpu_that_is_not_there_is_named_with_those_that_are():
 
 
 @pytest.mark.parametrize("kind", ["room", "yard"])
-def test_half_precision_says_what_single_precision_says(kind):
+def test_half_precision_agrees_with_single_precision(kind):
     # In float16 on the CPU: the rounding is a GPU's, the time is not.
     model = create_model(EMBEDDED_NAME)
     fold(model)
@@ -142,7 +142,7 @@ def test_half_precision_says_what_single_precision_says(kind):
     assert same >= 0.995
 
 
-def test_openvino_says_what_torch_says():
+def test_openvino_agrees_with_torch():
     pytest.importorskip("openvino")
     images = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(1))
     expected = load_networks(Settings(label_network="none")).depth(images)["depth"]
