@@ -29,6 +29,7 @@ from dpt_ros.engine.input.input_plan import InputPlan
 from dpt_ros.engine.output import postprocess
 from dpt_ros.engine.runner.streams import HostStreams
 from dpt_ros.model import create_model
+from helpers.plain_torch import plain_torch
 
 CPU = torch.device("cpu")
 _WAITS = ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "item", "unique2")
@@ -129,7 +130,7 @@ class Kernels:
 
         def call(*args: Any) -> Any:
             made = wrapper(*args, launch=self.launch)
-            with kernels.use_triton(False):
+            with plain_torch():
                 # "least" is the wrapper's own: plain torch knows it.
                 values = plain(*args[:7]) if name == "depth_tail" else plain(*args)
             for into, value in zip(_tensors(made), _tensors(values), strict=True):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.util import find_spec
-from types import ModuleType, TracebackType
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -24,28 +24,10 @@ _enabled = True
 _SLOWER = "The networks run on the GPU without fused Triton kernels, which is slower"
 
 
-class use_triton:
-    """Choose between Triton and plain torch, permanently or as a context manager.
-
-    Args:
-        enabled: False for plain torch everywhere.
-    """
-
-    def __init__(self, enabled: bool) -> None:
-        global _enabled
-        self._before, _enabled = _enabled, enabled
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        global _enabled
-        _enabled = self._before
+def turn_off_triton() -> None:
+    """Use plain torch from now on."""
+    global _enabled
+    _enabled = False
 
 
 def triton_enabled() -> bool:
@@ -68,7 +50,7 @@ def _triton(x: Tensor) -> ModuleType | None:
 
 
 def probe(device: torch.device) -> str:
-    """Compile, load and run one kernel on a GPU; turn Triton off for good if that fails.
+    """Compile, load and run one kernel on a GPU; turn Triton off if that fails.
 
     Triton needs a C compiler and Python's headers where it runs, for the launcher that it
     compiles, a folder that it can write to, and a driver that fits.
@@ -94,7 +76,7 @@ def probe(device: torch.device) -> str:
             raise
         why = innermost_line(error)
     if why:
-        use_triton(False)
+        turn_off_triton()
         return f"{_SLOWER}: {why}. Triton needs gcc and Python's headers (python3-dev)."
     return ""
 

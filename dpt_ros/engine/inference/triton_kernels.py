@@ -64,12 +64,8 @@ def run(
         raise AccelerationError(
             f"The Triton kernel {kernel.__name__} cannot be used, so plain torch is, which is"
             f" slower: {first_line(error)}",
-            _turn_off,
+            kernels.turn_off_triton,
         ) from error
-
-
-def _turn_off() -> None:
-    kernels.use_triton(False)
 
 
 def group_norm_act(

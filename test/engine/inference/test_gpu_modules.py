@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
+from helpers.plain_torch import plain_torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -228,7 +229,7 @@ def test_a_fused_network_on_a_gpu_gives_the_same_with_and_without_triton(monkeyp
     model.cuda().to(memory_format=torch.channels_last)
     x = images(1, 96, 128).cuda()
     actual = outputs(model, x)["depth"]
-    with kernels.use_triton(False):
+    with plain_torch():
         expected = outputs(model, x)["depth"]
     assert far(actual, expected) < 1e-3
 

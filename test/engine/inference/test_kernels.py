@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.places import ROOT, TEST
+from helpers.plain_torch import plain_torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -68,7 +69,7 @@ def check_group_norm(triton, device, dtype, shape):
     for skip, relu in ((None, True), (residual, True), (None, False)):
         actual = triton.group_norm_act(x, weight, bias, groups, 1e-5, skip, relu)
         wide = [None if one is None else one.double() for one in (x, weight, bias, skip)]
-        with kernels.use_triton(False):
+        with plain_torch():
             expected = kernels.group_norm_act(*wide[:3], groups, 1e-5, wide[3], relu)
         assert actual.dtype == dtype
         assert actual.is_contiguous(memory_format=torch.channels_last)
@@ -86,7 +87,7 @@ def check_upsample(triton, device, dtype, shape, size):
     )
     skip, residual = (y.contiguous(memory_format=torch.channels_last) for y in (skip, residual))
     bias = random(shape[1], dtype=dtype, device=device)
-    with kernels.use_triton(False):
+    with plain_torch():
         expected = kernels.upsample_add(x.float(), size)[0]
         close(triton.upsample_add(x, size)[0], expected, dtype)
         wide = [one.float() for one in (skip, residual, bias)]
@@ -125,7 +126,7 @@ def check_depth_tail(triton, device, dtype, shape):
     for invert, shift, more in ((False, 0.0, None), (True, 0.1, x_bias)):
         actual = triton.depth_tail(x, weight, bias, 2.0, shift, invert, more, least=1e-8)
         wide = None if more is None else more.float()
-        with kernels.use_triton(False):
+        with plain_torch():
             expected = kernels.depth_tail(x.float(), weight, bias, 2.0, shift, invert, wide)
         assert actual.dtype == torch.float32
         torch.testing.assert_close(actual, expected, rtol=2e-5, atol=2e-5)
@@ -137,7 +138,7 @@ def check_labels(triton, device, dtype, shape, network_size, sizes):
     logits = random(batch, classes + 2, h, w, dtype=dtype, device=device)[:, :classes]
     for size in sizes:
         actual = triton.classify_upsampled(logits, network_size, size, True)
-        with kernels.use_triton(False):
+        with plain_torch():
             expected = kernels.classify_upsampled(logits.float(), network_size, size, True)
         assert actual[0].dtype == actual[1].dtype == torch.uint8
         same_labels(actual, expected, logits, network_size, size)
@@ -311,16 +312,6 @@ def test_labels_are_those_of_the_full_logits_then_the_nearest(size):
     assert kernels.classify_upsampled(logits, (10, 12), size)[1] is None
 
 
-def test_triton_can_be_switched_off_for_a_while():
-    assert kernels._enabled
-    with kernels.use_triton(False):
-        assert not kernels._enabled
-        with kernels.use_triton(True):
-            assert kernels._enabled
-        assert not kernels._enabled
-    assert kernels._enabled
-
-
 @pytest.fixture
 def triton():
     pytest.importorskip("triton")
@@ -359,7 +350,7 @@ def test_cuda_tensors_go_to_triton_and_to_plain_torch_when_switched_off(triton, 
     x = random(1, 8, 4, 4, device="cuda")
     kernels.bias_act(x, None)
     assert len(calls) == 1
-    with kernels.use_triton(False):
+    with plain_torch():
         assert torch.equal(kernels.bias_act(x, None), x)
     assert len(calls) == 1
 
