@@ -70,22 +70,30 @@ class Network:
             openvino = OpenVinoModel(model, "bf16" if dtype == torch.bfloat16 else "fp32", threads)
             self._predict = lambda images, depth, labels: openvino(images)
             return
-        if device.type == "cpu" and (problem := unavailable(dtype)) is None:
-            pack(model, dtype)
+        if device.type == "cpu":
+            self._prepare_for_cpu(model)
         else:
-            if device.type == "cpu":
-                fold(model)
-                self.warnings = (
-                    f"The networks run on the CPU without oneDNN, which is slower: {problem}",
-                )
-            else:
-                fuse(model)
-            model.to(device, dtype).to(memory_format=torch.channels_last)
+            self._prepare_for_gpu(model)
         self._predict = self._plain = partial(_predict, model)
         if compiled:
             self._predict = torch.compile(
                 self._predict, mode="max-autotune-no-cudagraphs", dynamic=False
             )
+
+    def _prepare_for_cpu(self, model: DPT) -> None:
+        problem = unavailable(self.dtype)
+        if problem is None:
+            pack(model, self.dtype)
+            return
+        fold(model)
+        model.to(self.dtype).to(memory_format=torch.channels_last)
+        self.warnings = (
+            f"The networks run on the CPU without oneDNN, which is slower: {problem}",
+        )
+
+    def _prepare_for_gpu(self, model: DPT) -> None:
+        fuse(model)
+        model.to(self.device, self.dtype).to(memory_format=torch.channels_last)
 
     def input_size(self, height: int, width: int, settings: Settings) -> tuple[int, int]:
         """(height, width) at which a picture of the given size enters this network.
