@@ -60,7 +60,7 @@ def embedded_networks(
         "class_names": ("thing",) * 10,
         "palette": np.zeros((256, 3), np.uint8),
         "random": False,
-        "notes": (),
+        "warnings": (),
     }
     return Networks(**(parts | changes))
 
