@@ -23,8 +23,9 @@ def fold(model: DPT) -> None:
     """Fold what inference leaves constant into the weights, in place, in float64.
 
     Weight standardisation and the decoder's batch norms go into their convolutions; the auxiliary
-    head and the dropout, which only training uses, are removed. Its output stays the same
-    up to rounding, and it must not be trained any further. What is folded already stays.
+    head and the dropout, which only training uses, are removed; pooling and 1x1 convolutions pad
+    without a copy. The output stays the same up to rounding, and the network cannot be trained any
+    further. A folded network is not changed.
 
     Args:
         model: in eval mode.
@@ -47,6 +48,7 @@ def fold(model: DPT) -> None:
                 folded = fuse_conv_bn_eval(conv.double(), norm.double())
                 setattr(module, conv_name, folded.to(dtype))
                 setattr(module, norm_name, nn.Identity())
+    model.requires_grad_(False)
 
 
 class SameMaxPool(nn.Module):

@@ -108,7 +108,7 @@ def _precision(settings: Settings, device: torch.device) -> str:
         )
     if settings.compile and on_cpu:
         raise NetworkError(
-            "compile is true, but on a CPU torch.compile is slower than what is built in; set"
+            "compile is true, but on a CPU torch.compile is slower than the modules built in; set"
             " compile to false, and backend to openvino for more speed."
         )
     return precision

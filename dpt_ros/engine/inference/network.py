@@ -62,7 +62,6 @@ class Network:
         self.input_dtype = torch.float32 if backend == "openvino" else dtype
         self.warnings: tuple[str, ...] = ()
         self._compiled = compiled and backend == "torch"
-        model.requires_grad_(False)
         self._predict: Callable[[Tensor, bool, bool], dict[str, Tensor]]
         if backend == "openvino":
             from dpt_ros.engine.inference.openvino import OpenVinoModel
