@@ -17,11 +17,12 @@ from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from std_srvs.srv import Trigger
 
+from dpt_ros.engine.faults import DeviceLostError
 from dpt_ros.engine.frame import Frame, Prediction
-from dpt_ros.engine.inference.network import NetworkError, Networks, load_networks
+from dpt_ros.engine.inference.loading import NetworkError, load_networks
+from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.pipeline import Pipeline
 from dpt_ros.engine.runner.chain import Kind
-from dpt_ros.engine.runner.cuda import DeviceLostError
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.camera.camera_topics import CameraTopics
 from dpt_ros.ros.camera.image_subscription import REVIEW_PERIOD
@@ -101,8 +102,8 @@ class DptNode(LifecycleNode):
             if self._networks is None:
                 self.get_logger().error(f"Cannot configure: {self._failure}")
                 return TransitionCallbackReturn.FAILURE
-            for note in self._networks.notes:
-                self.get_logger().info(note)
+            for text in self._networks.warnings:
+                self.get_logger().info(text)
             for name in self._settings.cameras or ("",):
                 settings = partial(self._node_parameters.of_camera, name)
                 self._cameras[name] = CameraTopics(

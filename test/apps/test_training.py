@@ -21,7 +21,7 @@ from dpt_ros.apps.train.recipe import PRESETS, Recipe
 from dpt_ros.data import class_id_table, class_names
 from dpt_ros.datasets import Dataset, Sample
 from dpt_ros.datasets.world import RenderedWorld
-from dpt_ros.engine.inference.network import load_networks
+from dpt_ros.engine.inference.loading import load_networks
 from dpt_ros.engine.inference.predict import predict_image
 from dpt_ros.engine.settings import Settings
 from dpt_ros.model import DPT, create_model, model_spec, save_checkpoint
@@ -91,7 +91,7 @@ def test_a_file_that_describes_what_cannot_be_is_refused(
         said[key] = json.dumps(good | change if isinstance(change, dict) else change)
     file = tmp_path / "bad.safetensors"
     save_file({"x": torch.zeros(1)}, file, metadata=said)
-    with pytest.raises(ValueError, match=r"bad\.safetensors (describes|says)"):
+    with pytest.raises(ValueError, match=r"bad\.safetensors (describes|names)"):
         create_model(EMBEDDED_NAME, file)
 
 

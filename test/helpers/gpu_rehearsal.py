@@ -22,9 +22,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpt_ros.engine.inference import kernels
 from dpt_ros.engine.inference.network import Network
+from dpt_ros.engine.input import device_preprocess
 from dpt_ros.engine.input.device_preprocess import DeviceInput
+from dpt_ros.engine.input.input_plan import InputPlan
 from dpt_ros.engine.output import postprocess
 from dpt_ros.engine.runner.streams import HostStreams
+from helpers.plain_torch import plain_torch
 
 _WAITS = ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "item", "unique2")
 
@@ -100,7 +103,7 @@ class Kernels:
 
         def call(*args: Any) -> Any:
             made = wrapper(*args, launch=self.launch)
-            with kernels.use_triton(False):
+            with plain_torch():
                 # "least" is the wrapper's own: plain torch knows it.
                 values = plain(*args[:7]) if name == "depth_tail" else plain(*args)
             for into, value in zip(_tensors(made), _tensors(values), strict=True):
@@ -111,12 +114,12 @@ class Kernels:
 
         return call
 
-    def network_input(self, pixels: Tensor, plan: DeviceInput) -> Tensor:
+    def network_input(self, pixels: Tensor, plan: InputPlan) -> Tensor:
         """The preprocessing kernel, in the same way."""
         from dpt_ros.engine.input import triton_preprocess
 
         made = triton_preprocess.network_input(pixels, plan, self.launch)
-        return made.copy_(plan._plain(pixels))
+        return made.copy_(device_preprocess.network_input(pixels, plan))
 
 
 class RehearsalStreams(HostStreams):

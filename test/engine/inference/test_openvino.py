@@ -16,7 +16,7 @@ NAME = "dpt_hybrid_embedded"
 def expected(model, images):
     with torch.inference_mode():
         features = model.features(images)
-        return {"depth": model.depth_head(features), "labels": model.label_head.logits(features)}
+        return {"depth": model.depth_head(features), "labels": model.label_head(features)}
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_mistakes_are_refused(model):
         OpenVinoModel(model, "fp32", -1)
 
 
-def test_without_openvino_the_error_says_how_to_get_it(model, monkeypatch):
+def test_without_openvino_the_error_tells_how_to_install_it(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ImportError, match="pip install openvino"):
         OpenVinoModel(model, "fp32", 1)

@@ -87,7 +87,7 @@ class Bench:
             class_names=(),
             palette=np.zeros((256, 3), np.uint8),
             random=True,
-            notes=(),
+            warnings=(),
         )
 
     def forward(

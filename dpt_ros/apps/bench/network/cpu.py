@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
         milliseconds = [f"{row['time'][name]:.1f}" for name in ("p50", "max")]
         cells.append([row["arm"], *milliseconds, row["speedup"], f"{row['error']:.1e}"])
     print(table(header, cells), end="\n\n")
-    counts = network_counts(args.network) | kernel_counts()
+    counts = network_counts(args.network)
     print(table(("without a clock", "count"), list(counts.items())))
     if args.json:
         content = {"case": title, "conditions": conditions, "counts": counts, "results": rows}
@@ -192,18 +192,3 @@ def network_counts(name: str, size: tuple[int, int] = (384, 384)) -> dict[str, i
         counts[f"ATen operations, {step}"] = work.operations
         counts[f"GFLOP, {step}"] = round(work.flops / 1e9)
     return counts
-
-
-def kernel_counts() -> dict[str, int]:
-    """How many of our GPU kernels compile for each generation; needs triton, but no GPU."""
-    if not find_spec("triton"):
-        return {}
-    from dpt_ros.engine.inference import triton_kernels
-    from dpt_ros.engine.input import triton_preprocess
-
-    return {
-        f"kernels compiled for sm_{arch}": len(
-            triton_kernels.compile_all(arch) | triton_preprocess.compile_all(arch, ["rgb8"])
-        )
-        for arch in triton_kernels.ARCHS
-    }

@@ -17,8 +17,8 @@ from dpt_ros.apps.bench.network.arms import OURS, REFERENCE, Case
 from dpt_ros.apps.bench.network.child_process import Failed, rows
 from dpt_ros.apps.bench.network.roofline import network_work
 from dpt_ros.apps.bench.report import GpuWatch, introduce, json_line, table
-from dpt_ros.engine.inference.network import EMBEDDED
 from dpt_ros.model import create_model
+from dpt_ros.model.zoo import EMBEDDED_NAME
 
 # The arms that make no sense without a GPU, or that take minutes on a CPU.
 _GPU_ONLY = {"transformers fp16", "compile max-autotune fp16", "ours, compiled"}
@@ -59,7 +59,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     args = engine_parser().parse_args(argv)
     if args.rehearse:
         args.sizes, args.pictures, args.weights = ["64x64"], ["48x64"], ""
-        args.depth_network = args.label_network = EMBEDDED
+        args.depth_network = args.label_network = EMBEDDED_NAME
         args.cameras = args.cameras[:1] + args.cameras[-1:]
         args.rounds, args.warm_up, args.paced_rounds = 3, 1, 2
     if not args.device.startswith("cuda"):
@@ -140,7 +140,7 @@ def _floor(args: argparse.Namespace, case: Case, peaks: Row) -> float:
 def _frames_request(args: argparse.Namespace, networks: str, size: str, cameras: int) -> Row:
     settings: Row = {"device": args.device}
     if networks == "one":
-        settings |= {"depth_network": EMBEDDED, "label_network": EMBEDDED}
+        settings |= {"depth_network": EMBEDDED_NAME, "label_network": EMBEDDED_NAME}
     else:
         settings |= {"depth_network": args.depth_network, "label_network": args.label_network}
         # In a rehearsal both names are the same, and two networks of one file would be one.

@@ -271,7 +271,7 @@ def _predict(model: DPT, view: View) -> tuple[np.ndarray, np.ndarray]:
         assert model.depth_head is not None
         assert model.label_head is not None
         inverse = (1 / model.depth_head(features))[0].numpy()
-        logits = model.label_head.logits(features)[0].numpy()
+        logits = model.label_head(features)[0].numpy()
     if inverse.shape != (height, width):
         inverse = cv2.resize(inverse, (width, height), interpolation=cv2.INTER_CUBIC)
     return inverse, logits
