@@ -42,6 +42,6 @@ def pair(make: Callable[[], Network], shared: bool, **changes: Any) -> Networks:
         "class_names": ("thing",) * 10,
         "palette": np.zeros((256, 3), np.uint8),
         "random": False,
-        "notes": (),
+        "warnings": (),
     }
     return Networks(**(parts | changes))
