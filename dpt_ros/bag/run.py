@@ -200,7 +200,7 @@ class _Run:
     def all(self) -> Result:
         """Run to the end of the bag."""
         before = self._done
-        self._runner.restore(before.engine)
+        self._runner.load_state_dict(before.engine)
         for camera, state in before.outputs.items():
             self._outputs[camera].restore(state)
         start = time.monotonic()
@@ -363,7 +363,7 @@ class _Run:
         for _ in range(self._runner.in_flight):
             self._room.acquire()
         self._check()
-        engine = self._runner.state()
+        engine = self._runner.state_dict()
         outputs = {name: outputs.state() for name, outputs in self._outputs.items()}
         progress = Progress(position, engine=engine, outputs=outputs)
         self._write.put(_Entry(checkpoint=progress))

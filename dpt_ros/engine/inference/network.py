@@ -86,6 +86,8 @@ class Network:
         self._compiled = compiled and backend == "torch"
         fold(model)
         model.requires_grad_(False)
+        if model.depth_head is not None:
+            model.depth_head.invert = False  # metres are made at the end, after scale and filter
         self._predict: Callable[[Tensor, bool, bool], dict[str, Tensor]]
         if backend == "openvino":
             from dpt_ros.engine.inference.openvino import OpenVinoModel
@@ -144,8 +146,9 @@ class Network:
             labels: whether labels are wanted.
 
         Returns:
-            By task, what is wanted and known: "depth" (B, H, W) float32, relative inverse depth
-            or metres; "labels": logits (B, C, H / 2, W / 2), before the head's last upsampling.
+            as far as requested and known: "inverse_depth" (B, H, W) float32, 1/m from a metric
+            network, else relative; "logits" (B, C, H / 2, W / 2), before the head's last
+            upsampling.
 
         Raises:
             AccelerationError: a kernel, or torch.compile, fails at this shape.
@@ -187,9 +190,9 @@ def _predict(model: DPT, images: Tensor, depth: bool, labels: bool) -> dict[str,
     features = model.features(images)
     outputs: dict[str, Tensor] = {}
     if depth and model.depth_head is not None:
-        outputs["depth"] = model.depth_head(features)
+        outputs["inverse_depth"] = model.depth_head(features)
     if labels and model.label_head is not None:
-        outputs["labels"] = model.label_head.logits(features)
+        outputs["logits"] = model.label_head.logits(features)
     return outputs
 
 

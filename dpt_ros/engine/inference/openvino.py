@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from dpt_ros.model.dpt import DPT
 from dpt_ros.model.encoder import fold_weight_standardization
-from dpt_ros.model.heads import MIN_INVERSE_DEPTH
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 
@@ -75,21 +74,22 @@ class OpenVinoModel:
             images: (B, 3, H, W) float32 on the CPU, normalised.
 
         Returns:
-            By task: "depth" (B, H, W) float32, relative inverse depth or metres; "labels":
-            logits (B, C, H / 2, W / 2) float32, before the last upsampling.
+            "inverse_depth" (B, H, W) float32, 1/m from a metric network, else relative; "logits"
+            (B, C, H / 2, W / 2) float32, before the last upsampling; by the network's tasks.
         """
         shape = tuple(images.shape)
         if shape not in self._compiled:
             self._compiled[shape] = self._compile(images)
         # OpenVINO reuses its output buffers: each result is copied before the next call.
         results = self._compiled[shape](images.contiguous().numpy(), share_inputs=True)
-        named = dict(zip(self.spec.tasks, results.values(), strict=True))
-        outputs = {task: torch.from_numpy(value) for task, value in named.items()}
-        if "depth" in outputs:
-            x = self.spec.scale * outputs["depth"] + self.spec.shift
-            outputs["depth"] = (
-                x.clamp(min=MIN_INVERSE_DEPTH).reciprocal() if self.spec.invert else x
-            )
+        names = {"depth": "inverse_depth", "labels": "logits"}
+        outputs = {
+            names[task]: torch.from_numpy(value)
+            for task, value in zip(self.spec.tasks, results.values(), strict=True)
+        }
+        if "inverse_depth" in outputs:
+            # In float32, whatever OpenVINO's precision is.
+            outputs["inverse_depth"] = self.spec.scale * outputs["inverse_depth"] + self.spec.shift
         return outputs
 
     def _compile(self, images: Tensor) -> Any:
@@ -123,7 +123,7 @@ class _Outputs(nn.Module):
         self.model = model
         heads: dict[str, Callable[[Tensor], Tensor]] = {}
         if model.depth_head is not None:
-            # OpenVINO leaves metres to us, so that bfloat16 never touches them.
+            # Scale and shift are applied in float32 by OpenVinoModel.
             raw = copy.copy(model.depth_head)
             raw.scale, raw.shift, raw.invert = 1.0, 0.0, False
             heads["depth"] = raw

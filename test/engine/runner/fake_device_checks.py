@@ -54,15 +54,15 @@ def steps(
         pixels = torch.empty((len(batch), *kind.shape), dtype=dtype, device=CUDA)
         limit = torch.empty((), device=CUDA)
         by_step = {}
-        refiner.see(batch, settings)
+        refiner.start_flow(batch, settings)
         before = counts.total()
-        said = chain.predict(pixels)
+        maps = chain.infer(chain.preprocess(pixels))
         by_step["predict"], before = since(before), counts.total()
-        better, _ = refiner.refine(batch, said, settings)
+        with torch.inference_mode():
+            flows, scales = refiner.flow(batch, settings), refiner.scale(batch, maps)
+            refiner.smooth(batch, maps, flows, scales, settings)
         by_step["refine"], before = since(before), counts.total()
-        # As the runner: the second half reads the memory that the first half wrote.
-        said["variance"] = better["variance"]
-        chain.finish(said, pixels, limit)
+        chain.finish(maps, pixels, limit)
         by_step["finish"] = since(before)
         found.append(by_step)
     return found

@@ -33,6 +33,11 @@ from dpt_ros.engine.runner.streams import HostStreams
 from dpt_ros.engine.settings import Settings
 
 
+@pytest.fixture(scope="module")
+def networks() -> Networks:
+    return make_networks()
+
+
 def test_a_prediction_has_what_was_asked_for_and_nothing_else(networks):
     whole = one(networks, frame(1), EVERYTHING)
     assert whole.depth.shape == whole.inverse.shape == (48, 64)

@@ -136,7 +136,12 @@ def _ours(
     args: argparse.Namespace, images: Tensor, dtype: torch.dtype, backend: str = "torch"
 ) -> Callable[[], Tensor]:
     network = Network(_model(args), _CPU, dtype, backend, args.threads)
-    return lambda: network(images)["depth"]
+
+    def call() -> Tensor:
+        inverse_depth = network(images)["inverse_depth"]
+        return inverse_depth.reciprocal() if network.spec.invert else inverse_depth
+
+    return call
 
 
 def _onnxruntime(args: argparse.Namespace, images: Tensor) -> Callable[[], Tensor]:
