@@ -150,10 +150,10 @@ class BagOutputs(CameraPublishers):
     ) -> None:
         super().__init__(node, prefix, networks, lambda: settings)
 
-    def state(self) -> dict[str, float]:
-        """For ``restore`` in another process."""
+    def state_dict(self) -> dict[str, float]:
+        """For ``load_state_dict`` in another process."""
         return {"inverse_near": self._inverse_near}
 
-    def restore(self, state: dict[str, float]) -> None:
+    def load_state_dict(self, state: dict[str, float]) -> None:
         """Go on as the one with this state would."""
         self._inverse_near = state["inverse_near"]

@@ -202,7 +202,7 @@ class _Run:
         before = self._done
         self._runner.load_state_dict(before.engine)
         for camera, state in before.outputs.items():
-            self._outputs[camera].restore(state)
+            self._outputs[camera].load_state_dict(state)
         start = time.monotonic()
         self._done = replace(before, failed=dict(before.failed))
         self._tell()
@@ -364,7 +364,7 @@ class _Run:
             self._room.acquire()
         self._check()
         engine = self._runner.state_dict()
-        outputs = {name: outputs.state() for name, outputs in self._outputs.items()}
+        outputs = {name: outputs.state_dict() for name, outputs in self._outputs.items()}
         progress = Progress(position, engine=engine, outputs=outputs)
         self._write.put(_Entry(checkpoint=progress))
         for _ in range(self._runner.in_flight):

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, get_type_hints
 
-
 # Their parameters are named with a dot: the attribute smoothing_strength holds smoothing.strength.
 _GROUPS = ("smoothing", "scale", "points")
 

@@ -146,10 +146,10 @@ def fake_gpu(shared: bool = True, dtype: torch.dtype = torch.float16) -> Iterato
         with FakeTensorMode(allow_non_fake_inputs=True):
             gpu = FakeGpu(counts, shared, dtype)
             patch.setattr(Tensor, "cpu", cpu)
-            temporal_steps.places.cache_clear()
+            temporal_steps.pixel_grid.cache_clear()
             with counts:
                 yield gpu
-            temporal_steps.places.cache_clear()
+            temporal_steps.pixel_grid.cache_clear()
 
 
 class _Launched:

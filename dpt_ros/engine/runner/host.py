@@ -19,7 +19,7 @@ from dpt_ros.engine.output.point_cloud import POINT
 from dpt_ros.engine.runner.chain import Chain, Kind, depth_limit, process
 from dpt_ros.engine.runner.refinement import Refiner, is_refined
 from dpt_ros.engine.settings import Settings
-from dpt_ros.engine.smoothing.filter import VERDICTS
+from dpt_ros.engine.smoothing.state import RESET_REASONS
 
 # Chains kept. A camera that changes its size again and again must not fill the memory.
 _CHAINS_KEPT = 8
@@ -144,7 +144,7 @@ def fill(
     for k, prediction in enumerate(predictions):
         parts = {name: array[k] for name, array in arrays.items()}
         reset_code = int(parts.pop("reset_code", 0))
-        prediction.reset = prediction.reset or VERDICTS[reset_code]
+        prediction.reset = prediction.reset or RESET_REASONS[reset_code]
         prediction.seconds = dict(seconds)
         if "points" in parts:
             parts["points"] = parts["points"].view(POINT)[..., 0]

@@ -16,8 +16,12 @@ from torch import Tensor
 from dpt_ros.engine.frame import CameraModel, Frame, Prediction
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.input.preprocess import to_rgb
-from dpt_ros.engine.scale.estimator import ScaleEstimator, ScaleSettings, focal_factor
-from dpt_ros.engine.scale.scaled import Scaled
+from dpt_ros.engine.scale.estimator import (
+    ScaledFrame,
+    ScaleEstimator,
+    ScaleSettings,
+    focal_factor,
+)
 from dpt_ros.engine.settings import Settings
 from dpt_ros.engine.smoothing.filter import TemporalFilter, TemporalSettings
 from dpt_ros.engine.smoothing.motion import Flow, FlowEstimator
@@ -43,9 +47,9 @@ class _CameraState:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "filter": self.filter.state(),
-            "flow": self.flow.state(),
-            "scale": None if self.scale is None else self.scale.state(),
+            "filter": self.filter.state_dict(),
+            "flow": self.flow.state_dict(),
+            "scale": None if self.scale is None else self.scale.state_dict(),
             "scaled_for": None if self.scaled_for is None else vars(self.scaled_for).copy(),
         }
 
@@ -87,13 +91,13 @@ class Refiner:
         self._cameras.clear()
         for source, parts in state.items():
             camera = self._cameras[source] = _CameraState(TemporalFilter(), FlowEstimator())
-            camera.filter.restore(parts["filter"], self._networks.device)
-            camera.flow.restore(parts["flow"])
+            camera.filter.load_state_dict(parts["filter"], self._networks.device)
+            camera.flow.load_state_dict(parts["flow"])
             if parts["scale"] is not None:
                 model = parts["scaled_for"]
                 camera.scaled_for = None if model is None else CameraModel(**model)
                 camera.scale = self._estimator(camera.scaled_for)
-                camera.scale.restore(parts["scale"])
+                camera.scale.load_state_dict(parts["scale"])
 
     def snapshot(self, frames: Sequence[Frame]) -> dict[str, _CameraState | None]:
         """The states of the frames' cameras, for ``roll_back``."""
@@ -134,7 +138,7 @@ class Refiner:
             return [None] * len(frames)
         return [self._cameras[frame.source].flow.result() for frame in frames]
 
-    def scale(self, frames: Sequence[Frame], maps: dict[str, Tensor]) -> list[Scaled]:
+    def scale(self, frames: Sequence[Frame], maps: dict[str, Tensor]) -> list[ScaledFrame]:
         """Estimate scale and shift of the inverse depth from anchors, floor and past.
 
         On a GPU it waits for the networks if there are anchors or a floor to compare with.
@@ -153,7 +157,7 @@ class Refiner:
             for k, frame in enumerate(frames)
         ]
 
-    def _scale(self, frame: Frame, raw: Tensor, logits: Tensor | None) -> Scaled:
+    def _scale(self, frame: Frame, raw: Tensor, logits: Tensor | None) -> ScaledFrame:
         camera = self._cameras[frame.source]
         if camera.scale is None or camera.scaled_for != frame.camera:
             # Another focal length: the past fit does not apply.
@@ -170,7 +174,7 @@ class Refiner:
         frames: Sequence[Frame],
         maps: dict[str, Tensor],
         flows: Sequence[Flow | None],
-        scales: Sequence[Scaled],
+        scales: Sequence[ScaledFrame],
         settings: Settings,
     ) -> list[Prediction]:
         """Filter depth and labels over time, in place; without smoothing, only scale the depth.
@@ -178,7 +182,7 @@ class Refiner:
         Args:
             frames: one per camera.
             maps: from ``Chain.infer``. "inverse_depth" (1/m where metric) and "logits" are
-                replaced; "variance", relative, and "reset_code", an index into ``VERDICTS``, are
+                replaced; "variance", relative, and "reset_code", an index into ``RESET_REASONS``, are
                 filled in.
             flows, scales: from ``flow`` and ``scale``.
             settings: the live ones.
@@ -196,11 +200,13 @@ class Refiner:
         frame: Frame,
         maps: dict[str, Tensor],
         flow: Flow | None,
-        scaled: Scaled,
+        scaled: ScaledFrame,
         settings: Settings,
     ) -> Prediction:
         camera = self._cameras[frame.source]
-        raw, affine, reset = scaled.network, (scaled.scale, scaled.shift), ""
+        affine, reset = (scaled.scale, scaled.shift), ""
+        # Before the maps are replaced: the raw inverse depth may lie in them.
+        scale_variance = scaled.relative_variance() if scaled.metric else None
         if settings.smoothing_strength > 0:
             camera.filter.settings = TemporalSettings(
                 strength=settings.smoothing_strength,
@@ -208,7 +214,7 @@ class Refiner:
                 use_flow=False,
             )
             filtered = camera.filter.update(
-                raw,
+                scaled.raw_inverse_depth,
                 maps.get("logits"),
                 camera.picture,
                 frame.stamp_ns,
@@ -227,11 +233,11 @@ class Refiner:
             reset = filtered.reason
         else:
             if scaled.metric and affine != (1.0, 0.0):
-                maps["inverse_depth"].copy_(scaled.inverse)
+                maps["inverse_depth"].copy_(scaled.inverse_depth)
             maps["variance"].fill_(TemporalSettings().measurement_noise ** 2)
             maps["reset_code"].zero_()
-        if scaled.metric:
-            maps["variance"].add_(scaled.relative_variance(raw))
+        if scale_variance is not None:
+            maps["variance"].add_(scale_variance)
         return Prediction(frame, metric=scaled.metric, reset=reset, scale=scaled.diagnostics())
 
     def unrefined(self, frames: Sequence[Frame]) -> list[Prediction]:
