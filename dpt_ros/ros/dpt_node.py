@@ -132,7 +132,7 @@ class DptNode(LifecycleNode):
                 on_prediction=self._publish,
                 on_drop=self._count_drop,
                 on_error=self._report_failure,
-                on_note=self._take_note,
+                on_warning=self._take_note,
                 now_ns=lambda: self.get_clock().now().nanoseconds,
                 known=self._kinds,
             )

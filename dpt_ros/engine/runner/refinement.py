@@ -182,8 +182,8 @@ class Refiner:
         Args:
             frames: one per camera.
             maps: from ``Chain.infer``. "inverse_depth" (1/m where metric) and "logits" are
-                replaced; "variance", relative, and "reset_code", an index into ``RESET_REASONS``, are
-                filled in.
+                replaced; "variance", relative, and "reset_code", an index into
+                ``RESET_REASONS``, are filled in.
             flows, scales: from ``flow`` and ``scale``.
             settings: the live ones.
 
