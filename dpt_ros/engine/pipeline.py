@@ -7,7 +7,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from dpt_ros.engine.faults import first_line, without_locals
 from dpt_ros.engine.frame import Frame, OutputRequest, Prediction
@@ -30,15 +29,6 @@ def make_runner(networks: Networks, settings: Settings, warn: Callable[[str], No
     if networks.device.type == "cpu":
         return HostRunner(networks, settings)
     return StreamRunner(networks, settings, CudaStreams(networks.device), warn)
-
-
-@dataclass(frozen=True)
-class _Job:
-    """A batch of frames, and its ticket or the error of starting it."""
-
-    frames: list[Frame]
-    ticket: Ticket | None
-    error: Exception | None = None
 
 
 class Pipeline:
@@ -94,7 +84,9 @@ class Pipeline:
         self._room = self._runner.in_flight
         self._changed = threading.Condition()
         self._closed = False
-        self._begun: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        # Batches, each with its ticket or the error of starting it; None at the end.
+        self._begun: queue.SimpleQueue[tuple[list[Frame], Ticket | Exception] | None]
+        self._begun = queue.SimpleQueue()
         self._threads = [
             threading.Thread(target=work, name=name, daemon=True)
             for work, name in ((self._begin, "dpt_begin"), (self._finish, "dpt_finish"))
@@ -178,10 +170,10 @@ class Pipeline:
         try:
             batch[0] = frame = frame.decoded()
             batch += self._companions(Kind.of(frame, outputs))
-            self._begun.put(_Job(batch, self._runner.start(batch, outputs, self.settings)))
+            self._begun.put((batch, self._runner.start(batch, outputs, self.settings)))
             self.kinds |= {one.source: Kind.of(one, outputs) for one in batch}
         except Exception as error:  # a bad frame must never end the stream
-            self._begun.put(_Job(batch, None, without_locals(error)))
+            self._begun.put((batch, without_locals(error)))
 
     def _companions(self, kind: Kind) -> list[Frame]:
         """Waiting frames of other sources that fit into the batch."""
@@ -217,28 +209,28 @@ class Pipeline:
         job = self._begun.get()
         if job is None:
             return False
+        frames, started = job
         try:
-            self._hand_out(job)
+            self._deliver(frames, started)
         finally:
-            if job.ticket is not None:
-                job.ticket.release()
+            if not isinstance(started, Exception):
+                started.release()
             with self._changed:
                 self._room += 1
                 self._changed.notify_all()
         return True
 
-    def _hand_out(self, job: _Job) -> None:
-        error, predictions = job.error, []
-        if job.ticket is not None:
-            try:
-                predictions = job.ticket.wait()
-            except Exception as failure:  # the next frame may be a good one
-                error = without_locals(failure)
-        if error is not None:
-            for frame in job.frames:
-                self._on_error(frame, error)
+    def _deliver(self, frames: list[Frame], started: Ticket | Exception) -> None:
+        result: list[Prediction] | Exception
+        try:
+            result = started if isinstance(started, Exception) else started.wait()
+        except Exception as failure:  # the next frame may be a good one
+            result = without_locals(failure)
+        if isinstance(result, Exception):
+            for frame in frames:
+                self._on_error(frame, result)
             return
-        for prediction in predictions:
+        for prediction in result:
             if self._closed:
                 self._on_drop(prediction.frame, "closed")
                 continue

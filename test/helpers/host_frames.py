@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
 from dpt_ros.engine.frame import CameraModel, Frame, OutputRequest, Prediction
@@ -45,6 +46,11 @@ def make_networks(
         random=False,
         notes=(),
     )
+
+
+@pytest.fixture(scope="module")
+def networks() -> Networks:
+    return make_networks()
 
 
 def picture(number: int, height: int = 48, width: int = 64) -> np.ndarray:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NoReturn
 
@@ -36,6 +35,10 @@ _PERIOD_NS = 33_000_000  # between blank frames
 _USUAL = Kind("rgb8", (480, 640, 3), "uint8", OutputRequest())
 _KINDS_WARMED = 4
 _MAX_FULL_CAPTURES = 2  # captures in a row that run out of memory before graphs are given up
+_OUT_OF_MEMORY = (
+    "The memory of {device} ran out. Everything that could be spared was freed and the frame is"
+    " tried again. Another process may be using the device."
+)
 _VIEWED_AS = {"uint8": torch.uint8, "uint16": torch.int16, "float32": torch.float32}
 
 
@@ -100,21 +103,13 @@ class StreamRunner(Runner):
                         if stop():
                             return
                         frames = [kind.blank(str(k), number * _PERIOD_NS) for k in range(batch)]
-                        ticket = self.start(frames, self._possible(kind.outputs), settings)
+                        ticket = self.start(frames, kind.outputs, settings)
                         ticket.wait()
                         ticket.release()
         finally:
             self._refiner = refiner
             if not known:
                 self._programs.clear()
-
-    def _possible(self, outputs: OutputRequest) -> OutputRequest:
-        networks = self._networks
-        return replace(
-            outputs,
-            depth=outputs.depth and networks.depth is not None,
-            labels=outputs.labels and networks.labels is not None,
-        )
 
     @torch.inference_mode()
     def start(self, frames: Sequence[Frame], outputs: OutputRequest, settings: Settings) -> Ticket:
@@ -144,13 +139,16 @@ class StreamRunner(Runner):
             except Exception as error:
                 self._refiner.roll_back(snapshot or {})
                 remedy = _remedy(error)
-                if remedy is None or (freed and remedy.frees):
+                if remedy is None or (freed and remedy[1] is None):
                     self._refiner.withdraw_flow(frames)
                     self._raise(error, self._streams.synchronize)
             # Outside of the handler, whose traceback keeps the memory of the failed work alive.
-            freed |= remedy.frees
-            remedy.turn_off()
-            self._warn(remedy.message.format(device=self._streams.device))
+            warning, turn_off = remedy
+            if turn_off is None:
+                freed, warning = True, warning.format(device=self._streams.device)
+            else:
+                turn_off()
+            self._warn(warning)
             self._free()
 
     def _start(
@@ -233,26 +231,13 @@ class StreamRunner(Runner):
         raise error
 
 
-@dataclass(frozen=True)
-class _Remedy:
-    """What to do about a fault before the frame is tried again."""
-
-    message: str
-    frees: bool
-    turn_off: Callable[[], None] = lambda: None
-
-
-def _remedy(error: Exception) -> _Remedy | None:
+def _remedy(error: Exception) -> tuple[str, Callable[[], None] | None] | None:
+    """A warning, and what turns an acceleration off, or None if memory is to be freed; None for
+    a fault without a remedy."""
     for one in causes(error):
         if isinstance(one, AccelerationError):
-            return _Remedy(str(one).replace("{", "{{").replace("}", "}}"), False, one.turn_off)
-    if not is_out_of_memory(error):
-        return None
-    message = (
-        "The memory of {device} ran out. Everything that could be spared was freed and the frame"
-        " is tried again. Another process may be using the device."
-    )
-    return _Remedy(message, frees=True)
+            return str(one), one.turn_off
+    return (_OUT_OF_MEMORY, None) if is_out_of_memory(error) else None
 
 
 class _Slot:
