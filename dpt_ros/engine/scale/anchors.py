@@ -11,7 +11,7 @@ from dpt_ros.engine.frame import CameraModel
 
 MAX_PAIRS, MIN_PAIRS = 300, 8
 # From the 10th to the 90th percentile of the inverse depth, relative to its median: the spread
-# from which on scale and shift can be told apart.
+# from which on scale and shift can be distinguished.
 _MIN_SPREAD = 0.25
 _MIN_DEPTH = 0.05  # metres; nearer points are not projected
 _CELLS = 80  # per image row; only the nearest point of a cell becomes an anchor
@@ -152,7 +152,7 @@ def project_depth(
     """
     if depth.shape != (depth_camera.height, depth_camera.width):
         raise ValueError(
-            f"The depth image is {depth.shape[::-1]}, but its camera_info says"
+            f"The depth image is {depth.shape[1]}x{depth.shape[0]}, but its camera_info is for"
             f" {depth_camera.width}x{depth_camera.height}."
         )
     step = max(1, round(max(depth.shape) / 160))

@@ -316,8 +316,8 @@ class ScaleEstimator:
                 column, row = (x * values.shape[1]).astype(int), (y * values.shape[0]).astype(int)
                 parts.append(_gather(values, row * values.shape[1] + column).to(raw))
         # Nothing is waited for where nothing was sampled.
-        values = torch.cat(parts).float().cpu().numpy() if parts else np.zeros(0, np.float32)
-        around, ground = np.split(values, [5 * len(measured)])
+        sampled = torch.cat(parts).float().cpu().numpy() if parts else np.zeros(0, np.float32)
+        around, ground = np.split(sampled, [5 * len(measured)])
         return _Samples(
             around.reshape(-1, 5), measured, columns, ground.reshape(2, -1), floor, reason
         )
@@ -357,5 +357,5 @@ def _around(anchors: Anchors, height: int, width: int) -> np.ndarray:
 
 def _gather(values: Tensor, indices: np.ndarray) -> Tensor:
     """1-D, on the values' device, at flat indices."""
-    places = torch.from_numpy(indices.reshape(-1)).to(values.device, non_blocking=True)
-    return values.reshape(-1)[places]
+    index = torch.from_numpy(indices.reshape(-1)).to(values.device, non_blocking=True)
+    return values.reshape(-1)[index]

@@ -33,7 +33,7 @@ def down_direction(base_from_camera: np.ndarray) -> np.ndarray:
 def floor_places(
     camera: CameraModel, down: np.ndarray, camera_height: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pixels in which a flat floor would be seen, and its inverse depth there.
+    """Pixels in which a flat floor would appear, and its inverse depth there.
 
     The inverse depth of a plane is linear in the pixel: with the ray (x, y, 1) of a pixel it is
     ``down @ ray / camera_height``. An error of the tilt adds about a constant to it.

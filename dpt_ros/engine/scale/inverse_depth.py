@@ -37,16 +37,6 @@ def metric_inverse_depth(raw_inverse_depth: Tensor, affine: Affine) -> Tensor:
     return torch.where(raw_inverse_depth > 0, mapped, raw_inverse_depth.clamp(min=0))
 
 
-def inverse_to_depth(inverse_depth: Tensor) -> Tensor:
-    """Depth, (...) float32, of inverse depth of the same shape: +Inf where it is not positive."""
-    return inverse_depth.clamp(min=0).reciprocal()
-
-
-def depth_to_inverse(depth: Tensor, farthest: float = float("inf")) -> Tensor:
-    """Inverse depth, (...) float32, of depth: 0 from ``farthest`` metres on, and for NaN."""
-    return torch.where(depth < farthest, depth.reciprocal(), 0.0)
-
-
 def limit_depth(depth: Tensor, max_range: Tensor | float) -> Tensor:
     """Depth by REP 117: NaN where it is unknown or not positive, +Inf beyond ``max_range`` metres.
 

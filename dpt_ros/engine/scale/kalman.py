@@ -146,8 +146,11 @@ class Correction:
             design, units = np.eye(2), np.diag([1 / self._unit, 1.0])
             value = units @ np.array([fit.scale, fit.shift])
             noise = units @ fit.covariance @ units
-            if not self._relative:
-                value, noise = self._with_prior(value, noise)
+            if not self._relative:  # fused with the prior
+                prior = np.diag([self._max_sigma**-2, _PRIOR_SHIFT_SIGMA**-2])
+                weight = np.linalg.inv(noise)
+                noise = np.linalg.inv(weight + prior)
+                value = noise @ (weight @ value + prior @ [1.0, 0.0])
             floor = np.diag([(_MIN_SIGMA * self._state[0]) ** 2, (_MIN_SIGMA * q) ** 2])
             noise += floor + systematic
             if scale_only:
@@ -160,13 +163,6 @@ class Correction:
             return "not plausible"
         self.center, self._systematic, self.fitted = q, systematic, True
         return ""
-
-    def _with_prior(self, value: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """A fit (2,) and its covariance (2, 2), fused with the prior of a metric network."""
-        prior = np.diag([self._max_sigma**-2, _PRIOR_SHIFT_SIGMA**-2])
-        weight = np.linalg.inv(noise)
-        noise = np.linalg.inv(weight + prior)
-        return noise @ (weight @ value + prior @ [1.0, 0.0]), noise
 
     def _correct(
         self,

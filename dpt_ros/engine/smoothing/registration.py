@@ -6,8 +6,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dpt_ros.engine.scale.inverse_depth import apply_affine
-
 _ITERATIONS = 3
 _HUBER = 0.05  # relative residual from which on a sample has less weight
 _OUTLIER = 0.35  # relative residual from which on it has none
@@ -41,15 +39,16 @@ def fit_affine(
     """
     safe = torch.where(usable > 0, target, torch.ones_like(target))
     rows = torch.stack([inverse_depth, safe, torch.ones_like(safe)])
+    own_scale, own_shift = metric_affine[0], metric_affine[1]
     count = usable.sum().clamp(min=1.0)
     fit = start
     for _ in range(_ITERATIONS):
-        residual = (apply_affine(inverse_depth, fit) / safe - 1.0).abs()
+        residual = ((fit[0] * inverse_depth + fit[1]) / safe - 1.0).abs()
         weight = usable * (_HUBER / residual.clamp(min=_HUBER)) * (residual < _OUTLIER)
         moments = (rows * (weight / safe.square())) @ rows.T
         moments = moments / moments[2, 2].clamp(min=1e-9)
         x, y = moments[0, 2], moments[1, 2]
-        scaling = metric_affine[0] * y / apply_affine(x, metric_affine).clamp(min=1e-6)
+        scaling = own_scale * y / (own_scale * x + own_shift).clamp(min=1e-6)
         ridge = (_RIDGE * x).square()
         xx = moments[0, 0] - x * x + ridge
         yy = moments[1, 1] - y * y + ridge * scaling * scaling
@@ -58,6 +57,6 @@ def fit_affine(
         slope = (half + (half.square() + _VARIANCE_RATIO * (fit[0] * xy).square()).sqrt()) / xy
         good = (weight.sum() >= _MIN_WEIGHT) & (xy > 0) & (slope > 0.2) & (slope < 5.0)
         fit = torch.where(good, torch.stack([slope, y - slope * x]), fit)
-    residual = (apply_affine(inverse_depth, fit) / safe - 1.0).abs()
+    residual = ((fit[0] * inverse_depth + fit[1]) / safe - 1.0).abs()
     inliers = (usable * (residual < _INLIER)).sum() / count
     return fit, inliers

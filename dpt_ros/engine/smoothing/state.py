@@ -102,7 +102,7 @@ class FilteredFrame:
         logits: (C, h, w) smoothed logits, None if none were given.
         affine: (2,) float32, scale and shift applied to the frame's inverse depth.
         gain: (H, W) float32, 0..1, weight of the frame against the state.
-        reset_code: () uint8, index into ``RESET_REASONS``: what the pixels tell.
+        reset_code: () uint8, index into ``RESET_REASONS``: a reset due to the pixels.
         reason: why the filter was reset before the pixels were compared, "" if it was not.
     """
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The steps of the temporal filter on the device: register, reproject, gated Kalman update.
 
-1. ``correspond``: the camera's motion from odometry, refined by optical flow, gives every
-   pixel's position in the previous frame; where flow contradicts it, something moves by itself,
-   and flow gives the position.
-2. ``register``: scale and shift of the new frame against the state (the global flicker).
+1. ``register``: the camera's motion from odometry, refined by optical flow; scale and shift of
+   the new frame against the state (the global flicker).
+2. ``correspond``: by that motion every pixel's position in the previous frame; where flow
+   contradicts it, something moves by itself, and flow gives the position.
 3. ``reproject``: the state, warped into the new view, with its depth along the new axis.
 4. ``clamp``: the state may not lie outside of its neighbourhood in the new frame (Karis, "High
    quality temporal supersampling", SIGGRAPH 2014).
@@ -71,8 +71,8 @@ def advance(
         The filtered frame, and the state after it.
     """
     grid = pixel_grid(*observation.raw.shape, observation.raw.device)
-    ego, reliable, fit, inliers = register(observation, grid, metric_affine, state)
-    leak = torch.where(reliable, gains.leak, gains.flow_leak)
+    ego, motion_reliable, fit, inliers = register(observation, grid, metric_affine, state)
+    leak = torch.where(motion_reliable, gains.leak, gains.flow_leak)
     leak = torch.maximum(leak, 1 / (state.age + 1))
     cut = (inliers < _CUT_INLIERS) & (observation.correlation < _CUT_CORRELATION)
     empty = observation.valid.sum() == 0
@@ -81,8 +81,8 @@ def advance(
     affine = torch.where(reset, metric_affine, torch.lerp(fit, metric_affine, leak))
     current = bounded_affine(observation.inverse_depth, affine, metric_affine)
 
-    position, moving = correspond(observation, ego, reliable, grid, current, state)
-    warped = reproject(state.maps, position, ego, reliable)
+    position, moving, _ = correspond(observation, ego, grid, current, state, motion_reliable)
+    warped = reproject(state.maps, position, ego, motion_reliable)
     # The state follows this frame's change of scale, so that there is no step in the innovation.
     warped[0] = (warped[0] - fit[1]) * (affine[0] / fit[0]) + affine[1]
     predicted = clamp(warped[0], current, gains)
@@ -134,7 +134,7 @@ def _finish(
 def register(
     observation: Observation, grid: Tensor, metric_affine: Tensor, state: FilterState
 ) -> tuple[EgoMotion | None, Tensor, Tensor, Tensor]:
-    """Step 2, on a subset of the pixels.
+    """Step 1, on a subset of the pixels.
 
     Args:
         observation, metric_affine, state: see ``advance``.
@@ -149,33 +149,21 @@ def register(
     observation, grid = observation.at(subset), grid[subset]
     current = bounded_affine(observation.inverse_depth, state.affine, metric_affine)
     ego, flow = observation.ego, observation.flow
-    reliable = torch.full((), ego is not None, device=current.device)
-    position, moving = grid[:2], torch.zeros_like(current)
-    if ego is not None:
-        if flow is not None and observation.prior_sigma is not None:
-            ego = refine(
-                ego, grid.flatten(1), current.flatten(), flow[:2].flatten(1),
-                flow[3:].flatten(1), observation.prior_sigma,
-            )  # fmt: skip
-        position = ego.project(grid, current)
-        if flow is not None:
-            differs, worse = flow_disagreement(observation, grid, position, state)
-            refuted = differs * (worse > 2 * _LUMA_NOISE)
-            reliable = ~((differs.mean() > _MAX_DIFFERING) & (refuted.mean() > _MAX_WORSE))
-            moving = differs * (worse > -_LUMA_NOISE)
-            use_flow = torch.maximum(moving, (~reliable).float())
-            position = torch.lerp(position, flow[:2], use_flow)
-            moving = moving * reliable
-    elif flow is not None:
-        position = flow[:2]
-    warped = reproject(state.maps, position, ego, reliable)
-    usable = (warped[1] < 0.1) & (observation.valid > 0) & (moving < 0.5)
-    usable &= position.abs().amax(0) <= 1
+    if ego is not None and flow is not None and observation.prior_sigma is not None:
+        ego = refine(
+            ego, grid.flatten(1), current.flatten(), flow[:2].flatten(1), flow[3:].flatten(1),
+            observation.prior_sigma,
+        )  # fmt: skip
+    position, moving, motion_reliable = correspond(observation, ego, grid, current, state)
+    warped = reproject(state.maps, position, ego, motion_reliable)
+    usable = (warped[1] < 0.1) & (observation.valid > 0) & (position.abs().amax(0) <= 1)
+    if moving is not None:
+        usable &= moving < 0.5
     fit, inliers = fit_affine(
         observation.inverse_depth.flatten(), warped[0].flatten(), usable.float().flatten(),
         state.affine, metric_affine,
     )  # fmt: skip
-    return ego, reliable, fit, inliers
+    return ego, motion_reliable, fit, inliers
 
 
 def flow_disagreement(
@@ -209,42 +197,52 @@ def flow_disagreement(
 def correspond(
     observation: Observation,
     ego: EgoMotion | None,
-    reliable: Tensor,
     grid: Tensor,
     current: Tensor,
     state: FilterState,
-) -> tuple[Tensor, Tensor | None]:
-    """Step 1, at every pixel.
+    motion_reliable: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Step 2: positions of the pixels in the previous frame.
 
     Args:
         observation, state: see ``advance``.
-        ego: the camera's motion; reliable: () bool.
+        ego: the camera's motion.
         grid: (3, H, W), from ``pixel_grid``.
         current: (H, W) inverse depth, 1/m.
+        motion_reliable: () bool, whether ``ego`` is reliable; None to decide it by a subset of the
+            pixels.
 
     Returns:
-        (2, H, W) position in the previous frame, normalised; (H, W) 1 where something moves by
-        itself, None if that is not known.
+        (2, H, W) positions, normalised; (H, W) 1 where something moves by itself, None if that is
+        not known; whether the camera's motion is reliable.
     """
-    flow = observation.flow
+    flow, whole = observation.flow, motion_reliable is not None
+    if motion_reliable is None:
+        motion_reliable = torch.full((), ego is not None, device=current.device)
     if ego is None:
-        return (grid if flow is None else flow)[:2], None
+        return (grid if flow is None else flow)[:2], None, motion_reliable
     position = ego.project(grid, current)
     if flow is None:
-        return position, None
+        return position, None, motion_reliable
     differs, worse = flow_disagreement(observation, grid, position, state)
     moving = differs * (worse > -_LUMA_NOISE)
-    moving = max_pool3x3(-max_pool3x3(-moving))  # opening: single pixels are noise
-    position = torch.lerp(position, flow[:2], torch.maximum(moving, (~reliable).float()))
-    return position, moving * reliable
+    if whole:
+        moving = max_pool3x3(-max_pool3x3(-moving))  # opening: single pixels are noise
+    else:
+        refuted = differs * (worse > 2 * _LUMA_NOISE)
+        motion_reliable = ~((differs.mean() > _MAX_DIFFERING) & (refuted.mean() > _MAX_WORSE))
+    position = torch.lerp(position, flow[:2], torch.maximum(moving, (~motion_reliable).float()))
+    return position, moving * motion_reliable, motion_reliable
 
 
-def reproject(maps: Tensor, position: Tensor, ego: EgoMotion | None, reliable: Tensor) -> Tensor:
+def reproject(
+    maps: Tensor, position: Tensor, ego: EgoMotion | None, motion_reliable: Tensor
+) -> Tensor:
     """Step 3: the state's maps (4, ...) at positions (2, ...), normalised, with the inverse depth
     that static points have after the camera's motion."""
     warped = sample(maps, position)
     if ego is not None:
-        warped[0] = torch.where(reliable, ego.advance(position, warped[0]), warped[0])
+        warped[0] = torch.where(motion_reliable, ego.advance(position, warped[0]), warped[0])
     return warped
 
 

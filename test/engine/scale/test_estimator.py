@@ -11,7 +11,7 @@ from dpt_ros.engine.frame import CameraModel
 from dpt_ros.engine.scale.anchors import Anchors, project_scan
 from dpt_ros.engine.scale.estimator import ScaleEstimator, ScaleSettings, focal_factor
 from dpt_ros.engine.scale.ground import down_direction, floor_ids, floor_places
-from dpt_ros.engine.scale.inverse_depth import metric_inverse_depth
+from dpt_ros.engine.scale.inverse_depth import limit_depth, metric_inverse_depth
 from dpt_ros.metrics.depth import depth_metrics
 from dpt_ros.model.zoo import ZOO
 from dpt_ros.world import CLASSES, KINDS, World
@@ -181,6 +181,12 @@ def test_unknown_and_beyond_range_stay_what_they_are():
     torch.testing.assert_close(
         metric_inverse_depth(network, torch.tensor([2.0, -0.1])), out, equal_nan=True
     )
+
+
+def test_depth_is_nan_where_unknown_and_infinite_beyond_range():
+    depth = torch.tensor([np.nan, -1.0, 0.0, 3.0, 5.0, np.inf])
+    expected = torch.tensor([np.nan, np.nan, np.nan, 3.0, np.inf, np.inf])
+    torch.testing.assert_close(limit_depth(depth, 4.0), expected, equal_nan=True)
 
 
 def test_a_picture_of_nothing_is_no_failure():
