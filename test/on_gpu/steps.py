@@ -53,23 +53,27 @@ _INVERSE = OutputRequest(depth=False, inverse=True, labels=True)
 
 def kernel_tests(small: bool, out: str) -> None:
     """The tests that need a GPU: kernels, fused networks, preprocessing."""
-    files = ("test_kernels.py", "test_fuse.py", "test_device_preprocess.py")
+    files = (
+        "inference/test_kernels.py",
+        "inference/test_gpu_modules.py",
+        "input/test_device_preprocess.py",
+    )
     words = ["-m", "gpu"]
     if small:
         without("hypothesis", "rclpy")
         files, words = files[::2], ["-k", "unknown"]
-    attempt("tests", partial(run_tests, *words, *(str(TEST / name) for name in files)))
+    attempt("tests", partial(run_tests, *words, *(str(TEST / "engine" / name) for name in files)))
 
 
 def runner_tests(small: bool, out: str) -> None:
     """The tests of the runner that need a GPU; and which modes never wait for the device."""
-    files = ("test_runner.py", "test_runner_faults.py", "test_runner_metric.py")
+    files = ("runner/test_host.py", "runner/test_host_faults.py", "runner/test_host_metric.py")
     words = ["-m", "gpu", "-k", "not ten_thousand"]  # a shorter one is in ``course``
     if small:
         files, words = files[:1], ["-k", "one_over_its_metres"]
     for mode, (changes, outputs, count) in _MODES.items():
         attempt(f"no wait: {mode}", partial(_no_wait, small, changes, outputs, count))
-    attempt("tests", partial(run_tests, *words, *(str(TEST / name) for name in files)))
+    attempt("tests", partial(run_tests, *words, *(str(TEST / "engine" / name) for name in files)))
 
 
 _MODES: dict[str, tuple[dict[str, Any], OutputRequest, int]] = {
