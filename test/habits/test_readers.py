@@ -11,7 +11,9 @@ import pytest
 
 pytest.importorskip("rclpy")
 
-from helpers.ros_processes import BEST_EFFORT, ROOT, Domain, camera_picture, ros_domain
+from helpers.places import ROOT
+from helpers.ros_processes import BEST_EFFORT, Domain, ros_domain
+from helpers.stock_camera import camera_picture
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_msgs.msg import Header
 

@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from dpt_ros.engine.frame import Frame, OutputRequest, Prediction
 from dpt_ros.engine.runner.host import Runner, Ticket
 from dpt_ros.engine.settings import Settings
-from helpers.watched import HostArray, HostBuffer, Watch, tensors
+from helpers.memory_access import HostArray, HostBuffer, Watch, tensors
 
 Clock = dict[str, int]
 Accesses = dict[str, tuple[int, str]]  # by lane: when last, and what it was

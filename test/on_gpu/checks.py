@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -29,7 +28,6 @@ from dpt_ros.engine.runner.host import Runner
 from dpt_ros.engine.runner.streams import CudaStreams, HostStreams, Streams
 from dpt_ros.engine.settings import Settings
 
-TEST = Path(__file__).parents[1]
 ARRAYS = ("depth", "inverse", "labels", "confidence", "deviation", "points")
 EVERYTHING = OutputRequest(depth=True, inverse=True, labels=True, confidence=True)
 

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from helpers.places import TEST
 from on_gpu.checks import (
     EVERYTHING,
-    TEST,
     attempt,
     difference,
     networks_of,
@@ -54,9 +54,9 @@ _INVERSE = OutputRequest(depth=False, inverse=True, labels=True)
 def kernel_tests(small: bool, out: str) -> None:
     """The tests that need a GPU: kernels, fused networks, preprocessing."""
     files = (
-        "inference/test_kernels.py",
-        "inference/test_gpu_modules.py",
-        "input/test_device_preprocess.py",
+        "engine/inference/test_kernels.py",
+        "engine/inference/test_gpu_modules.py",
+        "engine/input/test_device_preprocess.py",
     )
     words = ["-m", "gpu"]
     if small:
@@ -67,7 +67,7 @@ def kernel_tests(small: bool, out: str) -> None:
 
 def runner_tests(small: bool, out: str) -> None:
     """The tests of the runner that need a GPU; and which modes never wait for the device."""
-    files = ("runner/test_host.py", "runner/test_host_faults.py", "runner/test_host_metric.py")
+    files = [f"engine/runner/test_{name}.py" for name in ("host", "host_faults", "host_metric")]
     words = ["-m", "gpu", "-k", "not ten_thousand"]  # a shorter one is in ``course``
     if small:
         files, words = files[:1], ["-k", "one_over_its_metres"]

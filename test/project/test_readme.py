@@ -26,7 +26,7 @@ from tqdm import tqdm
 from dpt_ros.apps.demo.bag import Scene, write_camera_bag
 from dpt_ros.engine.settings import Settings, parameter_name
 
-PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
+PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").glob("*.md"))]
 SETUP = (REPO / "setup.py").read_text("utf-8")
 PROGRAMS = set(re.findall(r'"(dpt_\w+)": "dpt_ros', SETUP))
 EXTRAS = set(re.findall(r'"([\w-]+)":', SETUP.partition("extras_require")[2].partition("}")[0]))

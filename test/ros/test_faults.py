@@ -29,7 +29,8 @@ pytest.importorskip("rclpy")
 
 from helpers.bags import write
 from helpers.downloads import CONTENT, sha256
-from helpers.ros_processes import ROOT, Domain, Process, ros_domain, wait_until
+from helpers.places import ROOT
+from helpers.ros_processes import Domain, Process, ros_domain, wait_until
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from soak.frames import Watch, image_of, size_of

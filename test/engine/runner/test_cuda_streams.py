@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from helpers.cuda_model import Cuda, modelled_cuda
+from helpers.cuda_rules import Cuda, modelled_cuda
 
 from dpt_ros.engine.faults import innermost_line
 from dpt_ros.engine.runner.streams import CudaStreams

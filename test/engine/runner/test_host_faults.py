@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 import torch
-from helpers.host_frames import (
+from helpers.networks import embedded_networks
+from helpers.runner_frames import (
     EVERYTHING,
     SMALL,
     frame,
     gpu_runner,
-    make_networks,
     on_streams,
     one,
     run,
@@ -30,7 +30,7 @@ from dpt_ros.engine.runner.streams import HostStreams
 
 @pytest.fixture(scope="module")
 def networks() -> Networks:
-    return make_networks()
+    return embedded_networks()
 
 
 @dataclass
@@ -132,7 +132,7 @@ input()
 
 @pytest.mark.gpu
 def test_memory_that_another_process_takes_fails_frames_until_it_is_back():
-    networks = make_networks(torch.device("cuda"), torch.float16, shared=False)
+    networks = embedded_networks(shared=False, device=torch.device("cuda"), dtype=torch.float16)
     runner = gpu_runner(networks, [])
     expected = run(runner, frame(1), EVERYTHING)[0]
     large = frame(2, pixels=np.zeros((4000, 4000, 3), np.uint8), camera=None)

@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers.host_frames import (
+from helpers.networks import embedded_networks
+from helpers.runner_frames import (
     EVERYTHING,
     SMALL,
     SMOOTH,
     frame,
-    make_networks,
     one,
     picture,
     run,
@@ -29,7 +29,7 @@ from dpt_ros.engine.settings import Settings
 
 @pytest.fixture(scope="module")
 def networks() -> Networks:
-    return make_networks(shared=True)
+    return embedded_networks(shared=True)
 
 
 def make(kind: type, networks: Networks, settings: Settings) -> Runner:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.host_frames import EVERYTHING, SMALL, SMOOTH, frame, one, picture, same
-from helpers.rehearsal import Kernels, RehearsedNetwork, embedded_networks, rehearsal
+from helpers.gpu_rehearsal import Kernels, RehearsedNetwork, rehearsal
+from helpers.networks import embedded_networks
+from helpers.runner_frames import EVERYTHING, SMALL, SMOOTH, frame, one, picture, same
 from helpers.stream_order import OrderedStreams, drive
 
 from dpt_ros.engine.frame import Frame, OutputRequest

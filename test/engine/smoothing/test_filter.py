@@ -8,7 +8,7 @@ import importlib
 import numpy as np
 import pytest
 import torch
-from helpers.clips import CAMERA, FRAME, H, W, feed, noisy, picture, settled, slope
+from helpers.filter_clips import CAMERA, FRAME, H, W, feed, noisy, picture, settled, slope
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

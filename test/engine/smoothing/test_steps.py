@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers.clips import CAMERA, FRAME, H, W, feed, noisy, picture, settled, slope
+from helpers.filter_clips import CAMERA, FRAME, H, W, feed, noisy, picture, settled, slope
 
 from dpt_ros.engine.smoothing.filter import TemporalFilter, TemporalSettings, _flow_maps
 from dpt_ros.engine.smoothing.motion import Flow, FlowEstimator

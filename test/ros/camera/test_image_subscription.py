@@ -13,14 +13,14 @@ import pytest
 
 pytest.importorskip("rclpy")
 
+from helpers.places import ROOT
 from helpers.ros_processes import (
     BEST_EFFORT,
     RELIABLE,
-    ROOT,
     Domain,
-    camera_picture,
     ros_domain,
 )
+from helpers.stock_camera import camera_picture
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import QoSProfile
 from rclpy.serialization import serialize_message
