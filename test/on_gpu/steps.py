@@ -62,7 +62,7 @@ def kernel_tests(small: bool, out: str) -> None:
     if small:
         without("hypothesis", "rclpy")
         files, words = files[::2], ["-k", "unknown"]
-    attempt("tests", partial(run_tests, *words, *(str(TEST / "engine" / name) for name in files)))
+    attempt("tests", partial(run_tests, *words, *(str(TEST / name) for name in files)))
 
 
 def runner_tests(small: bool, out: str) -> None:
@@ -73,7 +73,7 @@ def runner_tests(small: bool, out: str) -> None:
         files, words = files[:1], ["-k", "one_over_its_metres"]
     for mode, (changes, outputs, count) in _MODES.items():
         attempt(f"no wait: {mode}", partial(_no_wait, small, changes, outputs, count))
-    attempt("tests", partial(run_tests, *words, *(str(TEST / "engine" / name) for name in files)))
+    attempt("tests", partial(run_tests, *words, *(str(TEST / name) for name in files)))
 
 
 _MODES: dict[str, tuple[dict[str, Any], OutputRequest, int]] = {
