@@ -119,7 +119,7 @@ class Progress:
         frames: of these, the images that were computed.
         failed: images that could not be, by the sentence that says why.
         bag: rosbag2's metadata of the files so far, empty before the first.
-        engine: the past of the cameras, see ``Refiner.state``.
+        engine: the past of the cameras, see ``Refiner.state_dict``.
         outputs: what the outputs remember, by camera.
     """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames in, predictions out. Knows images, time and the device; nothing of ROS."""
+"""Frames in, predictions out: images, time and the device, independent of ROS."""
 
 from typing import TYPE_CHECKING
 

@@ -124,7 +124,7 @@ class DptNode(LifecycleNode):
                 on_prediction=self._publish,
                 on_drop=self._count_drop,
                 on_error=self._report_failure,
-                on_note=self._add_warning,
+                on_warning=self._add_warning,
                 now_ns=lambda: self.get_clock().now().nanoseconds,
                 known=self._kinds,
             )

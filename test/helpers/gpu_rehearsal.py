@@ -4,7 +4,7 @@
 The networks are those of a GPU (fused, channels_last). Each call of a Triton kernel goes through
 its real wrapper, which checks types, shapes and memory layouts and makes the results' memory;
 instead of the launch, the plain twin computes the values. OpenCV is not used on maps. What is
-recorded runs under the rules of a captured graph: its results hold nothing until a replay and are
+captured runs under the rules of a captured graph: its results hold nothing until a replay and are
 written in place by each, nothing may ask for a value meanwhile, and a kernel variant may not be
 loaded first by it.
 """
@@ -137,7 +137,7 @@ class RehearsalStreams(HostStreams):
     def join(self) -> None:
         self._forked = False
 
-    def record(
+    def capture(
         self, work: Callable[[], dict[str, Tensor]]
     ) -> tuple[Callable[[], None], dict[str, Tensor]]:
         captured = False
@@ -163,7 +163,7 @@ class RehearsalStreams(HostStreams):
                 raise RuntimeError("CUDA error: capturing stream has unjoined work")
             return results
 
-        return super().record(strictly)
+        return super().capture(strictly)
 
 
 class _NoWaits(TorchDispatchMode):

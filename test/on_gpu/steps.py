@@ -269,15 +269,15 @@ def _full(small: bool) -> dict[str, Any]:
 
 
 class _Full(HostStreams):
-    """The host's streams, on which memory runs out when the first graph is recorded."""
+    """The host's streams, on which memory runs out when the first graph is captured."""
 
     full = True
 
-    def record(self, work: Any) -> Any:
+    def capture(self, work: Any) -> Any:
         if self.full:
             self.full = False
             raise torch.OutOfMemoryError("full")
-        return super().record(work)
+        return super().capture(work)
 
 
 def _full_on_host(small: bool) -> dict[str, Any]:

@@ -62,6 +62,8 @@ class Network:
         self.input_dtype = torch.float32 if backend == "openvino" else dtype
         self.warnings: tuple[str, ...] = ()
         self._compiled = compiled and backend == "torch"
+        if model.depth_head is not None:
+            model.depth_head.invert = False  # metres are made at the end, after scale and filter
         self._predict: Callable[[Tensor, bool, bool], dict[str, Tensor]]
         if backend == "openvino":
             from dpt_ros.engine.inference.openvino import OpenVinoModel
@@ -122,8 +124,8 @@ class Network:
             depth, labels: whether to predict them.
 
         Returns:
-            By task: "depth" (B, H, W) float32, relative inverse
-            depth or metres; "labels" (B, C, H / 2, W / 2), logits before the last upsampling.
+            As far as requested and known: "inverse_depth" (B, H, W) float32, 1/m from a metric
+            network, else relative; "logits" (B, C, H / 2, W / 2), before the last upsampling.
 
         Raises:
             AccelerationError: a kernel, or torch.compile, fails at this shape.
@@ -165,9 +167,9 @@ def _predict(model: DPT, images: Tensor, depth: bool, labels: bool) -> dict[str,
     features = model.features(images)
     outputs: dict[str, Tensor] = {}
     if depth and model.depth_head is not None:
-        outputs["depth"] = model.depth_head(features)
+        outputs["inverse_depth"] = model.depth_head(features)
     if labels and model.label_head is not None:
-        outputs["labels"] = model.label_head(features)
+        outputs["logits"] = model.label_head(features)
     return outputs
 
 

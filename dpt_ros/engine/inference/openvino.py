@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from dpt_ros.engine.inference.fold import fold
 from dpt_ros.model.dpt import DPT
-from dpt_ros.model.heads import to_depth
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 
@@ -74,19 +73,22 @@ class OpenVinoModel:
             images: (B, 3, H, W) float32 on the CPU, normalised.
 
         Returns:
-            By task: "depth" (B, H, W) float32, relative inverse depth or metres; "labels":
-            logits (B, C, H / 2, W / 2) float32, before the last upsampling.
+            "inverse_depth" (B, H, W) float32, 1/m from a metric network, else relative; "logits"
+            (B, C, H / 2, W / 2) float32, before the last upsampling; by the network's tasks.
         """
         shape = tuple(images.shape)
         if shape not in self._compiled:
             self._compiled[shape] = self._compile(images)
         # OpenVINO reuses its output buffers: each result is copied before the next call.
         results = self._compiled[shape](images.contiguous().numpy(), share_inputs=True)
-        named = dict(zip(self.spec.tasks, results.values(), strict=True))
-        outputs = {task: torch.from_numpy(value) for task, value in named.items()}
-        if "depth" in outputs:
-            spec = self.spec
-            outputs["depth"] = to_depth(outputs["depth"], spec.scale, spec.shift, spec.invert)
+        names = {"depth": "inverse_depth", "labels": "logits"}
+        outputs = {
+            names[task]: torch.from_numpy(value)
+            for task, value in zip(self.spec.tasks, results.values(), strict=True)
+        }
+        if "inverse_depth" in outputs:
+            # In float32, whatever OpenVINO's precision is.
+            outputs["inverse_depth"] = self.spec.scale * outputs["inverse_depth"] + self.spec.shift
         return outputs
 
     def _compile(self, images: Tensor) -> Any:
@@ -120,7 +122,7 @@ class _Outputs(nn.Module):
         self.model = model
         heads: dict[str, Callable[[Tensor], Tensor]] = {}
         if model.depth_head is not None:
-            # Scale and inversion are done outside OpenVINO, in float32.
+            # Scale and shift are applied in float32 by OpenVinoModel.
             raw = copy.copy(model.depth_head)
             raw.scale, raw.shift, raw.invert = 1.0, 0.0, False
             heads["depth"] = raw

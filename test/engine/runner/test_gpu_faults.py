@@ -28,7 +28,7 @@ from dpt_ros.engine.frame import OutputRequest
 from dpt_ros.engine.inference import kernels
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.pipeline import Pipeline
-from dpt_ros.engine.runner.chain import Kind
+from dpt_ros.engine.runner.chain import Chain, Kind
 from dpt_ros.engine.runner.cuda import StreamRunner
 from dpt_ros.engine.runner.host import HostRunner
 
@@ -77,8 +77,8 @@ class Faulty(RehearsalStreams):
         self.fail("buffer")
         return super().buffer(shape, dtype)
 
-    def mark(self):
-        made = super().mark()
+    def event(self):
+        made = super().event()
         made.wait = self.wait
         return made
 
@@ -87,9 +87,9 @@ class Faulty(RehearsalStreams):
         if self.dead:
             raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
-    def set(self, mark, lane: str) -> None:
+    def record_event(self, event, lane: str) -> None:
         self.fail(lane)
-        super().set(mark, lane)
+        super().record_event(event, lane)
 
     @contextmanager
     def branch(self) -> Iterator[None]:
@@ -98,13 +98,13 @@ class Faulty(RehearsalStreams):
                 self.fail("branch")
             yield
 
-    def record(self, work: Callable[[], dict[str, torch.Tensor]]):
+    def capture(self, work: Callable[[], dict[str, torch.Tensor]]):
         def faulty() -> dict[str, torch.Tensor]:
             if self._kernels.capturing:
                 self.fail("capture")
             return work()
 
-        replay, results = super().record(faulty)
+        replay, results = super().capture(faulty)
         self.fail("instantiate")
 
         def repeat() -> None:
@@ -113,7 +113,7 @@ class Faulty(RehearsalStreams):
 
         return repeat, results
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         if self.dead:
             raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
@@ -366,7 +366,7 @@ def test_warming_up_leaves_nothing_but_the_capture_to_the_first_real_frame(both,
     both.frames(1)
     assert rehearsed.variants == variants
     (program,) = both.runner._programs.values()
-    assert program._replays is not None
+    assert not isinstance(program._chain, Chain)  # but its graphs
     both.frames(3)  # and the blank frames are in nobody's past
 
 

@@ -49,26 +49,26 @@ class Faulty(HostStreams):
             self.times -= 1
             raise self.error
 
-    def record(self, work: Callable[[], dict[str, torch.Tensor]]):
-        self._fault("record")
-        return super().record(work)
+    def capture(self, work: Callable[[], dict[str, torch.Tensor]]):
+        self._fault("capture")
+        return super().capture(work)
 
-    def set(self, mark, lane: str) -> None:
+    def record_event(self, event, lane: str) -> None:
         if lane == "upload":
             self._fault(lane)
 
-    def after(self, mark, lane: str) -> None:
+    def wait_event(self, event, lane: str) -> None:
         self._fault(lane)
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         self.settled += 1
         if self.dead:
             raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
 
-def test_a_graph_that_cannot_be_recorded_is_said_once_and_frames_go_on(networks):
+def test_a_graph_that_cannot_be_captured_is_a_warning_once_and_frames_go_on(networks):
     notes: list[str] = []
-    streams = Faulty("record", RuntimeError("operation not permitted when stream is capturing"))
+    streams = Faulty("capture", RuntimeError("operation not permitted when stream is capturing"))
     runner = on_streams(networks, streams, notes)
     for number in range(6):
         seen = frame(number)
@@ -78,7 +78,7 @@ def test_a_graph_that_cannot_be_recorded_is_said_once_and_frames_go_on(networks)
     assert "operation not permitted" in notes[0]
 
 
-@pytest.mark.parametrize("stage", ["record", "upload", "compute", "download"])
+@pytest.mark.parametrize("stage", ["capture", "upload", "compute", "download"])
 def test_out_of_memory_frees_what_it_can_and_tries_the_frame_again(networks, stage):
     notes: list[str] = []
     runner = on_streams(networks, Faulty(stage, torch.OutOfMemoryError("full")), notes)

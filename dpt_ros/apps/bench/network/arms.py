@@ -151,17 +151,22 @@ def _ours(bench: Bench, graph: bool = True, compiled: bool = False) -> Call:
     kind = Kind("rgb8", (*bench.camera, 3), "uint8", bench.outputs)
     with streams.on("compute"):
         chain = Chain(bench.networks(compiled), kind, False, bench.settings, streams)
+
+        def eager() -> dict[str, Tensor]:
+            maps = chain.infer(chain.preprocess(bench.pixels))
+            return chain.finish(maps, bench.pixels, float("inf"))
+
         for _ in range(3):
-            found = chain(bench.pixels, float("inf"))
-    streams.settle()
+            found = eager()
+    streams.synchronize()
     if graph:
-        replay, found = streams.record(lambda: chain(bench.pixels, float("inf")))
+        replay, found = streams.capture(eager)
 
     def call() -> dict[str, Tensor]:
         with streams.on("compute"):
             if graph:
                 replay()
-            results = found if graph else chain(bench.pixels, float("inf"))
+            results = found if graph else eager()
             done = torch.cuda.current_stream().record_event() if on_gpu else None
         if done is not None:
             torch.cuda.current_stream().wait_event(done)

@@ -149,7 +149,12 @@ def _ours(
     dtype: torch.dtype, backend: str, args: argparse.Namespace, images: Tensor
 ) -> Callable[[], Tensor]:
     network = Network(_model(args), torch.device("cpu"), dtype, backend, args.threads)
-    return lambda: network(images)["depth"]
+
+    def call() -> Tensor:
+        inverse_depth = network(images)["inverse_depth"]
+        return inverse_depth.reciprocal() if network.spec.invert else inverse_depth
+
+    return call
 
 
 def _onnxruntime(args: argparse.Namespace, images: Tensor) -> Callable[[], Tensor]:
