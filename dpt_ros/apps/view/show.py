@@ -193,7 +193,7 @@ def _follow(
             _show(shown, *sources[name], message)
             if sources[name].topic != DIAGNOSTICS:
                 last_message = now
-                # Finding the publishers takes a second or several: it is no part of the time asked.
+                # The time to find the publishers, seconds, does not count.
                 end = min(end, now + (args.seconds or end))
         if now - last_message > _SILENCE and now - last_warning > _REPEAT:
             last_warning = now
