@@ -25,7 +25,7 @@ from dpt_ros.bag.outputs import ALL_OUTPUTS
 from dpt_ros.bag.reader import BagError, BagReader
 from dpt_ros.bag.run import convert
 from dpt_ros.bag.topics import Asked
-from dpt_ros.engine.frame import OutputRequest
+from dpt_ros.engine.frame import Frame, OutputRequest
 from dpt_ros.engine.pipeline import make_runner
 from dpt_ros.engine.runner.cuda import StreamRunner
 from dpt_ros.engine.runner.streams import HostStreams
@@ -60,7 +60,7 @@ def test_a_frame_comes_out_as_the_runner_gives_it(tmp_path) -> None:
     beside = bags.messages(source, "/image", Image)
     depths = bags.messages(tmp_path / "out", "/depth/image", Image)
     for (_, image), (_, depth) in zip(beside, depths, strict=True):
-        frame = bag_run.Frame(image_pixels(image), "rgb8", 0, camera=bags.CAMERA)
+        frame = Frame(image_pixels(image), "rgb8", 0, camera=bags.CAMERA)
         (prediction,) = runner.start([frame], OutputRequest(), made.settings).wait()
         np.testing.assert_array_equal(image_pixels(depth), prediction.depth)
     clouds = bags.messages(tmp_path / "out", "/depth/points", PointCloud2)
@@ -117,12 +117,21 @@ def test_the_input_is_copied_when_asked_for(tmp_path) -> None:
         assert len(before) == 3
 
 
-@pytest.mark.parametrize("at", [1, 5, 6, 9])
-def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path, at) -> None:
+@pytest.mark.parametrize(
+    ("at", "storage"), [(1, "mcap"), (5, "sqlite3"), (6, "mcap"), (9, "mcap")]
+)
+def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path, at, storage) -> None:
     """With a past in everything that has one: filter, flow, odometry, anchors."""
     source = bags.write(tmp_path / "in", bags.records(10, ("front", "rear"), scans=True))
     asked = Asked(images=("/front/image", "/rear/image"), anchors=("/anchors/scan",))
-    made = job(source, tmp_path / "a" / "out", asked=asked, file_frames=4, with_input=True)
+    made = job(
+        source,
+        tmp_path / "a" / "out",
+        asked=asked,
+        file_frames=4,
+        with_input=True,
+        storage=storage,
+    )
     convert(made)
     again = goes_on_to_the_same(made, tmp_path / "b" / "out", 2 * at)
     assert again.computed == 20 - (2 * at - 1) // 4 * 4

@@ -20,7 +20,8 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
 from dpt_ros.ros.camera_sim import odometry_message
-from dpt_ros.ros.messages.image import camera_info_message, image_message, image_pixels
+from dpt_ros.ros.messages.camera_info import camera_info_message
+from dpt_ros.ros.messages.image import image_message, image_pixels
 from dpt_ros.world import World
 
 TRUTH_TOPICS = ("truth/depth", "truth/labels")

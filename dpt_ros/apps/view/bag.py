@@ -86,7 +86,7 @@ class Bags:
     @property
     def notes(self) -> list[str]:
         """Sentences on what could not be read, or was read in another way than usual."""
-        found = [f"{r.path}: {note}" for r in self._readers for note in (*r.remarks, *r.notes)]
+        found = [f"{r.path}: {note}" for r in self._readers for note in (*r.warnings, *r.problems)]
         for topic, count in self._unreadable.items():
             found.append(f"{count} messages of {topic} are damaged and were skipped.")
         return found

@@ -18,7 +18,6 @@ from rclpy.serialization import deserialize_message
 from dpt_ros.ros.camera.image_subscription import (
     REVIEW_PERIOD,
     ImageInput,
-    ImageTopic,
     keep_large_buffers,
 )
 
@@ -119,7 +118,7 @@ class LiveTopics:
             self._kept[wish.name], self._types[wish.name] = kept, kind
         if large:
             expanded = self._node.resolve_topic_name(wish.name, only_expand=True)
-            self._inputs.append(ImageInput(self._node, ImageTopic(expanded, kind, "auto"), keep))
+            self._inputs.append(ImageInput(self._node, expanded, kind, keep))
         else:
             profile = _LATCHED if wish.latched else _UNHURRIED
             self._node.create_subscription(kind, wish.name, keep, profile, raw=True)

@@ -16,7 +16,8 @@ from dpt_ros.apps.view.topics import BY_NAME
 from dpt_ros.engine.input.preprocess import to_rgb
 from dpt_ros.engine.output.point_cloud import points
 from dpt_ros.ros.camera.poses import pose_matrix
-from dpt_ros.ros.messages.image import MessageError, camera_model, compressed_file, image_pixels
+from dpt_ros.ros.messages.camera_info import camera_model
+from dpt_ros.ros.messages.image import MessageError, compressed_file, image_pixels
 
 if TYPE_CHECKING:
     from dpt_ros.apps.view.scene import CameraScene

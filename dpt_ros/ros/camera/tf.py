@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tf of a node: one buffer for poses and anchors of all cameras, closed with its owner."""
+"""The tf of a node: one buffer for the poses and anchors of all cameras."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from rclpy.node import Node
 from rclpy.time import Time
 
 from dpt_ros.ros.camera.geometry import LONGEST_GUESS, between, pose_to_matrix
+from dpt_ros.ros.messages.error import MessageError
 from dpt_ros.ros.plausibility import pose_values, stamps_apart
 
 _KEPT = 5.0  # seconds
 _BASE = 50_000_000  # between the two poses that give the speed beyond the last one, nanoseconds
-_YOUNG = 3.0  # seconds that tf takes to come together
+_YOUNG = 3.0  # seconds after the start in which transforms may still be missing
 _NOT_INSTALLED = "tf2_ros is not installed (apt install ros-$ROS_DISTRO-tf2-ros-py)"
 
 
@@ -38,7 +39,7 @@ class TfTree:
 
     @property
     def young(self) -> bool:
-        """Whether tf has just begun to come: what is missing may come in a moment."""
+        """Whether it has just started, so that missing transforms may still arrive."""
         return self._parts is not None and time.monotonic() - self._since < _YOUNG
 
     def start(self) -> None:
@@ -60,14 +61,32 @@ class TfTree:
         if parts is not None:
             parts.close()
 
-    def find(self, target: str, source: str, stamp_ns: int) -> tuple[np.ndarray | None, str]:
-        """Where ``source`` is in ``target`` at a moment, and why that is not known.
+    def sensor_pose(self, camera_frame: str, sensor_frame: str) -> np.ndarray:
+        """The newest (4, 4) pose of a sensor in a camera's frame.
 
-        A little beyond the newest transform the motion is taken to continue as it was.
+        Raises:
+            MessageError: it is not known; without a text while it may still arrive.
+        """
+        self.start()
+        pose, why = self.find(camera_frame, sensor_frame, 0)
+        if pose is not None:
+            return pose
+        if self.young:
+            raise MessageError(f"waiting for tf ({why})", "")
+        raise MessageError(
+            f"the pose of the sensor is not known; tf: {why}",
+            "the pose of the sensor is not known; set sensor_in_camera, or publish it on tf"
+            f" (tf: {why}).",
+        )
+
+    def find(self, target: str, source: str, stamp_ns: int) -> tuple[np.ndarray | None, str]:
+        """The pose of ``source`` in ``target`` at a time, and why that is not known.
+
+        A little beyond the newest transform the motion is extrapolated.
 
         Args:
             target, source: names of frames.
-            stamp_ns: the moment; 0 asks for the newest there is.
+            stamp_ns: the time; 0 asks for the newest transform.
 
         Returns:
             (4, 4), or None and a few words.
@@ -76,21 +95,21 @@ class TfTree:
         if parts is None:
             return None, self._why
         if not source:
-            return None, "the image or measurement names no frame (its frame_id is empty)"
+            return None, "the frame_id of the image or measurement is empty, which names no frame"
         if not 0 <= stamp_ns < 2**63:  # which rclpy refuses
-            return None, f"the stamp {stamp_ns} ns is no time"
+            return None, f"the stamp {stamp_ns} ns is not a valid time"
         target, source = target.lstrip("/"), source.lstrip("/")
         pose, why = parts.pose(target, source, stamp_ns)
         return (None if pose is None else pose_to_matrix(pose)), why
 
 
 class _Parts:
-    """What is open while a tree listens."""
+    """Buffer and listener of a started tree."""
 
     def __init__(self, tf2_ros: Any, node: Node) -> None:
         self._errors = tf2_ros
-        # Without the node it offers no service tf2_frames, which nobody would take away again; it
-        # then knows no simulated clock, so that jumps are handed on below.
+        # Without the node the buffer offers no service tf2_frames, which would stay; it then does
+        # not follow a simulated clock, so that jumps are passed on below.
         self._buffer = tf2_ros.Buffer(cache_time=Duration(seconds=_KEPT))
         self._listener = tf2_ros.TransformListener(self._buffer, node)
         back = JumpThreshold(
@@ -110,7 +129,7 @@ class _Parts:
         try:
             found, _ = self._look_up(target, source, stamp_ns)
             self._behind = 0
-            return found, "" if found is not None else f"the pose of '{source}' is none"
+            return found, "" if found is not None else f"the pose of '{source}' is invalid"
         except self._errors.ExtrapolationException as error:
             return self._beyond(target, source, stamp_ns, str(error))
         except self._errors.TransformException as error:
@@ -138,7 +157,7 @@ class _Parts:
         return between(before, last, 1 + early / _BASE), ""
 
     def _forget_if_behind(self, nanoseconds: int) -> None:
-        """A bag that starts again without a clock: tf keeps refusing what is older than it has."""
+        """A bag restarted without a clock: tf keeps refusing what is older than its buffer."""
         self._behind = self._behind + 1 if nanoseconds > _KEPT * 1e9 else 0
         if self._behind >= 3:
             self._buffer.clear()  # fixed transforms stay

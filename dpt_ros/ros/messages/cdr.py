@@ -16,7 +16,7 @@ import numpy as np
 from builtin_interfaces.msg import Time
 from std_msgs.msg import Header
 
-from dpt_ros.ros.messages.image import MessageError
+from dpt_ros.ros.messages.error import MessageError
 
 _ENCAPSULATION = 4
 _BYTE_ORDERS = {b"\x00\x00": ">", b"\x00\x01": "<"}
