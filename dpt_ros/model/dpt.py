@@ -57,7 +57,7 @@ class DPT(nn.Module):
         """Whether depth is in metres rather than relative inverse depth."""
         return self.spec.invert
 
-    def forward(self, images: Tensor) -> Tensor | dict[str, Tensor]:
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Predict depth, labels or both.
 
         Args:
@@ -65,9 +65,9 @@ class DPT(nn.Module):
                 of ``spec.multiple_of``.
 
         Returns:
-            (B, H, W) relative inverse depth, or metres if :attr:`metric`; or logits (B, C, H, W);
-            from a network of two tasks a dict of both by task name. In training, an auxiliary
-            head adds its logits (B, C, H / 2, W / 2) to the dict as "auxiliary".
+            By task name: "depth" (B, H, W), relative inverse depth, or metres if :attr:`metric`;
+            "labels" (B, C, H, W), logits. In training, an auxiliary head adds its logits
+            (B, C, H / 2, W / 2) as "auxiliary".
         """
         features = self.features(images)
         outputs: dict[str, Tensor] = {}
@@ -77,10 +77,10 @@ class DPT(nn.Module):
             outputs["labels"] = self.label_head(features)
             if self.auxiliary_head is not None and self.training:
                 outputs["auxiliary"] = self.auxiliary_head.logits(features)
-        return outputs if len(outputs) > 1 else next(iter(outputs.values()))
+        return outputs
 
     def features(self, images: Tensor) -> Tensor:
-        """What all heads see: (B, 3, H, W) -> (B, F, H / 2, W / 2)."""
+        """The input of all heads: (B, 3, H, W) -> (B, F, H / 2, W / 2)."""
         taps, grid = self.encoder(images)
         maps = [
             reassemble(tap, grid) for reassemble, tap in zip(self.reassemble, taps, strict=True)

@@ -77,7 +77,6 @@ def test_the_world_from_command_line_to_page(
     for sample, row in zip(samples, depth["rows"], strict=True):
         assert sample.depth is not None
         outputs = predict_image(model, sample.rgb)
-        assert isinstance(outputs, dict)
         values = depth_metrics(outputs["depth"], sample.depth)
         assert row["name"] == sample.name
         assert row["rmse"] == pytest.approx(values["rmse"], rel=1e-4)
@@ -119,7 +118,6 @@ def test_kitti_is_predicted_and_judged_in_the_published_crops(model: DPT) -> Non
     protocol = find_protocol("kitti", "metric")
     (part,) = evaluate(Few("kitti", [sample]), [(model, [protocol])])
     outputs = predict_image(model, rgb, kitti_crop=True)
-    assert isinstance(outputs, dict)
     full = np.full(depth.shape, np.nan)
     full[23:, 13:1229] = outputs["depth"]
     judged = np.zeros(depth.shape, bool)
@@ -148,7 +146,7 @@ def test_labels_of_another_vocabulary_go_by_name(model: DPT, samples: list[Sampl
         Few("ade20k", as_ade, names), [(model, [find_protocol("ade20k", "labels")])]
     )
     outputs = [predict_image(model, sample.rgb) for sample in samples]
-    guess = np.concatenate([ids[o["labels"]].ravel() for o in outputs if isinstance(o, dict)])
+    guess = np.concatenate([ids[o["labels"]].ravel() for o in outputs])
     truth = np.concatenate([s.labels.ravel() for s in as_ade if s.labels is not None])
     assert part.measures["pixel_accuracy"] == pytest.approx(learn.accuracy_score(truth, guess))
     iou = learn.jaccard_score(truth, guess, average=None, labels=np.union1d(truth, guess))
@@ -189,7 +187,6 @@ def test_videos_give_the_temporal_metrics(model: DPT, tmp_path: Path) -> None:
         assert sample.truth is not None
         reference = tracker.update(sample.truth)
         outputs = predict_image(model, sample.rgb)
-        assert isinstance(outputs, dict)
         depth.update(reference, 1 / outputs["depth"])
         labels.update(reference, outputs["labels"])
     assert name == dataset[0].sequence

@@ -142,7 +142,7 @@ def test_a_relative_network_becomes_metric_by_the_average_alignment(
 
         def read(self, index: int) -> Sample:
             sample = super().read(index)
-            inverse = scale * predict_image(model, sample.rgb) + shift
+            inverse = scale * predict_image(model, sample.rgb)["depth"] + shift
             return replace(sample, depth=1 / inverse, inverse=inverse, labels=None)
 
     truth = Scaled()
@@ -152,7 +152,7 @@ def test_a_relative_network_becomes_metric_by_the_average_alignment(
     assert start.model.spec.invert
     assert start.model.depth_head.scale == start.model.spec.scale == pytest.approx(scale, rel=0.05)
     assert start.model.spec.shift == pytest.approx(max(shift, 1 / 50), rel=0.05)
-    depth = predict_image(start.model, truth[0].rgb)
+    depth = predict_image(start.model, truth[0].rgb)["depth"]
     assert np.median(np.abs(depth / truth[0].depth - 1)) < 0.03
     with pytest.raises(ValueError, match="no depth in metres"):
         starting_network(replace(recipe, model=EMBEDDED_NAME), [Shapes(metric=False)])

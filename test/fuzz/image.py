@@ -8,20 +8,21 @@ import torch
 from std_msgs.msg import Header
 
 from dpt_ros.engine.input import device_preprocess
-from dpt_ros.engine.input.preprocess import picture_size, to_rgb
+from dpt_ros.engine.input.encodings import ENCODINGS, picture_size
+from dpt_ros.engine.input.preprocess import to_rgb
 from dpt_ros.ros.messages.cdr import ImageView
-from dpt_ros.ros.messages.image import LAYOUTS, MessageError, image_pixels
+from dpt_ros.ros.messages.image import MessageError, image_pixels
 from fuzz.choices import Choices
 from fuzz.properties import Broken, bounded, refusal
 
-_ENCODINGS = (*LAYOUTS, "rgb9", "")
+_ENCODINGS = (*ENCODINGS, "rgb9", "")
 
 
 def seeds() -> list[bytes]:
     """Per encoding an image of 8 x 6, tight and padded."""
     found = []
     for index, encoding in enumerate(_ENCODINGS):
-        layout = LAYOUTS.get(encoding)
+        layout = ENCODINGS.get(encoding)
         row = 8 * max(layout.channels, 1) * np.dtype(layout.dtype).itemsize if layout else 8
         for padding in (0, 3):
             found.append(bytes([index, 6, 8, row + padding, padding % 2, 1, 40]) + bytes(range(9)))
@@ -35,7 +36,7 @@ def one_input(data: bytes) -> None:
     height, width, step = (choices.integer(0, 2**32 - 1) for _ in range(3))
     order = choices.integer(0, 255)
     # As many bytes as are needed, or a few less, or what is there.
-    layout = LAYOUTS.get(encoding)
+    layout = ENCODINGS.get(encoding)
     needed = step * int(height * (layout.planes if layout else 1))
     size = max(needed + choices.integer(0, 2) - 1, 0)
     content = choices.rest()
@@ -54,12 +55,16 @@ def _see(pixels: np.ndarray, encoding: str, size: tuple[int, int]) -> None:
         raise Broken(f"{size} became {pixels.shape}.")
     if min(size) < 3 and encoding.startswith("bayer"):
         with refusal(ValueError):
-            device_preprocess.rgb(device_preprocess.host_tensor(pixels)[None], encoding)
+            device_preprocess.rgb(_tensor(pixels)[None], encoding)
         return
     picture = to_rgb(pixels, encoding)
     if picture.shape != (*size, 3) or picture.dtype != np.uint8:
         raise Broken(f"{encoding} of {size} became {picture.shape} {picture.dtype}.")
-    other = device_preprocess.rgb(device_preprocess.host_tensor(pixels)[None], encoding)[0]
+    other = device_preprocess.rgb(_tensor(pixels)[None], encoding)[0]
     far = 1 if encoding == "nv24" else 0
     if int((torch.from_numpy(picture.astype(np.int16)) - other).abs().max()) > far:
         raise Broken(f"{encoding} of {size} differs on the device.")
+
+
+def _tensor(pixels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(pixels.copy())

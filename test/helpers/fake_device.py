@@ -138,8 +138,8 @@ def fake_gpu(shared: bool = True, dtype: torch.dtype = torch.float16) -> Iterato
         patch.setattr(
             DeviceInput,
             "_triton_kernel",
-            lambda plan: (
-                lambda pixels, made: triton_preprocess.network_input(pixels, made, launch)
+            lambda self: (
+                lambda pixels, plan: triton_preprocess.network_input(pixels, plan, launch)
             ),
         )
         patch.setattr(temporal, "_upload", upload)

@@ -23,7 +23,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpt_ros.engine.inference import kernels
 from dpt_ros.engine.inference.network import Network, Networks
+from dpt_ros.engine.input import device_preprocess
 from dpt_ros.engine.input.device_preprocess import DeviceInput
+from dpt_ros.engine.input.input_plan import InputPlan
 from dpt_ros.engine.output import postprocess
 from dpt_ros.engine.runner.streams import HostStreams
 from dpt_ros.model import create_model
@@ -138,12 +140,12 @@ class Kernels:
 
         return call
 
-    def network_input(self, pixels: Tensor, plan: DeviceInput) -> Tensor:
+    def network_input(self, pixels: Tensor, plan: InputPlan) -> Tensor:
         """The preprocessing kernel, in the same way."""
         from dpt_ros.engine.input import triton_preprocess
 
         made = triton_preprocess.network_input(pixels, plan, self.launch)
-        return made.copy_(plan._plain(pixels))
+        return made.copy_(device_preprocess.network_input(pixels, plan))
 
 
 class RehearsalStreams(HostStreams):

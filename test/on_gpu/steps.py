@@ -53,7 +53,11 @@ _INVERSE = OutputRequest(depth=False, inverse=True, labels=True)
 
 def kernel_tests(small: bool, out: str) -> None:
     """The tests that need a GPU: kernels, fused networks, preprocessing."""
-    files = ("test_kernels.py", "test_fuse.py", "test_device_preprocess.py")
+    files = (
+        "engine/inference/test_kernels.py",
+        "engine/inference/test_gpu_modules.py",
+        "engine/input/test_device_preprocess.py",
+    )
     words = ["-m", "gpu"]
     if small:
         without("hypothesis", "rclpy")

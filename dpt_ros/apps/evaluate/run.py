@@ -340,8 +340,6 @@ def predict(model: DPT, rgb: np.ndarray, protocols: Sequence[Protocol]) -> dict[
     if len(found) == len(protocols):
         return found
     outputs = predict_image(model, rgb)
-    if not isinstance(outputs, dict):
-        outputs = {model.tasks[0]: outputs}
     for protocol in protocols:
         if protocol.kind == "labels":
             found["labels"] = outputs["labels"]
@@ -360,9 +358,7 @@ def _relative(model: DPT, rgb: np.ndarray) -> np.ndarray:
     size = network_size(shape[0], shape[1], spec.net_height, spec.net_width, spec.multiple_of)
     images = network_input(rgb, size, spec.mean, spec.std, parameter.device)
     with torch.inference_mode():
-        output = model(images.to(parameter.dtype))
-        if isinstance(output, dict):
-            output = output["depth"]
+        output = model(images.to(parameter.dtype))["depth"]
         output = F.interpolate(output[:, None].float(), shape, mode="bilinear")
     return output[0, 0].cpu().numpy()
 

@@ -56,8 +56,6 @@ def picture_board(model: DPT, dataset: Dataset, index: int) -> np.ndarray:
     names = class_names(model.spec.class_names) if labels else ()
     truth = picture_of(sample, class_ids(dataset.class_names, names))
     result = predict_image(model, sample.rgb)
-    if not isinstance(result, dict):
-        result = {model.tasks[0]: result}
     rows = []
     if "depth" in result:
         said = result["depth"]

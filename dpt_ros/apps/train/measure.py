@@ -32,7 +32,7 @@ _FARTHEST = 1000.0  # metres that relative depth is read as at most
 
 
 def loss_of(
-    outputs: Tensor | dict[str, Tensor],
+    outputs: dict[str, Tensor],
     batch: Batch,
     spec: ModelSpec,
     recipe: Recipe,
@@ -42,12 +42,10 @@ def loss_of(
     """The terms of the loss by name.
 
     Args:
-        outputs: what the network says in training.
+        outputs: of ``DPT.forward`` in training.
         weight: (num_classes,) of the classes.
         share: see ``dpt_ros.model.losses``.
     """
-    if not isinstance(outputs, dict):
-        outputs = {spec.tasks[0]: outputs}
     terms = {}
     if "depth" in outputs:
         depth = outputs["depth"].float()
@@ -141,8 +139,6 @@ def _measured(model: DPT, dataset: Dataset, limit: int | None, max_depth: float)
         sample = dataset[int(i)]
         truth = picture_of(sample, table)
         result = predict_image(model, sample.rgb)
-        if not isinstance(result, dict):
-            result = {model.tasks[0]: result}
         if "depth" in result and np.isfinite(truth.inverse).any():
             inverse = truth.inverse
             metres = np.where(inverse > 0, 1 / np.maximum(inverse, 1e-8), np.inf)

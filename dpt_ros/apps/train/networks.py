@@ -284,8 +284,7 @@ def _align(model: DPT, source: Dataset, max_depth: float) -> str:
     found: list[Tensor] = []
     for i in np.linspace(0, len(source) - 1, min(len(source), _ALIGNED)).astype(int):
         sample = source[int(i)]
-        result = predict_image(model, sample.rgb)
-        relative = result["depth"] if isinstance(result, dict) else result
+        relative = predict_image(model, sample.rgb)["depth"]
         assert sample.depth is not None
         depth = torch.from_numpy(sample.depth)[None].float()
         known = torch.isfinite(depth) & (depth > 0)

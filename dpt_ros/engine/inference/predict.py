@@ -17,10 +17,8 @@ if TYPE_CHECKING:
 KITTI_CROP = (352, 1216)
 
 
-def predict_image(
-    model: DPT, rgb: np.ndarray, kitti_crop: bool = False
-) -> np.ndarray | dict[str, np.ndarray]:
-    """What ``run_monodepth.py`` or ``run_segmentation.py`` of isl-org/DPT say of one picture.
+def predict_image(model: DPT, rgb: np.ndarray, kitti_crop: bool = False) -> dict[str, np.ndarray]:
+    """Predict as ``run_monodepth.py`` and ``run_segmentation.py`` of isl-org/DPT do.
 
     Args:
         model: from ``create_model``, on any device.
@@ -28,11 +26,9 @@ def predict_image(
         kitti_crop: predict the bottom centre 352 x 1216 only, as KITTI's benchmark wants it.
 
     Returns:
-        From a depth network (H, W) float32: relative inverse depth, which can be below 0 where
-        bicubic upsampling overshoots, as published; or metres if it is metric, never below the
-        least and never above the most that the network predicted. From a label network (H, W)
-        uint8: class ids from 1. From a network of both tasks a dict of the two, "depth" and
-        "labels".
+        By task name: "depth" (H, W) float32, relative inverse depth, which can be below 0 where
+        bicubic upsampling overshoots, as published; or metres from a metric network, clipped to
+        the range that it predicted. "labels" (H, W) uint8, class ids from 1.
 
     Raises:
         ValueError: the picture is not (H, W, 3) uint8, or smaller than the crop.
@@ -50,8 +46,6 @@ def predict_image(
     images = network_input(rgb, size, spec.mean, spec.std, parameter.device)
     with torch.inference_mode():
         output = model(images.to(parameter.dtype))
-    if not isinstance(output, dict):
-        output = {spec.tasks[0]: output}
     result = {}
     if "depth" in output:
         result["depth"] = resize_depth(output["depth"], (height, width))[0].cpu().numpy()
@@ -62,7 +56,7 @@ def predict_image(
             result["depth"] = np.clip(result["depth"], low, high)
     if "labels" in output:
         result["labels"] = classify(output["labels"], (height, width))[0][0].cpu().numpy()
-    return result if len(result) > 1 else result[spec.tasks[0]]
+    return result
 
 
 def _crop(rgb: np.ndarray) -> np.ndarray:

@@ -41,7 +41,7 @@ _PROGRAMS = 132
 _LIMIT = 2**31
 _TYPE_NAMES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
 _DTYPES = tuple(_TYPE_NAMES)
-_TYPE_NAMES |= {torch.uint8: "*u8"}
+_TYPE_NAMES |= {torch.uint8: "*u8", torch.int16: "*i16", torch.int32: "*i32"}
 
 Launch = Callable[..., None]
 """Runs a kernel: kernel, grid, arguments, constants, warps, whether products fuse with sums."""
@@ -355,40 +355,62 @@ def compile_all(arch: int) -> dict[str, bytes]:
     Raises:
         ValueError: an unknown ``arch``.
     """
+    cubins: dict[str, bytes] = {}
+    launch = compile_launch(arch, cubins)
+    vector = torch.empty(1024, dtype=torch.float16)
+    for channels, side, add in ((64, 192, False), (256, 96, True), (1024, 24, True)):
+        x = _map(channels, side)
+        group_norm_act(x, vector, vector, 32, 1e-5, x if add else None, launch=launch)
+    x, large = _map(256, 48), _map(256, 96)
+    upsample_add(x, (96, 96), large, large, vector, True, launch=launch)
+    bias_act(x, vector, x, True, launch=launch)
+    tokens = torch.empty((1, 577, 768), dtype=torch.float16)
+    add_layer_norm(tokens, tokens, vector, vector, 1e-6, launch=launch)
+    depth_tail(_map(32, 384), vector, vector, 1.0, 0.1, True, vector, 1e-8, launch=launch)
+    logits = _map(152, 240)[:, :150]
+    classify_upsampled(logits, (480, 480), (480, 480), True, launch=launch)
+    return cubins
+
+
+def compile_launch(arch: int, cubins: dict[str, bytes]) -> Launch:
+    """A launch that compiles a kernel as a GPU would at these arguments, and does not run it.
+
+    Args:
+        arch: compute capability times ten, one of :data:`ARCHS`.
+        cubins: receives the machine code by kernel and number of its variant.
+
+    Raises:
+        ValueError: an unknown ``arch``.
+    """
     if arch not in ARCHS:
         raise ValueError(f"arch is {arch}, but must be one of {', '.join(map(str, ARCHS))}.")
-    cubins: dict[str, bytes] = {}
 
     def compile_one(
-        kernel: Any, grid: tuple[int, ...], args: tuple, meta: dict[str, Any], warps: int
+        kernel: Any,
+        grid: tuple[int, ...],
+        args: tuple,
+        meta: dict[str, Any],
+        warps: int,
+        fp_fusion: bool = True,
     ) -> None:
         signature, attributes = {}, {}
-        for index, (name, value) in enumerate(zip(kernel.arg_names, args, strict=False)):
-            signature[name] = _type_name(value)
-            if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
-                attributes[(index,)] = [["tt.divisibility", 16]]
+        for parameter, value in zip(kernel.params, args, strict=False):
+            signature[parameter.name] = _type_name(value)
+            divisible = isinstance(value, Tensor) or (
+                isinstance(value, int) and value % 16 == 0 and not parameter.do_not_specialize
+            )
+            if divisible:
+                attributes[(parameter.num,)] = [["tt.divisibility", 16]]
         signature |= dict.fromkeys(meta, "constexpr")
         compiled = triton.compile(
             ASTSource(kernel, signature, meta, attributes),
             target=GPUTarget("cuda", arch, 32),
-            options={"num_warps": warps, "enable_fp_fusion": True},
+            options={"num_warps": warps, "enable_fp_fusion": fp_fusion},
         )
         name = kernel.__name__.removesuffix("_kernel")
         cubins[f"{name}_{sum(key.startswith(name) for key in cubins)}"] = compiled.asm["cubin"]
 
-    vector = torch.empty(1024, dtype=torch.float16)
-    for channels, side, add in ((64, 192, False), (256, 96, True), (1024, 24, True)):
-        x = _map(channels, side)
-        group_norm_act(x, vector, vector, 32, 1e-5, x if add else None, launch=compile_one)
-    x, large = _map(256, 48), _map(256, 96)
-    upsample_add(x, (96, 96), large, large, vector, True, launch=compile_one)
-    bias_act(x, vector, x, True, launch=compile_one)
-    tokens = torch.empty((1, 577, 768), dtype=torch.float16)
-    add_layer_norm(tokens, tokens, vector, vector, 1e-6, launch=compile_one)
-    depth_tail(_map(32, 384), vector, vector, 1.0, 0.1, True, vector, 1e-8, launch=compile_one)
-    logits = _map(152, 240)[:, :150]
-    classify_upsampled(logits, (480, 480), (480, 480), True, launch=compile_one)
-    return cubins
+    return compile_one
 
 
 def _map(channels: int, side: int) -> Tensor:

@@ -8,34 +8,19 @@ are not fused with sums, so that both give the same values. Needs triton.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
-from dpt_ros.engine.inference.triton_kernels import Launch, run
-from dpt_ros.engine.input.device_preprocess import FORMATS, PixelFormat
+from dpt_ros.engine.inference.triton_kernels import Launch, compile_launch, run
+from dpt_ros.engine.input.encodings import find_encoding
+from dpt_ros.engine.input.input_plan import TENSOR_DTYPES, InputPlan, make_plan
 
-if TYPE_CHECKING:
-    from dpt_ros.engine.input.device_preprocess import DeviceInput
-
-ARCHS = (80, 86, 87, 89, 90, 100, 120)
-"""Compute capabilities that ``compile_all`` is tested for, times ten."""
-
-_KINDS = {
-    kind: number
-    for number, kind in enumerate(("interleaved", "packed", "planar", "full", "bayer"))
-}
-_TYPES = {
-    torch.uint8: "*u8",
-    torch.int16: "*i16",
-    torch.float32: "*fp32",
-    torch.float16: "*fp16",
-    torch.bfloat16: "*bf16",
+_LAYOUTS = {
+    layout: number
+    for number, layout in enumerate(("interleaved", "yuv422", "yuv420", "yuv444", "bayer"))
 }
 # Output pixels of one program: neighbours below one another share most of their source rows.
 _ROWS, _COLUMNS, _WARPS = 4, 64, 4
@@ -82,11 +67,11 @@ def _bayer_color(same_row, same_column, here, sideways, upright, diagonal):  # t
 @triton.jit
 def _sample(  # type: ignore[no-untyped-def]
     picture, y, x, height, width,
-    KIND: tl.constexpr, BITS: tl.constexpr, CHANNELS: tl.constexpr,
+    LAYOUT: tl.constexpr, BITS: tl.constexpr, CHANNELS: tl.constexpr,
     FIRST: tl.constexpr, SECOND: tl.constexpr, THIRD: tl.constexpr,
 ):  # fmt: skip
     """Red, green and blue of the source pixels at rows y and columns x: 0..255 as float32."""
-    if KIND == 0:
+    if LAYOUT == 0:
         pixel = picture + (y * width + x) * CHANNELS
         red = _eight_bits(_load(pixel + FIRST, BITS), BITS)
         green = red
@@ -94,7 +79,7 @@ def _sample(  # type: ignore[no-untyped-def]
         if CHANNELS > 1:
             green = _eight_bits(_load(pixel + SECOND, BITS), BITS)
             blue = _eight_bits(_load(pixel + THIRD, BITS), BITS)
-    elif KIND == 4:
+    elif LAYOUT == 4:
         # The outermost rows and columns repeat their neighbours.
         y = tl.minimum(tl.maximum(y, 1), height - 2)
         x = tl.minimum(tl.maximum(x, 1), width - 2)
@@ -115,7 +100,7 @@ def _sample(  # type: ignore[no-untyped-def]
         green = _eight_bits(green, BITS)
         blue = _eight_bits(blue, BITS)
     else:
-        if KIND == 1:
+        if LAYOUT == 1:
             luma = _load(picture + (y * width + x) * 2 + FIRST, BITS)
             chroma = picture + (y * width + (x >> 1) * 2) * 2
             u = _load(chroma + SECOND, BITS)
@@ -123,13 +108,13 @@ def _sample(  # type: ignore[no-untyped-def]
         else:
             luma = _load(picture + y * width + x, BITS)
             chroma = picture + height * width
-            if KIND == 2:
+            if LAYOUT == 2:
                 chroma += (y >> 1) * width + (x >> 1) * 2
             else:
                 chroma += (y * width + x) * 2
             u = _load(chroma + FIRST, BITS)
             v = _load(chroma + SECOND, BITS)
-        if KIND == 3:
+        if LAYOUT == 3:
             # The 10-bit fixed point of cv2.transform
             luma = luma * 1192
             red = _limited(luma + 1634 * v - 228272, 10)
@@ -153,7 +138,7 @@ def _sample(  # type: ignore[no-untyped-def]
 def preprocess_kernel(  # type: ignore[no-untyped-def]
     pixels, out, row_taps, row_weights, column_taps, column_weights, normalisation,
     picture_samples, in_height, in_width, out_height, out_width,
-    KIND: tl.constexpr, BITS: tl.constexpr, CHANNELS: tl.constexpr,
+    LAYOUT: tl.constexpr, BITS: tl.constexpr, CHANNELS: tl.constexpr,
     FIRST: tl.constexpr, SECOND: tl.constexpr, THIRD: tl.constexpr, RESIZE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -181,7 +166,7 @@ def preprocess_kernel(  # type: ignore[no-untyped-def]
                 source_x = tl.load(column_taps + right * out_width + x)[None, :]
                 weight = tl.load(column_weights + right * out_width + x)[None, :]
                 r, g, b = _sample(source, source_y, source_x, in_height, in_width,
-                                  KIND, BITS, CHANNELS, FIRST, SECOND, THIRD)  # fmt: skip
+                                  LAYOUT, BITS, CHANNELS, FIRST, SECOND, THIRD)  # fmt: skip
                 row_red += r * weight
                 row_green += g * weight
                 row_blue += b * weight
@@ -190,7 +175,7 @@ def preprocess_kernel(  # type: ignore[no-untyped-def]
             blue += row_blue * row_weight
     else:
         red, green, blue = _sample(source, y[:, None], x[None, :], in_height, in_width,
-                                   KIND, BITS, CHANNELS, FIRST, SECOND, THIRD)  # fmt: skip
+                                   LAYOUT, BITS, CHANNELS, FIRST, SECOND, THIRD)  # fmt: skip
     target = out + ((picture * out_height + y[:, None]) * out_width + x[None, :]) * 3
     red = red * tl.load(normalisation) + tl.load(normalisation + 3)
     green = green * tl.load(normalisation + 1) + tl.load(normalisation + 4)
@@ -200,8 +185,8 @@ def preprocess_kernel(  # type: ignore[no-untyped-def]
     tl.store(target + 2, blue.to(out.dtype.element_ty), mask=there)
 
 
-def network_input(pixels: Tensor, plan: DeviceInput, launch: Launch = run) -> Tensor:
-    """What ``DeviceInput`` gives, by the kernel.
+def network_input(pixels: Tensor, plan: InputPlan, launch: Launch = run) -> Tensor:
+    """The Triton version of ``device_preprocess.network_input``.
 
     Args:
         pixels: (B, \\*pixels_shape) of the plan's type, on its device.
@@ -214,72 +199,42 @@ def network_input(pixels: Tensor, plan: DeviceInput, launch: Launch = run) -> Te
     pixels = pixels.contiguous()
     (in_height, in_width), (height, width) = plan.picture_size, plan.size
     out = torch.empty((len(pixels), height, width, 3), dtype=plan.dtype, device=pixels.device)
-    grid = (triton.cdiv(width, _COLUMNS), triton.cdiv(height, _ROWS), len(pixels))
-    args = (
-        pixels,
-        out,
-        plan.row_taps,
-        plan.row_weights,
-        plan.column_taps,
-        plan.column_weights,
-        plan.normalisation,
-        pixels.stride(0),
-        in_height,
-        in_width,
-        height,
-        width,
+    row = find_encoding(plan.encoding)
+    first, second, third = row.offsets
+    constants = (plan.row_taps, plan.row_weights, plan.column_taps, plan.column_weights)
+    sizes = (pixels.stride(0), in_height, in_width, height, width)
+    launch(
+        preprocess_kernel,
+        (triton.cdiv(width, _COLUMNS), triton.cdiv(height, _ROWS), len(pixels)),
+        (pixels, out, *constants, plan.normalisation, *sizes),
+        {"LAYOUT": _LAYOUTS[row.layout], "BITS": 8 * pixels.itemsize}
+        | {"CHANNELS": max(row.channels, 1), "FIRST": first, "SECOND": second, "THIRD": third}
+        | {"RESIZE": plan.resized, "ROWS": _ROWS, "COLUMNS": _COLUMNS},
+        _WARPS,
+        False,
     )
-    launch(preprocess_kernel, grid, args, _switches(plan.format, plan.resized), _WARPS, False)
     return out.permute(0, 3, 1, 2)
 
 
-def compile_all(
-    arch: int,
-    encodings: Iterable[str] | None = None,
-    dtypes: Iterable[torch.dtype] = (torch.float16,),
-) -> dict[str, bytes]:
-    """Compile the kernel for a GPU that need not be there; about a second per variant.
+def compile_all(arch: int, encodings: Iterable[str]) -> dict[str, bytes]:
+    """Compile the kernel for half precision and a GPU that need not be there.
 
     Args:
         arch: compute capability times ten, such as 87 for Jetson Orin.
-        encodings: names of ``FORMATS``; None for one of each different format.
-        dtypes: of the network's input.
+        encodings: names of ``ENCODINGS``.
 
     Returns:
-        Machine code (cubin) by "encoding dtype resize|same".
+        Machine code (cubin) by "encoding resize|same".
     """
-    if encodings is None:
-        encodings = {form: name for name, form in reversed(FORMATS.items())}.values()
-    cubins = {}
+    cubins: dict[str, bytes] = {}
     for encoding in encodings:
-        form = FORMATS[encoding]
-        for dtype in dtypes:
-            for resize in (True, False):
-                constants = _switches(form, resize)
-                types = [_TYPES[form.dtype], _TYPES[dtype], "*i32", "*fp32", "*i32"]
-                types += ["*fp32", "*fp32", "i32", "i32", "i32", "i32", "i32"]
-                signature = dict(zip(preprocess_kernel.arg_names, types, strict=False))
-                signature |= dict.fromkeys(constants, "constexpr")
-                compiled = triton.compile(
-                    ASTSource(preprocess_kernel, signature, constants),
-                    target=GPUTarget("cuda", arch, 32),
-                    options={"num_warps": _WARPS, "enable_fp_fusion": False},
-                )
-                name = f"{encoding} {str(dtype)[6:]} {'resize' if resize else 'same'}"
-                cubins[name] = compiled.asm["cubin"]
+        row = find_encoding(encoding)
+        shape = (int(12 * row.planes), 12) + ((row.channels,) if row.channels else ())
+        pixels = torch.empty((1, *shape), dtype=TENSOR_DTYPES[row.dtype])
+        for name, side in (("resize", 24), ("same", 12)):
+            normal = ((0.0,) * 3, (1.0,) * 3)
+            plan = make_plan(encoding, shape, (side, side), *normal, "cpu", torch.float16)
+            made: dict[str, bytes] = {}
+            network_input(pixels, plan, compile_launch(arch, made))
+            (cubins[f"{encoding} {name}"],) = made.values()
     return cubins
-
-
-def _switches(form: PixelFormat, resize: bool) -> dict[str, Any]:
-    first, second, third = form.places
-    return {
-        "KIND": _KINDS[form.kind],
-        "BITS": 8 * form.dtype.itemsize,
-        "CHANNELS": max(form.channels, 1),
-        "FIRST": first,
-        "SECOND": second,
-        "THIRD": third,
-        "RESIZE": resize,
-        "ROWS": _ROWS,
-        "COLUMNS": _COLUMNS,
-    }

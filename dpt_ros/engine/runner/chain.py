@@ -18,7 +18,8 @@ from dpt_ros.engine.frame import CameraModel, Frame, OutputRequest
 from dpt_ros.engine.inference.kernels import classify_upsampled
 from dpt_ros.engine.inference.network import Network, Networks
 from dpt_ros.engine.input.device_preprocess import DeviceInput, rgb
-from dpt_ros.engine.input.preprocess import network_input, picture_size, to_rgb
+from dpt_ros.engine.input.encodings import picture_size
+from dpt_ros.engine.input.preprocess import network_input, to_rgb
 from dpt_ros.engine.output.flying_pixels import remove_flying_pixels
 from dpt_ros.engine.output.label_groups import of_logits
 from dpt_ros.engine.output.point_cloud import points

@@ -15,6 +15,7 @@ import numpy as np
 from sensor_msgs.msg import CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header
 
+from dpt_ros.engine.input.encodings import ENCODINGS
 from dpt_ros.ros.messages.cdr import CompressedImageView, ImageView
 from dpt_ros.ros.messages.error import MessageError, one_line
 from dpt_ros.ros.messages.image_files import file_header, odd_label, undecodable, with_jpeg_end
@@ -22,55 +23,6 @@ from dpt_ros.ros.messages.image_files import file_header, odd_label, undecodable
 MAX_SIDE = 16384
 MAX_BYTES = 2**31
 MAX_COMPRESSED_PIXELS = 64_000_000
-
-
-@dataclass(frozen=True)
-class PixelLayout:
-    """How one encoding lies in memory.
-
-    Args:
-        dtype: numpy type of one sample.
-        channels: samples per pixel, 0 for a plane without a channel axis.
-        planes: rows of the data per image row (1.5 for 4:2:0, 3 for 4:4:4 semi-planar).
-        even_width, even_height: chroma is shared by pairs of columns, of rows.
-    """
-
-    dtype: type[np.generic]
-    channels: int = 0
-    planes: float = 1.0
-    even_width: bool = False
-    even_height: bool = False
-
-
-_PACKED_422 = PixelLayout(np.uint8, 2, even_width=True)
-_PLANAR_420 = PixelLayout(np.uint8, planes=1.5, even_width=True, even_height=True)
-
-LAYOUTS: dict[str, PixelLayout] = {
-    "rgb8": PixelLayout(np.uint8, 3),
-    "bgr8": PixelLayout(np.uint8, 3),
-    "rgba8": PixelLayout(np.uint8, 4),
-    "bgra8": PixelLayout(np.uint8, 4),
-    "mono8": PixelLayout(np.uint8),
-    "mono16": PixelLayout(np.uint16),
-    "rgb16": PixelLayout(np.uint16, 3),
-    "bgr16": PixelLayout(np.uint16, 3),
-    **{f"bayer_{order}8": PixelLayout(np.uint8) for order in ("rggb", "bggr", "gbrg", "grbg")},
-    **{f"bayer_{order}16": PixelLayout(np.uint16) for order in ("rggb", "bggr", "gbrg", "grbg")},
-    "uyvy": _PACKED_422,
-    "yuv422": _PACKED_422,
-    "yuyv": _PACKED_422,
-    "yuv422_yuy2": _PACKED_422,
-    "nv12": _PLANAR_420,
-    "nv21": _PLANAR_420,
-    "nv24": PixelLayout(np.uint8, planes=3.0),
-    "8UC1": PixelLayout(np.uint8),
-    "8UC3": PixelLayout(np.uint8, 3),
-    "8UC4": PixelLayout(np.uint8, 4),
-    "16UC1": PixelLayout(np.uint16),
-    "16UC3": PixelLayout(np.uint16, 3),
-    "32FC1": PixelLayout(np.float32),
-    "32FC3": PixelLayout(np.float32, 3),
-}
 
 
 def image_pixels(msg: Image | ImageView) -> np.ndarray:
@@ -85,12 +37,12 @@ def image_pixels(msg: Image | ImageView) -> np.ndarray:
     Raises:
         MessageError: an unknown encoding, an impossible size, or too few bytes.
     """
-    layout = LAYOUTS.get(msg.encoding)
+    layout = ENCODINGS.get(msg.encoding)
     if layout is None:
         raise MessageError(
             "unknown encoding",
             f"The image has the encoding '{msg.encoding}', which is not known;"
-            f" known are {', '.join(LAYOUTS)}.",
+            f" known are {', '.join(ENCODINGS)}.",
         )
     width, height = msg.width, msg.height
     _check_side_lengths(width, height)
@@ -247,9 +199,8 @@ def _decoded_encoding(pixels: np.ndarray, stored_as: str) -> str:
     bits = 8 * pixels.itemsize
     if pixels.ndim == 2:
         original = stored_as.split(";")[0].strip()
-        if original.startswith("bayer_") and LAYOUTS.get(original) == PixelLayout(
-            pixels.dtype.type
-        ):
+        row = ENCODINGS.get(original)
+        if row and row.layout == "bayer" and row.dtype == pixels.dtype.type:
             return original
         return f"mono{bits}"
     return f"bgr{'a' if pixels.shape[2] == 4 else ''}{bits}"

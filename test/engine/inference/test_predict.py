@@ -54,7 +54,7 @@ def test_a_picture_enters_the_network_as_in_the_published_scripts(case):
 
 def test_a_picture_gives_what_the_published_scripts_give(case):
     arrays, meta, photo, model = case
-    result = predict_image(model, photo, kitti_crop=meta["task"] == "kitti")
+    (result,) = predict_image(model, photo, kitti_crop=meta["task"] == "kitti").values()
     if meta["task"] == "ade":
         close = np.unpackbits(arrays["close"])[: result.size].reshape(result.shape).astype(bool)
         assert result.dtype == np.uint8
@@ -82,14 +82,14 @@ def test_metric_depth_stays_within_what_the_network_predicted(monkeypatch):
     model = create_model("dpt_hybrid_embedded", weights="random")
     steps = torch.full((1, 240, 320), 1.0)
     steps[:, :, 160:] = 40.0
-    monkeypatch.setattr(type(model), "forward", lambda self, images: steps)
+    monkeypatch.setattr(type(model), "forward", lambda self, images: {"depth": steps})
     picture = golden_photo(1, 480, 640)
     assert F.interpolate(steps[None], (480, 640), mode="bicubic").min() < -1
-    depth = predict_image(model, picture)
+    depth = predict_image(model, picture)["depth"]
     assert (depth.min(), depth.max()) == (1.0, 40.0)
     relative = {"invert": False, "scale": 1.0, "shift": 0.0}
     model = create_model("dpt_hybrid_embedded", weights="random", **relative)
-    assert predict_image(model, picture).min() < -1  # as published
+    assert predict_image(model, picture)["depth"].min() < -1  # as published
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from helpers.fake_device import CUDA, FakeGpu, fake_gpu
 from helpers.rehearsed_frames import ALL, CAMERA, DEFAULT, cloud, frame
 
 from dpt_ros.engine.frame import Frame, OutputRequest
-from dpt_ros.engine.input.device_preprocess import FORMATS
+from dpt_ros.engine.input.encodings import ENCODINGS
+from dpt_ros.engine.input.input_plan import TENSOR_DTYPES
 from dpt_ros.engine.runner.chain import Chain, Kind
 from dpt_ros.engine.runner.refinement import Refiner
 from dpt_ros.engine.runner.streams import HostStreams
@@ -50,7 +51,7 @@ def steps(
         return counts.total() - before
 
     for batch in frames:
-        dtype = FORMATS[kind.encoding].dtype
+        dtype = TENSOR_DTYPES[ENCODINGS[kind.encoding].dtype]
         pixels = torch.empty((len(batch), *kind.shape), dtype=dtype, device=CUDA)
         limit = torch.empty((), device=CUDA)
         by_step = {}
@@ -94,13 +95,12 @@ def test_anchors_are_the_one_wait_of_a_frame():
         assert gpu.counts.waits == ["cpu"] * 3
 
 
-@pytest.mark.parametrize("encoding", sorted(FORMATS))
+@pytest.mark.parametrize("encoding", sorted(ENCODINGS))
 def test_every_encoding_is_read_on_the_device(encoding):
-    form = FORMATS[encoding]
-    rows = 48 * {"planar": 3, "full": 6}.get(form.kind, 2) // 2
+    form = ENCODINGS[encoding]
+    rows = int(48 * form.planes)
     shape = (rows, 64, form.channels) if form.channels else (rows, 64)
-    kind = {torch.uint8: "u1", torch.int16: "u2", torch.float32: "f4"}[form.dtype]
-    seen = frame(0, pixels=np.zeros(shape, kind), encoding=encoding)
+    seen = frame(0, pixels=np.zeros(shape, form.dtype), encoding=encoding)
     settings = replace(DEFAULT, smoothing_strength=0.0)
     with fake_gpu() as gpu:
         steps(gpu, [[seen]], ALL, settings)

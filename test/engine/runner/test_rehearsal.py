@@ -31,8 +31,7 @@ from helpers.rehearsed_frames import (
 
 from dpt_ros.engine.frame import CameraModel, Frame, OutputRequest
 from dpt_ros.engine.inference.network import Networks
-from dpt_ros.engine.input.device_preprocess import FORMATS
-from dpt_ros.engine.input.preprocess import picture_size
+from dpt_ros.engine.input.encodings import ENCODINGS, picture_size
 from dpt_ros.engine.output.label_groups import LabelGroups
 from dpt_ros.engine.runner.cuda import StreamRunner
 from dpt_ros.engine.runner.host import HostRunner
@@ -140,16 +139,15 @@ def test_cameras_that_come_and_go_keep_their_own_past(
     rehearse(host_networks, gpu_networks[True], rehearsed, batches, settings=settings)
 
 
-@pytest.mark.parametrize("encoding", sorted(FORMATS))
+@pytest.mark.parametrize("encoding", sorted(ENCODINGS))
 def test_every_encoding_goes_through(host_networks, gpu_networks, rehearsed, encoding):
-    form = FORMATS[encoding]
-    rows = HEIGHT * {"planar": 3, "full": 6}.get(form.kind, 2) // 2
+    form = ENCODINGS[encoding]
+    rows = int(HEIGHT * form.planes)
     shape = (rows, WIDTH, form.channels) if form.channels else (rows, WIDTH)
     smooth = np.random.default_rng(3).random((rows // 8 + 1, WIDTH // 8 + 1, *shape[2:]))
     pixels = np.kron(smooth, np.ones((8, 8, *([1] * (len(shape) - 2)))))[:rows, :WIDTH]
-    kind = {torch.uint8: np.uint8, torch.int16: np.uint16, torch.float32: np.float32}[form.dtype]
-    most = {np.uint8: 255, np.uint16: 65535, np.float32: 1}[kind]
-    pixels = (pixels * most).astype(kind)
+    most = {np.uint8: 255, np.uint16: 65535, np.float32: 1}[form.dtype]
+    pixels = (pixels * most).astype(form.dtype)
     assert picture_size(pixels.shape, encoding) == (HEIGHT, WIDTH)
     batches = [[frame(k, pixels=pixels, encoding=encoding)] for k in range(4)]
     settings = SETTINGS["smoothing off"]

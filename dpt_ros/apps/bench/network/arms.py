@@ -139,8 +139,7 @@ def _plain(bench: Bench, dtype: torch.dtype, wrap: Callable[[nn.Module], Any]) -
     def call() -> dict[str, Tensor]:
         results = {}
         for task, prepare, model in parts:
-            found = model(prepare(bench.pixels))
-            found = found[task] if isinstance(found, dict) else found
+            found = model(prepare(bench.pixels))[task]
             results[task] = (
                 found.float() if task == "depth" else found.argmax(1).add(1).to(torch.uint8)
             )

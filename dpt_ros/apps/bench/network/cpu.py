@@ -115,10 +115,6 @@ def _model(args: argparse.Namespace, folded: bool = False) -> DPT:
     return model.requires_grad_(False)
 
 
-def _depth(output: Tensor | dict[str, Tensor]) -> Tensor:
-    return output["depth"] if isinstance(output, dict) else output
-
-
 def _eager(args: argparse.Namespace, images: Tensor, dtype: torch.dtype) -> Callable[[], Tensor]:
     model = _model(args)
     if dtype != torch.float32:
@@ -127,7 +123,7 @@ def _eager(args: argparse.Namespace, images: Tensor, dtype: torch.dtype) -> Call
 
     @torch.inference_mode()
     def call() -> Tensor:
-        return _depth(model(images.to(dtype)))
+        return model(images.to(dtype))["depth"]
 
     return call
 
