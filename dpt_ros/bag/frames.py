@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from dpt_ros.bag.reader import Message
 from dpt_ros.bag.sensors import LOOKAHEAD, SensorBuffer, StaticFrames, stamp_of
 from dpt_ros.bag.topics import Camera
-from dpt_ros.engine.frame import Frame, OutputRequest, Prediction
+from dpt_ros.engine.frame import Frame, OutputRequest
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.messages.error import MessageError
 
@@ -126,41 +126,3 @@ class Frames:
         else:
             item.decoding = Future()
             item.decoding.set_result(frame)
-
-
-class Resets:
-    """Counts, by camera, the frames at which the temporal filter was reset."""
-
-    _FEW = 4  # frames, of which most may have a reset by chance
-
-    def __init__(self) -> None:
-        self._frames: Counter[str] = Counter()
-        self._reasons: dict[str, Counter[str]] = {}
-        self._stamps: dict[str, set[int]] = {}
-
-    def add(self, prediction: Prediction) -> None:
-        """Count the next prediction."""
-        frame = prediction.frame
-        self._frames[frame.source] += 1
-        if prediction.reset:
-            self._reasons.setdefault(frame.source, Counter())[prediction.reset] += 1
-        stamps = self._stamps.setdefault(frame.source, set())
-        if len(stamps) < 2:
-            stamps.add(frame.stamp_ns)
-
-    def warnings(self) -> list[str]:
-        """One on each camera whose filter was reset at most of its frames."""
-        found = []
-        for camera, reasons in self._reasons.items():
-            (why, count), frames = reasons.most_common(1)[0], self._frames[camera]
-            if frames < self._FEW or 2 * reasons.total() < frames:
-                continue
-            if len(self._stamps[camera]) == 1:
-                why += f"; the stamp of every image is {min(self._stamps[camera]) / 1e9:g} s"
-            elif why == "stamp not newer":
-                why += "; several cameras may publish on one topic"
-            found.append(
-                f"{camera + ': ' if camera else ''}the temporal filter was reset at {count} of"
-                f" {frames} frames ({why}), so depth and labels are not smoothed."
-            )
-        return found

@@ -12,7 +12,7 @@ from functools import partial
 
 import cv2
 
-from dpt_ros.bag.frames import STATIC_FRAMES, Frames, Item, Resets
+from dpt_ros.bag.frames import STATIC_FRAMES, Frames, Item
 from dpt_ros.bag.job import Job, Result, machine, made_from, networks_for
 from dpt_ros.bag.reader import BagError, BagReader
 from dpt_ros.bag.salvage import Channel
@@ -26,6 +26,7 @@ from dpt_ros.engine.runner.chain import Kind
 from dpt_ros.engine.runner.host import Ticket
 from dpt_ros.engine.runner.refinement import is_refined
 from dpt_ros.ros.camera.frame_builder import Arrival
+from dpt_ros.ros.camera.frame_order import FrameOrder
 from dpt_ros.ros.messages.error import one_line
 from dpt_ros.ros.messages.prediction import LABEL_INFO, PredictionMessages
 
@@ -110,7 +111,7 @@ class _Run:
         self._refined = is_refined(networks, job.settings)
         self._before = output.progress
         self._done = replace(output.progress, failed=dict(output.progress.failed))
-        self._resets = Resets()
+        self._orders = {camera.name: FrameOrder(camera.image) for camera in cameras}
         self._prefixes = {camera.name: camera.prefix for camera in cameras}
         settings = {c.name: replace(job.settings, **job.own.get(c.name, {})) for c in cameras}
         self._converters = {
@@ -192,8 +193,6 @@ class _Run:
             self._write_thread.submit(self._output.abort).result()
             for thread in (self._read_thread, self._write_thread, self._decode_thread):
                 thread.shutdown(cancel_futures=True)
-        for warning in self._resets.warnings():
-            self._warn(warning)
         if not self._done.frames:
             problems = [*self._reader.problems, *self._done.failed]
             raise BagError(" ".join(["No image of this bag can be read.", *problems]))
@@ -325,8 +324,19 @@ class _Run:
         )
         for topic, message in messages:
             self._write_message(item.camera, topic, time_ns, message)
-        self._resets.add(prediction)
         self._done.frames += 1
+        self._check_order(item.camera, prediction)
+
+    def _check_order(self, camera: str, prediction: Prediction) -> None:
+        """Warn once of images whose order prevents smoothing."""
+        order, frame = self._orders.get(camera), prediction.frame
+        if order is None:
+            return
+        order.add(frame.stamp_ns, frame.frame_id, frame.context.size, b"")
+        order.published(prediction.reset if self._job.settings.smoothing_strength else "")
+        if warning := order.warning([]):
+            self._warn(warning)
+            del self._orders[camera]
 
     def _write_message(self, camera: str, topic: str, time_ns: int, message: object) -> None:
         self._output.write(f"/{self._prefixes[camera]}{topic}", time_ns, serialised(message))
