@@ -14,7 +14,7 @@ import torch
 
 from dpt_ros.bag.outputs import MAPS
 from dpt_ros.bag.reader import BagReader
-from dpt_ros.bag.topics import Asked, Camera
+from dpt_ros.bag.topics import Camera, ChosenTopics
 from dpt_ros.engine.inference.network import Networks, load_networks
 from dpt_ros.engine.settings import Settings, parameter_name
 
@@ -31,7 +31,7 @@ class Job:
         out: folder to write.
         settings: as of the node.
         own: of each camera by its name, settings in the place of the common ones.
-        asked: topics set by the user.
+        chosen: topics set by the user.
         outputs: endings of the topics to write, see ``ALL_OUTPUTS``.
         with_input: copy all messages of the input.
         storage: "mcap" or "sqlite3".
@@ -44,7 +44,7 @@ class Job:
     out: Path
     settings: Settings = field(default_factory=Settings)
     own: dict[str, dict[str, Any]] = field(default_factory=dict)
-    asked: Asked = field(default_factory=Asked)
+    chosen: ChosenTopics = field(default_factory=ChosenTopics)
     outputs: tuple[str, ...] = MAPS
     with_input: bool = False
     storage: str = "mcap"

@@ -30,10 +30,6 @@ _SETTLED = 1.0  # seconds; longer than a node takes to adapt its QoS to the publ
 _DELIVERY = Duration(seconds=2)
 
 
-class NoSubscriber(Exception):
-    """The first topic has no subscriber in time."""
-
-
 def play(
     node: Node,
     reader: BagReader,
@@ -61,8 +57,8 @@ def play(
         the first topic.
 
     Raises:
-        NoSubscriber: the first topic had no subscriber in time.
-        BagError: a topic is not in the bag, or its type is not installed.
+        BagError: a topic is not in the bag or its type not installed, or the first topic had no
+            subscriber in time.
     """
     names = _names(reader, topics, also)
     publishers: dict[str, Publisher] = {}
@@ -154,7 +150,7 @@ def _wait_for_subscriber(publisher: Publisher, seconds: float) -> None:
         if count != before:
             since, before = time.monotonic(), count
         if not count and time.monotonic() > deadline:
-            raise NoSubscriber(
+            raise BagError(
                 f"{publisher.topic_name} had no subscriber within {seconds:g} s; start the node"
                 " first, with the same namespace and ROS_DOMAIN_ID."
             )
@@ -171,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         reader = BagReader(args.bag)
         sent = play(node, reader, args.topics, args.also, args.rate, args.wait, _print)
-    except (NoSubscriber, BagError, OSError) as error:
+    except (BagError, OSError) as error:
         _print(str(error))
         return 1
     except (KeyboardInterrupt, ExternalShutdownException):

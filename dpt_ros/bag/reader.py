@@ -83,7 +83,7 @@ class BagReader:
         self.channels: dict[str, Channel] = {}
         self.problems: list[str] = []
         self.warnings: list[str] = []
-        self._counted = False  # whether metadata says how many messages there are
+        self._counted = False  # whether metadata has the number of messages
         if not path.exists():
             raise BagError(f"{path} does not exist.")
         if not is_bag(path):

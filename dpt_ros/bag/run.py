@@ -56,15 +56,15 @@ def convert(
         OSError: the output cannot be written.
     """
     reader = BagReader(job.source)
-    cameras, warnings = choose_cameras(reader.channels, job.asked, job.settings)
+    cameras, warnings = choose_cameras(reader.channels, job.chosen, job.settings)
     if job.out.resolve() in (job.source.resolve(), *job.source.resolve().parents):
         raise BagError(f"{job.out} contains the input; choose another name for the output.")
     networks = networks_for(job.settings)
     warn_once = _Once(warn)
     for warning in (*reader.warnings, *warnings):
         warn_once(warning)
-    asked = made_from(job, reader, cameras, networks)
-    output = OutputBag(job, asked, machine(networks))
+    inputs = made_from(job, reader, cameras, networks)
+    output = OutputBag(job, inputs, machine(networks))
     with output:
         if output.finished is not None:
             known = output.finished

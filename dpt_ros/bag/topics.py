@@ -53,7 +53,7 @@ class Camera:
 
 
 @dataclass(frozen=True)
-class Asked:
+class ChosenTopics:
     """Topics set by the user; the empty ones are searched for."""
 
     images: tuple[str, ...] = ()
@@ -63,7 +63,7 @@ class Asked:
 
 
 def choose_cameras(
-    channels: Mapping[str, Channel], asked: Asked, settings: Settings
+    channels: Mapping[str, Channel], chosen: ChosenTopics, settings: Settings
 ) -> tuple[list[Camera], list[str]]:
     """The cameras of a bag, and warnings on what is missing for them.
 
@@ -71,20 +71,20 @@ def choose_cameras(
         BagError: a topic is missing or of the wrong type, or there are several and none is set;
             the text has the choices.
     """
-    images = asked.images or _find_images(channels, settings)
+    images = chosen.images or _find_images(channels, settings)
     for topic in images:
         _check(channels, topic, "--image", (IMAGE, COMPRESSED))
     if len(set(images)) < len(images):
         raise BagError("--image is given twice with the same topic.")
     names = _names(images, settings.cameras)
-    if asked.infos and len(asked.infos) != len(images):
+    if chosen.infos and len(chosen.infos) != len(images):
         raise BagError(
-            f"There are {len(images)} topics of images, but {len(asked.infos)} --camera-info; give"
-            " one for each, in the same order."
+            f"There are {len(images)} topics of images, but {len(chosen.infos)} --camera-info;"
+            " give one for each, in the same order."
         )
     cameras, warnings = [], []
     for k, (topic, name) in enumerate(zip(images, names, strict=True)):
-        info = asked.infos[k] if asked.infos else _info_beside(channels, topic, len(images))
+        info = chosen.infos[k] if chosen.infos else _info_beside(channels, topic, len(images))
         if info:
             _check(channels, info, "--camera-info", (CAMERA_INFO,))
         else:
@@ -92,8 +92,8 @@ def choose_cameras(
                 f"No camera_info found for {topic}: no points, and no metres from anchors or the"
                 " floor. Set it with --camera-info TOPIC."
             )
-        odom = _odometry(channels, name, asked.odom, settings, warnings)
-        anchors = _anchors(channels, name, asked.anchors, settings)
+        odom = _odometry(channels, name, chosen.odom, settings, warnings)
+        anchors = _anchors(channels, name, chosen.anchors, settings)
         compressed = channels[topic].msgtype == COMPRESSED
         cameras.append(Camera(name, topic, compressed, info, odom, anchors))
     return cameras, warnings
@@ -170,11 +170,15 @@ def _info_beside(channels: Mapping[str, Channel], image: str, images: int) -> st
 
 
 def _odometry(
-    channels: Mapping[str, Channel], name: str, asked: str, settings: Settings, warnings: list[str]
+    channels: Mapping[str, Channel],
+    name: str,
+    chosen: str,
+    settings: Settings,
+    warnings: list[str],
 ) -> str:
     """The topic of odometry, if the temporal filter uses it."""
-    if asked:
-        _check(channels, asked, "--odom", (ODOMETRY,))
+    if chosen:
+        _check(channels, chosen, "--odom", (ODOMETRY,))
     if not settings.smoothing_strength or settings.pose_source == "none":
         return ""
     if settings.pose_source == "tf":
@@ -184,7 +188,7 @@ def _odometry(
         )
         return ""
     known = [c.topic for c in channels.values() if c.msgtype == ODOMETRY]
-    for topic in (asked, f"/{name}/odom", "/odom"):
+    for topic in (chosen, f"/{name}/odom", "/odom"):
         if topic in known:
             return topic
     if len(known) > 1:
@@ -196,7 +200,7 @@ def _odometry(
 
 
 def _anchors(
-    channels: Mapping[str, Channel], name: str, asked: Sequence[str], settings: Settings
+    channels: Mapping[str, Channel], name: str, chosen: Sequence[str], settings: Settings
 ) -> dict[str, str]:
     """Topics of anchors, by the names of the node's topics."""
     prefix = f"/{name}/" if name else "/"
@@ -207,7 +211,7 @@ def _anchors(
         for kind, own in _ANCHORS.items()
         if prefix + own in channels and channels[prefix + own].msgtype == kind
     }
-    for topic in asked:
+    for topic in chosen:
         _check(channels, topic, "--anchors", tuple(_ANCHORS))
         found[_ANCHORS[channels[topic].msgtype]] = topic
     if "anchors/depth" in found:

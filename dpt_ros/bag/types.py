@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Message types in bags: how messages are serialised, and the definitions written beside them."""
+"""Message types in bags: serialisation and definitions."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ class OutputBag:
 
     Args:
         job: where and how it is written.
-        asked: what the bag is made from; plain values.
+        made_from: see ``job.made_from``; plain values.
         machine: what else its bytes depend on; plain values.
 
     Attributes:
@@ -123,13 +123,13 @@ class OutputBag:
         BagError: from ``__enter__``: the path holds something else, or a bag of other settings.
     """
 
-    def __init__(self, job: Job, asked: Mapping[str, Any], machine: Mapping[str, Any]) -> None:
+    def __init__(self, job: Job, made_from: Mapping[str, Any], machine: Mapping[str, Any]) -> None:
         self.path = job.out
         self.progress = Progress()
         self.finished: dict[str, Any] | None = None
         self.warning = ""
         # As they are read back: lists for tuples.
-        self._asked = json.loads(json.dumps(asked))
+        self._made_from = json.loads(json.dumps(made_from))
         self._machine = json.loads(json.dumps(machine))
         self._plugin = StoragePlugin[job.storage.upper()]
         self._packed = job.packed
@@ -196,8 +196,8 @@ class OutputBag:
         if ours["finished"]:
             self.finished = ours
 
-    def _refuse_others(self, asked: Mapping[str, Any]) -> None:
-        if different := _differences(asked, self._asked):
+    def _refuse_others(self, made_from: Mapping[str, Any]) -> None:
+        if different := _differences(made_from, self._made_from):
             raise BagError(
                 f"{self.path} was made with other settings or input ({different}); choose another"
                 " name, or replace it with --overwrite."
@@ -314,8 +314,8 @@ class OutputBag:
         self.progress.bag = bag
         state = vars(progress) | {"bag": json.dumps(bag)}
         contents = BytesIO()
-        asked, machine = json.dumps(self._asked), json.dumps(self._machine)
-        torch.save({"asked": asked, "machine": machine, "progress": state}, contents)
+        texts = {"asked": json.dumps(self._made_from), "machine": json.dumps(self._machine)}
+        torch.save({**texts, "progress": state}, contents)
         written = contents.getvalue()
         _replace(self._work / _STATE, sha256(written).digest() + written)
         self._write_metadata({"finished": False})
@@ -345,7 +345,7 @@ class OutputBag:
         """Make the complete files one bag."""
         if not self.progress.bag:
             return
-        custom = {_OURS: json.dumps({"asked": self._asked, **ours})}
+        custom = {_OURS: json.dumps({"asked": self._made_from, **ours})}
         bag = self.progress.bag | {"custom_data": custom}
         text = yaml.dump({"rosbag2_bagfile_information": bag}, Dumper=_Dumper)
         _replace(self.path / METADATA, text.encode())

@@ -24,7 +24,7 @@ from dpt_ros.bag.job import Job, networks_for
 from dpt_ros.bag.outputs import ALL_OUTPUTS
 from dpt_ros.bag.reader import BagError, BagReader
 from dpt_ros.bag.run import convert
-from dpt_ros.bag.topics import Asked
+from dpt_ros.bag.topics import ChosenTopics
 from dpt_ros.engine.frame import Frame, OutputRequest
 from dpt_ros.engine.pipeline import make_runner
 from dpt_ros.engine.runner.cuda import StreamRunner
@@ -91,13 +91,13 @@ def test_compressed_images_are_taken(tmp_path) -> None:
 
 def test_two_cameras_come_out_under_their_names(tmp_path) -> None:
     source = bags.write(tmp_path / "in", bags.records(3, ("front", "rear")))
-    both = Asked(images=("/front/image", "/rear/image"))
-    convert(job(source, tmp_path / "out", asked=both))
+    both = ChosenTopics(images=("/front/image", "/rear/image"))
+    convert(job(source, tmp_path / "out", chosen=both))
     for name in ("front", "rear"):
         assert bags.stamps(tmp_path / "out", f"/{name}/depth/image", Image) == expected(3)
     # Each from its own images: the other camera alone gives the same.
-    rear = Asked(images=("/rear/image",))
-    convert(job(source, tmp_path / "alone", "cameras:=[rear]", asked=rear))
+    rear = ChosenTopics(images=("/rear/image",))
+    convert(job(source, tmp_path / "alone", "cameras:=[rear]", chosen=rear))
     pairs = zip(
         bags.messages(tmp_path / "out", "/rear/depth/image", Image),
         bags.messages(tmp_path / "alone", "/rear/depth/image", Image),
@@ -123,11 +123,11 @@ def test_the_input_is_copied_when_asked_for(tmp_path) -> None:
 def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path, at, storage) -> None:
     """With a past in everything that has one: filter, flow, odometry, anchors."""
     source = bags.write(tmp_path / "in", bags.records(10, ("front", "rear"), scans=True))
-    asked = Asked(images=("/front/image", "/rear/image"), anchors=("/anchors/scan",))
+    chosen = ChosenTopics(images=("/front/image", "/rear/image"), anchors=("/anchors/scan",))
     made = job(
         source,
         tmp_path / "a" / "out",
-        asked=asked,
+        chosen=chosen,
         file_frames=4,
         with_input=True,
         storage=storage,
@@ -143,8 +143,8 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path, at, storage) -> 
 def test_on_a_gpu_too_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path, strength) -> None:
     source = bags.write(tmp_path / "in", bags.records(20, ("front", "rear")))
     given = ("device:=cuda", f"smoothing.strength:={strength}", "scale.source:=none")
-    asked = Asked(images=("/front/image", "/rear/image"))
-    made = job(source, tmp_path / "a" / "out", *given, asked=asked, file_frames=8)
+    chosen = ChosenTopics(images=("/front/image", "/rear/image"))
+    made = job(source, tmp_path / "a" / "out", *given, chosen=chosen, file_frames=8)
     convert(made)
     goes_on_to_the_same(made, tmp_path / "b" / "out", 22)
 
@@ -308,9 +308,9 @@ def test_frames_go_together_over_cameras_and_without_a_past_over_time(
 
     monkeypatch.setattr(bag_run, "make_runner", make)
     given = (f"smoothing.strength:={strength}", "scale.source:=none")
-    asked = Asked(images=("/front/image", "/rear/image"))
+    chosen = ChosenTopics(images=("/front/image", "/rear/image"))
     made = job(
-        source, tmp_path / "a" / "out", *given, asked=asked, file_frames=6, outputs=ALL_OUTPUTS
+        source, tmp_path / "a" / "out", *given, chosen=chosen, file_frames=6, outputs=ALL_OUTPUTS
     )
     convert(made)
     assert max(map(len, runners[0].batches)) == together

@@ -24,7 +24,7 @@ from dpt_ros.bag.run import convert
 from dpt_ros.bag.salvage import Channel
 from dpt_ros.bag.sensors import StaticFrames
 from dpt_ros.bag.settings import read_settings
-from dpt_ros.bag.topics import Asked, choose_cameras
+from dpt_ros.bag.topics import ChosenTopics, choose_cameras
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.messages.image import MessageError
 
@@ -113,7 +113,7 @@ def test_what_a_bag_says_does_not_get_into_the_log_as_it_is(tmp_path) -> None:
 
     source = bags.write(tmp_path / "in", records())
     with pytest.raises(BagError, match="no such topic") as caught:
-        choose_cameras(BagReader(source).channels, Asked(images=("/image",)), Settings())
+        choose_cameras(BagReader(source).channels, ChosenTopics(images=("/image",)), Settings())
     assert str(caught.value).isprintable()
 
 

@@ -24,7 +24,7 @@ from dpt_ros.bag.run import convert
 from dpt_ros.bag.salvage import Channel
 from dpt_ros.bag.sensors import SensorBuffer, StaticFrames
 from dpt_ros.bag.settings import read_settings
-from dpt_ros.bag.topics import Asked, Camera, choose_cameras
+from dpt_ros.bag.topics import Camera, ChosenTopics, choose_cameras
 from dpt_ros.bag.types import serialised
 from dpt_ros.bag.writer import saved_frames
 from dpt_ros.engine.output.point_cloud import POINT
@@ -238,8 +238,8 @@ def test_each_camera_finds_what_is_beside_it() -> None:
         "/rear/anchors/camera_info": "sensor_msgs/msg/CameraInfo",
     }
     channels = {topic: Channel(topic, kind) for topic, kind in kinds.items()}
-    asked = Asked(images=("/front/image_raw", "/rear/image_raw"))
-    cameras, warnings = choose_cameras(channels, asked, Settings())
+    chosen = ChosenTopics(images=("/front/image_raw", "/rear/image_raw"))
+    cameras, warnings = choose_cameras(channels, chosen, Settings())
     front, rear = cameras
     assert (front.name, front.info, front.odom) == (
         "front",
@@ -254,14 +254,16 @@ def test_each_camera_finds_what_is_beside_it() -> None:
     assert len(warnings) == 1
     assert "No camera_info found for /rear/image_raw" in warnings[0]
     with pytest.raises(BagError, match="choose with --image: /front/image_raw, /rear/image_raw"):
-        choose_cameras(channels, Asked(), Settings())
+        choose_cameras(channels, ChosenTopics(), Settings())
     del channels["/rear/image_raw"]
     for transport, end in (("raw", ""), ("compressed", "/compressed")):
-        (camera,), _ = choose_cameras(channels, Asked(), Settings(image_transport=transport))
+        (camera,), _ = choose_cameras(
+            channels, ChosenTopics(), Settings(image_transport=transport)
+        )
         assert camera.image == f"/front/image_raw{end}"
         assert camera.compressed == bool(end)
     with pytest.raises(BagError, match="--odom /tf: the bag has no such topic"):
-        choose_cameras(channels, Asked(odom="/tf"), Settings())
+        choose_cameras(channels, ChosenTopics(odom="/tf"), Settings())
 
 
 # The command line

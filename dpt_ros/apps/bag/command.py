@@ -20,14 +20,14 @@ from dpt_ros.bag.outputs import ALL_OUTPUTS
 from dpt_ros.bag.reader import BagError
 from dpt_ros.bag.run import convert
 from dpt_ros.bag.settings import read_settings
-from dpt_ros.bag.topics import Asked
+from dpt_ros.bag.topics import ChosenTopics
 from dpt_ros.bag.writer import saved_frames
 from dpt_ros.engine.inference.network import NetworkError
 from dpt_ros.engine.runner.cuda import DeviceLostError
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert as the arguments say.
+    """Convert bags.
 
     Args:
         args: of ``dpt_bag``.
@@ -109,7 +109,7 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
     """The bags to convert and how.
 
     Raises:
-        ValueError: the arguments are wrong; the message says which.
+        ValueError: an argument is wrong.
     """
     bags = _inputs(args.paths if args.out_dir else args.paths[:1])
     if args.out_dir is None:
@@ -130,7 +130,7 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
         outs[0],
         settings,
         own,
-        Asked(tuple(args.image), tuple(args.camera_info), args.odom, tuple(args.anchors)),
+        ChosenTopics(tuple(args.image), tuple(args.camera_info), args.odom, tuple(args.anchors)),
         ALL_OUTPUTS if "all" in args.outputs else tuple(dict.fromkeys(args.outputs)),
         args.with_input,
         args.storage,

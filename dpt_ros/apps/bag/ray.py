@@ -50,7 +50,7 @@ def run_on_ray(
         import ray
     except ImportError as error:
         raise ImportError("Ray is not installed: pip install ray.") from error
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent home unasked
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry by default
     ours = not ray.is_initialized()
     if ours:
         try:
@@ -84,11 +84,11 @@ def _results(
     )
     threads = None if "GPU" in needs else needs["CPU"]
     try:
-        begun = {task.remote(_anywhere(job), threads): job for job in jobs}
+        tasks = {task.remote(_anywhere(job), threads): job for job in jobs}
         with tqdm(total=len(jobs), unit="bag", disable=None) as bar:
-            while begun:
-                (ready,), _ = ray.wait(list(begun), num_returns=1)
-                job = begun.pop(ready)
+            while tasks:
+                (ready,), _ = ray.wait(list(tasks), num_returns=1)
+                job = tasks.pop(ready)
                 try:
                     result, warnings = ray.get(ready)
                 except ray.exceptions.RayError as error:

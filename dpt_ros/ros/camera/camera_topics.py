@@ -295,7 +295,7 @@ class CameraTopics:
             found = [*self._builder.calibration.warnings, self._calibration.missing(needed_by)]
         if self._input is not None:
             found.append(self._order.warning(self._input.publisher_names))
-        # The record of camera_info says the same as the warnings above, in fewer words.
+        # The warnings above have more detail than the record of camera_info.
         found += [one.warning() for one in self._records() if one.name != "camera_info"]
         found += [self._outputs.warning, self._far_warning()]
         return [text for text in found if text]

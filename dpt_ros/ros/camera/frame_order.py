@@ -78,7 +78,7 @@ class FrameOrder:
             return (
                 f"The images on {self._topic} are not from one camera in order:"
                 f" {', '.join(found)}.{who} Give each camera a topic of its own, and stop players"
-                " of bags that run beside it."
+                " of bags on the same topic."
             )
         return self._reset_warning()
 

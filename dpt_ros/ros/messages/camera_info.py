@@ -20,12 +20,12 @@ def camera_model(info: CameraInfo, topic: str = "") -> tuple[CameraModel | None,
     """The rectified pinhole camera of ``info``, and a warning ("" when there is none).
 
     It is the left 3x3 of ``P``, or ``K`` where ``P`` is empty, moved by the region of interest
-    and divided by the binning, so that it speaks of the pixels of the image as published.
+    and divided by the binning, so that it is for the pixels of the published image.
     None when the camera is not calibrated, or when no camera can have such a calibration.
 
     Args:
         info: the calibration.
-        topic: of the image that it belongs to; its name tells whether the image is rectified.
+        topic: of the image that it belongs to; whose name shows whether the image is rectified.
     """
     source = info.p if info.p[0] else info.k
     per_row = 4 if info.p[0] else 3
@@ -34,8 +34,7 @@ def camera_model(info: CameraInfo, topic: str = "") -> tuple[CameraModel | None,
     if camera is None:
         return None, (
             "camera_info has no calibration (no size, or no focal length that a lens can have), so"
-            " depth goes out without"
-            " usable intrinsics; calibrate the camera with camera_calibration."
+            " depth is published without intrinsics; calibrate the camera with camera_calibration."
         )
     if fault := calibration_fault(camera):
         return None, one_line(f"camera_info: {fault}.")
@@ -100,10 +99,10 @@ def _is_camera(camera: CameraModel) -> bool:
 
 
 def unrectified(info: CameraInfo, topic: str) -> str:
-    """A sentence about an image that is not rectified, "" about one that is.
+    """A warning on an image that is not rectified, "" for one that is.
 
-    A camera_info tells of a lens, not whether its distortion was taken out of the image: image_raw
-    and image_rect share one. So where there is distortion, the image's name decides.
+    A camera_info describes the lens, not whether its distortion was removed from the image:
+    image_raw and image_rect share one. So where there is distortion, the image's name decides.
 
     Args:
         info: of the image.
@@ -118,9 +117,9 @@ def unrectified(info: CameraInfo, topic: str) -> str:
     no_p = ", and P is no rectified camera" if camera in ([*info.k[:6]], [0.0] * 6) else ""
     return (
         f"camera_info has {what} ('{info.distortion_model}', D {d}{no_p}), and by its name"
-        f" {topic or 'the image'} is not rectified: depth goes out, but its metres and points are"
-        " wrong, most of all towards the edges. Run rectify_node of image_proc and take what it"
-        f" publishes: -r image:={_rectified(topic)}"
+        f" {topic or 'the image'} is not rectified: depth is published, but its metres and"
+        " points are wrong, mostly towards the edges. Run rectify_node of image_proc and subscribe"
+        f" to its output: -r image:={_rectified(topic)}"
     )
 
 

@@ -70,7 +70,7 @@ def image_pixels(msg: Image | ImageView) -> np.ndarray:
 
 
 def _row_step(msg: Image | ImageView, size: int, rows: int, row_bytes: int) -> int:
-    """Bytes from row to row; where the data say it themselves, ``step`` does not matter.
+    """Bytes from row to row; ``step`` is used only where the size of the data is ambiguous.
 
     Raises:
         MessageError: it matters, and is too small, or there are too few bytes.
@@ -141,10 +141,7 @@ class CompressedFile:
 
     @property
     def oddity(self) -> str:
-        """A sentence on a format string that says something else than the file, "" if none does.
-
-        The file is right: its kind is known by its bytes, and its colours are true ones.
-        """
+        """A warning on a format string that does not match the file, else ""; the file counts."""
         return one_line(odd_label(self.kind, self.stored_as))
 
     def decode(self) -> tuple[np.ndarray, str]:
@@ -176,8 +173,8 @@ class CompressedFile:
 def compressed_file(msg: CompressedImage | CompressedImageView) -> CompressedFile:
     """The file in a CompressedImage, to be decoded where there is time for it.
 
-    JPEG, PNG, WebP and TIFF are told apart by their bytes. Of the format string of image_transport
-    ("rgb8; jpeg compressed bgr8") only the pattern of a Bayer image is used, which no file tells.
+    JPEG, PNG, WebP and TIFF are recognised by their bytes. Of the format string of image_transport
+    ("rgb8; jpeg compressed bgr8") only the pattern of a Bayer image is used, which no file has.
 
     Raises:
         MessageError: another format, a truncated file, or a size beyond `MAX_COMPRESSED_PIXELS`.
@@ -207,7 +204,7 @@ def _decoded_encoding(pixels: np.ndarray, stored_as: str) -> str:
 
 
 def image_message(pixels: np.ndarray, encoding: str, header: Header) -> Image:
-    """An Image of ``pixels``, (H, W) or (H, W, C), with ``header`` as it is.
+    """An Image of ``pixels``, (H, W) or (H, W, C), with ``header`` unchanged.
 
     The message looks into ``pixels``; leave the array alone until the message is published.
     """

@@ -16,7 +16,7 @@ _FLOATS = {7: "f4", 8: "f8"}  # sensor_msgs/PointField's FLOAT32 and FLOAT64
 
 
 def cloud_message(cloud: np.ndarray, header: Header) -> PointCloud2:
-    """An organised PointCloud2 of ``cloud``, (h, w) of ``engine.cloud.POINT``, uncopied."""
+    """An organised PointCloud2 of ``cloud``, (h, w) of ``output.point_cloud.POINT``, uncopied."""
     height, width = cloud.shape
     msg = PointCloud2(
         header=header,
@@ -37,7 +37,7 @@ def cloud_message(cloud: np.ndarray, header: Header) -> PointCloud2:
 def cloud_points(msg: PointCloud2) -> np.ndarray:
     """x, y and z of a PointCloud2: (N, 3) float32, not finite ones included.
 
-    ``point_step`` and ``row_step`` matter only where the number of bytes does not tell them.
+    ``point_step`` and ``row_step`` are used only where the number of bytes is ambiguous.
 
     Raises:
         MessageError: it has no such fields, or too few bytes.

@@ -117,10 +117,10 @@ class PredictionMessages:
         info: CameraInfo | None,
         wanted: Callable[[str], bool],
     ) -> Iterator[tuple[str, Any]]:
-        """Topics and messages, each converted when it is asked for.
+        """Topics and messages, each converted when the iterator reaches it.
 
-        The messages hold the prediction's arrays, uncopied, and the one camera_info is filled
-        anew for every frame: send them at once.
+        The messages hold the prediction's arrays, uncopied, and the camera_info is one object
+        for all frames: send them at once.
 
         Args:
             prediction: of a frame.
