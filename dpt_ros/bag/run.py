@@ -138,11 +138,11 @@ class _Run:
 
     def _open_output(self, cameras: list[Camera]) -> tuple[list[str], list[str]]:
         """The topics to read, and those of them that are copied."""
-        channels = []
+        outputs = []
         for name, converter in self._converters.items():
             for note in filter(None, (converter.depth_note, converter.label_note)):
                 self._warn(f"{name}: {note}" if name else note)
-            channels += [
+            outputs += [
                 Channel(
                     f"/{self._prefixes[name]}{topic}",
                     type_name(kind),
@@ -151,28 +151,22 @@ class _Run:
                 for topic, kind in converter.topics.items()
                 if self._wanted(name, topic)
             ]
-        if not channels:
+        if not outputs:
             raise BagError(
                 f"The networks have none of the outputs {', '.join(self._job.outputs)}."
             )
-        own = {channel.topic for channel in channels}
-        copied = []
-        for topic, channel in self._reader.channels.items() if self._job.with_input else ():
-            if topic in own:
-                raise BagError(
-                    f"The input has a topic {topic}, as the output has; give the camera a name"
-                    " with -p cameras:=[NAME], or leave --with-input out."
-                )
-            if with_definition(channel) is None:
-                self._warn(f"{topic} is not copied: its type {channel.msgtype} is not known.")
-                continue
-            copied.append(topic)
-            channels.append(channel)
-        defined = [with_definition(channel) for channel in channels]
-        missing = [c.msgtype for c, d in zip(channels, defined, strict=True) if d is None]
-        if missing:
-            raise BagError(f"rosbags does not know the types {', '.join(missing)}.")
-        self._output.open([channel for channel in defined if channel is not None])
+        inputs = self._reader.channels if self._job.with_input else {}
+        if both := [channel.topic for channel in outputs if channel.topic in inputs]:
+            raise BagError(
+                f"The input has a topic {both[0]}, as the output has; give the camera a name"
+                " with -p cameras:=[NAME], or leave --with-input out."
+            )
+        defined = [with_definition(channel) for channel in (*outputs, *inputs.values())]
+        channels = [channel for channel in defined if channel is not None]
+        self._output.open(channels)
+        copied = [channel.topic for channel in channels[len(outputs) :]]
+        for topic in inputs.keys() - set(copied):
+            self._warn(f"{topic} is not copied: its type {inputs[topic].msgtype} is not known.")
         topics = {topic for camera in cameras for topic in camera.topics} | set(copied)
         if STATIC_FRAMES in self._reader.channels:
             topics.add(STATIC_FRAMES)
