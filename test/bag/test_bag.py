@@ -20,7 +20,7 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_msgs.msg import String
 
 from dpt_ros.bag import run as bag_run
-from dpt_ros.bag.job import Job, networks_for
+from dpt_ros.bag.job import Job, made_from, networks_for
 from dpt_ros.bag.outputs import ALL_OUTPUTS
 from dpt_ros.bag.reader import BagError, BagReader
 from dpt_ros.bag.run import convert
@@ -239,6 +239,21 @@ def test_another_input_under_the_same_name_is_refused(tmp_path) -> None:
     bags.write(made.source, bags.records(4))
     with pytest.raises(BagError, match="input"):
         convert(made)
+
+
+def test_weights_in_a_folder_are_part_of_what_a_bag_is_made_from(tmp_path) -> None:
+    made = job(bags.write(tmp_path / "in", bags.records(1)), tmp_path / "out")
+    networks = networks_for(made.settings)
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    other = replace(made, settings=replace(made.settings, depth_weights=str(weights)))
+    found = []
+    for content in (b"one", b"two"):
+        (weights / "model.safetensors").write_bytes(content)
+        found.append(made_from(other, BagReader(made.source), [], networks)["weights"])
+    assert [name for name, *_ in found[0]] == ["model.safetensors"]
+    assert found[0] != found[1]
+    assert made_from(made, BagReader(made.source), [], networks)["weights"] == []
 
 
 def test_a_run_begun_on_another_machine_is_begun_anew(tmp_path, monkeypatch) -> None:
