@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starts the node dpt on a camera, or on a bag, with the transport profile that images need.
+"""Starts the node dpt with a camera or a bag, and the Fast DDS profile that images need.
 
-The node takes itself to active (its parameter ``autostart``), here as by hand; a parameter file
-with ``autostart: false`` leaves that to a lifecycle manager. A bag begins to play when the node is
-active.
+The node activates itself; with ``autostart: false`` in the parameter file a lifecycle manager does
+it. A bag is played once the node is active.
 """
 
 import importlib.util
@@ -24,32 +23,32 @@ from launch_ros.event_handlers import OnStateTransition
 
 from dpt_ros.ros.share import transport_environment
 
-# Name, default, description. An empty one leaves what the parameter file or the node says.
+# Name, default, description. An empty argument keeps the value of the parameter file.
 ARGUMENTS = [
     ("image", "image", "topic of the camera image"),
     ("camera_info", "camera_info", "topic of its calibration"),
     ("odom", "odom", "topic of the odometry"),
-    ("scan", "anchors/scan", "topic of a 2-D lidar that fixes the scale"),
+    ("scan", "anchors/scan", "topic of a 2-D lidar from which the metric scale is estimated"),
     (
         "sensor_in_camera",
         "",
-        "where the lidar sits in the optical frame, 'x y z qx qy qz qw'; empty asks tf",
+        "pose of the lidar in the camera's optical frame, 'x y z qx qy qz qw'; default: from tf",
     ),
     ("namespace", "", "namespace of the node and its topics"),
-    ("params_file", "", "parameter file; empty takes config/dpt.yaml of this package"),
+    ("params_file", "", "parameter file; default: config/dpt.yaml of this package"),
     ("depth_network", "", "depth network: a name of the zoo, auto or none"),
     ("label_network", "", "label network: a name of the zoo, auto or none"),
-    ("depth_weights", "", "a file, download or random"),
-    ("label_weights", "", "a file, download or random"),
+    ("depth_weights", "", "weights of the depth network: a file, download or random"),
+    ("label_weights", "", "weights of the label network: a file, download or random"),
     ("device", "", "auto, cpu, cuda or cuda:N"),
     ("precision", "", "auto, fp32, fp16 or bf16"),
     (
         "use_sim_time",
         "",
-        "true or false; empty is true with a bag that brings a clock, else false",
+        "true or false; default: true with a bag played by rosbag2, else false",
     ),
-    ("bag", "", "a bag to play, with its clock"),
-    ("rviz", "false", "true shows image, depth and labels in RViz"),
+    ("bag", "", "bag to play, with its clock"),
+    ("rviz", "false", "true: show image, depth and labels in RViz"),
 ]
 PARAMETERS = (
     "depth_network",
@@ -100,9 +99,9 @@ def _start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     for variable, value in transport_environment().items():
         actions.append(SetEnvironmentVariable(variable, value))
     if bag:
-        # rosbag2 waits for nobody: the node needs a moment to find its publishers and to renew
-        # its subscription as they offer. Our own player, which waits for the subscription, stands
-        # in where rosbag2 is not installed; it publishes no clock.
+        # rosbag2 does not wait for subscribers: the node needs time to discover its publishers and
+        # to subscribe with the QoS that they offer. Where rosbag2 is not installed,
+        # dpt_ros.bag.player is used: it waits for the subscription and publishes no clock.
         command = ["ros2", "bag", "play", bag, "--clock", "--delay", "3"]
         if not has_rosbag2:
             also = [given["camera_info"], given["odom"], given["scan"], "/tf", "/tf_static"]

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Depth, points and labels as Nav2 takes them, from the synthetic camera or from yours.
+"""Depth, points and labels for Nav2, from the synthetic camera or from a real one.
 
-Starts dpt.launch.py, whose other arguments may be given here too, depthimage_to_laserscan, and on
-request a local costmap of Nav2 by itself, without planner or controller; all of them with their
-parameters of config/nav2_costmap.yaml. The costmap needs tf from odom to base_link and to the
-camera: the robot gives it, and so does the synthetic camera. docs/navigation.md says what each
-part does.
+Starts dpt.launch.py, whose other arguments may be given here too, depthimage_to_laserscan, and
+optionally a local costmap of Nav2 without planner or controller, with the parameters of
+config/nav2_costmap.yaml. The costmap needs tf from odom to base_link and to the camera, which the
+synthetic camera broadcasts as a robot does. See docs/navigation.md.
 """
 
 import os
@@ -23,35 +22,35 @@ from launch_ros.actions import LifecycleNode, Node
 
 # Name, default, description.
 ARGUMENTS = [
-    ("camera", "sim", "sim starts the synthetic camera; own takes the topics below"),
+    ("camera", "sim", "sim: start the synthetic camera; own: use the topics below"),
     ("kind", "room", "world of the synthetic camera: room, corridor or yard"),
     ("image", "image", "topic of the rectified camera image"),
     ("camera_info", "camera_info", "topic of its calibration"),
     ("odom", "odom", "topic of the odometry"),
-    ("scan", "scan", "topic of a 2-D lidar that fixes the scale, if there is one"),
+    ("scan", "scan", "topic of a 2-D lidar from which the metric scale is estimated, if any"),
     (
         "namespace",
         "",
-        "namespace of the nodes; topics of the costmap file are to be changed alike",
+        "namespace of the nodes; change the topics in the costmap file accordingly",
     ),
-    ("params_file", "", "parameter file of dpt; empty takes config/nav2_costmap.yaml"),
+    ("params_file", "", "parameter file of dpt; default: config/nav2_costmap.yaml"),
     (
         "costmap_file",
         "",
-        "parameter file of Nav2; empty takes config/nav2_costmap.yaml, and nav2_semantic.yaml "
+        "parameter file of Nav2; default: config/nav2_costmap.yaml, and nav2_semantic.yaml "
         "where semantic_segmentation_layer is installed",
     ),
-    ("laserscan", "true", "true starts depthimage_to_laserscan"),
+    ("laserscan", "true", "true: start depthimage_to_laserscan"),
     (
         "camera_frame",
         "",
-        "optical frame of your camera; camera_depth_frame, the scan's, is broadcast in it",
+        "optical frame of your camera; the scan's camera_depth_frame is broadcast relative to it",
     ),
-    ("costmap", "false", "true starts a local costmap of Nav2"),
+    ("costmap", "false", "true: start a local costmap of Nav2"),
     ("use_sim_time", "false", "true or false"),
 ]
-# Where the synthetic robot has its scanner, in the camera's optical frame: level, 0.3 m below a
-# camera that looks down by 5 degrees (dpt_ros.world.scan.level_mount). Another robot's tf says it.
+# Pose of the synthetic robot's lidar in the camera's optical frame: level, 0.3 m below a camera
+# that is pitched down by 5 degrees (dpt_ros.world.scan.level_mount). A real robot has tf.
 SIM_SCANNER = "0.0 0.2989 0.0261 0.5213 -0.5213 0.4777 0.4777"
 SIM_CAMERA_FRAME = "camera_optical_frame"
 # x ahead, y to the left, z up, in an optical frame (REP 103): quaternion x y z w.
@@ -83,7 +82,7 @@ def _start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         wanted["sensor_in_camera"] = SIM_SCANNER
     node = os.path.join(share, "launch", "dpt.launch.py")
     actions: list[LaunchDescriptionEntity] = [
-        # First, since it also sets the environment in which images go from process to process.
+        # First, since it also sets the environment variable of the Fast DDS profile.
         IncludeLaunchDescription(
             PythonLaunchDescriptionSource(node), launch_arguments=wanted.items()
         )
@@ -124,14 +123,14 @@ def _start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
                 get_package_share_directory("semantic_segmentation_layer")
                 files.append(os.path.join(share, "config", "nav2_semantic.yaml"))
             except PackageNotFoundError:
-                text = "semantic_segmentation_layer is not installed: no semantic layer."
+                text = "The costmap has no semantic layer: semantic_segmentation_layer is missing."
                 actions.append(LogInfo(msg=text))
         actions += _costmap(files, clock)
     return actions
 
 
 def _depth_frame(camera_frame: str, clock: dict[str, bool]) -> Node:
-    """Broadcasts the frame of the scan, in the middle of the camera's."""
+    """Broadcasts the frame of the scan, at the camera's origin."""
     words = [
         word
         for name, value in zip(("qx", "qy", "qz", "qw"), AHEAD_IN_OPTICAL, strict=True)
@@ -148,7 +147,7 @@ def _depth_frame(camera_frame: str, clock: dict[str, bool]) -> Node:
 
 
 def _costmap(files: list[str], clock: dict[str, bool]) -> list[LaunchDescriptionEntity]:
-    """A local costmap and what brings it to active."""
+    """A local costmap and the lifecycle manager that activates it."""
     costmap = LifecycleNode(
         package="nav2_costmap_2d",
         executable="nav2_costmap_2d",
@@ -161,7 +160,7 @@ def _costmap(files: list[str], clock: dict[str, bool]) -> list[LaunchDescription
         package="nav2_lifecycle_manager",
         executable="lifecycle_manager",
         name="lifecycle_manager_costmap",
-        # A costmap by itself makes no bond, for which the manager would wait in vain.
+        # A costmap by itself makes no bond, for which the manager would wait.
         parameters=[
             {
                 "node_names": ["local_costmap/local_costmap"],

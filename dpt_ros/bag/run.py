@@ -175,7 +175,7 @@ class _Run:
     def all(self) -> Result:
         """Run to the end of the bag."""
         before = self._before
-        self._runner.restore(before.engine)
+        self._runner.load_state_dict(before.engine)
         for camera, state in before.outputs.items():
             self._converters[camera].inverse_near = state["inverse_near"]
         start = time.monotonic()
@@ -275,7 +275,7 @@ class _Run:
         while self._in_flight:
             self._in_flight.popleft().result()
         self._done.position = position
-        self._done.engine = self._runner.state()
+        self._done.engine = self._runner.state_dict()
         self._done.outputs = {
             name: {"inverse_near": converter.inverse_near}
             for name, converter in self._converters.items()

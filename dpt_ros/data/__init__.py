@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -47,3 +48,20 @@ def palette(file_name: str) -> np.ndarray:
     for index, entry in enumerate(_classes(file_name), start=1):
         colors[index] = entry["color"]
     return colors
+
+
+def voc_colors() -> np.ndarray:
+    """(256, 3) uint8 RGB by class id, the colour map of Pascal VOC: the bits of the id spread over
+    red, green and blue."""
+    ids = np.arange(256)[:, None] >> np.arange(3)
+    bits = [(ids >> 3 * bit & 1) << (7 - bit) for bit in range(8)]
+    return np.sum(bits, axis=0).astype(np.uint8)
+
+
+def class_id_table(source: Sequence[str], target: Sequence[str]) -> np.ndarray:
+    """(256,) uint8: from the class ids of one list of names to those of another, by name; 0 for a
+    class that ``target`` does not have, and for 0 and 255."""
+    known = {name: k for k, name in enumerate(target, start=1)}
+    table = np.zeros(256, np.uint8)
+    table[1 : len(source) + 1] = [known.get(name, 0) for name in source]
+    return table

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Datasets as their authors publish them, and the synthetic world: pictures with truth. No ROS."""
+"""Published datasets and the synthetic world: images with ground truth. No ROS."""
 
 from typing import TYPE_CHECKING
 

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
-from dpt_ros.datasets.files import inverse_of, need_one, read_depth_png, read_lines, read_rgb
-from dpt_ros.datasets.sample import Dataset, DatasetError, Sample
+from dpt_ros.datasets.files import FileDataset, find_path, read_depth_png, read_lines, read_rgb
+from dpt_ros.datasets.sample import DatasetError, Sample
 from dpt_ros.engine.frame import CameraModel
 
 _PER_METRE = 256.0
@@ -19,35 +18,21 @@ _RAW = ("", "raw", "raw_data", "input")
 _SELECTION = "val_selection_cropped"
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """A line of a list: picture relative to the raw data, and its drive, camera and number."""
-
-    picture: str
-    drive: str
-    camera: str
-    number: str
-
-
-class KittiDataset(Dataset):
-    """KITTI: raw pictures (PNG or JPEG), a list of files, the annotated maps (PNG, 1/256 m).
+class KittiDataset(FileDataset):
+    """KITTI: raw images (PNG or JPEG), a list of files, the annotated maps (PNG, 1/256 m).
 
     Expected in the folder: the raw data ``2011_09_26/2011_09_26_drive_0002_sync/image_02/data/``
     (also under ``raw/`` or ``raw_data/``); a list, of BTS (``eigen_test_files_with_gt.txt``) or
     of Monodepth2 (``test_files.txt``); the annotated maps
     ``DRIVE/proj_depth/groundtruth/image_02`` (also under ``data_depth_annotated/``, ``train/`` and
-    ``val/``). Of Eigen's 697 test pictures 652 have a map; the others are left out, see
-    ``without_truth``.
+    ``val/``). Of Eigen's 697 test images 652 have a map; the others are left out, see ``notes``.
 
     Args:
-        files: the list, if it stands elsewhere or has another name.
+        files: path of the list, if it is elsewhere or has another name.
         depth_root: folder of the annotated maps, if it is another one.
         official_val: keep only drives of the official validation set (maps under ``val/``), as
             the zero-shot tables of MiDaS and DPT do.
-        selection: read ``val_selection_cropped`` (pictures and maps of 352x1216) instead.
-
-    Attributes:
-        without_truth: listed pictures that have no depth map.
+        selection: read ``val_selection_cropped`` (images and maps of 352x1216) instead.
     """
 
     name = "kitti"
@@ -61,72 +46,63 @@ class KittiDataset(Dataset):
         official_val: bool = False,
         selection: bool = False,
     ) -> None:
-        self.without_truth: tuple[str, ...] = ()
-        self._pairs: list[tuple[str, Path, Path]] = []
         if selection:
             self._list_selection(root)
             return
-        wanted = [Path(files).expanduser()] if files else [root / n for n in _LISTS[split]]
-        listing = need_one(wanted, f"the list of Eigen's {split} pictures")
-        entries = [_entry(line, listing) for line in read_lines(listing, "the list")]
-        if not entries:
-            raise DatasetError(f"{listing} lists no picture.")
-        first = Path(entries[0].picture).parent
-        folder = need_one([root / name / first for name in _RAW], "the folder of a listed picture")
+        lists = [Path(files).expanduser()] if files else [root / name for name in _LISTS[split]]
+        listing = find_path(f"the list of Eigen's {split} images", *lists)
+        images = [_image(line, listing) for line in read_lines(listing, "the list")]
+        if not images:
+            raise DatasetError(f"{listing} lists no image.")
+        first = Path(images[0]).parent
+        folder = find_path("the folder of a listed image", *(root / n / first for n in _RAW))
         raw = folder.parents[len(first.parts) - 1]
         places = _depth_places(Path(depth_root).expanduser() if depth_root else root)
         if official_val:
             places = [place for place in places if place.name == "val"]
-        missing = []
-        for entry in entries:
-            tail = f"{entry.drive}/proj_depth/groundtruth/{entry.camera}/{entry.number}.png"
-            found = [place / tail for place in places if (place / tail).exists()]
-            if found:
-                self._pairs.append((entry.picture, raw / entry.picture, found[0]))
-            else:
-                missing.append(entry.picture)
-        self.without_truth = tuple(missing)
-        if missing:
+        pairs: list[tuple[str, Path, Path]] = []
+        for image in images:
+            _, drive, camera, _, name = image.split("/")
+            tail = f"{drive}/proj_depth/groundtruth/{camera}/{Path(name).stem}.png"
+            maps = [place / tail for place in places if (place / tail).exists()]
+            pairs += [(image, raw / image, found) for found in maps[:1]]
+        if len(pairs) < len(images):
             self.notes = (
-                f"{len(missing)} of the {len(entries)} listed pictures have no depth map and are "
-                "skipped.",
+                f"{len(images) - len(pairs)} of the {len(images)} listed images have no depth map "
+                "and are skipped.",
             )
-        if not self._pairs:
-            raise DatasetError(
-                f"None of the {len(entries)} pictures of {listing} has a depth map: expected "
-                f"DRIVE/proj_depth/groundtruth/image_02/NUMBER.png in "
-                f"{' or '.join(str(place) for place in places) or 'a folder val'}."
-            )
+        self._list(
+            pairs,
+            f"None of the {len(images)} images of {listing} has a depth map: expected "
+            f"DRIVE/proj_depth/groundtruth/image_02/NUMBER.png in "
+            f"{' or '.join(str(place) for place in places) or 'a folder val'}.",
+        )
 
     def _list_selection(self, root: Path) -> None:
-        folder = need_one(
-            [root / _SELECTION, root / "depth_selection" / _SELECTION],
-            "KITTI's selection for validation",
-        )
-        for picture in sorted((folder / "image").glob("*.[pj][np]g")):
-            name = f"{picture.stem.replace('_sync_image_', '_sync_groundtruth_depth_')}.png"
-            self._pairs.append((picture.name, picture, folder / "groundtruth_depth" / name))
-        if not self._pairs:
-            raise DatasetError(f"There is no picture in {folder / 'image'}.")
-
-    def __len__(self) -> int:
-        return len(self._pairs)
+        places = root / _SELECTION, root / "depth_selection" / _SELECTION
+        folder = find_path("KITTI's selection for validation", *places)
+        pairs = []
+        for image in sorted((folder / "image").glob("*.[pj][np]g")):
+            name = f"{image.stem.replace('_sync_image_', '_sync_groundtruth_depth_')}.png"
+            pairs.append((image.name, image, folder / "groundtruth_depth" / name))
+        self._list(pairs, f"There is no image in {folder / 'image'}.")
 
     def read(self, index: int) -> Sample:
-        name, picture, truth = self._pairs[index]
-        rgb = read_rgb(picture)
+        name, image, truth = self._entries[index]
+        rgb = read_rgb(image)
         depth = read_depth_png(truth, _PER_METRE, rgb.shape[:2])
-        return Sample(name, rgb, depth, inverse_of(depth), camera=_camera(picture, rgb.shape[:2]))
+        return Sample(name, rgb, depth, camera=_camera(image, rgb.shape[:2]))
 
 
-def _entry(line: str, listing: Path) -> _Entry:
+def _image(line: str, listing: Path) -> str:
+    """The image that a line of a list names: DATE/DRIVE/CAMERA/data/NUMBER.png."""
     words = line.split()
-    parts = words[0].split("/")
-    if words[0].endswith((".png", ".jpg")) and len(parts) == 5:
-        return _Entry(words[0], parts[1], parts[2], Path(parts[4]).stem)
-    if len(words) == 3 and len(parts) == 2 and words[1].isdigit() and words[2] in ("l", "r"):
-        camera, number = "image_02" if words[2] == "l" else "image_03", f"{int(words[1]):010d}"
-        return _Entry(f"{words[0]}/{camera}/data/{number}.png", parts[1], camera, number)
+    if words[0].endswith((".png", ".jpg")) and words[0].count("/") == 4:
+        return words[0]
+    if len(words) == 3 and words[0].count("/") == 1 and words[1].isdigit():
+        camera = {"l": "image_02", "r": "image_03"}.get(words[2])
+        if camera is not None:
+            return f"{words[0]}/{camera}/data/{int(words[1]):010d}.png"
     raise DatasetError(
         f"{listing} has the line {line!r}, but expected DATE/DRIVE/image_02/data/NUMBER.png ... "
         "or DATE/DRIVE NUMBER l."
@@ -139,14 +115,14 @@ def _depth_places(root: Path) -> list[Path]:
     return [place for place in (*below, *above) if place.is_dir()]
 
 
-def _camera(picture: Path, shape: tuple[int, int]) -> CameraModel | None:
-    """The rectified camera of a raw picture, if its calibration is there."""
-    if len(picture.parts) < 5:
+def _camera(image: Path, shape: tuple[int, int]) -> CameraModel | None:
+    """The rectified camera of a raw image, if its calibration is there."""
+    if len(image.parts) < 5:
         return None
-    listing = picture.parents[3] / "calib_cam_to_cam.txt"
+    listing = image.parents[3] / "calib_cam_to_cam.txt"
     if not listing.exists():
         return None
-    wanted = f"P_rect_{picture.parents[1].name[-2:]}:"
+    wanted = f"P_rect_{image.parents[1].name[-2:]}:"
     for line in read_lines(listing, "KITTI's calibration"):
         if line.startswith(wanted):
             p = [float(word) for word in line.split()[1:]]

@@ -66,17 +66,17 @@ def unknown_dataset(name: str) -> str:
 def open_dataset(
     name: str, root: Path | str | None = None, split: str = "test", **options: Any
 ) -> Dataset:
-    """A dataset, read sample by sample when they are asked for.
+    """Open a dataset; its samples are read when they are accessed.
 
     Args:
         name: one of ``list_datasets()``.
         root: its folder; None for the synthetic world.
         split: "train" or "test".
-        options: of the dataset, see its class; as values, or as words of a command line.
+        options: of the dataset, see its class; values, or their text from a command line.
 
     Raises:
-        ValueError: there is no such dataset, split or option, or a value is of another type.
         DatasetError: the folder does not hold what was expected.
+        ValueError: otherwise: there is no such dataset, split or option, or a value is wrong.
     """
     from dpt_ros.datasets.sample import DatasetError
 
@@ -85,16 +85,16 @@ def open_dataset(
     if split not in ("train", "test"):
         raise ValueError(f"The split is {split!r}, but must be train or test.")
     build = _class_of(name)
-    taken = dict(inspect.signature(build).parameters)
-    for word in ("root", "split"):
-        taken.pop(word, None)
+    known = dict(inspect.signature(build).parameters)
+    for parameter in ("root", "split"):
+        known.pop(parameter, None)
     for option, value in options.items():
-        if option not in taken:
+        if option not in known:
             raise ValueError(
                 f"Unknown option {option!r} of the dataset {name}. Available: "
-                f"{', '.join(sorted(taken)) or 'none'}."
+                f"{', '.join(sorted(known)) or 'none'}."
             )
-        options[option] = _typed(option, value, taken[option].default)
+        options[option] = _typed(option, value, known[option].default)
     if name == "world":
         if root is not None:
             raise ValueError(
@@ -118,7 +118,7 @@ def open_dataset(
                 build(root=other, split=split, **options)
             except (DatasetError, OSError):
                 continue
-            raise DatasetError(f"{error} The folder {other} holds it: give that.") from error
+            raise DatasetError(f"{error} The folder {other} holds it: use that.") from error
         raise
 
 

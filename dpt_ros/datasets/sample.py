@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One picture with its truth, and a sequence of them: what every dataset gives."""
+"""One image with its ground truth, and a sequence of them: the interface of every dataset."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ class DatasetError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """A picture and what is known about it; None for what the dataset does not tell.
+    """An image and its ground truth; None for what the dataset does not have.
 
     Args:
-        name: of the picture within its dataset.
+        name: of the image within its dataset.
         rgb: (H, W, 3) uint8.
         depth: (H, W) float32, metres along optical Z, NaN where unknown, +Inf for sky.
-        inverse: (H, W) float32, relative inverse depth, NaN where unknown, 0 for sky; where
-            there is ``depth`` too, it is 1/m.
-        labels: (H, W) uint8, class ids 1..N; 0 and 255 are not judged.
+        inverse: (H, W) float32, relative inverse depth, NaN where unknown, 0 for sky; computed
+            from ``depth`` (1/m) where only that is given.
+        labels: (H, W) uint8, class ids 1..N; 0 and 255 are not evaluated.
         pairs: (K, 5) float64, pairs of points with known order: row 1, column 1, row 2, column 2
             (pixels from 0), and 1 where point 1 is nearer, -1 where point 2 is.
         camera: intrinsics of ``rgb``.
         sequence: name of the video; the frames of one video are consecutive. "" for a single
-            picture.
+            image.
         stamp_ns: time, nanoseconds.
-        truth: everything about a frame of a video, for the temporal metrics.
+        truth: the complete ground truth of a video frame, for the temporal metrics.
     """
 
     name: str
@@ -49,15 +49,19 @@ class Sample:
     stamp_ns: int = 0
     truth: Truth | None = None
 
+    def __post_init__(self) -> None:
+        if self.inverse is None and self.depth is not None:
+            object.__setattr__(self, "inverse", (1 / self.depth).astype(np.float32))
+
 
 class Dataset(Sequence[Sample]):
-    """Samples that are read when they are asked for.
+    """Samples that are read when they are accessed.
 
     Attributes:
         name: of the dataset, as ``open_dataset`` takes it.
-        class_names: that of id k + 1 is at k; None without labels.
-        variant: which of the forms it is published or used in; "" where there is only one.
-        notes: what a reader of results should know: what was skipped and why.
+        class_names: the name of class id k + 1 is at k; None without labels.
+        variant: the published or common form of the dataset; "" where there is only one.
+        notes: remarks for a reader of results: what was skipped and why.
     """
 
     name: str
@@ -70,7 +74,7 @@ class Dataset(Sequence[Sample]):
         """The sample at ``index``, 0 <= index < len.
 
         Raises:
-            DatasetError: a file of it is missing or is not what was published.
+            DatasetError: one of its files is missing or is not what was published.
         """
 
     @overload
@@ -86,12 +90,7 @@ class Dataset(Sequence[Sample]):
 
 
 class Subset(Dataset):
-    """Some samples of a dataset, in a given order; still read when they are asked for.
-
-    Args:
-        dataset: the whole.
-        indices: which.
-    """
+    """The samples of ``dataset`` at ``indices``, in that order; read when they are accessed."""
 
     def __init__(self, dataset: Dataset, indices: Sequence[int]) -> None:
         self.name, self.class_names = dataset.name, dataset.class_names

@@ -5,11 +5,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from dpt_ros.data import class_names
-from dpt_ros.datasets.files import need, need_one, read_labels, read_lines, read_rgb
-from dpt_ros.datasets.sample import Dataset, DatasetError, Sample
+from dpt_ros.datasets.files import FileDataset, find_path, read_labels, read_lines, read_rgb
+from dpt_ros.datasets.sample import Sample
 
 # fmt: off
 PASCAL_CONTEXT = (
@@ -23,8 +21,8 @@ PASCAL_CONTEXT = (
 # fmt: on
 
 
-class Ade20kDataset(Dataset):
-    """ADE20K as in the scene parsing challenge: 150 classes, 2000 validation pictures.
+class Ade20kDataset(FileDataset):
+    """ADE20K as in the scene parsing challenge: 150 classes, 2000 validation images.
 
     Expected: ``images/validation/NAME.jpg`` and ``annotations/validation/NAME.png`` with class
     ids, 0 where none was given (``training`` for training); also one folder further down, in
@@ -36,30 +34,22 @@ class Ade20kDataset(Dataset):
 
     def __init__(self, root: Path, split: str = "test") -> None:
         part = "validation" if split == "test" else "training"
-        self._images = need_one(
-            (root / "images" / part, root / "ADEChallengeData2016" / "images" / part),
-            f"the {part} pictures of ADE20K",
-        )
-        self._labels = need(
-            self._images.parents[1] / "annotations" / part, f"the {part} labels of ADE20K"
-        )
-        self._names = sorted(path.stem for path in self._images.glob("*.jpg"))
-        if not self._names:
-            raise DatasetError(f"No picture (*.jpg) found in {self._images}.")
-
-    def __len__(self) -> int:
-        return len(self._names)
+        places = (root / "images" / part, root / "ADEChallengeData2016" / "images" / part)
+        self._images = find_path(f"the {part} images of ADE20K", *places)
+        annotations = self._images.parents[1] / "annotations" / part
+        self._labels = find_path(f"the {part} labels of ADE20K", annotations)
+        names = sorted(path.stem for path in self._images.glob("*.jpg"))
+        self._list(names, f"No image (*.jpg) found in {self._images}.")
 
     def read(self, index: int) -> Sample:
-        name = self._names[index]
+        name = self._entries[index]
         rgb = read_rgb(self._images / f"{name}.jpg")
-        labels = read_labels(self._labels / f"{name}.png", rgb.shape[:2])
-        _check_ids(labels, 150, self._labels / f"{name}.png")
+        labels = read_labels(self._labels / f"{name}.png", 150, rgb.shape[:2])
         return Sample(name, rgb, labels=labels)
 
 
-class PascalContextDataset(Dataset):
-    """Pascal Context: 59 classes on pictures of VOC 2010, 5105 for validation.
+class PascalContextDataset(FileDataset):
+    """Pascal Context: 59 classes on images of VOC 2010, 5105 for validation.
 
     Expected: ``JPEGImages/NAME.jpg``, ``SegmentationClassContext/NAME.png`` with class ids in the
     order of ``PASCAL_CONTEXT``, 0 for background, and the list
@@ -67,42 +57,27 @@ class PascalContextDataset(Dataset):
     annotations are usually converted to. Also in ``VOCdevkit/VOC2010`` of the folder.
 
     Args:
-        background: judge the background too, as the class with id 60; else it is left out, as in
-            the tables of 59 classes.
+        background: evaluate the background too, as the class with id 60; otherwise it is left
+            out, as in the tables of 59 classes.
     """
 
     name = "pascal_context"
 
     def __init__(self, root: Path, split: str = "test", background: bool = False) -> None:
         names = f"ImageSets/SegmentationContext/{'val' if split == 'test' else 'train'}.txt"
-        listing = need_one(
-            (root / names, root / "VOCdevkit" / "VOC2010" / names), "the list of Pascal Context"
-        )
+        what = "the list of Pascal Context"
+        listing = find_path(what, root / names, root / "VOCdevkit" / "VOC2010" / names)
         self._root = listing.parents[2]
         self._background = background
-        self._names = read_lines(listing, "the list of Pascal Context")
-        if not self._names:
-            raise DatasetError(f"{listing} lists no picture.")
+        self._list(read_lines(listing, what), f"{listing} lists no image.")
         self.class_names = (*PASCAL_CONTEXT, "background") if background else PASCAL_CONTEXT
         self.variant = f"{len(self.class_names)} classes"
 
-    def __len__(self) -> int:
-        return len(self._names)
-
     def read(self, index: int) -> Sample:
-        name = self._names[index]
+        name, count = self._entries[index], len(PASCAL_CONTEXT)
         rgb = read_rgb(self._root / "JPEGImages" / f"{name}.jpg")
         path = self._root / "SegmentationClassContext" / f"{name}.png"
-        labels = read_labels(path, rgb.shape[:2])
-        _check_ids(labels, len(PASCAL_CONTEXT), path)
+        labels = read_labels(path, count, rgb.shape[:2])
         if self._background:
-            labels = np.where(labels == 0, len(PASCAL_CONTEXT) + 1, labels).astype(np.uint8)
+            labels[labels == 0] = count + 1
         return Sample(name, rgb, labels=labels)
-
-
-def _check_ids(labels: np.ndarray, count: int, path: Path) -> None:
-    odd = np.unique(labels[(labels > count) & (labels != 255)])
-    if odd.size:
-        raise DatasetError(
-            f"{path} holds the class id {odd[0]}, but ids must be 0..{count} or 255."
-        )

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dpt_ros.datasets.files import inverse_of, read_depth_png, read_lines, read_rgb
-from dpt_ros.datasets.sample import Dataset, DatasetError, Sample
+from dpt_ros.datasets.files import FileDataset, read_depth_png, read_lines, read_rgb
+from dpt_ros.datasets.sample import DatasetError, Sample
 from dpt_ros.engine.frame import CameraModel
 
 _PER_METRE = 5000.0
@@ -16,18 +16,18 @@ _PER_METRE = 5000.0
 _FREIBURG3 = CameraModel(640, 480, 535.4, 539.2, 320.1, 247.6)
 
 
-class TumDataset(Dataset):
+class TumDataset(FileDataset):
     """TUM RGB-D: one sequence, or a folder of them.
 
     Expected in a sequence: ``rgb.txt`` and ``depth.txt`` (time and file on each line) and the
-    files they name; depth PNGs have 5000 units in a metre, 0 where unknown. Each picture gets the
+    files they name; depth PNGs have 5000 units per metre, 0 where unknown. Each image gets the
     depth map nearest in time.
 
     Args:
-        max_difference: seconds between a picture and its depth map; a picture without one is left
+        max_difference: seconds between an image and its depth map; an image without one is left
             out.
         every: take every ``every``-th pair of a sequence.
-        match: only sequences whose name holds this.
+        match: only sequences whose name contains this.
     """
 
     name = "tum"
@@ -45,30 +45,26 @@ class TumDataset(Dataset):
         folders = [root] if (root / "rgb.txt").exists() else sorted(root.iterdir())
         folders = [f for f in folders if (f / "rgb.txt").exists() and match in f.name]
         if not folders:
-            wanted = f" of a sequence whose name holds {match!r}" if match else ""
+            wanted = f" of a sequence whose name contains {match!r}" if match else ""
             raise DatasetError(f"No rgb.txt{wanted} found in {root} or in a folder of it.")
-        self._pairs: list[tuple[Path, float, str, str]] = []
+        self._entries: list[tuple[Path, float, str, str]] = []
         for folder in folders:
             pairs = _associate(folder, max_difference)
             if not pairs:
                 raise DatasetError(
-                    f"No picture of {folder} has a depth map within {max_difference:g} s."
+                    f"No image of {folder} has a depth map within {max_difference:g} s."
                 )
-            self._pairs += [(folder, *pair) for pair in pairs[::every]]
-
-    def __len__(self) -> int:
-        return len(self._pairs)
+            self._entries += [(folder, *pair) for pair in pairs[::every]]
 
     def read(self, index: int) -> Sample:
-        folder, seconds, picture, truth = self._pairs[index]
-        rgb = read_rgb(folder / picture)
+        folder, seconds, image, truth = self._entries[index]
+        rgb = read_rgb(folder / image)
         depth = read_depth_png(folder / truth, _PER_METRE, rgb.shape[:2])
         known = "freiburg3" in folder.name and rgb.shape[:2] == (480, 640)
         return Sample(
-            f"{folder.name}/{picture}",
+            f"{folder.name}/{image}",
             rgb,
             depth,
-            inverse_of(depth),
             camera=_FREIBURG3 if known else None,
             sequence=folder.name,
             stamp_ns=round(seconds * 1e9),
@@ -76,11 +72,11 @@ class TumDataset(Dataset):
 
 
 def _associate(folder: Path, limit: float) -> list[tuple[float, str, str]]:
-    """(time, picture, depth map) in the order of the pictures; no depth map is used twice."""
-    pictures, depths = _listed(folder / "rgb.txt"), _listed(folder / "depth.txt")
+    """(time, image, depth map) in the order of the images; no depth map is used twice."""
+    images, depths = _listed(folder / "rgb.txt"), _listed(folder / "depth.txt")
     times = np.array([seconds for seconds, _ in depths])
     pairs: dict[int, tuple[float, int]] = {}
-    for i, (seconds, _) in enumerate(pictures):
+    for i, (seconds, _) in enumerate(images):
         if not len(times):
             break
         k = int(np.argmin(np.abs(times - seconds)))
@@ -88,7 +84,7 @@ def _associate(folder: Path, limit: float) -> list[tuple[float, str, str]]:
         if apart <= limit and (k not in pairs or apart < pairs[k][0]):
             pairs[k] = apart, i
     chosen = sorted((i, k) for k, (_, i) in pairs.items())
-    return [(pictures[i][0], pictures[i][1], depths[k][1]) for i, k in chosen]
+    return [(images[i][0], images[i][1], depths[k][1]) for i, k in chosen]
 
 
 def _listed(path: Path) -> list[tuple[float, str]]:

@@ -1,29 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The synthetic world as a dataset."""
+"""The synthetic world as a dataset: rendered frame by frame, or once into a folder."""
 
 from __future__ import annotations
 
-import numpy as np
+import hashlib
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from copy import copy
+from itertools import repeat
+from pathlib import Path
 
-from dpt_ros.datasets.files import inverse_of
+import cv2
+import numpy as np
+from tqdm import tqdm
+
 from dpt_ros.datasets.sample import Dataset, Sample
-from dpt_ros.world import CLASSES, KINDS, World
+from dpt_ros.world import CLASSES, KINDS, World, classes
 
 HELD_OUT = 1_000_000  # seeds from here on are never trained on
 _SPAN = 9000  # frames of a world to choose from: five minutes of driving
+_ARRAYS = {"rgb": (np.uint8, (3,)), "inverse": (np.float16, ()), "labels": (np.uint8, ())}
 
 
 class WorldDataset(Dataset):
-    """Frames of many seeded worlds, rendered when they are asked for.
+    """Frames of many seeded worlds, rendered when they are accessed.
 
     Args:
-        split: "test": worlds that no shipped network has seen; "train": those from seed 0 on.
+        split: "test": worlds that no shipped network was trained on; "train": those from seed 0
+            on.
         worlds: how many; their kinds take turns.
         frames: of each world.
         width, height: pixels.
         video: consecutive frames from a random moment on, with the truth that the temporal
-            metrics need; else frames at random moments.
+            metrics need; otherwise frames at random moments.
         step: of a video, every how many frames of 30 per second one is taken.
+
+    Raises:
+        ValueError: a number is below 1.
     """
 
     name = "world"
@@ -39,9 +52,9 @@ class WorldDataset(Dataset):
         video: bool = False,
         step: int = 1,
     ) -> None:
-        for what, value in (("worlds", worlds), ("frames", frames), ("step", step)):
+        for option, value in (("worlds", worlds), ("frames", frames), ("step", step)):
             if value < 1:
-                raise ValueError(f"{what} is {value}, but must be at least 1.")
+                raise ValueError(f"{option} is {value}, but must be at least 1.")
         first = HELD_OUT if split == "test" else 0
         self.seeds = range(first, first + worlds)
         self.frames, self.size, self.video, self.step = frames, (width, height), video, step
@@ -66,10 +79,76 @@ class WorldDataset(Dataset):
             name=f"{world.kind}-{seed}-{i}",
             rgb=view.rgb,
             depth=view.depth,
-            inverse=inverse_of(view.depth),
             labels=view.labels,
             camera=view.camera,
             sequence=f"{world.kind}-{seed}" if self.video else "",
             stamp_ns=view.stamp_ns,
             truth=view if self.video else None,
+        )
+
+    def rendered(self, cache: Path, workers: int = 2) -> RenderedWorld:
+        """The single frames, rendered by ``workers`` processes unless the folder ``cache`` holds
+        them already; about 6 bytes per pixel and frame."""
+        (width, height), seeds = self.size, f"{self.seeds.start}-{self.seeds.stop}"
+        folder = cache / f"{seeds}x{self.frames}-{width}x{height}-{_source_hash()}"
+        complete = folder / "complete"
+        single = copy(self)
+        single.video, single._world = False, None
+        if not complete.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, (dtype, channels) in _ARRAYS.items():
+                shape = (len(self), height, width, *channels)
+                np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape)
+            with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+                jobs = pool.map(
+                    _render, repeat(single), repeat(folder), range(len(self.seeds)), chunksize=4
+                )
+                for _ in tqdm(jobs, total=len(self.seeds), unit="world", desc="rendering"):
+                    pass
+            complete.touch()
+        return RenderedWorld(*(np.load(folder / f"{n}.npy", mmap_mode="r") for n in _ARRAYS))
+
+
+def _render(dataset: WorldDataset, folder: Path, world: int) -> None:
+    """Write the frames of the ``world``-th seed into the arrays of ``folder``."""
+    cv2.setNumThreads(1)
+    arrays = [np.load(folder / f"{name}.npy", mmap_mode="r+") for name in _ARRAYS]
+    for index in range(world * dataset.frames, (world + 1) * dataset.frames):
+        sample = dataset.read(index)
+        for array, name in zip(arrays, _ARRAYS, strict=True):
+            array[index] = getattr(sample, name)
+
+
+def _source_hash() -> str:
+    """Changes with the renderer's source, so that no outdated frames are read."""
+    sources = [Path(__file__), *sorted(Path(classes.__file__).parent.glob("*.py"))]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:10]
+
+
+class RenderedWorld(Dataset):
+    """N frames of the synthetic world as arrays.
+
+    Args:
+        rgb: (N, H, W, 3) uint8.
+        inverse: (N, H, W) float16 inverse depth, 1/m, 0 for sky.
+        labels: (N, H, W) uint8, class ids from 1.
+    """
+
+    name = "world"
+    class_names = CLASSES
+
+    def __init__(self, rgb: np.ndarray, inverse: np.ndarray, labels: np.ndarray) -> None:
+        self.rgb, self.inverse, self.labels = rgb, inverse, labels
+
+    def __len__(self) -> int:
+        return len(self.rgb)
+
+    def read(self, index: int) -> Sample:
+        inverse = self.inverse[index].astype(np.float32)
+        return Sample(
+            name=str(index),
+            rgb=np.ascontiguousarray(self.rgb[index]),
+            depth=np.divide(1, inverse, out=np.full_like(inverse, np.inf), where=inverse > 0),
+            inverse=inverse,
+            labels=np.ascontiguousarray(self.labels[index]),
         )

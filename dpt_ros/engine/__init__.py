@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames in, predictions out. Knows images, time and the device; nothing of ROS."""
+"""Frames in, predictions out: images, time and the device, independent of ROS."""
 
 from typing import TYPE_CHECKING
 
@@ -7,7 +7,15 @@ from dpt_ros.lazy import lazy_names
 
 if TYPE_CHECKING:
     from dpt_ros.engine.inference.predict import predict_image
+    from dpt_ros.engine.smoothing.filter import TemporalFilter, TemporalSettings
 else:
-    __getattr__ = lazy_names(__name__, {"predict_image": "inference.predict"})
+    __getattr__ = lazy_names(
+        __name__,
+        {
+            "predict_image": "inference.predict",
+            "TemporalFilter": "smoothing.filter",
+            "TemporalSettings": "smoothing.filter",
+        },
+    )
 
-__all__ = ["predict_image"]
+__all__ = ["TemporalFilter", "TemporalSettings", "predict_image"]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What went wrong on a device: full memory, an acceleration that cannot be used, a lost device.
+"""Faults of a device: out of memory, an acceleration that cannot be used, a lost device.
 
-CUDA, cuDNN, cuBLAS, Triton and the host's allocator of pinned memory each report the same fault
-in a form of their own; it is told here, once.
+CUDA, cuDNN, cuBLAS, Triton and the allocator of page-locked memory report the same fault in
+different forms; all are recognised here.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ _OUT_OF_MEMORY = (
     "cudnn_status_internal_error_host_allocation_failed",
     "cublas_status_alloc_failed",
     "cusolver_status_alloc_failed",
-    # cuDNN tries its engines one by one and reports only that none was left; cuBLAS and cuDNN
-    # cannot make a handle. Both have other causes, too: what was freed then did not help.
+    # cuDNN reports that none of its engines works; cuBLAS and cuDNN cannot make a handle. Both
+    # have other causes, too: then freeing memory does not help.
     "unable to find an engine to execute this computation",
     "cudnn_status_not_initialized",
     "cublas_status_not_initialized",
-    # Jetson: the caching allocator asks NVML, which is not there, for the text of its message.
+    # Jetson: the caching allocator asks the missing NVML for the text of its message.
     "nvml_success == r internal assert failed",
     "nvmapmemalloc",
 )
 
 
 class DeviceLostError(RuntimeError):
-    """The GPU failed in a way that only a new process recovers from; the message says so."""
+    """The GPU failed in a way that only a new process recovers from."""
 
 
 class AccelerationError(RuntimeError):
-    """Something that only makes the work faster cannot be used; without it the work can be done.
+    """An acceleration cannot be used; the work can be done without it.
 
     Args:
         message: what failed, why, and what is used instead.
-        turn_off: switches it off for good.
+        turn_off: turns it off permanently.
     """
 
     def __init__(self, message: str, turn_off: Callable[[], None]) -> None:
@@ -51,7 +51,7 @@ class AccelerationError(RuntimeError):
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and what led to it, the innermost cause last."""
+    """An error and its causes, the innermost last."""
     seen: set[int] = set()
     now: BaseException | None = error
     while now is not None and id(now) not in seen:
@@ -61,8 +61,7 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory of the device, or pinned memory of the host, ran out or may have run out, in
-    whatever words."""
+    """Whether device memory or page-locked host memory ran out, or may have."""
     return any(_is_out_of_memory(one) for one in causes(error))
 
 
@@ -84,7 +83,7 @@ def first_line(error: BaseException) -> str:
 
 
 def innermost_line(error: BaseException) -> str:
-    """The same of what led to the error; lookups that failed on the way are no cause."""
+    """The first line of the innermost RuntimeError or OSError among an error's causes."""
     found: list[BaseException] = [
         one for one in causes(error) if isinstance(one, RuntimeError | OSError)
     ]
@@ -92,7 +91,7 @@ def innermost_line(error: BaseException) -> str:
 
 
 def without_locals(error: Exception) -> Exception:
-    """The same error, whose traceback no longer keeps tensors of the failed work alive."""
+    """The error without the local variables of its traceback, which keep tensors alive."""
     for one in causes(error):
         traceback.clear_frames(one.__traceback__)
     return error

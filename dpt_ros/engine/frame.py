@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plain types that travel through the house: camera, frame in, prediction out."""
+"""The types of the engine's interface: camera, frame, requested outputs, prediction."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class CameraModel:
     cy: float
 
     def scaled(self, width: int, height: int) -> CameraModel:
-        """The same camera seen in an image resized to ``width`` x ``height``.
+        """The intrinsics of an image resized to ``width`` x ``height``.
 
-        Pixel centres sit at integer coordinates, so the principal point moves by the half pixel.
+        Pixel centres have integer coordinates, hence the half pixels of the principal point.
         """
         sx, sy = width / self.width, height / self.height
         return CameraModel(
@@ -46,27 +46,25 @@ class CameraModel:
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One camera image on its way in.
+    """One camera image and what is known about it.
 
     Args:
-        pixels: the camera's own pixels, as ``encoding`` says: (H, W) or (H, W, C), uint8, uint16
+        pixels: the camera's own pixels in ``encoding``: (H, W) or (H, W, C), uint8, uint16
             or float32; planar YUV as OpenCV stacks it. May be a strided view of a message.
         encoding: a sensor_msgs encoding name ("rgb8", "bayer_rggb8", ...).
         stamp_ns: acquisition time, nanoseconds.
         frame_id: the optical frame of the camera (REP 103).
-        source: the camera's name, "" when there is only one.
+        source: the camera's name, "" if there is only one.
         camera: intrinsics of ``pixels``, if known.
         odom_from_camera: (4, 4) pose of the optical frame at ``stamp_ns`` in a frame that does not
-            jump (odom, not map; REP 105), metres; None if nobody knows.
-        locate: looks up ``odom_from_camera`` when it is needed, instead of it: what tells it may
-            come later than the image. Called from a thread of the pipeline.
-        anchors: pixels of known depth (``engine.anchors.Anchors``), if a sensor measured some.
-        down: (3,) unit vector towards the floor in the optical frame; None for a camera that
-            looks straight ahead.
-        context: whatever the caller wants back with the prediction, untouched.
-        decode: reads pixels that are still a compressed file: ``pixels`` are then its bytes and
-            ``encoding`` names its format. Gives the pixels and their encoding, or raises a
-            ValueError with a sentence.
+            jump (odom, not map; REP 105), metres; None if unknown.
+        locate: returns ``odom_from_camera`` when it is needed, since odometry can arrive later
+            than the image. Called from a thread of the pipeline.
+        anchors: pixels of measured depth (``scale.anchors.Anchors``) or None.
+        down: (3,) unit vector towards the floor in the optical frame; None for a level camera.
+        context: data of the caller, returned with the prediction.
+        decode: decompresses ``pixels``, which are then the bytes of a file in the format
+            ``encoding``. Returns pixels and their encoding, or raises a ValueError.
     """
 
     pixels: np.ndarray
@@ -83,11 +81,11 @@ class Frame:
     locate: Callable[[], np.ndarray | None] | None = None
 
     def pose(self) -> np.ndarray | None:
-        """(4, 4), where the camera was, as far as is known by now; see ``odom_from_camera``."""
+        """``odom_from_camera``, as far as it is known now."""
         return self.odom_from_camera if self.locate is None else self.locate()
 
     def decoded(self) -> Frame:
-        """The frame with its own pixels; itself unless they are still a compressed file.
+        """The frame with decoded pixels; itself if it is not compressed.
 
         Raises:
             ValueError: the file cannot be decoded.
@@ -100,7 +98,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class OutputRequest:
-    """Which results of a frame somebody wants; what nobody wants is not computed."""
+    """The outputs of a frame to compute; see ``Prediction``."""
 
     depth: bool = True
     inverse: bool = False
@@ -120,20 +118,20 @@ class OutputRequest:
 
 @dataclass
 class Prediction:
-    """What the networks say of one frame. Every array is C-contiguous and owned by the receiver.
+    """The result of one frame. Arrays are C-contiguous and valid until the ticket is released.
 
     Args:
-        frame: the frame that was seen.
+        frame: the frame it belongs to.
         depth: (H, W) float32, metres along optical Z; NaN unknown, +Inf beyond range (REP 117).
-        inverse: (H, W) float32, inverse depth: 1/m for a metric network, else relative, >= 0.
+        inverse: (H, W) float32, inverse depth >= 0: 1/m if ``metric``, else relative.
         labels: (H, W) uint8 class ids; 0 none, 255 unlabelled.
         confidence: (H, W) uint8, 0..255, probability of the label's class.
         deviation: (H, W) float32, metres, standard deviation of the depth.
-        points: (h, w) of ``engine.cloud.POINT``, organised, in the optical frame.
-        metric: whether depth is in metres; without, only ``inverse`` is there, relative.
-        scale: where the metres come from, names and values for /diagnostics.
-        reset: why the temporal filter forgot the past at this frame, "" if it did not.
-        camera: intrinsics of the arrays above, when the frame's are known.
+        points: (h, w) of ``output.point_cloud.POINT``, organised, in the optical frame.
+        metric: whether depth is in metres; if not, there is only ``inverse``.
+        scale: names and values of the metric scale for /diagnostics.
+        reset: why the temporal filter was reset at this frame, "" if it was not.
+        camera: intrinsics of the arrays above, if the frame's are known.
         seconds: time spent per step ("preprocess", "network", "postprocess", ...).
     """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scheduler of a node's cameras: frames in, predictions out, in order, latest frame wins."""
+"""The scheduler of the cameras' frames: in order, one waiting frame per camera, the newest."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from dpt_ros.engine.faults import first_line, without_locals
 from dpt_ros.engine.frame import Frame, OutputRequest, Prediction
@@ -19,55 +18,45 @@ from dpt_ros.engine.runner.streams import CudaStreams
 from dpt_ros.engine.settings import Settings
 
 
-def make_runner(networks: Networks, settings: Settings, say: Callable[[str], None]) -> Runner:
+def make_runner(networks: Networks, settings: Settings, warn: Callable[[str], None]) -> Runner:
     """The runner for the networks' device.
 
     Args:
         networks: from ``load_networks``.
-        settings: sizes and switches; live settings are given to ``start``.
-        say: takes a sentence about anything that is not as it was asked for.
+        settings: sizes and switches; live settings are passed to ``start``.
+        warn: receives a message when an acceleration is turned off or memory runs out.
     """
     if networks.device.type == "cpu":
         return HostRunner(networks, settings)
-    return StreamRunner(networks, settings, CudaStreams(networks.device), say)
-
-
-@dataclass(frozen=True)
-class _Job:
-    """Frames that go together; a ticket or the error instead of one."""
-
-    frames: list[Frame]
-    ticket: Ticket | None
-    error: Exception | None = None
+    return StreamRunner(networks, settings, CudaStreams(networks.device), warn)
 
 
 class Pipeline:
-    """Takes frames through the networks, on two threads.
+    """Runs the frames of all cameras through a runner, on two threads.
 
-    A frame never waits behind an older one of the same source: ``submit`` puts it in its source's
-    single place, and the one that stood there is dropped with a reason. One thread takes frames
-    from their places and gives them to the device as soon as there is room on it, in the order in
-    which the places were filled; frames of one kind that wait at the same moment go together. The
-    other thread waits for the results and hands them out, while the next frames are computed.
+    Each source has a queue of length one: a newer frame replaces the waiting one, which is
+    dropped with a reason. One thread starts waiting frames on the device as soon as it has room,
+    in the order in which their queues were filled; frames of one kind that wait at the same time
+    form a batch. The other thread waits for results and delivers them.
 
-    Every frame submitted ends in exactly one call of ``on_prediction``, ``on_drop`` or
-    ``on_error``. Predictions and errors come on the second thread, in the order in which the
-    frames were begun; drops on the thread that caused them.
+    Every submitted frame ends in exactly one call of ``on_prediction``, ``on_drop`` or
+    ``on_error``. Predictions and errors are delivered on the second thread, in the order in which
+    the frames were started; drops on the thread that caused them.
 
     Args:
         networks: from ``load_networks``.
         settings: live ones may be replaced at any time through the attribute ``settings``.
-        on_prediction: takes each result. Its arrays are the pipeline's again when this returns.
-        on_drop: takes a frame that will not be computed and the reason, a few words.
-        on_error: takes a frame that failed and why; the pipeline goes on.
-        on_note: takes a sentence when something runs otherwise than asked for.
-        now_ns: the clock that stamps are measured by, for ``max_age``; None drops nothing.
-        runner: takes frames through the device; by default what ``make_runner`` chooses.
-        known: kinds of frames to come, by source, as ``kinds`` had them at the end of an earlier
+        on_prediction: receives each result, whose arrays are valid until it returns.
+        on_drop: receives a frame that is not computed, and the reason in a few words.
+        on_error: receives a frame that failed, and the error; the pipeline continues.
+        on_warning: receives a message when an acceleration is turned off or memory runs out.
+        now_ns: the clock of the stamps, for ``max_age``; None drops nothing.
+        runner: by default that of ``make_runner``.
+        known: kinds of frames to come, by source, from the attribute ``kinds`` of an earlier
             pipeline: a GPU is warmed up for them before the first frame.
 
     Attributes:
-        kinds: the kind of the last frame begun, by source.
+        kinds: the kind of the last frame started, by source.
     """
 
     def __init__(
@@ -77,7 +66,7 @@ class Pipeline:
         on_prediction: Callable[[Prediction], None],
         on_drop: Callable[[Frame, str], None],
         on_error: Callable[[Frame, Exception], None],
-        on_note: Callable[[str], None] = lambda sentence: None,
+        on_warning: Callable[[str], None] = lambda message: None,
         now_ns: Callable[[], int] | None = None,
         runner: Runner | None = None,
         known: Mapping[str, Kind] | None = None,
@@ -85,17 +74,19 @@ class Pipeline:
         self.settings = settings
         self.kinds: dict[str, Kind] = {}
         self._known = dict(known or {})
-        self._runner = runner or make_runner(networks, settings, on_note)
+        self._runner = runner or make_runner(networks, settings, on_warning)
         self._on_prediction = on_prediction
         self._on_drop = on_drop
         self._on_error = on_error
-        self._on_note = on_note
+        self._on_warning = on_warning
         self._now_ns = now_ns
         self._waiting: dict[str, tuple[Frame, OutputRequest]] = {}
         self._room = self._runner.in_flight
         self._changed = threading.Condition()
         self._closed = False
-        self._begun: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        # Batches, each with its ticket or the error of starting it; None at the end.
+        self._begun: queue.SimpleQueue[tuple[list[Frame], Ticket | Exception] | None]
+        self._begun = queue.SimpleQueue()
         self._threads = [
             threading.Thread(target=work, name=name, daemon=True)
             for work, name in ((self._begin, "dpt_begin"), (self._finish, "dpt_finish"))
@@ -104,7 +95,7 @@ class Pipeline:
             thread.start()
 
     def submit(self, frame: Frame, outputs: OutputRequest) -> None:
-        """Hand in a frame; never blocks. ``outputs`` says what of it somebody wants."""
+        """Queue a frame and the outputs to compute of it; never blocks."""
         with self._changed:
             closed = self._closed
             replaced = None
@@ -119,15 +110,14 @@ class Pipeline:
             self._on_drop(replaced[0], "replaced by a newer frame")
 
     def reset(self) -> None:
-        """Forget the past of all cameras: the next frame goes out as the networks give it."""
+        """Forget the past of all cameras: the next frame is not filtered."""
         self._runner.reset()
 
     def close(self, timeout: float = 1.0) -> None:
-        """Drop what waits and end the threads.
+        """Drop the waiting frames and end the threads.
 
         Args:
-            timeout: how long to wait for the frames being computed, seconds. Those that take
-                longer are dropped when they are done.
+            timeout: seconds to wait for frames being computed; later ones are dropped when done.
         """
         with self._changed:
             self._closed = True
@@ -153,17 +143,17 @@ class Pipeline:
         try:
             self._runner.warm_up(self._known, self.settings, lambda: self._closed)
         except Exception as error:  # the first frame will fail in the same way, and be counted
-            self._on_note(f"The device could not be warmed up: {first_line(error)}")
+            self._on_warning(f"The device could not be warmed up: {first_line(error)}")
 
     def _begin_next(self) -> bool:
-        # What is not a local variable of the loop is let go before the next frame is waited for.
+        # Locals of a function of its own are freed before the next frame is waited for.
         item = self._next()
         if item is not None:
             self._begin_batch(*item)
         return item is not None
 
     def _next(self) -> tuple[Frame, OutputRequest] | None:
-        """The frame whose turn it is, once the device has room for it; None at the end."""
+        """The next frame, once the device has room for it; None at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or (self._room and self._waiting))
             if self._closed:
@@ -180,13 +170,13 @@ class Pipeline:
         try:
             batch[0] = frame = frame.decoded()
             batch += self._companions(Kind.of(frame, outputs))
-            self._begun.put(_Job(batch, self._runner.start(batch, outputs, self.settings)))
+            self._begun.put((batch, self._runner.start(batch, outputs, self.settings)))
             self.kinds |= {one.source: Kind.of(one, outputs) for one in batch}
         except Exception as error:  # a bad frame must never end the stream
-            self._begun.put(_Job(batch, None, without_locals(error)))
+            self._begun.put((batch, without_locals(error)))
 
     def _companions(self, kind: Kind) -> list[Frame]:
-        """Frames of other sources that wait now and can go along."""
+        """Waiting frames of other sources that fit into the batch."""
         taken: list[Frame] = []
         if self._runner.max_batch > 1:
             with self._changed:
@@ -219,28 +209,28 @@ class Pipeline:
         job = self._begun.get()
         if job is None:
             return False
+        frames, started = job
         try:
-            self._hand_out(job)
+            self._deliver(frames, started)
         finally:
-            if job.ticket is not None:
-                job.ticket.release()
+            if not isinstance(started, Exception):
+                started.release()
             with self._changed:
                 self._room += 1
                 self._changed.notify_all()
         return True
 
-    def _hand_out(self, job: _Job) -> None:
-        error, predictions = job.error, []
-        if job.ticket is not None:
-            try:
-                predictions = job.ticket.wait()
-            except Exception as failure:  # the next frame may be a good one
-                error = without_locals(failure)
-        if error is not None:
-            for frame in job.frames:
-                self._on_error(frame, error)
+    def _deliver(self, frames: list[Frame], started: Ticket | Exception) -> None:
+        result: list[Prediction] | Exception
+        try:
+            result = started if isinstance(started, Exception) else started.wait()
+        except Exception as failure:  # the next frame may be a good one
+            result = without_locals(failure)
+        if isinstance(result, Exception):
+            for frame in frames:
+                self._on_error(frame, result)
             return
-        for prediction in predictions:
+        for prediction in result:
             if self._closed:
                 self._on_drop(prediction.frame, "closed")
                 continue

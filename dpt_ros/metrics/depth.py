@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How good depth and labels are: the usual measures, in numpy.
+"""Accuracy of depth and labels: the usual measures.
 
 Depth in metres: ``depth_metrics``. Relative inverse depth: ``zero_shot_metrics`` after a fit to
 the truth, and ``ordinal_misses`` for pairs of points. Labels: ``Confusion``."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,22 +18,18 @@ def depth_metrics(
     """The measures of Eigen et al. (2014) over the pixels whose true depth is within the range.
 
     Args:
-        prediction, truth: metres, same shape. Where the prediction is NaN, infinite or outside the
-            range, it counts as the nearest end of the range (NaN as the far end): a network may
-            not gain by staying silent.
+        prediction, truth: (H, W) metres. A prediction outside the range is clipped to it, and NaN
+            counts as its far end: a missing prediction must not improve the result.
+        min_depth, max_depth: the range, metres.
 
     Returns:
         "abs_rel", "rmse" (metres), "rmse_log", "log10", "delta1", "delta2", "delta3", and
         "pixels", how many were compared; all but the last are NaN if there was none.
 
     Raises:
-        ValueError: if the shapes differ.
+        ValueError: the shapes differ.
     """
-    if prediction.shape != truth.shape:
-        raise ValueError(
-            f"Prediction and truth must have one shape, but have {prediction.shape} "
-            f"and {truth.shape}."
-        )
+    _check_shapes(prediction, truth)
     known = np.isfinite(truth) & (truth >= min_depth) & (truth <= max_depth)
     d = truth[known].astype(np.float64)
     names = ("abs_rel", "rmse", "rmse_log", "log10", "delta1", "delta2", "delta3")
@@ -54,13 +51,21 @@ def depth_metrics(
     }
 
 
+def _check_shapes(prediction: np.ndarray, truth: np.ndarray) -> None:
+    if prediction.shape != truth.shape:
+        raise ValueError(
+            f"Prediction and truth must have the same shape, but have {prediction.shape} "
+            f"and {truth.shape}."
+        )
+
+
 def crop_mask(shape: tuple[int, int], crop: str) -> np.ndarray:
-    """Which pixels a protocol judges.
+    """Which pixels a protocol evaluates.
 
     Args:
-        shape: (H, W) of the picture.
+        shape: (H, W) of the image.
         crop: "" for all; "eigen", rows 45..470 and columns 41..600 of NYU Depth V2 (Eigen et al.,
-            2014); "garg", the part of a KITTI picture that Garg et al. (2016) judge.
+            2014); "garg", the part of a KITTI image that Garg et al. (2016) evaluate.
 
     Returns:
         (H, W) bool.
@@ -75,7 +80,7 @@ def crop_mask(shape: tuple[int, int], crop: str) -> np.ndarray:
     elif crop == "eigen":
         if shape != (480, 640):
             raise ValueError(
-                f"The crop of Eigen et al. is one of 480 x 640 pixels, not of {height} x {width}."
+                f"The crop of Eigen et al. is for 480 x 640 pixels, not for {height} x {width}."
             )
         mask[45:471, 41:601] = True
     elif crop == "garg":
@@ -118,7 +123,7 @@ def aligned_depth(
         relative: (H, W) relative inverse depth.
         truth: (H, W) metres, read where ``known``.
         known: (H, W) bool.
-        cap: the farthest depth that comes out, metres.
+        cap: largest depth of the result, metres.
 
     Returns:
         (H, W) float64, metres; NaN if nothing is known.
@@ -129,13 +134,12 @@ def aligned_depth(
 
 
 def zero_shot_metrics(depth: np.ndarray, truth: np.ndarray, known: np.ndarray) -> dict[str, float]:
-    """The measures of MiDaS (Ranftl et al., TPAMI 2020) and DPT for networks that have not seen a
-    dataset.
+    """The measures of MiDaS (Ranftl et al., TPAMI 2020) and DPT for zero-shot transfer.
 
     Args:
         depth: (H, W) metres, from ``aligned_depth``.
         truth: (H, W) metres.
-        known: (H, W) bool, what is judged.
+        known: (H, W) bool, what is evaluated.
 
     Returns:
         "abs_rel"; "bad", % of pixels with max(depth / truth, truth / depth) > 1.25; "pixels". NaN
@@ -177,46 +181,50 @@ def ordinal_misses(inverse: np.ndarray, pairs: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Confusion:
-    """A confusion matrix that grows image by image.
+    """A confusion matrix, accumulated image by image.
 
     Args:
-        num_classes: N; ids 1..N are classes, as on the wire. A true id 0 or 255 is not judged; a
-            predicted 0 or 255 on a judged pixel is a miss.
+        num_classes: N; ids 1..N are classes. Pixels with a true id 0 or 255 are ignored; elsewhere
+            a predicted 0 or 255 is an error.
+
+    Attributes:
+        counts: (N, N + 1) int64; rows: truth 1..N; columns: prediction 0..N, 0 for no class.
     """
 
     num_classes: int
     counts: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
-        # row: truth 1..N; column: prediction, 0 for "none"
         self.counts = np.zeros((self.num_classes, self.num_classes + 1), np.int64)
 
     def add(self, prediction: np.ndarray, truth: np.ndarray) -> None:
-        """Count one pair of label images (uint8, same shape). Raises ValueError if the shapes
-        differ."""
-        if prediction.shape != truth.shape:
-            raise ValueError(
-                f"Prediction and truth must have one shape, but have {prediction.shape} "
-                f"and {truth.shape}."
-            )
+        """Count one pair of label images, (H, W) uint8. Raises ValueError if the shapes differ."""
+        _check_shapes(prediction, truth)
         n = self.num_classes
-        judged = (truth >= 1) & (truth <= n)
-        row = truth[judged].astype(np.int64) - 1
-        column = prediction[judged].astype(np.int64)
+        known = (truth >= 1) & (truth <= n)
+        row = truth[known].astype(np.int64) - 1
+        column = prediction[known].astype(np.int64)
         column[column > n] = 0
         self.counts += np.bincount(row * (n + 1) + column, minlength=n * (n + 1)).reshape(n, n + 1)
 
     def iou(self) -> np.ndarray:
-        """(N,) intersection over union; NaN for a class that was neither there nor predicted."""
-        hit = np.diag(self.counts[:, 1:]).astype(np.float64)
+        """(N,) intersection over union; NaN for a class neither in the truth nor predicted."""
+        hit = np.asarray(np.diag(self.counts[:, 1:]), np.float64)
         union = self.counts.sum(1) + self.counts[:, 1:].sum(0) - hit
         return np.divide(hit, union, out=np.full_like(hit, np.nan), where=union > 0)
 
     def metrics(self) -> dict[str, float]:
-        """ "pixel_accuracy" and "miou" (mean over the classes that occur); NaN while nothing was
-        judged."""
+        """ "pixel_accuracy" and "miou" (mean over the classes that occur); NaN without a known
+        pixel."""
         total = self.counts.sum()
         if total == 0:
             return {"pixel_accuracy": float("nan"), "miou": float("nan")}
-        accuracy = np.diag(self.counts[:, 1:]).sum() / total
-        return {"pixel_accuracy": float(accuracy), "miou": float(np.nanmean(self.iou()))}
+        accuracy = float(np.diag(self.counts[:, 1:]).sum()) / float(total)
+        return {"pixel_accuracy": accuracy, "miou": float(np.nanmean(self.iou()))}
+
+
+def finite_mean(values: Sequence[float]) -> float:
+    """The mean of the finite ones of ``values``; NaN if there is none."""
+    found = np.array(values, np.float64)
+    found = found[np.isfinite(found)]
+    return float(found.mean()) if found.size else float("nan")

@@ -1,61 +1,60 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How steady depth and labels are over time, and what the steadiness costs: measures against a
-complete truth, in numpy.
+"""Temporal stability of depth and labels, and its side effects: measures against complete ground
+truth.
 
-``Tracker`` looks at the truth once per frame; any number of ``DepthStability`` and
-``LabelStability`` then judge predictions of that frame. Depth is known where it is finite and
-0.1 to 40 m; a prediction counts as the nearest end of that range, NaN as the far end.
+``Tracker`` prepares the ground truth once per frame; any number of ``DepthStability`` and
+``LabelStability`` then evaluate predictions for that frame. Depth is known where it is finite and
+0.1 to 40 m; predictions are clipped to that range, NaN counts as its far end.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
 from dpt_ros.engine.frame import CameraModel
-from dpt_ros.metrics.depth import Confusion
+from dpt_ros.metrics.depth import Confusion, finite_mean
 from dpt_ros.metrics.temporal_truth import MAX_DEPTH, MIN_DEPTH, WRONG, Reference, Tracker, Truth
 
 __all__ = ["DepthStability", "LabelStability", "Reference", "Tracker", "Truth", "frames_to_90"]
 
-_DRIFT_SECONDS = 20.0  # a shorter video says nothing about drift
+_DRIFT_SECONDS = 20.0  # drift is not measured on a shorter video
 
 
 class DepthStability:
     """The measures of depth over one video; call ``update`` for every frame in order.
 
     Args:
-        stride: sample TAE on every ``stride``-th row and column of points.
-        tae: whether TAE is wanted; it keeps every prediction until ``result``.
-        settle: frames that "std" leaves out at the start, which a filter needs to calm down.
+        stride: TAE uses every ``stride``-th row and column.
+        tae: compute TAE, which keeps every prediction in memory until ``result``.
+        settle: frames at the start that "std" leaves out, in which a filter converges.
     """
 
     def __init__(self, stride: int = 1, tae: bool = True, settle: int = 0) -> None:
         self._stride, self._tae, self._settle, self._count = stride, tae, settle, 0
         self._last: np.ndarray | None = None
         self._kept: list[_Kept] = []
-        self._frames: dict[str, list[float]] = {
-            name: []
-            for name in ("tepe", "opw", "rtc", "abs_rel", "delta1", "edge", "ghost", "miss")
-        }
+        self._frames = defaultdict[str, list[float]](list)
         self._gain: list[tuple[float, float]] = []
         self._pixels = {"ghost": 0, "miss": 0}
         self._std = _PixelStd()
 
     def update(self, reference: Reference, inverse_depth: np.ndarray) -> None:
-        """Judge one prediction.
+        """Evaluate the prediction for one frame.
 
         Args:
             reference: of this frame, from ``Tracker``.
-            inverse_depth: (H, W), 1/m.
+            inverse_depth: (H, W) float, 1/m.
 
         Raises:
-            ValueError: the prediction has not the truth's size.
+            ValueError: the prediction and the truth have different sizes.
         """
         if inverse_depth.shape != reference.inverse.shape:
             raise ValueError(
-                f"The prediction has shape {inverse_depth.shape}, the truth "
+                f"The prediction has shape {inverse_depth.shape}, but the ground truth "
                 f"{reference.inverse.shape}."
             )
         q = np.nan_to_num(inverse_depth, nan=1 / MAX_DEPTH).astype(np.float32)
@@ -67,8 +66,8 @@ class DepthStability:
         add("abs_rel", error[known])
         add("delta1", (ratio < 1.25)[known] & (ratio > 0.8)[known])
         add("edge", error[known & reference.edge])
-        left, moving = reference.left, reference.truth.movers & known
-        self._share("ghost", ratio[left] < 1 - WRONG)
+        uncovered, moving = reference.uncovered, reference.truth.movers & known
+        self._share("ghost", ratio[uncovered] < 1 - WRONG)
         self._share("miss", ratio[moving] > 1 + WRONG)
         if known.any():
             seconds = reference.truth.stamp_ns * 1e-9
@@ -77,7 +76,9 @@ class DepthStability:
             self._compare(reference, q)
         self._count += 1
         if self._count > self._settle:
-            self._std.update(ratio, ~reference.truth.movers & known & ~left, reference.still)
+            self._std.update(
+                ratio, ~reference.truth.movers & known & ~uncovered, reference.static_camera
+            )
         self._last = q
         if self._tae:
             self._kept.append(_Kept(reference, q))
@@ -88,9 +89,9 @@ class DepthStability:
         assert self._last is not None
         now, then = q.ravel()[reference.inside], reference.sample(self._last)
         truth = reference.inverse.ravel()[reference.inside]
-        steady, same = reference.steady, reference.same
-        change = truth[steady] - reference.sample(before.inverse)[steady]
-        self._add("tepe", np.abs(now[steady] - then[steady] - change) / truth[steady])
+        used, same = reference.comparable, reference.same_color
+        change = truth[used] - reference.sample(before.inverse)[used]
+        self._add("tepe", np.abs(now[used] - then[used] - change) / truth[used])
         now, then = 1 / now[same], 1 / then[same]
         self._add("opw", np.abs(then - now))
         self._add("rtc", np.maximum(then / now, now / then) < 1.05)
@@ -116,7 +117,7 @@ class DepthStability:
         - "tae", %: temporal alignment error as in the code of Video Depth Anything (Chen et al.,
           CVPR 2025, eval_tae.py): one least-squares scale and shift of inverse depth per video,
           depth of each frame moved by the true pose into its neighbour, rounded, scattered without
-          z-buffer, absolute relative difference; both directions. Things that move are left out
+          z-buffer, absolute relative difference; both directions. Moving objects are left out
           (ScanNet, which that code is for, has none).
         - "opw", m: |D_t-1 - D_t| along the true flow as in the code of Khan et al. (CVPR 2023,
           eval/metrics.py, without resample): RGB distance d (0..1) with exp(-50 d) > 0.01, flow
@@ -127,22 +128,22 @@ class DepthStability:
           differ by more than 15 %).
         - "ghost", %: of the pixels that an object more than 15 % nearer uncovered in the last 8
           frames (carried along the true flow), those predicted more than 15 % nearer than true.
-        - "miss", %: of the pixels on things that move, those predicted more than 15 % farther.
+        - "miss", %: of the pixels on moving objects, those predicted more than 15 % farther.
         - "drift", % per minute: slope of the median of predicted / true depth over time; NaN for
           less than 20 s.
         - "std", %: mean over pixels of the standard deviation over time of predicted / true
-          inverse depth, where the camera stood still throughout and nothing moved; else NaN. The
+          inverse depth, if the camera was static throughout, without moving objects; else NaN. The
           first ``settle`` frames do not count.
         """
         f = self._frames
         values = {
-            "tepe": 100 * _mean(f["tepe"]),
+            "tepe": 100 * finite_mean(f["tepe"]),
             "tae": 100 * self._temporal_alignment() if self._tae else float("nan"),
-            "opw": _mean(f["opw"]),
-            "rtc": 100 * _mean(f["rtc"]),
-            "abs_rel": _mean(f["abs_rel"]),
-            "delta1": 100 * _mean(f["delta1"]),
-            "edge": _mean(f["edge"]),
+            "opw": finite_mean(f["opw"]),
+            "rtc": 100 * finite_mean(f["rtc"]),
+            "abs_rel": finite_mean(f["abs_rel"]),
+            "delta1": 100 * finite_mean(f["delta1"]),
+            "edge": finite_mean(f["edge"]),
         }
         for name, pixels in self._pixels.items():
             values[name] = 100 * sum(f[name]) / pixels if pixels else float("nan")
@@ -161,22 +162,18 @@ class DepthStability:
         p, g = p.astype(np.float64), g.astype(np.float64)
         scale = np.mean((p - p.mean()) * (g - g.mean())) / max(float(np.var(p)), 1e-12)
         shift = g.mean() - scale * p.mean()
-        low, high = 1 / MAX_DEPTH, 1 / MIN_DEPTH
-        depth = [
-            1 / np.clip(np.float32(scale) * kept.prediction + np.float32(shift), low, high)
-            for kept in self._kept
-        ]
+        aligned = [np.float32(scale) * kept.prediction + np.float32(shift) for kept in self._kept]
+        depth = [1 / np.clip(inverse, 1 / MAX_DEPTH, 1 / MIN_DEPTH) for inverse in aligned]
         errors = []
-        for k in range(1, len(depth)):
-            a, b = self._kept[k - 1], self._kept[k]
+        for (a, b), (depth_a, depth_b) in zip(pairwise(self._kept), pairwise(depth), strict=True):
             if b.follows:
-                errors.append(_projected_error(depth[k - 1], depth[k], a, b, self._stride))
-                errors.append(_projected_error(depth[k], depth[k - 1], b, a, self._stride))
-        return _mean(errors)
+                errors.append(_projected_error(depth_a, depth_b, a, b, self._stride))
+                errors.append(_projected_error(depth_b, depth_a, b, a, self._stride))
+        return finite_mean(errors)
 
 
 class _Kept:
-    """What TAE needs of a frame."""
+    """The data of a frame for TAE."""
 
     def __init__(self, reference: Reference, prediction: np.ndarray) -> None:
         self.prediction, self.known = prediction, reference.known & ~reference.truth.movers
@@ -188,7 +185,7 @@ class _Kept:
 def _projected_error(
     depth1: np.ndarray, depth2: np.ndarray, one: _Kept, two: _Kept, stride: int
 ) -> float:
-    """AbsRel of frame 1's depth moved into frame 2, against frame 2's depth."""
+    """AbsRel of depth1 (H, W), metres, moved into frame 2, against depth2."""
     camera: CameraModel = one.camera
     move = np.linalg.inv(two.pose) @ one.pose
     x = ((np.arange(camera.width)[::stride] - camera.cx) / camera.fx).astype(np.float32)
@@ -203,25 +200,25 @@ def _projected_error(
     fits &= one.known[::stride, ::stride]
     moved = np.zeros(depth2.size, np.float32)
     moved[v[fits].astype(np.int32) * camera.width + u[fits].astype(np.int32)] = pz[fits]
-    judged = (moved > 0) & two.known.ravel()
-    there = depth2.ravel()[judged]
-    return float(np.mean(np.abs(moved[judged] - there) / there)) if judged.any() else float("nan")
+    hit = (moved > 0) & two.known.ravel()
+    there = depth2.ravel()[hit]
+    return float(np.mean(np.abs(moved[hit] - there) / there)) if hit.any() else float("nan")
 
 
 class _PixelStd:
-    """Standard deviation over time at each pixel, while the camera stands."""
+    """Standard deviation over time at each pixel, for a static camera."""
 
     def __init__(self) -> None:
         self._count = 0
         self._valid: np.ndarray | None = None
         self._sum = self._square = np.zeros(0)
 
-    def update(self, ratio: np.ndarray, usable: np.ndarray, still: bool) -> None:
+    def update(self, ratio: np.ndarray, usable: np.ndarray, static: bool) -> None:
         value = 1 / ratio.astype(np.float64)
         if self._count == 0:
             self._valid = usable.copy()
             self._sum, self._square = np.zeros_like(value), np.zeros_like(value)
-        elif not still or self._valid is None:
+        elif not static or self._valid is None:
             self._valid = None
             return
         else:
@@ -243,7 +240,7 @@ class LabelStability:
 
     Args:
         num_classes: ids 1..N are classes.
-        mover_classes: ids of what moves by itself, for the mover IoU.
+        mover_classes: ids of the classes of moving objects, for the mover IoU.
         clips: lengths n of the clips of VC_n.
     """
 
@@ -254,21 +251,21 @@ class LabelStability:
         self._neighbours = Confusion(num_classes)
         self._movers = np.isin(np.arange(256), mover_classes)
         self._clips = {n: list[float]() for n in clips}
-        self._overlap = self._union = self._left = self._ghost = 0
+        self._overlap = self._union = self._uncovered = self._ghost = 0
         self._last: tuple[np.ndarray, np.ndarray] | None = None
         self._run: tuple[np.ndarray, np.ndarray] = (np.zeros(0), np.zeros(0))
 
     def update(self, reference: Reference, labels: np.ndarray) -> None:
-        """Judge one prediction: ``labels`` (H, W) uint8, class ids. Raises ValueError for another
-        size than the truth's."""
+        """Evaluate the prediction for one frame: ``labels`` (H, W) uint8, class ids. Raises
+        ValueError for another size than the truth's."""
         truth = reference.truth.labels
         self._truth.add(labels, truth)
         moving, claimed = reference.truth.movers, self._movers[labels]
         self._overlap += int((moving & claimed).sum())
         self._union += int((moving | claimed).sum())
-        left = reference.left & (reference.left_label != truth)
-        self._left += int(left.sum())
-        self._ghost += int((labels == reference.left_label)[left].sum())
+        uncovered = reference.uncovered & (reference.uncovered_label != truth)
+        self._uncovered += int(uncovered.sum())
+        self._ghost += int((labels == reference.uncovered_label)[uncovered].sum())
         if self._last is not None and reference.before is not None:
             visible = reference.truth.flow_valid.ravel()[reference.inside]
             now = labels.ravel()[reference.inside[visible]]
@@ -298,7 +295,7 @@ class LabelStability:
         - "vc8", "vc16": over all clips of n frames, of the pixels whose true label is constant
           through the clip, the share whose prediction is constant too, right or wrong (VSPW,
           Miao et al., CVPR 2021, VC_perclip.py; here also the last clip counts).
-        - "mover_iou": IoU of the predicted mover classes with the pixels of things that move.
+        - "mover_iou": IoU of the predicted mover classes with the pixels of moving objects.
         - "ghost_label": of the pixels that an object of another class uncovered in the last 8
           frames, the share that still carries that object's label.
         """
@@ -308,22 +305,22 @@ class LabelStability:
 
         occurs = self._truth.counts.any(1)
         values = {
-            "miou": 100 * _mean(self._truth.iou()[occurs].tolist()),
-            "tc": 100 * _mean(self._neighbours.iou()[occurs].tolist()),
+            "miou": 100 * finite_mean(self._truth.iou()[occurs].tolist()),
+            "tc": 100 * finite_mean(self._neighbours.iou()[occurs].tolist()),
         }
-        values |= {f"vc{n}": 100 * _mean(shares) for n, shares in self._clips.items()}
+        values |= {f"vc{n}": 100 * finite_mean(shares) for n, shares in self._clips.items()}
         values["mover_iou"] = share(self._overlap, self._union)
-        values["ghost_label"] = share(self._ghost, self._left)
+        values["ghost_label"] = share(self._ghost, self._uncovered)
         return values
 
 
 def frames_to_90(values: Sequence[float], start: int, old: float, new: float) -> float:
-    """Frames until 90 % of a step is reached, 0 if in the very frame of the step.
+    """Frames until 90 % of a step is reached, 0 if in the first frame after the step.
 
     Args:
-        values: a prediction's value in every frame.
+        values: (frames,) a prediction's value.
         start: index of the first frame after the step.
-        old, new: the value before the step, and the one it settles at.
+        old, new: the value before the step, and the final one.
 
     Returns:
         NaN if it is never reached.
@@ -336,9 +333,3 @@ def frames_to_90(values: Sequence[float], start: int, old: float, new: float) ->
     share = (np.asarray(values[start:], np.float64) - old) / (new - old)
     reached = np.flatnonzero(share >= 0.9)
     return float(reached[0]) if len(reached) else float("nan")
-
-
-def _mean(values: Sequence[float]) -> float:
-    found = np.array(values, np.float64)
-    found = found[np.isfinite(found)]
-    return float(found.mean()) if found.size else float("nan")

@@ -1,27 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the truth of a video says about each of its frames: which places can be compared over time,
-and where an object has just left."""
+"""The ground truth of a video, prepared frame by frame: which pixels can be compared with the
+frame before, and which were uncovered by an object."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+import cv2
 import numpy as np
 
 from dpt_ros.engine.frame import CameraModel
 
 MIN_DEPTH, MAX_DEPTH = 0.1, 40.0
-LEFT = 8  # frames for which a place that an object left is watched
-WRONG = 0.15  # relative depth error that makes a ghost or a miss
+UNCOVERED_FRAMES = 8  # frames for which an uncovered pixel counts as such
+WRONG = 0.15  # relative depth error of a ghost or a miss
 _EDGE = 1.15  # ratio of neighbouring depths at a depth edge
-_PHOTOMETRIC = -np.log(0.01) / 50  # RGB distance (0..1) up to which OPW compares two pixels
+_SAME_COLOR = -np.log(0.01) / 50  # RGB distance (0..1) up to which OPW compares two pixels
 _FLOW_LIMIT = 250.0  # pixels, of OPW
 _NEVER = 10_000
 
 
 class Truth(Protocol):
-    """One frame of a video with everything known; ``dpt_ros.world.View`` is one."""
+    """A video frame with complete ground truth, for example ``dpt_ros.world.View``."""
 
     @property
     def rgb(self) -> np.ndarray:
@@ -33,23 +34,23 @@ class Truth(Protocol):
 
     @property
     def labels(self) -> np.ndarray:
-        """(H, W) uint8, class ids from 1; 0 and 255 are not judged."""
+        """(H, W) uint8, class ids from 1; 0 and 255 are ignored."""
 
     @property
     def flow(self) -> np.ndarray:
-        """(H, W, 2) float32 pixels: what is at (x, y) was at (x, y) + flow in the frame before."""
+        """(H, W, 2) float32, pixels: the point at (x, y) was at (x, y) + flow one frame before."""
 
     @property
     def flow_valid(self) -> np.ndarray:
-        """(H, W) bool, whether that place was seen in the frame before."""
+        """(H, W) bool, whether that point was visible in the frame before."""
 
     @property
     def movers(self) -> np.ndarray:
-        """(H, W) bool, things that move by themselves."""
+        """(H, W) bool, moving objects."""
 
     @property
     def odom_from_camera(self) -> np.ndarray:
-        """(4, 4) float64, pose of the optical frame."""
+        """(4, 4) float64, pose of the optical frame, metres."""
 
     @property
     def camera(self) -> CameraModel:
@@ -57,28 +58,29 @@ class Truth(Protocol):
 
     @property
     def stamp_ns(self) -> int:
-        """Nanoseconds."""
+        """Time, nanoseconds."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What the measures need of one frame's truth; masks are (H, W) bool.
+    """The ground truth of one frame, prepared for the measures; masks are (H, W) bool. N pixels
+    have a flow that ends inside the frame before.
 
     Args:
         truth: the frame.
         before: the reference of the frame before, without its own past; None at a cut.
-        inverse: (H, W) float32, 1/m, 0 where unknown.
-        known: the depth is judged.
+        inverse: (H, W) float32 inverse depth, 1/m, 0 where unknown.
+        known: the depth is evaluated.
         edge: within 2 pixels of a depth edge: a band 5 pixels wide.
-        left: an object covered this place within the last 8 frames and has uncovered it.
-        left_label: (H, W) uint8, the label of the object that left, where ``left``.
-        inside: (N,) flat indices of the pixels whose flow ends in the frame before.
-        corners, weights: (4, N) flat indices there and weights of a bilinear sample.
+        uncovered: an object hid this point and uncovered it within the last 8 frames.
+        uncovered_label: (H, W) uint8, the label of that object, where ``uncovered``.
+        inside: (N,) flat indices of the N pixels.
+        corners, weights: (4, N) flat indices in the frame before and weights of a bilinear sample.
         nearest: (N,) flat indices there, rounded.
-        steady: (N,) which of them TEPE compares: visible and known in both frames, off the edge
+        comparable: (N,) bool, compared by TEPE: visible and known in both frames, off the edge
             bands of both.
-        same: (N,) which of them OPW and rTC compare: nearly the same colour in both frames.
-        still: whether the camera has not moved since the frame before.
+        same_color: (N,) bool, compared by OPW and rTC: nearly the same colour in both frames.
+        static_camera: the camera has not moved since the frame before.
     """
 
     truth: Truth
@@ -86,23 +88,23 @@ class Reference:
     inverse: np.ndarray
     known: np.ndarray
     edge: np.ndarray
-    left: np.ndarray
-    left_label: np.ndarray
+    uncovered: np.ndarray
+    uncovered_label: np.ndarray
     inside: np.ndarray
     corners: np.ndarray
     weights: np.ndarray
     nearest: np.ndarray
-    steady: np.ndarray
-    same: np.ndarray
-    still: bool
+    comparable: np.ndarray
+    same_color: np.ndarray
+    static_camera: bool
 
     def sample(self, image: np.ndarray) -> np.ndarray:
-        """Bilinear values (N,) of the last frame's ``image`` (H, W), along the true flow."""
+        """(N,) bilinear values of the frame before's ``image`` (H, W), along the true flow."""
         return np.einsum("kn,kn->n", image.ravel()[self.corners], self.weights)
 
 
 class Tracker:
-    """Follows the truth of a video, frame by frame."""
+    """Prepares the ground truth of a video, frame by frame."""
 
     def __init__(self) -> None:
         self._last: Reference | None = None
@@ -114,7 +116,7 @@ class Tracker:
 
         Args:
             truth: the frame; its flow leads to the frame given before it.
-            cut: whether this frame has nothing to do with the one before.
+            cut: this frame does not continue the one before.
 
         Raises:
             ValueError: the size changed without a cut.
@@ -129,52 +131,50 @@ class Tracker:
         inverse = np.zeros(shape, np.float32)
         np.divide(1.0, truth.depth, out=inverse, where=known)
         edge = _edge_band(inverse)
-        inside, corners, weights, nearest = _places_before(truth.flow)
-        steady = np.zeros(len(inside), bool)
-        same, still = steady.copy(), False
-        age = np.full(shape, _NEVER).ravel()
-        cover = np.zeros(shape, np.uint8).ravel()
+        inside, corners, weights, nearest = _previous_pixels(truth.flow)
+        comparable, same_color, static = np.zeros(0, bool), np.zeros(0, bool), False
+        # frames since each pixel was uncovered, and the label that it was uncovered by
+        age, cover = np.full(truth.depth.size, _NEVER), np.zeros(truth.depth.size, np.uint8)
         if last is None:
-            inside, corners, weights, nearest, steady, same = (
-                np.array(a[..., :0]) for a in (inside, corners, weights, nearest, steady, same)
+            inside, corners, weights, nearest = (
+                a[..., :0].copy() for a in (inside, corners, weights, nearest)
             )
         else:
             usable = truth.flow_valid & known & ~edge
             before = last.known & ~last.edge
-            steady = usable.ravel()[inside] & before.ravel()[corners].all(0)
-            rgb = last.truth.rgb.reshape(-1, 3)
-            now = truth.rgb.reshape(-1, 3)[inside].astype(np.float32)
-            shift = now - np.einsum("knc,kn->nc", rgb[corners].astype(np.float32), weights)
-            same = np.einsum("nc,nc->n", shift, shift) < np.float32((255 * _PHOTOMETRIC) ** 2)
-            same &= np.abs(truth.flow).max(2).ravel()[inside] < _FLOW_LIMIT
-            same &= known.ravel()[inside] & last.known.ravel()[nearest]
+            comparable = usable.ravel()[inside] & before.ravel()[corners].all(0)
+            same_color = _same_color(truth, last.truth, inside, corners, weights)
+            same_color &= known.ravel()[inside] & last.known.ravel()[nearest]
             age[inside] = np.minimum(self._age[nearest] + 1, _NEVER)
             cover[inside] = self._cover[nearest]
-            # what stood there hid this place, and was nearer by more than a ghost has to be
+            # what hid this point was nearer by more than the relative error of a ghost
             uncovered = ~truth.flow_valid.ravel()[inside]
-            nearer = last.inverse.ravel()[nearest] * (1 - WRONG) > inverse.ravel()[inside]
-            uncovered &= nearer
+            uncovered &= last.inverse.ravel()[nearest] * (1 - WRONG) > inverse.ravel()[inside]
             age[inside[uncovered]] = 0
             cover[inside[uncovered]] = last.truth.labels.ravel()[nearest[uncovered]]
-            still = bool(np.allclose(truth.odom_from_camera, last.truth.odom_from_camera))
+            static = bool(np.allclose(truth.odom_from_camera, last.truth.odom_from_camera))
+            last = replace(last, before=None)
         self._age, self._cover = age, cover
-        if last is not None:
-            last = _without_past(last)
         self._last = Reference(
             truth, last, inverse, known, edge,
-            (age < LEFT).reshape(shape) & known, cover.reshape(shape),
-            inside, corners, weights, nearest, steady, same, still,
+            (age < UNCOVERED_FRAMES).reshape(shape) & known, cover.reshape(shape),
+            inside, corners, weights, nearest, comparable, same_color, static,
         )  # fmt: skip
         return self._last
 
 
-def _without_past(reference: Reference) -> Reference:
-    """A reference that does not hold the whole video in memory."""
-    values = {name: getattr(reference, name) for name in Reference.__dataclass_fields__}
-    return Reference(**{**values, "before": None})
+def _same_color(
+    now: Truth, before: Truth, inside: np.ndarray, corners: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """(N,) bool, where OPW compares two pixels: nearly the same colour, flow within its limit."""
+    color = now.rgb.reshape(-1, 3)[inside].astype(np.float32)
+    color_before = before.rgb.reshape(-1, 3)[corners].astype(np.float32)
+    change = color - np.einsum("knc,kn->nc", color_before, weights)
+    same = np.einsum("nc,nc->n", change, change) < np.float32((255 * _SAME_COLOR) ** 2)
+    return same & (np.abs(now.flow).max(2).ravel()[inside] < _FLOW_LIMIT)
 
 
-def _places_before(flow: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _previous_pixels(flow: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Inside pixels, bilinear corners and weights, nearest pixel; all as in ``Reference``."""
     height, width = flow.shape[:2]
     x = (flow[..., 0] + np.arange(width, dtype=np.float32)).ravel()
@@ -192,20 +192,9 @@ def _places_before(flow: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def _edge_band(inverse: np.ndarray) -> np.ndarray:
-    """Within 2 pixels, along both axes, of the left or upper side of a depth edge."""
-    edge = np.zeros(inverse.shape, bool)
-    for now, there in (
-        (inverse[:, :-1], inverse[:, 1:]),
-        (inverse[:-1], inverse[1:]),
-    ):
+    """(H, W) bool, within 2 pixels, along both axes, of the left or upper side of a depth edge."""
+    edge = np.zeros(inverse.shape, np.uint8)
+    for now, there in ((inverse[:, :-1], inverse[:, 1:]), (inverse[:-1], inverse[1:])):
         low, high = np.minimum(now, there), np.maximum(now, there)
         edge[: now.shape[0], : now.shape[1]] |= high > low * np.float32(_EDGE)
-    for axis in (0, 1):
-        wide = edge.copy()
-        for k in (1, 2):
-            a = np.moveaxis(wide, axis, 0)
-            e = np.moveaxis(edge, axis, 0)
-            a[k:] |= e[:-k]
-            a[:-k] |= e[k:]
-        edge = wide
-    return edge
+    return cv2.dilate(edge, np.ones((5, 5), np.uint8)).astype(bool)

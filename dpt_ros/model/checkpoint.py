@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Named tensors -> state dict of our DPT. The only place that knows foreign key names."""
+"""Named tensors -> state dict of a DPT. The only module with foreign key names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dpt_ros.model.encoder import PlainConv2dSame
 Rules = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
 
 LISTED = 8
-"""Keys that an error message names of each kind; the error's attributes hold all of them."""
+"""Most keys of each kind in an error message; the error's attributes hold all."""
 
 # isl-org/DPT and MiDaS v3. The rules are applied in turn, each to what the ones before it left.
 _OFFICIAL: Rules = (
@@ -105,15 +105,15 @@ def load_checkpoint(model: DPT, path: Path) -> None:
 def load_parts(
     model: DPT, tensors: Mapping[str, Tensor], fresh: tuple[str, ...], name: str = "the checkpoint"
 ) -> tuple[str, ...]:
-    """Copy a checkpoint of another network into ``model``, where the two are alike.
+    """Copy a checkpoint of another network into ``model``, where the two match.
 
     Args:
         model: initialised, with memory.
         tensors: as for :func:`filter_state_dict`.
-        fresh: beginnings of parameter names, such as "label_head."; what the checkpoint lacks of
-            these, or has in another shape, keeps its initial weights, and what it has too much of
-            them is dropped. Everything else must fit.
-        name: what messages call the tensors.
+        fresh: prefixes of parameter names, such as "label_head."; parameters under them that the
+            checkpoint lacks, or has in another shape, keep their initial weights, and surplus
+            keys are dropped. Everything else must fit.
+        name: of the tensors in messages.
 
     Returns:
         the names of the parameters that kept their initial weights.
@@ -155,16 +155,15 @@ def filter_state_dict(
 ) -> dict[str, Tensor]:
     """Rename, merge and check the tensors of any known file until they are ``model``'s own.
 
-    What the published network has but never uses is dropped by name: the final norm and the
+    Dropped by name are the unused parts of the published network: the final norm and the
     classifier of the transformer, the first residual unit of the deepest fusion stage, and the
-    auxiliary head where the network has none. The batch counters of batch norms, which no network
-    here reads, may be absent. A prefix of all keys that a training tool put there ("module.",
-    "_orig_mod.", "model.") is taken off. Nothing else is dropped, nothing is guessed.
+    auxiliary head where ``model`` has none. The batch counters of batch norms may be absent. A
+    prefix of all keys from a training tool ("module.", "_orig_mod.", "model.") is removed.
 
     Args:
-        tensors: keys as in isl-org/DPT, transformers, or our own.
-        model: the network they are meant for.
-        name: what messages call them.
+        tensors: keys as in isl-org/DPT, transformers or dpt_ros.
+        model: the network to load them into.
+        name: of the tensors in messages.
         fresh: as for :func:`load_parts`.
         kept: receives the names of the parameters that ``load_parts`` returns.
 
@@ -180,7 +179,7 @@ def filter_state_dict(
     state: dict[str, Tensor] = {}
     depth_file = model.depth_head is not None
     if fresh:
-        # What a number means is then up to the file: only label heads have a norm, layer 1.
+        # The file decides what the numbers mean: only label heads have a norm, layer 1.
         depth_file = not any(_rename(key, rules).startswith("head.1.") for key in tensors)
     for key, value in tensors.items():
         if key.startswith(unused):
@@ -235,7 +234,7 @@ def _merge_attention(
             keys = [parts["query"], parts["key"], parts["value"]]
             alike = len({state[key].shape for key in keys}) == 1
             fits = merged in own and 3 * state[keys[0]].numel() == own[merged].numel()
-            # A file may claim any shape; what is not the network's is never given memory.
+            # A file may claim any shape: no memory is allocated for another than the network's.
             if alike and fits and all(_is_plain(state[key], own[merged]) for key in keys):
                 state[merged] = torch.cat([state.pop(key) for key in keys])
                 sources[merged] = sources[keys[0]]
@@ -283,7 +282,7 @@ def _check(state: Mapping[str, Tensor], sources: Mapping[str, str], model: DPT, 
 
 
 def _is_plain(tensor: Tensor, own: Tensor) -> bool:
-    """Whether it holds numbers, in memory, that can become those of the network's ``own``."""
+    """Whether it is dense, in memory, and convertible to the type of the network's ``own``."""
     return (
         tensor.layout == torch.strided
         and not (tensor.is_meta or tensor.is_quantized or tensor.is_complex())
@@ -292,7 +291,7 @@ def _is_plain(tensor: Tensor, own: Tensor) -> bool:
 
 
 def _kind(tensor: Tensor, other: Tensor) -> str:
-    """Shape, and where that is the ``other``'s, what else may tell the two apart."""
+    """Shape, and type and layout if the shapes are equal."""
     shape = str(tuple(tensor.shape))
     if tensor.shape != other.shape:
         return shape
@@ -306,6 +305,6 @@ def _some(keys: list[str]) -> str:
 
 
 def _own_copy(tensor: Tensor, own: Tensor) -> Tensor:
-    """Memory of our own, so that nothing depends on the mapped file any more."""
+    """A copy that does not depend on the mapped file."""
     dtype = torch.float32 if tensor.is_floating_point() else own.dtype
     return tensor.to(dtype, copy=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A file of weights -> named tensors. What a file is, its contents tell, not its name."""
+"""A file of weights -> named tensors; its format is detected by its contents, not its name."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _SHOWN = 120  # characters of a name out of a file that a message shows
 _INDEX = ".index.json"
 _SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.safetensors|\.bin|\.pt)")
 
-# Under these a training file keeps the network, beside its optimizer, epoch and so on.
+# Keys of the network in a training file, beside its optimizer, epoch and so on.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
-# What DistributedDataParallel, torch.compile and Lightning put before every key.
+# Put before every key by DistributedDataParallel, torch.compile and Lightning.
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 
-# What the readers were seen to raise on files with random bytes.
+# Raised by the readers on files with random bytes.
 _DAMAGED = (
     SafetensorError,
     pickle.UnpicklingError,
@@ -92,7 +92,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def without_wrapper(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors without what training tools put before the key of every one."""
+    """The tensors without the prefixes that training tools put before all keys."""
     keys = dict(zip(tensors, tensors, strict=True))
     while keys and (prefix := _common_prefix(keys.values())):
         keys = {key: short.removeprefix(prefix) for key, short in keys.items()}
@@ -117,7 +117,7 @@ def is_safetensors(path: Path) -> bool:
 
 
 def shown(text: str) -> str:
-    """A text out of a file, fit for a line of a log."""
+    """Text from a file, printable on one line of a log."""
     text = text if text.isprintable() else repr(text)[1:-1]
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
@@ -148,7 +148,7 @@ def _parts(path: Path) -> list[Path]:
         files = index.get("weight_map") if isinstance(index, dict) else None
         if not isinstance(files, dict) or not all(isinstance(f, str) for f in files.values()):
             raise CheckpointError(f'{path} is not the index of a checkpoint: no "weight_map".')
-        # Only of the index's own folder, whatever it names.
+        # Only from the index's own folder, even if it names another.
         parts = sorted({path.with_name(Path(name).name) for name in files.values() if name})
     elif shard := _SHARD.fullmatch(path.name):
         parts = sorted(path.parent.glob(f"{shard[1]}-*-of-{shard[2]}{shard[3]}"))
@@ -170,7 +170,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         if is_safetensors(path):
             return safetensors.torch.load_file(path)
         with path.open("rb") as file:
-            # By this name torch.load would take it for safetensors.
+            # With this suffix torch.load would read it as safetensors.
             misnamed = path.suffix == ".safetensors"
             content = torch.load(
                 file if misnamed else path,
@@ -206,7 +206,7 @@ def _is_state(content: Any) -> bool:
 
 
 def _what(path: Path, error: BaseException) -> str:
-    """What is wrong with a file that its reader refused."""
+    """Why a reader refused a file."""
     if kind := kind_of_file(path):
         more = "; the weights are beside it, in a .safetensors, .bin or .pt file"
         return f"it is {kind}{more if kind.startswith('JSON') else ''}"
@@ -222,7 +222,7 @@ def _what(path: Path, error: BaseException) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """What a reader complained of, without PyTorch's advice to load such a file all the same."""
+    """The reader's reason, without PyTorch's advice to load the file anyway."""
     text = str(error).rpartition("WeightsUnpickler error:")[2].strip()
     wanted = re.search(r"GLOBAL (\S+)", text)
     if wanted:

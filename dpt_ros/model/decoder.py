@@ -13,7 +13,7 @@ READOUTS = ("ignore", "add", "project")
 
 
 def init_convolution(module: nn.Module) -> None:
-    """Weights for training from scratch that keep the variance of what comes in."""
+    """Weights for training from scratch that keep the variance of the input."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
         if module.bias is not None:
@@ -21,7 +21,7 @@ def init_convolution(module: nn.Module) -> None:
 
 
 class Read(nn.Module):
-    """What becomes of the readout token: (B, 1 + N, D) -> (B, N, D) (paper section 3.2).
+    """Use of the readout token: (B, 1 + N, D) -> (B, N, D) (paper section 3.2).
 
     "ignore" drops it, "add" adds it to every other token, "project" concatenates it to every other
     token and projects the pair back to D with a linear layer and GELU.
@@ -90,7 +90,7 @@ class ReassembleMap(nn.Module):
 
 
 class ResidualConvUnit(nn.Module):
-    """x + conv(relu(conv(relu(x)))), each convolution followed by batch norm where asked for."""
+    """x + conv(relu(conv(relu(x)))), each convolution followed by batch norm if ``batch_norm``."""
 
     def __init__(self, features: int, batch_norm: bool) -> None:
         super().__init__()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a trained file says about its own network, so that it can be built from the file alone."""
+"""The description of its network in a trained file, which can be built from it alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dpt_ros.model.encoder import WEIGHT_STDS
 from dpt_ros.model.zoo import ZOO, Geometry, ModelSpec, ResNetGeometry
 
 _LARGEST = 8192
-"""No size of a network in a file is taken above this: building it would take forever."""
+"""Largest size of a network in a file: building larger ones would take forever."""
 _FIELDS = (
     "tasks",
     "net_width",
@@ -36,7 +36,7 @@ _FIELDS = (
 
 
 class DescriptionError(ValueError):
-    """What a file says about its network cannot be."""
+    """A file's description of its network is invalid."""
 
 
 def describe(spec: ModelSpec) -> dict[str, str]:
@@ -55,10 +55,10 @@ def describe(spec: ModelSpec) -> dict[str, str]:
 
 
 def described_spec(path: Path) -> ModelSpec | None:
-    """The network that a file of :func:`describe` holds; None if the file does not say.
+    """The network that a file of :func:`describe` holds; None if it has no description.
 
     Raises:
-        DescriptionError: what it says cannot be.
+        DescriptionError: the description is invalid.
     """
     if not is_safetensors(path):
         return None
@@ -66,7 +66,7 @@ def described_spec(path: Path) -> ModelSpec | None:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError):
-        return None  # reading the tensors says what is wrong
+        return None  # reading the tensors raises the reason
     if "network" not in metadata:
         return None
     return spec_of(metadata, path)
@@ -76,16 +76,16 @@ def spec_of(metadata: Mapping[str, str], path: Path) -> ModelSpec:
     """The network that :func:`describe` described.
 
     Args:
-        path: where its classes are listed, and what messages call it.
+        path: of the file, for its classes and for messages.
 
     Raises:
-        DescriptionError: what is said cannot be.
+        DescriptionError: the description is invalid.
     """
     name = metadata.get("model")
     if name not in ZOO:
         raise DescriptionError(
-            f"{path} says that it is made from {name!r}, which this version of dpt_ros does not "
-            f"know; the networks are {', '.join(ZOO)}."
+            f"{path} names the network {name!r}, which this version of dpt_ros does not have; the "
+            f"networks are {', '.join(ZOO)}."
         )
     try:
         content = json.loads(metadata["network"])
@@ -97,9 +97,7 @@ def spec_of(metadata: Mapping[str, str], path: Path) -> ModelSpec:
     except (
         ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError
     ) as error:  # fmt: skip
-        raise DescriptionError(
-            f"{path} describes its network in a way that cannot be: {error}."
-        ) from error
+        raise DescriptionError(f"{path} describes its network wrongly: {error}.") from error
     if "labels" not in spec.tasks:
         return replace(spec, class_names="")
     return replace(spec, class_names=str(path.resolve())) if own_classes else spec
@@ -119,7 +117,7 @@ def _check_classes(classes: Any, count: int) -> None:
 
 def _checked(content: Mapping[str, Any]) -> dict[str, Any]:
     if unknown := set(content) - set(_FIELDS):
-        raise ValueError(f"it has {', '.join(sorted(unknown))}, which mean nothing here")
+        raise ValueError(f"it has {', '.join(sorted(unknown))}, which are no fields of a network")
     fields = dict(content)
     fields["tasks"] = tuple(fields["tasks"])
     if fields["tasks"] not in (("depth",), ("labels",), ("depth", "labels")):

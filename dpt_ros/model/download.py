@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Published files: fetched once into a cache folder, checked, resumed when the line was cut."""
+"""Published files: downloaded once into a cache folder, checked, resumed after a break."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CHUNK = 1 << 20
 MOST_BYTES = 8 << 30
 TIMEOUT_S = 30
 
-# What a connection raises when it breaks on the way.
+# Raised when a connection breaks.
 _BROKEN = (http.client.HTTPException, ConnectionError, TimeoutError)
 _log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class DownloadError(OSError):
 
 
 class SecureRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, but none from https to anything else: there anyone could answer."""
+    """Follows redirects, but none from https to an unauthenticated scheme."""
 
     def redirect_request(
         self,
@@ -46,7 +46,7 @@ class SecureRedirects(urllib.request.HTTPRedirectHandler):
         newurl: str,
     ) -> urllib.request.Request | None:
         if req.type == "https" and not newurl.lower().startswith("https:"):
-            raise urllib.error.URLError(f"it leads on to {newurl}, which is not https")
+            raise urllib.error.URLError(f"it redirects to {newurl}, which is not https")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -61,7 +61,7 @@ def cache_path(spec: ModelSpec) -> Path:
 
 
 def download(spec: ModelSpec) -> Path:
-    """The published file of a network, from the cache or the net.
+    """The published file of a network, from the cache or the internet.
 
     Raises:
         DownloadError: it cannot be fetched, or its sha256 is not the published one.
@@ -105,9 +105,9 @@ def fetch(url: str, path: Path, sha256: str) -> None:
                 part.unlink(missing_ok=True)
                 raise DownloadError(
                     f"{url} has sha256 {digest}, but the published one starts with {sha256}; the "
-                    "file was thrown away. Try again, or get it from elsewhere and give its path."
+                    "file was deleted. Try again, or get it from elsewhere and give its path."
                 )
-            # A file by its name must be whole even if the power goes.
+            # A file of this name must be whole even after a power cut.
             os.fsync(file.fileno())
             os.replace(part, path)
     except DownloadError:
@@ -168,12 +168,12 @@ def _append(file: BinaryIO, url: str, label: str) -> None:
         total = start + int(length) if length else None
         bar = tqdm(desc=label, initial=start, total=total, unit="B", unit_scale=True, disable=None)
         with bar:
-            while chunk := response.read1(CHUNK):  # what has come: it is kept if we are killed
+            while chunk := response.read1(CHUNK):  # what has arrived, to keep it if killed
                 if file.tell() + len(chunk) > MOST_BYTES:
                     file.truncate(0)
                     raise DownloadError(
                         f"{url} has more than {MOST_BYTES >> 20} MB, which is no checkpoint; the"
-                        " file was thrown away."
+                        " file was deleted."
                     )
                 file.write(chunk)
                 bar.update(len(chunk))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from dpt_ros.model.decoder import Fusion, Reassemble, ReassembleMap
 from dpt_ros.model.encoder import Encoder
-from dpt_ros.model.heads import DepthHead, SegmentationHead
+from dpt_ros.model.heads import DepthHead, SegmentationHead, upsample2
 from dpt_ros.model.zoo import ModelSpec
 
 TOKEN_MAP_FACTORS = (4, 2, 1, 0.5)
@@ -74,9 +74,9 @@ class DPT(nn.Module):
         if self.depth_head is not None:
             outputs["depth"] = self.depth_head(features)
         if self.label_head is not None:
-            outputs["labels"] = self.label_head(features)
+            outputs["labels"] = upsample2(self.label_head(features))
             if self.auxiliary_head is not None and self.training:
-                outputs["auxiliary"] = self.auxiliary_head.logits(features)
+                outputs["auxiliary"] = self.auxiliary_head(features)
         return outputs
 
     def features(self, images: Tensor) -> Tensor:

@@ -19,11 +19,11 @@ PATCH = 16
 
 
 WEIGHT_STDS = ("timm", "timm045")
-"""Arithmetic of weight standardisation: today's timm, and timm 0.4.5's."""
+"""Arithmetic of weight standardisation: of current timm, and of timm 0.4.5."""
 
 
 class PlainConv2dSame(nn.Conv2d):
-    """What a weight-standardised convolution becomes when its weights are folded."""
+    """A weight-standardised convolution after its weights are folded."""
 
     def __init__(self, conv: StdConv2dSame, weight: Tensor) -> None:
         super().__init__(
@@ -54,7 +54,7 @@ class StdConv2dSame045(StdConv2dSame):
 
 
 def standardized_weight(conv: StdConv2dSame) -> Tensor:
-    """The weight that ``conv`` really applies: zero mean and unit variance per output channel."""
+    """The weight standardised to zero mean and unit variance per output channel."""
     variance, mean = torch.var_mean(conv.weight, dim=(1, 2, 3), correction=0, keepdim=True)
     if isinstance(conv, StdConv2dSame045):
         return (conv.weight - mean) / (variance.sqrt() + 1e-5)
@@ -62,10 +62,10 @@ def standardized_weight(conv: StdConv2dSame) -> Tensor:
 
 
 def fold_weight_standardization(module: nn.Module) -> None:
-    """Replace every weight-standardised convolution in ``module`` by the plain one it equals.
+    """Replace every weight-standardised convolution in ``module`` by an equal plain one.
 
-    The weights are standardised once, in float64. Names of parameters stay as they are. A folded
-    network is for inference: training it further would train another function.
+    The weights are standardised once, in float64. Names of parameters stay. For inference only:
+    training a folded network further would train another function.
     """
     for name, child in module.named_children():
         if isinstance(child, StdConv2dSame):
@@ -146,6 +146,16 @@ class Encoder(nn.Module):
             the taps, each a feature map (B, C, h, w) of the ResNet or tokens (B, 1 + N, D) with
             the readout token first, and the token grid (H / 16, W / 16).
         """
+        tokens, grid, taps = self.embed(images)
+        x = tokens + self.positions(grid)
+        for index, block in enumerate(self.blocks):
+            x = block(x)
+            if index in self.block_taps:
+                taps.append(x)
+        return taps, grid
+
+    def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int], list[Tensor]]:
+        """Tokens (B, 1 + N, D) without positions, the token grid, and the taps of the ResNet."""
         x, taps = images, []
         if self.resnet is not None:
             x = self.resnet.stem(x)
@@ -154,21 +164,15 @@ class Encoder(nn.Module):
                 if index in self.stage_taps:
                     taps.append(x)
         x = self.patch_embed(x)
-        grid = (x.shape[2], x.shape[3])
         tokens = x.flatten(2).transpose(1, 2)
         tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
-        x = tokens + self.positions(grid)
-        for index, block in enumerate(self.blocks):
-            x = block(x)
-            if index in self.block_taps:
-                taps.append(x)
-        return taps, grid
+        return tokens, (x.shape[2], x.shape[3]), taps
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
         """The position embedding for a token grid: (1, 1 + h * w, D).
 
-        The published network resizes it bilinearly, without antialiasing, at every forward. While
-        no gradient is asked for, the result is kept per grid until the parameter changes.
+        Resized bilinearly, without antialiasing, as published. Without gradients, the result is
+        cached per grid until the parameter changes.
         """
         if grid == self.grid:
             return self.pos_embed

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -18,7 +17,7 @@ from dpt_ros.model.describe import described_spec
 from dpt_ros.model.download import cache_path, download
 from dpt_ros.model.dpt import DPT
 from dpt_ros.model.encoder import WEIGHT_STDS, fold_weight_standardization
-from dpt_ros.model.zoo import EMBEDDED_NAME, ZOO, ModelSpec, unknown_model
+from dpt_ros.model.zoo import EMBEDDED_NAME, ZOO, ModelSpec, did_you_mean, unknown_model
 
 OVERRIDES = ("auxiliary", "invert", "num_classes", "readout", "scale", "shift", "weight_std")
 
@@ -27,7 +26,7 @@ def model_spec(name: str, **overrides: Any) -> ModelSpec:
     """The row of the zoo for ``name``, changed by ``overrides``.
 
     Raises:
-        ValueError: an unknown name or override, or a value that cannot be.
+        ValueError: an unknown name or override, or an invalid value.
     """
     if name not in ZOO:
         raise ValueError(unknown_model(name))
@@ -38,7 +37,7 @@ def _overridden(spec: ModelSpec, overrides: dict[str, Any]) -> ModelSpec:
     for key in overrides:
         if key not in OVERRIDES:
             raise ValueError(
-                f"{key!r} is not an override{_close(key, OVERRIDES)}; the overrides are "
+                f"{key!r} is not an override{did_you_mean(key, OVERRIDES)}; the overrides are "
                 f"{', '.join(OVERRIDES)}."
             )
     spec = replace(spec, **overrides)
@@ -71,23 +70,21 @@ def create_model(
 
     Args:
         name: one of :func:`list_models`.
-        weights: the path of a checkpoint (.pt, .bin or .safetensors, or of one in parts its index
-            or folder; isl-org/DPT's, transformers'
-            or our own keys; a file of ``dpt_train`` says itself what it changed about the
-            network: tasks, classes, metres, taps ...); "download" for the published file, kept in
-            the cache folder;
-            "random" for untrained weights, only ever on request; None for what is already there:
-            the file that comes with the package, or an earlier download.
-        fold: standardise the ResNet's weights once, now, instead of at every forward. That is
-            for inference: training needs False. Default: True, but False for "random".
+        weights: the path of a checkpoint (.pt, .bin or .safetensors, or the index or folder of
+            one in parts) with keys of isl-org/DPT, transformers or dpt_ros; a file of
+            ``dpt_train`` describes its network (tasks, classes, metres, taps ...) itself.
+            "download" for the published file, kept in the cache folder; "random" for untrained
+            weights; None for the file that comes with the package, or an earlier download.
+        fold: standardise the ResNet's weights once instead of at every forward, for inference
+            only: training needs False. Default: True, but False for "random".
         overrides: fields of the zoo's row to change: ``readout`` "ignore", "add" or "project";
             ``weight_std`` "timm" or "timm045" (what the checkpoints' authors ran);
             ``num_classes``; ``scale``, ``shift``, ``invert`` of the depth head; ``auxiliary`` to
             keep the auxiliary label head, for training.
 
     Raises:
-        ValueError: an unknown name or override, no weights at hand, or (CheckpointError) a file
-            whose keys are not those of the network.
+        ValueError: an unknown name or override, no weights on this machine, or
+            (CheckpointError) a file whose keys are not those of the network.
         DownloadError: the published file cannot be fetched or is not the published one.
     """
     spec = model_spec(name, **overrides)
@@ -112,7 +109,7 @@ def create_model(
 
 
 def cached_checkpoint(name: str) -> Path | None:
-    """The weights of a network that are at hand without a download, None if there are none.
+    """The weights of a network that are on this machine already, None if there are none.
 
     Raises:
         ValueError: an unknown name.
@@ -136,8 +133,8 @@ def weights_path(spec: ModelSpec, weights: str | PathLike[str] | None) -> Path:
     if path is None:
         how = '"download", ' if spec.url else ""
         raise ValueError(
-            f"No weights of {spec.name} are at hand; ask for {how}the path of a checkpoint, or "
-            '"random".'
+            f"No weights of {spec.name} are on this machine; ask for {how}the path of a "
+            'checkpoint, or "random".'
         )
     return path
 
@@ -145,11 +142,6 @@ def weights_path(spec: ModelSpec, weights: str | PathLike[str] | None) -> Path:
 def _one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(
-            f"{key} is {value!r}{_close(str(value), choices)}, but must be one of "
+            f"{key} is {value!r}{did_you_mean(str(value), choices)}, but must be one of "
             f"{', '.join(choices)}."
         )
-
-
-def _close(name: str, known: Any) -> str:
-    matches = difflib.get_close_matches(name, list(known), n=3)
-    return f" (did you mean {' or '.join(matches)}?)" if matches else ""

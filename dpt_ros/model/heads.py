@@ -17,7 +17,7 @@ class DepthHead(nn.Module):
 
     The convolutions predict a non-negative x. Relative networks (``invert`` false) give
     ``scale * x + shift`` with 1 and 0: relative inverse depth. Metric ones give metres,
-    ``1 / (scale * x + shift)``, so 1 / shift is the farthest they can say.
+    ``1 / (scale * x + shift)``, at most 1 / shift.
     """
 
     def __init__(
@@ -47,12 +47,11 @@ class DepthHead(nn.Module):
         x = upsample2(self.conv1(features))
         x = F.relu(self.conv3(F.relu(self.conv2(x)))).squeeze(1)
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        x = self.scale * x + self.shift
-        return x.clamp(min=MIN_INVERSE_DEPTH).reciprocal() if self.invert else x
+        return to_depth(x, self.scale, self.shift, self.invert)
 
 
 class SegmentationHead(nn.Module):
-    """Decoder features at half the input size -> class logits at the input size."""
+    """Decoder features -> class logits, both at half the input size."""
 
     def __init__(self, features: int, num_classes: int) -> None:
         super().__init__()
@@ -64,13 +63,15 @@ class SegmentationHead(nn.Module):
         nn.init.normal_(self.classify.weight, std=0.01)
         nn.init.zeros_(self.classify.get_parameter("bias"))
 
-    def logits(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor) -> Tensor:
         """(B, F, h, w) -> (B, C, h, w)."""
         return self.classify(self.dropout(F.relu(self.norm(self.conv(features)))))
 
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, F, H / 2, W / 2) -> (B, C, H, W)."""
-        return upsample2(self.logits(features))
+
+def to_depth(x: Tensor, scale: float, shift: float, invert: bool) -> Tensor:
+    """``scale * x + shift``, and metres, its reciprocal, if ``invert``; see `DepthHead`."""
+    x = scale * x + shift
+    return x.clamp(min=MIN_INVERSE_DEPTH).reciprocal() if invert else x
 
 
 def upsample2(x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -54,7 +55,7 @@ class ModelSpec:
         name: what :func:`create_model` takes.
         tasks: "depth", "labels" or both.
         geometry: sizes of the network.
-        description: one line for people.
+        description: one line for users.
         url: where the published file is, "" if nowhere.
         sha256: of that file, all 64 hex digits or the first 8 as in its name; "" if unknown.
         net_width, net_height: the size the network was trained at, pixels.
@@ -280,12 +281,16 @@ ZOO = {row.name: row for row in ROWS}
 
 
 def list_models() -> list[str]:
-    """The names that ``create_model`` knows."""
+    """The names that ``create_model`` accepts."""
     return list(ZOO)
 
 
 def unknown_model(name: str) -> str:
     """The message for a name that is not in the zoo."""
-    close = difflib.get_close_matches(name, ZOO, n=3)
-    hint = f" (did you mean {' or '.join(close)}?)" if close else ""
-    return f"Unknown network {name!r}{hint}. Available: {', '.join(ZOO)}."
+    return f"Unknown network {name!r}{did_you_mean(name, ZOO)}. Available: {', '.join(ZOO)}."
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """ " (did you mean ...?)" with the known names that are close, "" if there are none."""
+    close = difflib.get_close_matches(name, list(known), n=3)
+    return f" (did you mean {' or '.join(close)}?)" if close else ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node ``camera_sim``: a camera in the synthetic world, with the truth beside its images."""
+"""The node ``camera_sim``: a camera in a synthetic world, with ground truth for its images."""
 
 from __future__ import annotations
 
@@ -8,20 +8,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import rclpy
 from geometry_msgs.msg import Quaternion, TransformStamped, Vector3
 from nav_msgs.msg import Odometry
 from rcl_interfaces.msg import ParameterDescriptor
-from rclpy.executors import ExternalShutdownException
-from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan
 from std_msgs.msg import Header
 
-from dpt_ros.ros import process as signals
-from dpt_ros.ros.command_line import CAMERA_PARAMETERS, start_ros
+from dpt_ros.ros.command_line import CAMERA_PARAMETERS, run_node
 from dpt_ros.ros.messages.camera_info import camera_info_message
 from dpt_ros.ros.messages.image import image_message, jpeg_message
 from dpt_ros.world import KINDS, Scan, Scanner, View, World
@@ -33,24 +29,23 @@ try:
 except ImportError:  # not on PyPI
     TFMessage = None
 
-RCLError = rclpy_implementation.RCLError
-# The robot's base: on the floor below the camera, which looks ahead and a little down.
+# The robot's base: on the floor below the camera, which is pitched down a little.
 BASE_FROM_CAMERA = look(np.array([0.0, 0.0, CAMERA_HEIGHT]), 0.0, CAMERA_PITCH).matrix()
 
 
 class CameraSim(Node):
     """Publishes image, image/compressed, camera_info, odom, scan, truth/depth and truth/labels.
 
-    Where tf2_msgs is installed it broadcasts tf as well: odom, base_link (on the floor below the
-    camera), from there the camera's frame and "laser".
+    Where tf2_msgs is installed it broadcasts tf as well: from odom to base_link (on the floor
+    below the camera), from there to the camera's frame and "laser".
 
     Raises:
-        ValueError: a parameter has a value that no world or QoS has.
+        ValueError: a parameter has a wrong type or value.
     """
 
     def __init__(self) -> None:
         super().__init__("camera_sim")
-        values = {name: self._given(name, *row) for name, row in CAMERA_PARAMETERS.items()}
+        values = {name: self._declare(name, *row) for name, row in CAMERA_PARAMETERS.items()}
         if values["kind"] not in KINDS:
             raise ValueError(f"kind is '{values['kind']}', but must be one of {', '.join(KINDS)}.")
         if values["reliability"] not in ("reliable", "best_effort"):
@@ -62,10 +57,10 @@ class CameraSim(Node):
         )
         self._scanner = Scanner(self._world)
         self._frame_id = values["frame_id"]
-        self._left = values["frames"] or None
+        self._frames = values["frames"]
         self._number = 0
         reliability = ReliabilityPolicy[values["reliability"].upper()]
-        self._outputs = {
+        self._by_topic = {
             topic: self.create_publisher(
                 kind,
                 topic,
@@ -88,10 +83,10 @@ class CameraSim(Node):
 
     def _create_tf(self) -> None:
         if TFMessage is None:
-            self.get_logger().info("tf2_msgs is not installed: there is no tf.")
+            self.get_logger().info("tf2_msgs is not installed: tf is not broadcast.")
             return
         # As tf2_ros broadcasts: absolute names, the fixed frames latched.
-        self._outputs["tf"] = self.create_publisher(TFMessage, "/tf", 10)
+        self._by_topic["tf"] = self.create_publisher(TFMessage, "/tf", 10)
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self._fixed = self.create_publisher(TFMessage, "/tf_static", latched)
         mount = self._scanner.camera_from_sensor
@@ -99,34 +94,27 @@ class CameraSim(Node):
         fixed = fixed_transforms(mount, Header(stamp=stamp, frame_id=self._frame_id))
         self._fixed.publish(TFMessage(transforms=fixed))
 
-    def _given(self, name: str, default: Any, text: str) -> Any:
-        # Dynamic, so that a value of the wrong type gets our sentence and 15 may stand for 15.0.
-        about = ParameterDescriptor(description=text, read_only=True, dynamic_typing=True)
-        value = self.declare_parameter(name, default, about).value
+    def _declare(self, name: str, default: Any, text: str) -> Any:
+        # Dynamic, so that a value of the wrong type gets this error message, and 15 becomes 15.0.
+        descriptor = ParameterDescriptor(description=text, read_only=True, dynamic_typing=True)
+        value = self.declare_parameter(name, default, descriptor).value
         if isinstance(default, float) and type(value) is int:
             value = float(value)
         if type(value) is not type(default):
             raise ValueError(f"{name} is {value!r}, but must be of type {type(default).__name__}.")
         return value
 
-    @property
-    def done(self) -> bool:
-        """Whether all frames asked for were published."""
-        return self._left == 0
-
     def _tick(self) -> None:
-        if self.done:
-            return
         header = Header(stamp=self.get_clock().now().to_msg(), frame_id=self._frame_id)
-        if any(output.get_subscription_count() for output in self._outputs.values()):
+        if any(one.get_subscription_count() for one in self._by_topic.values()):
             self._publish(self._world.frame(self._number), header)
         self._number += 1
-        if self._left is not None:
-            self._left -= 1
+        if self._number == self._frames:
+            self.context.try_shutdown()
 
     def _publish(self, view: View, header: Header) -> None:
         makers = {
-            # What belongs to an image comes first, so that whoever takes it has it all.
+            # In this order, so that an image comes after the data that belongs to it.
             "tf": lambda: TFMessage(transforms=[base_transform(view.odom_from_camera, header)]),
             "odom": lambda: odometry_message(view.odom_from_camera, header),
             "scan": lambda: _laser_scan(self._scanner.scan(self._number), header),
@@ -137,8 +125,8 @@ class CameraSim(Node):
             "truth/labels": lambda: image_message(view.labels, "mono8", header),
         }
         for topic, make in makers.items():
-            if topic in self._outputs and self._outputs[topic].get_subscription_count():
-                self._outputs[topic].publish(make())
+            if topic in self._by_topic and self._by_topic[topic].get_subscription_count():
+                self._by_topic[topic].publish(make())
 
 
 def _laser_scan(scan: Scan, header: Header) -> LaserScan:
@@ -207,30 +195,7 @@ def _quaternion(pose: np.ndarray) -> list[float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the camera until Ctrl-C, SIGTERM or its last frame."""
-    signals.end_quietly()
-    start_ros("dpt_camera_sim", argv)
-    node: CameraSim | None = None
-    try:
-        signals.raise_from_here()
-        node = CameraSim()
-        while not node.done:
-            rclpy.spin_once(node)
-    except ValueError as error:
-        print(f"dpt_camera_sim: {error}", file=sys.stderr)
-        return 2
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    except (RCLError, RuntimeError):
-        # A signal ended the context while a frame was being published, or came inside a call of
-        # rclpy, which makes another error of it.
-        if rclpy.ok() and not signals.came:
-            raise
-    finally:
-        signals.ignore()
-        if node is not None:
-            node.destroy_node()
-        rclpy.try_shutdown()
-    return 0
+    return run_node("dpt_camera_sim", argv, CameraSim)
 
 
 if __name__ == "__main__":

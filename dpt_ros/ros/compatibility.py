@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What rclpy's distributions do differently, from Humble on: the rest of the package asks here.
+"""Differences between the versions of rclpy, from Humble on, in one place.
 
-Humble (rclpy 3.3) lacks what is looked for below; test/ros/test_humble.py compares what the
-package uses with the names that it has. It was not run on Humble itself.
+Humble (rclpy 3.3) lacks what is looked for below; test/ros/test_humble.py compares the names that
+the package uses with Humble's. It was not run on Humble itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,12 @@ try:
 except ImportError:  # Humble
     from rclpy.qos_event import SubscriptionEventCallbacks, UnsupportedEventTypeError
 
-__all__ = ["UnsupportedEventTypeError", "call_on_parameters", "subscribe", "subscription_events"]
+__all__ = [
+    "UnsupportedEventTypeError",
+    "add_parameter_callbacks",
+    "subscribe",
+    "subscription_events",
+]
 
 
 def subscription_events(
@@ -45,55 +50,55 @@ def subscribe(
     node: Node,
     msg_type: type,
     topic: str,
-    take: Callable[[Any, Mapping[str, Any]], None],
+    callback: Callable[[Any, Mapping[str, Any]], None],
     *arguments: Any,
     **options: Any,
 ) -> Subscription:
-    """A subscription whose callback takes the message and what rclpy tells about it.
+    """A subscription whose callback takes the message and its info.
 
     Args:
         node: subscribes.
         msg_type: of the messages.
         topic: its name.
-        take: called with each message and its information, which is empty on Humble.
+        callback: called with each message and its info, which is empty on Humble.
         arguments: more of ``Node.create_subscription``, beginning with the QoS.
         options: keyword arguments of it.
     """
 
-    def take_alone(msg: Any) -> None:
-        take(msg, {})
+    def without_info(msg: Any) -> None:
+        callback(msg, {})
 
-    informed = hasattr(Subscription, "CallbackType")
+    has_info = hasattr(Subscription, "CallbackType")
     return node.create_subscription(
-        msg_type, topic, take if informed else take_alone, *arguments, **options
+        msg_type, topic, callback if has_info else without_info, *arguments, **options
     )
 
 
-def call_on_parameters(
+def add_parameter_callbacks(
     node: Node,
-    before: Callable[[list[Parameter[Any]]], list[Parameter[Any]]],
-    judge: Callable[[list[Parameter[Any]]], SetParametersResult],
-    after: Callable[[list[Parameter[Any]]], None],
+    pre_set: Callable[[list[Parameter[Any]]], list[Parameter[Any]]],
+    on_set: Callable[[list[Parameter[Any]]], SetParametersResult],
+    post_set: Callable[[list[Parameter[Any]]], None],
 ) -> None:
-    """Have a node's changes of parameters looked at.
+    """Add the three callbacks that newer versions call at a change of parameters.
 
     Args:
         node: whose parameters.
-        before: gives the changes that are made instead of those asked for.
-        judge: refuses changes, or not.
-        after: takes what was accepted; on Humble just before it is stored.
+        pre_set: returns the changes to be made instead of those asked for.
+        on_set: accepts or refuses them.
+        post_set: called with accepted changes; on Humble just before they are stored.
     """
     if hasattr(node, "add_pre_set_parameters_callback"):
-        node.add_pre_set_parameters_callback(before)
-        node.add_on_set_parameters_callback(judge)
-        node.add_post_set_parameters_callback(after)
+        node.add_pre_set_parameters_callback(pre_set)
+        node.add_on_set_parameters_callback(on_set)
+        node.add_post_set_parameters_callback(post_set)
         return
 
     def all_at_once(changes: list[Parameter[Any]]) -> SetParametersResult:
-        changes[:] = before(changes)  # rclpy stores what is in the list afterwards
-        result = judge(changes)
+        changes[:] = pre_set(changes)  # rclpy stores what is in the list afterwards
+        result = on_set(changes)
         if result.successful:
-            after(changes)
+            post_set(changes)
         return result
 
     node.add_on_set_parameters_callback(all_at_once)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What /diagnostics says: counts and times per camera, and the networks that run."""
+"""The content of /diagnostics: counts and times per camera, the networks, the node's clock."""
 
 from __future__ import annotations
 
@@ -7,67 +7,71 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+from rclpy.node import Node
 
 from dpt_ros.engine.inference.network import Networks
 
-_WINDOW = 512
+if TYPE_CHECKING:
+    from dpt_ros.ros.camera.camera_topics import CameraTopics
+
+_WINDOW = 512  # frames over which percentiles of times are taken
+_CLOCK_TIMEOUT = 3.0  # seconds that a simulated clock may take to begin
 
 
 class Statistics:
-    """Counts and times of one camera; may be told things from any thread."""
+    """Counts and times of one camera. Its methods may be called from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._since = time.monotonic()
-        self._received = 0
+        self._received = 0  # since the last call of ``values``, as the next one
         self._published = 0
-        self._frames_in = 0
-        self._frames_out = 0
+        self._totals: Counter[str] = Counter()
+        self._reasons: dict[str, Counter[str]] = {
+            name: Counter() for name in ("encoding", "dropped:", "reset:", "error:")
+        }
         self._seconds: dict[str, deque[float]] = {}
-        self._encodings: Counter[str] = Counter()
-        self._dropped: Counter[str] = Counter()
-        self._errors: Counter[str] = Counter()
-        self._resets: Counter[str] = Counter()
-        self._new_errors = False
+        self._failed = False
 
     def received(self) -> None:
-        """A message came in."""
+        """Count a message."""
         with self._lock:
             self._received += 1
-            self._frames_in += 1
+            self._totals["received"] += 1
 
     def accepted(self, encoding: str) -> None:
-        """A message could be read, and its pixels were in this (known) encoding."""
-        with self._lock:
-            self._encodings[encoding] += 1
+        """Count an image that could be read, by its encoding."""
+        self._count("encoding", encoding)
 
     def published(self, seconds: Mapping[str, float]) -> None:
-        """A frame's results went out; ``seconds`` are the times it took, by name."""
+        """Count a frame whose outputs were published; ``seconds`` are its times by name."""
         with self._lock:
             self._published += 1
-            self._frames_out += 1
+            self._totals["published"] += 1
             for name, value in seconds.items():
                 self._seconds.setdefault(name, deque(maxlen=_WINDOW)).append(value)
 
     def dropped(self, reason: str) -> None:
-        """A frame was not computed, and why."""
-        with self._lock:
-            self._dropped[reason] += 1
+        """Count a frame that was not computed."""
+        self._count("dropped:", reason)
 
     def reset(self, reason: str) -> None:
-        """The temporal filter forgot the past at a frame, and why."""
-        with self._lock:
-            self._resets[reason] += 1
+        """Count a reset of the temporal filter."""
+        self._count("reset:", reason)
 
     def failed(self, reason: str) -> None:
-        """A frame could not be used or computed, and why."""
+        """Count a frame that could not be used or computed."""
+        self._count("error:", reason, failed=True)
+
+    def _count(self, name: str, reason: str, failed: bool = False) -> None:
         with self._lock:
-            self._errors[reason] += 1
-            self._new_errors = True
+            self._reasons[name][reason] += 1
+            self._failed |= failed
 
     def values(self) -> tuple[dict[str, str], bool]:
         """Everything as text, and whether anything failed since the last call.
@@ -80,15 +84,13 @@ class Statistics:
             values = {
                 "input rate (Hz)": f"{self._received / seconds:.1f}",
                 "output rate (Hz)": f"{self._published / seconds:.1f}",
-                "frames received": str(self._frames_in),
-                "frames published": str(self._frames_out),
+                "frames received": str(self._totals["received"]),
+                "frames published": str(self._totals["published"]),
                 **_percentiles(self._seconds),
-                **{f"encoding {k}": str(n) for k, n in sorted(self._encodings.items())},
-                **{f"dropped: {k}": str(n) for k, n in sorted(self._dropped.items())},
-                **{f"reset: {k}": str(n) for k, n in sorted(self._resets.items())},
-                **{f"error: {k}": str(n) for k, n in sorted(self._errors.items())},
             }
-            failed, self._new_errors = self._new_errors, False
+            for name, counts in self._reasons.items():
+                values |= {f"{name} {reason}": str(n) for reason, n in sorted(counts.items())}
+            failed, self._failed = self._failed, False
             self._since, self._received, self._published = now, 0, 0
         return values, failed
 
@@ -108,55 +110,48 @@ def camera_status(
     """The status of one camera: ERROR after a failed frame, WARN with a warning, else OK."""
     values, failed = statistics.values()
     if failed:
-        warnings = ["Frames fail; the log says why.", *warnings]
+        warnings = ["Frames failed; the log has the errors.", *warnings]
     level = DiagnosticStatus.ERROR if failed else _level(warnings)
     return _status(name, level, " ".join(warnings) or "Running.", more | values)
 
 
 def networks_status(
-    name: str, state: str, networks: Networks | None, why: str, notes: Sequence[str] = ()
+    name: str, state: str, networks: Networks | None, failure: str, warnings: Sequence[str] = ()
 ) -> DiagnosticStatus:
     """The status of the node itself: its lifecycle state, its networks and their device.
 
     Args:
         name: of the status.
-        state: the lifecycle state's label.
-        networks: what runs, None while unconfigured.
-        why: a sentence on what went wrong at configure, or "".
-        notes: sentences on what runs otherwise than asked for.
+        state: label of the lifecycle state.
+        networks: None while unconfigured.
+        failure: why configuring failed, or "".
+        warnings: what differs from what was asked for.
     """
     if networks is None:
-        level = DiagnosticStatus.ERROR if why else DiagnosticStatus.OK
-        return _status(name, level, why or f"The node is {state}.", {"state": state})
+        level = DiagnosticStatus.ERROR if failure else DiagnosticStatus.OK
+        return _status(name, level, failure or f"The node is {state}.", {"state": state})
+    depth = "metric" if networks.metric else "relative inverse depth"
     values = {
         "state": state,
         "depth network": networks.depth_name or "none",
         "label network": networks.label_name or "none",
-        "depth": _depth_words(networks),
-        "device": device_words(networks.device),
+        "depth": depth if networks.depth_name else "none",
+        "device": _device_name(networks.device),
         "precision": networks.precision,
     }
     if networks.device.type == "cuda":
         used = torch.cuda.memory_reserved(networks.device) / 2**20
         values["device memory (MiB)"] = f"{used:.0f}"
-    warnings = ["Weights are random: the predictions mean nothing."] if networks.random else []
-    warnings += notes
+    if networks.random:
+        warnings = ["Weights are random: the predictions mean nothing.", *warnings]
     return _status(name, _level(warnings), " ".join(warnings) or f"The node is {state}.", values)
 
 
-def _depth_words(networks: Networks) -> str:
-    """What the depth network says by itself; where metres come from is said of each camera."""
-    if networks.depth_name is None:
-        return "none"
-    return "metric" if networks.metric else "relative inverse depth"
-
-
-def device_words(device: torch.device) -> str:
-    """The device as people know it: "cpu", "cuda:0 (NVIDIA ...)"."""
+def _device_name(device: torch.device) -> str:
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else "cpu"
 
 
-def _level(warnings: list[str]) -> bytes:
+def _level(warnings: Sequence[str]) -> bytes:
     return DiagnosticStatus.WARN if warnings else DiagnosticStatus.OK
 
 
@@ -168,3 +163,48 @@ def _status(name: str, level: bytes, message: str, values: dict[str, str]) -> Di
         hardware_id=values.get("device", ""),
         values=[KeyValue(key=key, value=value) for key, value in values.items()],
     )
+
+
+def ready_message(networks: Networks, cameras: Iterable[CameraTopics]) -> str:
+    """One line for the log: networks, device and topics."""
+    cameras = list(cameras)
+    names = {"depth": networks.depth_name, "labels": networks.label_name}
+    running = [f"{output} {name}" for output, name in names.items() if name]
+    inputs = [topic for camera in cameras for topic in camera.subscribed]
+    outputs = [topic for camera in cameras for topic in camera.published]
+    return (
+        f"Ready on {_device_name(networks.device)}, {networks.precision}: {', '.join(running)}."
+        f" Subscribed: {', '.join(inputs)}. Published: {', '.join(outputs)}."
+    )
+
+
+class ClockMonitor:
+    """Warns while ``use_sim_time`` is set and no message arrives on /clock.
+
+    Attributes:
+        warning: as of the last ``review``; "" while the clock runs.
+    """
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._since: float | None = None
+        self.warning = ""
+
+    def review(self) -> None:
+        """Update the warning, and log a new one; call it regularly."""
+        clock, now, before = self._node.get_clock(), time.monotonic(), self.warning
+        self.warning = ""
+        if not clock.ros_time_is_active or clock.now().nanoseconds:
+            self._since = None
+            return
+        self._since = now if self._since is None else self._since
+        if now - self._since < _CLOCK_TIMEOUT:
+            return
+        count = self._node.count_publishers("/clock")
+        self.warning = (
+            "use_sim_time is true, but no message has been received on /clock, which has"
+            f" {count or 'no'} publisher{'' if count == 1 else 's'}: the node's clock stands at 0."
+            " Start the simulator or 'ros2 bag play --clock', or set use_sim_time to false."
+        )
+        if not before:
+            self._node.get_logger().warning(self.warning)

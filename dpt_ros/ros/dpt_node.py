@@ -4,42 +4,33 @@
 from __future__ import annotations
 
 import gc
-import os
-import re
-import signal
 import sys
-import threading
-import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
-import rclpy
 import torch
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock, ClockType
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from std_srvs.srv import Trigger
 
+from dpt_ros.engine.faults import DeviceLostError
 from dpt_ros.engine.frame import Frame, Prediction
-from dpt_ros.engine.inference.network import NetworkError, Networks, load_networks
+from dpt_ros.engine.inference.loading import NetworkError, load_networks
+from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.pipeline import Pipeline
 from dpt_ros.engine.runner.chain import Kind
-from dpt_ros.engine.runner.cuda import DeviceLostError
 from dpt_ros.engine.settings import Settings
-from dpt_ros.ros import process as signals
 from dpt_ros.ros.camera.camera_topics import CameraTopics
-from dpt_ros.ros.camera.image_subscription import REVIEW_PERIOD, keep_large_buffers
+from dpt_ros.ros.camera.image_subscription import REVIEW_PERIOD
 from dpt_ros.ros.camera.tf import TfTree
-from dpt_ros.ros.command_line import start_ros
-from dpt_ros.ros.diagnostics import networks_status
-from dpt_ros.ros.node_messages import ClockWatch, ready
+from dpt_ros.ros.command_line import run_node
+from dpt_ros.ros.diagnostics import ClockMonitor, networks_status, ready_message
 from dpt_ros.ros.parameters import Parameters
-
-_PATIENCE = 1.7  # seconds from a signal to the end, of the two that are promised
+from dpt_ros.ros.process import keep_large_buffers
 
 
 class DptNode(LifecycleNode):
@@ -53,29 +44,32 @@ class DptNode(LifecycleNode):
         super().__init__("dpt", **options)
         self._networks: Networks | None = None
         self._pipeline: Pipeline | None = None
-        self._kinds: dict[str, Kind] = {}  # of the frames that the cameras sent so far
+        self._kinds: dict[str, Kind] = {}  # of the frames received so far
         self._cameras: dict[str, CameraTopics] = {}
         self._tree = TfTree(self)
         self._state = "unconfigured"
-        self._why = ""
-        self._notes: list[str] = []
-        self._lost = ""
-        self._clock_watch = ClockWatch(self)
-        self._clock_said = ""
-        self._given = Parameters(self, self._adopt_settings, lambda: self._networks is not None)
+        self._failure = ""  # why the node is not configured
+        self._warnings: list[str] = []
+        self._device_lost = ""
+        self._clock_monitor = ClockMonitor(self)
+        self._node_parameters = Parameters(self, self._adopt_settings, self._configured)
         # Periods are of real time: a simulated clock may stand still.
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 1)
         self._diagnostics_timer = self.create_timer(
-            self._settings().diagnostics_period, self._publish_diagnostics, clock=self._steady
+            self._settings.diagnostics_period, self._publish_diagnostics, clock=self._steady
         )
         self.create_timer(REVIEW_PERIOD, self._review, clock=self._steady)
         self.create_service(Trigger, "~/reset", self._reset)
-        if self._settings().autostart:
+        if self._settings.autostart:
             self._start_timer = self.create_timer(0.0, self._start, clock=self._steady)
 
+    @property
     def _settings(self) -> Settings:
-        return self._given.settings
+        return self._node_parameters.settings
+
+    def _configured(self) -> bool:
+        return self._networks is not None
 
     # Lifecycle
 
@@ -93,89 +87,89 @@ class DptNode(LifecycleNode):
             )
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Load, check and warm the networks; FAILURE with a sentence when that cannot be done."""
-        with self._traced("configure"):
-            self._why = " ".join(self._given.problems.values())
-            self._notes.clear()
-            self._lost = ""
-            if not self._why:
+        """Load, check and warm the networks; FAILURE with an error message if that fails."""
+        with self._logged("configure"):
+            self._warnings.clear()
+            self._device_lost = ""
+            self._failure = " ".join(self._node_parameters.problems.values())
+            if not self._failure:
                 try:
-                    self._networks = load_networks(self._settings())
+                    self._networks = load_networks(self._settings)
                 except NetworkError as error:
-                    self._why = str(error)
-            if not self.context.ok():  # a signal came while the networks were made
+                    self._failure = str(error)
+            if not self.context.ok():  # a signal came while the networks were loaded
                 return TransitionCallbackReturn.FAILURE
             if self._networks is None:
-                self.get_logger().error(f"Cannot configure: {self._why}")
+                self.get_logger().error(f"Cannot configure: {self._failure}")
                 return TransitionCallbackReturn.FAILURE
-            for note in self._networks.notes:
-                self.get_logger().info(note)
-            for name in self._settings().cameras or ("",):
-                settings = partial(self._given.of_camera, name)
+            for text in self._networks.warnings:
+                self.get_logger().info(text)
+            for name in self._settings.cameras or ("",):
+                settings = partial(self._node_parameters.of_camera, name)
                 self._cameras[name] = CameraTopics(
                     self, name, self._networks, settings, tree=self._tree
                 )
-            self._diagnostics_timer.timer_period_ns = int(
-                self._settings().diagnostics_period * 1e9
-            )
+            self._diagnostics_timer.timer_period_ns = int(self._settings.diagnostics_period * 1e9)
             self._state = "inactive"
             return super().on_configure(state)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Subscribe and let frames flow."""
-        with self._traced("activate"):
+        """Subscribe and process frames."""
+        with self._logged("activate"):
             super().on_activate(state)
             assert self._networks is not None
             self._pipeline = Pipeline(
                 self._networks,
-                self._settings(),
+                self._settings,
                 on_prediction=self._publish,
                 on_drop=self._count_drop,
                 on_error=self._report_failure,
-                on_note=self._take_note,
+                on_warning=self._add_warning,
                 now_ns=lambda: self.get_clock().now().nanoseconds,
                 known=self._kinds,
             )
             for camera in self._cameras.values():
                 camera.open(self._pipeline.submit)
             self._state = "active"
-            self.get_logger().info(ready(self._networks, self._cameras.values()))
+            self.get_logger().info(ready_message(self._networks, self._cameras.values()))
             return TransitionCallbackReturn.SUCCESS
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Stop the flow; the networks stay loaded."""
-        with self._traced("deactivate"):
+        """Unsubscribe; the networks stay loaded."""
+        with self._logged("deactivate"):
             self._stop()
-            if self._lost:
+            if self._device_lost:
                 return TransitionCallbackReturn.ERROR
             self._state = "inactive"
             return super().on_deactivate(state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Free the networks and take the topics away."""
-        with self._traced("cleanup"):
-            self.release()
+        """Destroy the publishers and free the networks."""
+        with self._logged("cleanup"):
+            self._release()
             self._state = "unconfigured"
             return super().on_cleanup(state)
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """As cleanup, from any state and for good."""
-        with self._traced("shutdown"):
-            self.release()
+        """The same as cleanup, from any state and for good."""
+        with self._logged("shutdown"):
+            self._release()
             self._state = "finalized"
             return super().on_shutdown(state)
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """After a fault in a transition: back to unconfigured, from where configure may help."""
-        with self._traced("error processing"):
-            self.release()
+        """After a failed transition: back to unconfigured, from which configure may succeed."""
+        with self._logged("error processing"):
+            self._release()
             self._state = "unconfigured"
-            self._why = self._lost or f"The node failed while {state.label}; the log says why."
+            self._failure = (
+                self._device_lost or f"The node failed while {state.label}: see its log."
+            )
             return super().on_error(state)
 
     @contextmanager
-    def _traced(self, transition: str) -> Iterator[None]:
-        """Log what escapes from a transition, for rclpy swallows it without a word.
+    def _logged(self, transition: str) -> Iterator[None]:
+        """Log an exception that leaves a transition: rclpy discards it.
 
         Once a signal has ended the ROS context every call of rclpy fails; that is no fault.
         """
@@ -187,31 +181,36 @@ class DptNode(LifecycleNode):
                 self.get_logger().error(f"Unexpected failure in {transition}: {text}")
             raise
 
-    def _stop(self, patience: float = 1.0) -> None:
+    def _stop(self, timeout: float = 1.0) -> None:
         for camera in self._cameras.values():
             camera.close()
         self._tree.close()
         if self._pipeline is not None:
-            self._pipeline.close(patience)
+            self._pipeline.close(timeout)
             self._kinds |= self._pipeline.kinds
             self._pipeline = None
 
-    def release(self, patience: float = 1.0) -> None:
+    def _release(self, timeout: float = 1.0) -> None:
         """Stop everything and free the device memory; may be called in any state, repeatedly.
 
         Args:
-            patience: seconds to wait for the frame being computed.
+            timeout: seconds to wait for the frame being computed.
         """
-        self._stop(patience)
+        self._stop(timeout)
         for camera in self._cameras.values():
             camera.destroy()
         self._cameras.clear()
         self._kinds.clear()
         self._networks = None
         gc.collect()
-        # A device that is lost has nothing to give back.
-        if torch.cuda.is_initialized() and not self._lost:
+        # The memory of a lost device cannot be freed.
+        if torch.cuda.is_initialized() and not self._device_lost:
             torch.cuda.empty_cache()
+
+    def destroy_node(self) -> None:
+        """Free everything at once, then destroy the node; see rclpy."""
+        self._release(timeout=0.3)
+        super().destroy_node()
 
     # Frames; called on the pipeline's threads
 
@@ -223,125 +222,53 @@ class DptNode(LifecycleNode):
         if camera := self._cameras.get(frame.source):
             camera.drop(reason)
 
-    def _take_note(self, sentence: str) -> None:
-        if sentence not in self._notes:
-            self._notes.append(sentence)
-            self.get_logger().warning(sentence)
+    def _add_warning(self, text: str) -> None:
+        if text not in self._warnings:
+            self._warnings.append(text)
+            self.get_logger().warning(text)
 
     def _report_failure(self, frame: Frame, error: Exception) -> None:
         if isinstance(error, DeviceLostError):
-            self._lost = str(error)
+            self._device_lost = str(error)
         camera = self._cameras.get(frame.source)
         if camera and self.context.ok():
             camera.fail(error)
 
-    # The rest
+    # Timers, parameters and the service; called on the executor's thread
 
     def _adopt_settings(self, settings: Settings) -> None:
         if self._pipeline is not None:
             self._pipeline.settings = settings
 
     def _review(self) -> None:
-        if self._lost and self._state == "active":
+        if self._device_lost and self._state == "active":
             self.trigger_deactivate()  # which ends in error processing
         for camera in self._cameras.values():
             camera.review()
-        warning = self._clock_watch.warning()
-        if warning and not self._clock_said:
-            self.get_logger().warning(warning)
-        self._clock_said = warning
+        self._clock_monitor.review()
 
     def _publish_diagnostics(self) -> None:
         name = f"{self.get_fully_qualified_name().lstrip('/')}: networks"
-        notes = [*self._notes, *filter(None, [self._clock_watch.warning()])]
-        status = [networks_status(name, self._state, self._networks, self._why, notes)]
+        warnings = [text for text in (*self._warnings, self._clock_monitor.warning) if text]
+        status = [networks_status(name, self._state, self._networks, self._failure, warnings)]
         status += [camera.status() for camera in self._cameras.values()]
-        stamp = self.get_clock().now().to_msg()
         msg = DiagnosticArray(status=status)
-        msg.header.stamp = stamp
+        msg.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(msg)
 
     def _reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         response.success = self._pipeline is not None
-        response.message = f"The node is {self._state}: it has no past to forget."
+        response.message = f"The node is {self._state}: there is no filter state to reset."
         if self._pipeline is not None:
             self._pipeline.reset()
-            response.message = "The next frame of each camera goes out as the networks give it."
+            response.message = "Reset: the next frame of each camera is published unfiltered."
         return response
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the node until Ctrl-C, SIGTERM or the end of the ROS context."""
     keep_large_buffers()
-    signals.end_quietly()
-    start_ros("dpt_node", argv)
-    if argv is None:
-        # What was imported stays: the collector need not walk over torch again and again.
-        gc.freeze()
-        _end_in_time()
-    _spin()
-    if argv is None:
-        _end_process()
-    return 0
-
-
-def _made() -> DptNode:
-    try:
-        return DptNode()
-    except RuntimeError as error:  # rclpy's, where the middleware lacks what was asked for
-        if signals.came:
-            raise
-        text = re.sub(r", at [^ ,]+:[0-9]+", "", str(error)).replace("\n", " ")
-        raise SystemExit(f"dpt_node: {text}.") from error
-
-
-def _spin() -> None:
-    executor = SingleThreadedExecutor()
-    try:
-        # rclpy ends the wait for work; this also breaks into a long load.
-        signals.raise_from_here()
-        executor.add_node(_made())
-        executor.spin()
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    except RuntimeError:
-        # What becomes of a signal in the middle of a call of rclpy, and of what pybind converts.
-        if not signals.came:
-            raise
-    finally:
-        signals.ignore()
-        for node in executor.get_nodes():
-            node.release(patience=0.3)
-            node.destroy_node()
-        rclpy.try_shutdown()
-
-
-def _end_in_time() -> None:
-    """See to it that a signal ends the process even in a call that does not return.
-
-    A name server that does not answer holds up a download for ten seconds, a driver for longer.
-    """
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)  # gets the number of each signal
-
-    def wait() -> None:
-        while os.read(reader, 1)[0] not in signals.ENDS:
-            pass
-        time.sleep(_PATIENCE)
-        os.write(2, b"dpt_node: A call does not return; the process ends without it.\n")
-        os._exit(0)
-
-    threading.Thread(target=wait, name="dpt_end", daemon=True).start()
-
-
-def _end_process() -> NoReturn:
-    """End at once: torch alone needs a second or more to be taken down object by object.
-
-    What outlives a process, the middleware's shared memory, goes with the node's last objects.
-    """
-    gc.collect()
-    signals.end_process(0)
+    return run_node("dpt_node", argv, DptNode)
 
 
 if __name__ == "__main__":

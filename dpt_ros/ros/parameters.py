@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings <-> ROS parameters: declared from Settings, checked by it."""
+"""The node's ROS parameters: declared from the fields of Settings, checked by it."""
 
 from __future__ import annotations
 
 import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import Field, fields, replace
-from typing import Any, get_type_hints
+from dataclasses import Field, replace
+from typing import Any
 
 from rcl_interfaces.msg import (
     FloatingPointRange,
@@ -18,13 +18,10 @@ from rcl_interfaces.msg import (
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from dpt_ros.engine.settings import PER_CAMERA, Settings, check, common_name, parameter_name
-from dpt_ros.ros.compatibility import call_on_parameters
+from dpt_ros.engine.settings import FIELDS, PER_CAMERA, TYPES, Settings, check, common_name
+from dpt_ros.ros.compatibility import add_parameter_callbacks
 from dpt_ros.ros.reference import constraints
 
-_HINTS = get_type_hints(Settings)
-_FIELDS = {parameter_name(spec): spec for spec in fields(Settings)}
-_TYPES = {name: _HINTS[spec.name] for name, spec in _FIELDS.items()}
 # Parameters that rclpy itself declares, and prefixes of those it declares later.
 _RCLPY_NAMES = ("use_sim_time", "start_type_description_service")
 _RCLPY_PREFIXES = ("qos_overrides.",)
@@ -33,15 +30,15 @@ _RCLPY_PREFIXES = ("qos_overrides.",)
 class Parameters:
     """A node's parameters as a `Settings` that is always valid.
 
-    Values given at start-up that are wrong do not stop the process: each is kept out, its
-    parameter stays at the default, and ``problems`` holds a sentence until a right one is set.
+    A wrong value given at start-up does not end the process: its parameter keeps the default, and
+    ``problems`` holds an error message until a valid one is set.
 
-    Each of ``cameras`` has its own parameters beside, ``front.camera_in_base``; an empty one
-    leaves the common value.
+    Each of ``cameras`` has parameters of its own, ``front.camera_in_base``; an empty one stands
+    for the common value.
 
     Args:
-        node: declares the parameters there.
-        on_change: called with the new settings after an accepted change of a live parameter.
+        node: declares the parameters.
+        on_change: called with the new settings after an accepted change.
         configured: whether the node is configured now, so that only live parameters may change.
     """
 
@@ -53,29 +50,33 @@ class Parameters:
     ) -> None:
         self.settings = Settings()
         self.problems: dict[str, str] = {}
-        self._of_cameras: dict[str, Any] = {}  # by name, "front.camera_in_base"
+        self._of_cameras: dict[str, Any] = {}  # values by name, "front.camera_in_base"
         self._node = node
         self._on_change = on_change
         self._configured = configured
-        for name, spec in _FIELDS.items():
-            # Overrides are applied below, where a wrong one can be answered with a sentence.
-            node.declare_parameter(
-                name, _plain(spec.default), _descriptor(spec), ignore_override=True
-            )
+        self._declare(FIELDS)
         given = dict(node._parameter_overrides)
         self._apply_overrides({k: v for k, v in given.items() if k == common_name(k)})
         self._declare_for_cameras()
         self._warn_of_unknown(given)
-        call_on_parameters(node, _integers_as_floats, self._judge, self._adopt)
+        add_parameter_callbacks(node, _integers_as_floats, self._check, self._adopt)
 
     def of_camera(self, camera: str) -> Settings:
         """The settings as they are for one camera, "" for the only one."""
         own = {name: self._of_cameras.get(f"{camera}.{name}") for name in PER_CAMERA}
-        changed = {_FIELDS[name].name: value for name, value in own.items() if value}
+        changed = {FIELDS[name].name: value for name, value in own.items() if value}
         return replace(self.settings, **changed) if changed else self.settings
 
     def _knows(self, name: str) -> bool:
-        return name in _TYPES or name in self._of_cameras
+        return name in FIELDS or name in self._of_cameras
+
+    def _declare(self, specs: Mapping[str, Field[Any]]) -> None:
+        # Overrides are applied later, so that a wrong one gets an error message.
+        for name, spec in specs.items():
+            descriptor = _descriptor(common_name(name), spec)
+            self._node.declare_parameter(
+                name, _plain(spec.default), descriptor, ignore_override=True
+            )
 
     def _apply_overrides(self, overrides: Mapping[str, Parameter[Any]]) -> None:
         for name, given in overrides.items():
@@ -86,28 +87,21 @@ class Parameters:
             except ValueError as error:
                 self.problems[name] = str(error)
                 continue
-            self._keep({name: value})
+            self._store({name: value})
             self._node.set_parameters([Parameter(name, value=_plain(value))])
 
-    def _keep(self, values: Mapping[str, Any]) -> None:
-        common = {_FIELDS[name].name: v for name, v in values.items() if name in _TYPES}
+    def _store(self, values: Mapping[str, Any]) -> None:
+        common = {FIELDS[name].name: v for name, v in values.items() if name in FIELDS}
         self.settings = replace(self.settings, **common)
-        self._of_cameras |= {name: v for name, v in values.items() if name not in _TYPES}
+        self._of_cameras |= {name: v for name, v in values.items() if name not in FIELDS}
 
     def _declare_for_cameras(self) -> None:
-        """The parameters that each camera has for itself, as far as they are not there."""
-        wanted = {
-            f"{camera}.{name}": _FIELDS[name]
-            for camera in self.settings.cameras
-            for name in PER_CAMERA
-        }
-        new = {name: spec for name, spec in wanted.items() if name not in self._of_cameras}
-        # All first: a declaration calls us again.
+        """Declare the parameters that each camera has for itself, unless they are declared."""
+        names = [f"{camera}.{name}" for camera in self.settings.cameras for name in PER_CAMERA]
+        new = {name: FIELDS[common_name(name)] for name in names if name not in self._of_cameras}
+        # All first: a declaration calls this again.
         self._of_cameras |= {name: spec.default for name, spec in new.items()}
-        for name, spec in new.items():
-            self._node.declare_parameter(
-                name, _plain(spec.default), _descriptor(spec), ignore_override=True
-            )
+        self._declare(new)
         given = self._node._parameter_overrides
         self._apply_overrides({name: given[name] for name in new if name in given})
 
@@ -118,7 +112,7 @@ class Parameters:
             message = unknown_name(name, self._of_cameras)
             self._node.get_logger().warning(f"{message} It is ignored.")
 
-    def _judge(self, changes: list[Parameter[Any]]) -> SetParametersResult:
+    def _check(self, changes: list[Parameter[Any]]) -> SetParametersResult:
         for change in changes:
             if not self._knows(change.name):
                 continue
@@ -130,29 +124,29 @@ class Parameters:
             if self._configured() and not same and not is_live(change.name):
                 return SetParametersResult(
                     successful=False,
-                    reason=f"{change.name} takes effect at configure: deactivate and clean up"
-                    " first.",
+                    reason=f"{change.name} takes effect at configure: deactivate and clean up the"
+                    " node first.",
                 )
         return SetParametersResult(successful=True)
 
     def _value(self, name: str) -> Any:
         if name in self._of_cameras:
             return self._of_cameras[name]
-        return getattr(self.settings, _FIELDS[name].name)
+        return getattr(self.settings, FIELDS[name].name)
 
     def _adopt(self, changes: list[Parameter[Any]]) -> None:
         ours = {p.name: _checked(p) for p in changes if self._knows(p.name)}
         for name in ours:
             self.problems.pop(name, None)
         if ours:
-            self._keep(ours)
+            self._store(ours)
             self._declare_for_cameras()
             self._on_change(self.settings)
 
 
 def is_live(name: str) -> bool:
     """Whether a change of parameter ``name`` takes effect while the node runs."""
-    return bool(_FIELDS[common_name(name)].metadata["live"])
+    return bool(FIELDS[common_name(name)].metadata["live"])
 
 
 def is_of_rclpy(name: str) -> bool:
@@ -165,18 +159,18 @@ def unknown_name(name: str, more: Iterable[str] = ()) -> str:
 
     Args:
         name: of no parameter.
-        more: names that there are beside those of Settings.
+        more: names of parameters beside those of Settings.
     """
-    near = difflib.get_close_matches(name, [*_TYPES, *more], n=1)
+    near = difflib.get_close_matches(name, [*TYPES, *more], n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     return f"Unknown parameter {name!r}{hint}; config/dpt.yaml lists them all."
 
 
 def _integers_as_floats(changes: list[Parameter[Any]]) -> list[Parameter[Any]]:
-    """``ros2 param set ... max_range 5`` sends an integer; take it as the 5.0 that was meant."""
+    """``ros2 param set ... max_range 5`` sends an integer: make it 5.0."""
     return [
         Parameter(p.name, value=float(p.value))
-        if _TYPES.get(p.name) is float and p.type_ == Parameter.Type.INTEGER
+        if TYPES.get(p.name) is float and p.type_ == Parameter.Type.INTEGER
         else p
         for p in changes
     ]
@@ -193,16 +187,16 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | bool | int | float) else list(value) or [""]
 
 
-def _descriptor(spec: Field[Any]) -> ParameterDescriptor:
+def _descriptor(name: str, spec: Field[Any]) -> ParameterDescriptor:
     meta = spec.metadata
     descriptor = ParameterDescriptor(
-        # So that a value of the wrong type reaches our own check and gets a sentence.
+        # So that a value of the wrong type reaches ``check`` and gets its error message.
         dynamic_typing=True,
         description=f"{meta['text']} When to change it: {meta['when']}",
         additional_constraints=constraints(spec),
     )
     if math.isfinite(meta["low"]) and math.isfinite(meta["high"]):
-        if _HINTS[spec.name] is int:
+        if TYPES[name] is int:
             limits = IntegerRange(from_value=int(meta["low"]), to_value=int(meta["high"]))
             descriptor.integer_range = [limits]
         else:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Texts that are made from the code: config/dpt.yaml, config/labels_*.yaml, a parameter table.
+"""Generated files: config/dpt.yaml, config/labels_*.yaml, the parameter table of docs/topics.md.
 
-``python -m dpt_ros.ros.reference`` rewrites them in a checkout; the tests say when to.
+``python -m dpt_ros.ros.reference`` rewrites them in a checkout; tests fail when they are outdated.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from __future__ import annotations
 import json
 import math
 import textwrap
-from dataclasses import Field, fields
+from dataclasses import Field
 from pathlib import Path
 from typing import Any
 
 from dpt_ros.data import class_names
-from dpt_ros.engine.settings import Settings, parameter_name
+from dpt_ros.engine.settings import FIELDS, parameter_name
 
 _TABLE_BEGIN = "<!-- parameters: python -m dpt_ros.ros.reference -->\n"
 _TABLE_END = "<!-- end of parameters -->\n"
 
 
 def constraints(spec: Field[Any]) -> str:
-    """What values a parameter may have and when a change takes effect, in a few words."""
+    """A parameter's valid values and when a change takes effect, in a few words."""
     meta = spec.metadata
     words = []
     if meta["choices"]:
@@ -36,18 +36,18 @@ def constraints(spec: Field[Any]) -> str:
 
 
 def parameters_yaml() -> str:
-    """config/dpt.yaml: every parameter at its default, what it does and when to change it."""
+    """config/dpt.yaml: every parameter at its default, with its description."""
     lines = [
         "# Every parameter of the node dpt at its default. A live one may change while it runs.",
         "# Made by python -m dpt_ros.ros.reference from dpt_ros/engine/settings.py.",
         "/**:",
         "  ros__parameters:",
     ]
-    for spec in fields(Settings):
+    for name, spec in FIELDS.items():
         text = f"{spec.metadata['text']} Change it: {spec.metadata['when']}"
         comment = textwrap.wrap(f"{text} ({constraints(spec)})", 93)
         lines += ["", *(f"    # {line}" for line in comment)]
-        lines += [f"    {parameter_name(spec)}: {_value(spec)}"]
+        lines += [f"    {name}: {_value(spec)}"]
     return "\n".join(lines) + "\n"
 
 
@@ -57,21 +57,14 @@ def parameters_table() -> str:
         "| parameter | default | values | what it does | change it when |",
         "|---|---|---|---|---|",
     ]
-    for spec in fields(Settings):
-        meta = spec.metadata
-        cells = [
-            f"`{parameter_name(spec)}`",
-            f"`{_value(spec)}`",
-            constraints(spec),
-            meta["text"],
-            meta["when"],
-        ]
-        rows.append("| " + " | ".join(cells) + " |")
+    for name, spec in FIELDS.items():
+        texts = (constraints(spec), spec.metadata["text"], spec.metadata["when"])
+        rows.append(f"| `{name}` | `{_value(spec)}` | {' | '.join(texts)} |")
     return "\n".join(rows) + "\n"
 
 
 def labels_yaml(file_name: str) -> str:
-    """config/labels_*.yaml: the class ids of a label file of dpt_ros/data, and their names."""
+    """config/labels_*.yaml: class ids and names of a label file of dpt_ros/data."""
     names = class_names(file_name)
     lines = ["# Class ids of semantic/labels. Made by python -m dpt_ros.ros.reference."]
     lines += ["0: none"]
@@ -88,13 +81,13 @@ def with_table(document: str) -> str:
 
 
 def _value(spec: Field[Any]) -> str:
-    # An empty list has no type in a ROS parameter file; one empty name means no names.
+    # An empty list has no type in a ROS parameter file; one empty string stands for it.
     default = spec.default
     return json.dumps(list(default) or [""] if isinstance(default, tuple) else default)
 
 
 def main() -> None:
-    """Rewrite the files in the checkout that this module belongs to."""
+    """Rewrite the files in the checkout of this module."""
     root = Path(__file__).parents[2]
     topics = root / "docs" / "topics.md"
     contents = {

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a scene is made of: walls, furniture, people, placed where they do not collide."""
+"""The contents of a scene: walls, furniture, people, placed without collisions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 
 import cv2
 import numpy as np
@@ -32,7 +33,8 @@ class Light:
 
 @dataclass
 class Scene:
-    """Everything that is in a world; ``half`` is half its size on the ground, metres."""
+    """The contents of a world; ``half`` is half its size on the ground, metres; ``sky`` is the
+    colour of zenith and horizon, None indoors."""
 
     half: tuple[float, float]
     rectangles: Rectangles
@@ -46,15 +48,26 @@ class Scene:
     sky: tuple[tx.Rgb, tx.Rgb] | None
     height: float
 
+    def rounds_at(self, seconds: float) -> list[Round]:
+        """The static rounds and the parts of the walkers at a time."""
+        parts = (walker.parts(seconds, k) for k, walker in enumerate(self.walkers))
+        return [*self.rounds, *chain.from_iterable(parts)]
+
     def shadow_at(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """How much light the ground gets at (x, y): (H, W) float32, 0..1."""
+        """The light that reaches the ground at (x, y), metres: (H, W) float32, 0..1."""
         u = ((x + self.half[0]) / _MAP_CELL - 0.5).astype(np.float32)
         v = ((y + self.half[1]) / _MAP_CELL - 0.5).astype(np.float32)
         return cv2.remap(self.shadow, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
 class Builder:
-    """Collects a scene while its parts keep out of each other's way."""
+    """Builds a scene from parts that do not overlap.
+
+    Args:
+        half: half the size on the ground, metres.
+        curve: (N, 2) metres, the camera's path.
+        shake: of the camera, see ``Noise``.
+    """
 
     def __init__(
         self, half: tuple[float, float], curve: np.ndarray, rng: np.random.Generator, shake: float
@@ -69,12 +82,12 @@ class Builder:
         self.footprints: list[tuple[np.ndarray, float]] = []
 
     def free(self, xy: np.ndarray, radius: float, clearance: float = 0.5) -> bool:
-        """Whether a disc keeps ``clearance`` from the camera's way and off all other things."""
-        if np.hypot(*(self.drive.curve - xy).T).min() < radius + clearance:
+        """Whether a disc is ``clearance`` away from the camera's path and off all other things."""
+        if _distance(self.drive.curve, xy) < radius + clearance:
             return False
-        if any(np.hypot(*(walker.track() - xy).T).min() < radius + 0.4 for walker in self.walkers):
+        if any(_distance(walker.track(), xy) < radius + 0.4 for walker in self.walkers):
             return False
-        return all(np.hypot(*(at - xy)) > radius + other for at, other in self.taken)
+        return all(_distance(at, xy) > radius + other for at, other in self.taken)
 
     def spot(self, radius: float, hug: float = 0.0, tries: int = 25) -> np.ndarray | None:
         """A free place on the ground, (2,) metres, or None if there is none.
@@ -100,25 +113,26 @@ class Builder:
         hue: Span = (0.0, 1.0),
         sat: Span = (0.0, 0.3),
         val: Span = (0.5, 0.95),
-        tile: Span = (0.0, 0.0),
+        tile: float = 0.0,
         label: int = WALL,
     ) -> Surface:
-        """A surface of one of these textures in a colour from these ranges; ``tile`` in metres."""
+        """A surface of one of these textures in a colour from these ranges; ``tile``: metres of a
+        period, 0 for the whole rectangle."""
         maker = makers[int(self.rng.integers(len(makers)))]
         index = self.atlas.add(maker, self.rng, tx.color(self.rng, hue, sat, val))
-        return Surface(label, index, tile)
+        return Surface(label, index, (tile, tile))
 
     def enclosure(self, height: float, surface: Surface, skirting: Surface | None) -> None:
-        """Four walls that look inwards."""
+        """Four walls, visible from inside."""
         hx, hy = self.half
         corners = np.array([[-hx, -hy, 0], [hx, -hy, 0], [hx, hy, 0], [-hx, hy, 0]])
         for k in range(4):
             a, b = corners[k], corners[(k + 1) % 4]
             # inward normal = u x up, so u runs from b to a
-            self.rectangles.add(b, a - b, np.array([0, 0, height]), surface)
+            self.rectangles.add(b, a - b, [0, 0, height], surface)
             if skirting is not None:
                 inward = np.cross(a - b, [0, 0, 1]) / np.linalg.norm(a - b)
-                self.rectangles.add(b + 0.012 * inward, a - b, np.array([0, 0, 0.09]), skirting)
+                self.rectangles.add(b + 0.012 * inward, a - b, [0, 0, 0.09], skirting)
 
     def on_wall(
         self, side: int, along: float, bottom: float, size: tuple[float, float], surface: Surface
@@ -129,49 +143,40 @@ class Builder:
         reach = self.half[1] if side % 2 == 0 else self.half[0]
         middle = -inward * (reach - 0.02) + u * along
         origin = middle - u * size[0] / 2 + np.array([0, 0, bottom])
-        self.rectangles.add(origin, u * size[0], np.array([0, 0, size[1]]), surface)
+        self.rectangles.add(origin, u * size[0], [0, 0, size[1]], surface)
 
     def doors_and_pictures(self, doors: int, pictures: int) -> None:
         rng = self.rng
-        looks = [
-            self.texture([tx.door], (0.03, 0.12), (0.3, 0.75), (0.3, 0.7), label=DOOR)
-            for _ in range(2)
-        ]
-        looks.append(self.texture([tx.door], (0, 1), (0.0, 0.7), (0.35, 0.9), label=DOOR))
-        posters = (
-            [self.texture([tx.poster], (0, 1), (0, 0.6), (0.5, 0.95)) for _ in range(3)]
-            if pictures
-            else []
-        )
-        used: list[tuple[int, float, float]] = []
+        wood, painted = ((0.03, 0.12), (0.3, 0.75), (0.3, 0.7)), ((0, 1), (0.0, 0.7), (0.35, 0.9))
+        colors = wood, wood, painted
+        looks = [self.texture([tx.door], hue, sat, val, 0.0, DOOR) for hue, sat, val in colors]
+        posters = []
+        if pictures:
+            posters = [self.texture([tx.poster], (0, 1), (0, 0.6), (0.5, 0.95)) for _ in range(3)]
+        used: list[tuple[bool, int, float]] = []  # whether a door, wall, place along it
+        reserves = {True: 0.6, False: 0.54}
         lengths = np.array([self.half[0], self.half[1]] * 2)
-        for kind, count in (("door", doors), ("picture", pictures)):
+        for is_door, count in ((True, doors), (False, pictures)):
             for _ in range(count * 3):
-                if sum(1 for entry in used if (entry[2] > 0.55) == (kind == "door")) >= count:
+                if sum(kind == is_door for kind, _, _ in used) >= count:
                     break
                 side = int(rng.choice(4, p=lengths / lengths.sum()))
-                width = rng.uniform(0.85, 1.05) if kind == "door" else rng.uniform(0.5, 1.05)
-                reserve = 0.6 if kind == "door" else 0.54
+                width = rng.uniform(0.85, 1.05) if is_door else rng.uniform(0.5, 1.05)
                 span = lengths[side] - width / 2 - 0.1
                 if span <= 0:
                     continue
                 along = rng.uniform(-span, span)
-                if any(s == side and abs(a - along) < r + reserve + 0.05 for s, a, r in used):
+                apart = {kind: reserves[kind] + reserves[is_door] + 0.05 for kind in reserves}
+                if any(s == side and abs(a - along) < apart[kind] for kind, s, a in used):
                     continue
-                used.append((side, along, reserve))
-                if kind == "door":
-                    self.on_wall(
-                        side,
-                        along,
-                        0.0,
-                        (width, rng.uniform(2.0, 2.15)),
-                        looks[int(rng.integers(3))],
-                    )
+                used.append((is_door, side, along))
+                if is_door:
+                    size = width, rng.uniform(2.0, 2.15)
+                    self.on_wall(side, along, 0.0, size, looks[int(rng.integers(3))])
                 else:
                     look = posters[int(rng.integers(3))]
-                    self.on_wall(
-                        side, along, rng.uniform(1.0, 1.4), (width, rng.uniform(0.4, 0.8)), look
-                    )
+                    bottom = rng.uniform(1.0, 1.4)
+                    self.on_wall(side, along, bottom, (width, rng.uniform(0.4, 0.8)), look)
 
     def boxes(self, count: int) -> None:
         rng = self.rng
@@ -190,13 +195,13 @@ class Builder:
             tone = float(rng.uniform(0.8, 1.15))
             look = Surface(BOX, look.texture, look.tile, (tone, tone, tone))
             yaw = rng.uniform(0, np.pi)
-            self.rectangles.add_box(np.array([*xy, 0]), yaw, size, look)
+            self.rectangles.add_box([*xy, 0], yaw, size, look)
             self.footprints.append((footprint(xy, yaw, size[0], size[1]), size[2]))
             if size[2] < 0.6 and rng.random() < 0.35:
-                upper = tuple(np.array(size) * rng.uniform(0.5, 0.85, 3))
-                self.rectangles.add_box(
-                    np.array([*xy, size[2]]), yaw + rng.uniform(-0.4, 0.4), upper, looks[1]
-                )
+                length, width, height = np.array(size) * rng.uniform(0.5, 0.85, 3)
+                turned = yaw + rng.uniform(-0.4, 0.4)
+                base = [*xy, size[2]]
+                self.rectangles.add_box(base, turned, (length, width, height), looks[1])
 
     def tables(self, count: int) -> None:
         rng = self.rng
@@ -206,52 +211,38 @@ class Builder:
             xy = self.spot(float(np.hypot(length, width)) / 2, hug=0.3)
             if xy is None:
                 continue
-            top = self.texture(
-                [tx.planks, tx.plain], (0.04, 0.12), (0.05, 0.6), (0.45, 0.95), (1.0, 1.0), TABLE
-            )
-            under = self.texture([tx.plain], (0, 0.15), (0, 0.4), (0.2, 0.7), (1.0, 1.0), TABLE)
+            tops = [tx.planks, tx.plain]
+            top = self.texture(tops, (0.04, 0.12), (0.05, 0.6), (0.45, 0.95), 1.0, TABLE)
+            under = self.texture([tx.plain], (0, 0.15), (0, 0.4), (0.2, 0.7), 1.0, TABLE)
             yaw = rng.uniform(0, np.pi)
             thick, leg = rng.uniform(0.04, 0.08), rng.uniform(0.06, 0.1)
-            self.rectangles.add_box(
-                np.array([*xy, height - thick]), yaw, (length, width, thick), top
-            )
+            self.rectangles.add_box([*xy, height - thick], yaw, (length, width, thick), top)
             c, s = np.cos(yaw), np.sin(yaw)
+            ends, sides = length / 2 - 0.08, width / 2 - 0.08
             if rng.random() < 0.4:  # side panels
-                supports = [(i * (length / 2 - 0.08), 0.0, leg / 2, width - 0.06) for i in (-1, 1)]
+                supports = [(i * ends, 0.0, leg / 2, width - 0.06) for i in (-1, 1)]
             else:
-                supports = [
-                    (i * (length / 2 - 0.08), j * (width / 2 - 0.08), leg, leg)
-                    for i in (-1, 1)
-                    for j in (-1, 1)
-                ]
+                supports = [(i * ends, j * sides, leg, leg) for i in (-1, 1) for j in (-1, 1)]
             for dx, dy, along, across in supports:
-                foot = np.array([xy[0] + c * dx - s * dy, xy[1] + s * dx + c * dy, 0])
+                foot = [xy[0] + c * dx - s * dy, xy[1] + s * dx + c * dy, 0]
                 self.rectangles.add_box(foot, yaw, (along, across, height - thick), under)
             self.footprints.append((footprint(xy, yaw, length, width), height))
 
     def columns(self, count: int, height: float, reaches_ceiling: bool) -> None:
         rng = self.rng
-        look = self.texture(
-            [tx.plain, tx.concrete, tx.tiles], (0, 1), (0, 0.25), (0.5, 0.95), (1.0, 1.0), COLUMN
-        )
+        makers = [tx.plain, tx.concrete, tx.tiles]
+        look = self.texture(makers, (0, 1), (0, 0.25), (0.5, 0.95), 1.0, COLUMN)
         for _ in range(count):
             radius = rng.uniform(0.12, 0.32)
             xy = self.spot(radius, hug=0.15)
             if xy is None:
                 continue
             tall = height if reaches_ceiling else rng.uniform(0.7, height)
-            self.rounds.append(
-                Round(np.array([*xy, tall / 2]), np.diag([radius, radius, tall / 2]), True, look)
-            )
+            axes = np.diag([radius, radius, tall / 2])
+            self.rounds.append(Round(np.array([*xy, tall / 2]), axes, True, look))
             if not reaches_ceiling:
-                corner = np.array([xy[0] - radius, xy[1] - radius, tall])
-                self.rectangles.add(
-                    corner,
-                    np.array([2 * radius, 0, 0]),
-                    np.array([0, 2 * radius, 0]),
-                    look,
-                    disc=True,
-                )
+                corner, wide = [xy[0] - radius, xy[1] - radius, tall], 2 * radius
+                self.rectangles.add(corner, [wide, 0, 0], [0, wide, 0], look, disc=True)
             self.footprints.append((footprint(xy, 0.0, 1.8 * radius, 1.8 * radius), tall))
 
     def people(self, count: int) -> None:
@@ -262,46 +253,30 @@ class Builder:
                 reach = max(radii) + 0.45
                 room = np.array(self.half) - min(reach, min(self.half) - 0.5)
                 center = rng.uniform(-room, room)
-                walker = self._person(tuple(center), radii)
+                walker = self._person((center[0], center[1]), radii)
                 track = walker.track()
-                inside = (np.abs(track) < np.array(self.half) - 0.4).all()
-                apart = (
-                    np.hypot(
-                        *(track[:, None] - self.drive.curve[None, ::5]).transpose(2, 0, 1)
-                    ).min()
-                    > 0.65
-                )
-                others = all(
-                    np.hypot(*(track[:, None] - other.track()[None]).transpose(2, 0, 1)).min()
-                    > 0.6
-                    for other in self.walkers
-                )
                 if (
-                    inside
-                    and apart
-                    and others
-                    and all(
-                        np.hypot(*(track - at).T).min() > radius + 0.35
-                        for at, radius in self.taken
-                    )
+                    (np.abs(track) < np.array(self.half) - 0.4).all()
+                    and _distance(track, self.drive.curve[::5]) > 0.65
+                    and all(_distance(track, other.track()) > 0.6 for other in self.walkers)
+                    and all(_distance(track, at) > radius + 0.35 for at, radius in self.taken)
                 ):
                     self.walkers.append(walker)
                     break
 
     @cached_property
     def _wardrobe(self) -> dict[str, list[Surface]]:
-        def looks(count: int, makers: Sequence[Maker], *hsv: Span, tile: float) -> list[Surface]:
-            hue, sat, val = hsv
-            return [
-                self.texture(makers, hue, sat, val, (tile, tile), PERSON) for _ in range(count)
-            ]
+        def looks(
+            count: int, makers: Sequence[Maker], hue: Span, sat: Span, val: Span, tile: float
+        ) -> list[Surface]:
+            return [self.texture(makers, hue, sat, val, tile, PERSON) for _ in range(count)]
 
         cloth, denim, even = [tx.plain, tx.stripes, tx.speckle], [tx.plain, tx.speckle], [tx.plain]
         return {
-            "shirt": looks(3, cloth, (0, 1), (0.1, 0.9), (0.15, 0.9), tile=0.4),
-            "trousers": looks(2, denim, (0.5, 0.75), (0.1, 0.6), (0.1, 0.5), tile=0.5),
-            "skin": looks(2, even, (0.04, 0.08), (0.3, 0.55), (0.35, 0.9), tile=0.5),
-            "hair": looks(1, even, (0.03, 0.12), (0.2, 0.7), (0.06, 0.4), tile=0.2),
+            "shirt": looks(3, cloth, (0, 1), (0.1, 0.9), (0.15, 0.9), 0.4),
+            "trousers": looks(2, denim, (0.5, 0.75), (0.1, 0.6), (0.1, 0.5), 0.5),
+            "skin": looks(2, even, (0.04, 0.08), (0.3, 0.55), (0.35, 0.9), 0.5),
+            "hair": looks(1, even, (0.03, 0.12), (0.2, 0.7), (0.06, 0.4), 0.2),
         }
 
     def _person(self, center: tuple[float, float], radii: tuple[float, float]) -> Walker:
@@ -328,19 +303,11 @@ class Builder:
     def scene(
         self, lights: list[Light], ambient: float, sky: tuple[tx.Rgb, tx.Rgb] | None, height: float
     ) -> Scene:
+        """The finished scene; the first light is the sun where there is a sky."""
         return Scene(
-            self.half,
-            self.rectangles,
-            self.rounds,
-            self.walkers,
-            lights,
-            ambient,
-            self.drive,
-            self.atlas,
-            self._shadow(lights[0] if sky is not None else None),
-            sky,
-            height,
-        )
+            self.half, self.rectangles, self.rounds, self.walkers, lights, ambient, self.drive,
+            self.atlas, self._shadow(lights[0] if sky is not None else None), sky, height,
+        )  # fmt: skip
 
     def _shadow(self, sun: Light | None) -> np.ndarray:
         """The ground's shadow map: dark under everything, and cast shadows if there is a sun."""
@@ -356,7 +323,14 @@ class Builder:
         return cv2.GaussianBlur(shadow, (0, 0), 1.2 if sun is not None else 2.0)
 
 
+def _distance(a: np.ndarray, b: np.ndarray) -> float:
+    """The smallest distance between points (N, 2) and points (M, 2); either may be one (2,)."""
+    apart = np.atleast_2d(a)[:, None] - np.atleast_2d(b)
+    return float(np.hypot(apart[..., 0], apart[..., 1]).min())
+
+
 def footprint(xy: np.ndarray, yaw: float, length: float, width: float) -> np.ndarray:
+    """(4, 2) metres, the corners of a rectangle on the ground."""
     c, s = np.cos(yaw), np.sin(yaw)
     local = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * [length / 2, width / 2]
     return xy + local @ np.array([[c, s], [-s, c]])

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Flat and round surfaces, and the z-buffer that finds which one every pixel sees.
 
-All of it works on inverse depth. Seen through a pinhole, the inverse depth of a plane is linear in
-the pixel, and so is
-inverse depth times a coordinate on the plane: a rectangle costs a few multiplications per pixel of
-its bounding box.
+All of it works on inverse depth: in a pinhole image the inverse depth of a plane is linear in the
+pixel, and so is inverse depth times a coordinate on the plane. A rectangle costs a few
+multiplications per pixel of its bounding box.
 """
 
 from __future__ import annotations
@@ -12,16 +11,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from dpt_ros.engine.frame import CameraModel
 
 NEAR = 0.05  # metres; nothing closer than this is drawn
-Vector = np.ndarray
+Box = tuple[int, int, int, int]  # pixels x0, x1, y0, y1
 
 
 @dataclass(frozen=True)
 class Surface:
-    """How something looks and what it is called.
+    """Appearance and class of an object.
 
     Args:
         label: class id.
@@ -41,60 +41,56 @@ class Surface:
 class Rectangles:
     """Rectangles in space, visible from the side that ``u x v`` points to."""
 
-    _rows: list[tuple[Vector, Vector, Vector, Surface, bool]] = field(default_factory=list)
+    _rows: list[tuple[np.ndarray, Surface, bool]] = field(default_factory=list)
 
     def add(
-        self, origin: Vector, u: Vector, v: Vector, surface: Surface, disc: bool = False
+        self, origin: ArrayLike, u: ArrayLike, v: ArrayLike, surface: Surface, disc: bool = False
     ) -> None:
         """A rectangle with a corner and two edge vectors, metres; or the disc inscribed in it."""
-        self._rows.append(
-            (np.asarray(origin, float), np.asarray(u, float), np.asarray(v, float), surface, disc)
-        )
+        self._rows.append((np.array([origin, u, v], float), surface, disc))
 
     def add_box(
-        self, base: Vector, yaw: float, size: tuple[float, float, float], surface: Surface
+        self, base: ArrayLike, yaw: float, size: tuple[float, float, float], surface: Surface
     ) -> None:
         """A box; ``base`` is the centre of its lower face, ``yaw`` its turn about the vertical."""
         ex = np.array([np.cos(yaw), np.sin(yaw), 0.0])
         ey = np.array([-ex[1], ex[0], 0.0])
         up = np.array([0.0, 0.0, size[2]])
         hx, hy = ex * size[0] / 2, ey * size[1] / 2
-        base = np.asarray(base, float)
-        self.add(base - hx - hy, 2 * hx, up, surface)
-        self.add(base + hx - hy, 2 * hy, up, surface)
-        self.add(base + hx + hy, -2 * hx, up, surface)
-        self.add(base - hx + hy, -2 * hy, up, surface)
-        self.add(base - hx - hy + up, 2 * hx, 2 * hy, surface)
-        if base[2] > 0.01:
-            self.add(base - hx - hy, 2 * hy, 2 * hx, surface)
-
-    def __len__(self) -> int:
-        return len(self._rows)
+        middle = np.asarray(base, float)
+        self.add(middle - hx - hy, 2 * hx, up, surface)
+        self.add(middle + hx - hy, 2 * hy, up, surface)
+        self.add(middle + hx + hy, -2 * hx, up, surface)
+        self.add(middle - hx + hy, -2 * hy, up, surface)
+        self.add(middle - hx - hy + up, 2 * hx, 2 * hy, surface)
+        if middle[2] > 0.01:
+            self.add(middle - hx - hy, 2 * hy, 2 * hx, surface)
 
     def freeze(self) -> RectangleTable:
-        origin, u, v = (np.array([row[k] for row in self._rows]) for k in range(3))
-        surfaces = [row[3] for row in self._rows]
-        length_u, length_v = np.linalg.norm(u, axis=1), np.linalg.norm(v, axis=1)
-        u, v = u / length_u[:, None], v / length_v[:, None]
+        """The rectangles as arrays."""
+        origin, u, v = np.array([vectors for vectors, _, _ in self._rows]).transpose(1, 0, 2)
+        surfaces = [surface for _, surface, _ in self._rows]
+        size = np.stack([np.linalg.norm(u, axis=1), np.linalg.norm(v, axis=1)], 1)
+        u, v = u / size[:, :1], v / size[:, 1:]
         tile = np.array([s.tile for s in surfaces])
-        tile = np.where(tile > 0, tile, np.stack([length_u, length_v], 1))
         return RectangleTable(
             origin,
             u,
             v,
-            np.cross(u, v),
-            np.stack([length_u, length_v], 1),
-            np.array([row[4] for row in self._rows]),
-            np.array([s.label for s in surfaces], np.uint8),
-            np.array([s.texture for s in surfaces], np.float32),
-            tile,
-            np.array([s.tint for s in surfaces], np.float32),
+            normal=np.cross(u, v),
+            size=size,
+            disc=np.array([disc for _, _, disc in self._rows]),
+            label=np.array([s.label for s in surfaces], np.uint8),
+            texture=np.array([s.texture for s in surfaces], np.float32),
+            tile=np.where(tile > 0, tile, size),
+            tint=np.array([s.tint for s in surfaces], np.float32),
         )
 
 
 @dataclass(frozen=True)
 class RectangleTable:
-    """N rectangles as arrays: corner, unit edges, normal (N, 3); size (N, 2) metres; looks."""
+    """N rectangles as arrays: corner (metres), unit edges, normal (N, 3); size (N, 2), metres;
+    whether it is a disc (N,); the fields of the surfaces."""
 
     origin: np.ndarray
     u: np.ndarray
@@ -117,7 +113,7 @@ class Round:
         center: (3,) metres.
         axes: (3, 3), its columns are the half axes in metres; a tube's own axis is the third.
         tube: True for a cylinder's side, False for an ellipsoid.
-        walker: index of the walker it belongs to, -1 for standing things.
+        walker: index of the walker it belongs to, -1 for static objects.
     """
 
     center: np.ndarray
@@ -148,20 +144,21 @@ class Rays:
         self.x = ((np.arange(camera.width) - camera.cx) / camera.fx).astype(np.float32)
         self.y = ((np.arange(camera.height) - camera.cy) / camera.fy).astype(np.float32)[:, None]
 
-    def linear(self, c: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
-        """c[0] x + c[1] y + c[2] on the pixels of ``box``; x, y: normalised image coordinates."""
-        x0, x1, y0, y1 = box
+    def linear(self, c: np.ndarray, box: Box | None = None) -> np.ndarray:
+        """c[0] x + c[1] y + c[2] on the pixels of ``box`` or the whole image, (h, w) float32, in
+        normalised image coordinates x and y."""
+        x0, x1, y0, y1 = box or (0, self.camera.width, 0, self.camera.height)
         c = np.asarray(c, np.float32)
         return (c[0] * self.x[x0:x1] + c[2]) + c[1] * self.y[y0:y1]
 
-    def bounds(self, corners: np.ndarray) -> tuple[int, int, int, int] | None:
-        """The pixels (x0, x1, y0, y1) that hold a convex body with these corners.
+    def bounds(self, corners: np.ndarray) -> Box | None:
+        """The pixels that contain a convex body with these corners.
 
         Args:
             corners: (N, 3) in camera axes, metres.
 
         Returns:
-            None if it is behind the camera or outside of the picture.
+            None if it is behind the camera or outside of the image.
         """
         depth = corners[:, 2]
         front = depth >= NEAR
@@ -185,15 +182,14 @@ _CUBE = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)],
 
 @dataclass(frozen=True)
 class Buffer:
-    """What every pixel sees.
+    """The z-buffer of an image.
 
     Args:
-        inverse: (H, W) float32 inverse depth, 1/m; 0 where nothing is.
-        index: (H, W) int16; k < len(rectangles) is a rectangle, then come the rounds; -1 where
-            nothing is.
+        inverse: (H, W) float32 inverse depth, 1/m; 0 where no surface is hit.
+        index: (H, W) int16 of the surface: the N rectangles, then the rounds; -1 for none.
         rect_uv: (N, 2, 3) linear forms; form / inverse depth is the coordinate on the rectangle in
             metres.
-        round_box: the pixel rectangle of every round, None where it is out of sight.
+        round_box: the pixels of every round, None where it is out of sight.
     """
 
     pose: Pose
@@ -201,12 +197,10 @@ class Buffer:
     index: np.ndarray
     rect_uv: np.ndarray
     rounds: list[Round]
-    round_box: list[tuple[int, int, int, int] | None]
+    round_box: list[Box | None]
 
 
-def _round_rays(
-    rays: Rays, pose: Pose, part: Round, box: tuple[int, int, int, int]
-) -> tuple[np.ndarray, np.ndarray]:
+def _round_rays(rays: Rays, pose: Pose, part: Round, box: Box) -> tuple[np.ndarray, np.ndarray]:
     """Camera centre (3,) and ray directions (3, h, w) in the round's own coordinates."""
     local = np.linalg.inv(part.axes)
     start = local @ (pose.position - part.center)
@@ -214,9 +208,7 @@ def _round_rays(
     return start, np.stack([rays.linear(direction[k], box) for k in range(3)])
 
 
-def _round_inverse(
-    rays: Rays, pose: Pose, part: Round, box: tuple[int, int, int, int]
-) -> np.ndarray:
+def _round_inverse(rays: Rays, pose: Pose, part: Round, box: Box) -> np.ndarray:
     """Inverse depth of the near side of a round on ``box``; 0 where the ray misses."""
     start, ray = _round_rays(rays, pose, part, box)
     used = slice(0, 2 if part.tube else 3)
@@ -233,7 +225,7 @@ def _round_inverse(
 
 
 def draw(rays: Rays, pose: Pose, table: RectangleTable, rounds: list[Round]) -> Buffer:
-    """Cast every pixel's ray into the world; the nearest surface wins."""
+    """Intersect every pixel's ray with all surfaces; the nearest is kept."""
     camera = rays.camera
     inverse = np.zeros((camera.height, camera.width), np.float32)
     index = np.full((camera.height, camera.width), -1, np.int16)
@@ -271,7 +263,7 @@ def draw(rays: Rays, pose: Pose, table: RectangleTable, rounds: list[Round]) -> 
         np.copyto(target, iz, where=seen)
         np.copyto(index[y0:y1, x0:x1], np.int16(k), where=seen)
 
-    boxes: list[tuple[int, int, int, int] | None] = []
+    boxes: list[Box | None] = []
     for k, part in enumerate(rounds):
         box = rays.bounds((_CUBE @ part.axes.T + part.center - pose.position) @ pose.rotation)
         if box is not None:
@@ -287,14 +279,14 @@ def draw(rays: Rays, pose: Pose, table: RectangleTable, rounds: list[Round]) -> 
 
 def round_hits(
     rays: Rays, buffer: Buffer, k: int, first: int
-) -> tuple[tuple[int, int, int, int], np.ndarray, np.ndarray] | None:
-    """Where round ``k`` is seen, None if nowhere.
+) -> tuple[Box, np.ndarray, np.ndarray] | None:
+    """The visible part of round ``k``, None if there is none.
 
     Args:
         first: the index of round 0 in the buffer.
 
     Returns:
-        its pixel rectangle, mask (h, w) and hit points (3, h, w) in its own coordinates.
+        its pixels, mask (h, w) and hit points (3, h, w) in its own coordinates.
     """
     box = buffer.round_box[k]
     if box is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Things that move: the robot that carries the camera, and the walkers."""
+"""Motion: the robot that carries the camera, and the walkers."""
 
 from __future__ import annotations
 
@@ -21,10 +21,8 @@ class Drive:
         closed = np.vstack([curve, curve[:1]])
         step = np.diff(closed, axis=0)
         heading = np.unwrap(np.arctan2(step[:, 1], step[:, 0]))
-        turn = np.append(
-            heading[1:],
-            heading[0] + 2 * np.pi * np.round((heading[-1] - heading[0]) / (2 * np.pi)),
-        )
+        laps = np.round((heading[-1] - heading[0]) / (2 * np.pi))
+        turn = np.append(heading[1:], heading[0] + 2 * np.pi * laps)
         speed, turning = rng.uniform(0.35, 0.8), rng.uniform(0.5, 0.8)
         seconds = np.maximum(np.hypot(*step.T) / speed, np.abs(turn - heading) / turning)
         clock = np.concatenate([[0.0], np.cumsum(seconds)])
@@ -44,7 +42,7 @@ class Drive:
         self._phase = rng.uniform(0, 2 * np.pi, (4, 3))
 
     def pose(self, seconds: float) -> Pose:
-        """Where the camera is at a time; the same answer for the same time."""
+        """The camera's pose at a time."""
         at = (seconds + self._start) / self._period
         k = (at % 1.0) * len(self._xy)
         low, part = int(k) % len(self._xy), k % 1.0
@@ -59,7 +57,7 @@ class Drive:
 
     @property
     def curve(self) -> np.ndarray:
-        """(N, 2) metres, every place the camera comes to."""
+        """(N, 2) metres, the camera's path on the ground."""
         return self._xy
 
 
@@ -83,14 +81,14 @@ def look(position: np.ndarray, yaw: float, pitch: float, roll: float = 0.0) -> P
 
 @dataclass(frozen=True)
 class Walker:
-    """A person going round an ellipse; made of ellipsoids and tubes that swing with the steps.
+    """A person walking on an ellipse; made of ellipsoids and tubes that swing with the steps.
 
     Args:
         center, radii: the ellipse, metres; ``turn`` its orientation, radians.
-        speed: metres per second along it (on average), negative for the other way round.
-        phase: where on the ellipse it is at time 0, radians.
+        speed: metres per second along it (on average), negative for the other direction.
+        phase: place on the ellipse at time 0, radians.
         height: metres.
-        skin, hair, shirt, trousers: looks.
+        build: width relative to the height.
     """
 
     center: tuple[float, float]
@@ -105,31 +103,23 @@ class Walker:
     shirt: Surface
     trousers: Surface
 
-    def _angle(self, seconds: float) -> float:
-        return self.phase + self.speed * seconds / (0.5 * (self.radii[0] + self.radii[1]))
-
     def place(self, seconds: float) -> tuple[np.ndarray, float]:
         """(2,) metres and heading in radians."""
-        angle = self._angle(seconds)
+        angle = self.phase + self.speed * seconds / (0.5 * (self.radii[0] + self.radii[1]))
         c, s = np.cos(self.turn), np.sin(self.turn)
         rotation = np.array([[c, -s], [s, c]])
-        xy = np.array(self.center) + rotation @ (
-            np.array(self.radii) * [np.cos(angle), np.sin(angle)]
-        )
-        tangent = (
-            rotation
-            @ (np.array(self.radii) * [-np.sin(angle), np.cos(angle)])
-            * np.sign(self.speed)
-        )
+        radii = np.array(self.radii)
+        xy = np.array(self.center) + rotation @ (radii * [np.cos(angle), np.sin(angle)])
+        tangent = rotation @ (radii * [-np.sin(angle), np.cos(angle)]) * np.sign(self.speed)
         return xy, float(np.arctan2(tangent[1], tangent[0]))
 
     def track(self) -> np.ndarray:
-        """(N, 2) metres, the ellipse it walks on."""
+        """(24, 2) metres, points of the ellipse."""
         lap = 2 * np.pi * 0.5 * (self.radii[0] + self.radii[1]) / abs(self.speed)
         return np.array([self.place(lap * k / 24)[0] for k in range(24)])
 
     def parts(self, seconds: float, index: int) -> list[Round]:
-        """Its body at a time."""
+        """The body of walker number ``index`` at a time."""
         (x, y), heading = self.place(seconds)
         h, wide = self.height, self.height * self.build
         forward = np.array([np.cos(heading), np.sin(heading), 0.0])
@@ -140,62 +130,35 @@ class Walker:
         found: list[Round] = []
 
         def ellipsoid(at: np.ndarray, axes: tuple[float, float, float], look: Surface) -> None:
-            found.append(
-                Round(
-                    at,
-                    np.stack([forward * axes[0], side * axes[1], up * axes[2]], 1),
-                    False,
-                    look,
-                    index,
-                )
-            )
+            half_axes = np.stack([forward * axes[0], side * axes[1], up * axes[2]], 1)
+            found.append(Round(at, half_axes, False, look, index))
 
         def limb(
             top: np.ndarray, length: float, swing: float, radius: float, look: Surface
         ) -> np.ndarray:
             down = np.sin(swing) * forward - np.cos(swing) * up
             across = np.cross(side, down)
-            middle = top + down * length / 2
-            found.append(
-                Round(
-                    middle,
-                    np.stack([across * radius, side * radius, down * length / 2], 1),
-                    True,
-                    look,
-                    index,
-                )
-            )
+            half_axes = np.stack([across * radius, side * radius, down * length / 2], 1)
+            found.append(Round(top + down * length / 2, half_axes, True, look, index))
             return top + down * length
 
         for way, sign in ((step, 1.0), (-step, -1.0)):
             hip = foot + up * 0.5 * h + side * sign * 0.055 * wide
             knee = limb(hip, 0.25 * h, 0.42 * way, 0.05 * wide, self.trousers)
             ellipsoid(knee, (0.05 * wide, 0.05 * wide, 0.05 * wide), self.trousers)
-            ankle = limb(
-                knee, 0.24 * h, 0.42 * way - 0.3 * max(0.0, -way), 0.038 * wide, self.trousers
-            )
+            swing = 0.42 * way - 0.3 * max(0.0, -way)
+            ankle = limb(knee, 0.24 * h, swing, 0.038 * wide, self.trousers)
             ellipsoid(ankle + forward * 0.025 * h, (0.07 * h, 0.032 * h, 0.025 * h), self.hair)
             shoulder = foot + up * 0.80 * h + side * sign * 0.125 * wide
             elbow = limb(shoulder, 0.18 * h, -0.4 * way, 0.033 * wide, self.shirt)
             ellipsoid(elbow, (0.033 * wide,) * 3, self.shirt)
             hand = limb(elbow, 0.16 * h, -0.4 * way + 0.35, 0.027 * wide, self.shirt)
             ellipsoid(hand, (0.03 * h, 0.02 * h, 0.03 * h), self.skin)
-        waist = foot + up * 0.65 * h
-        found.append(
-            Round(
-                waist,
-                np.stack([forward * 0.065 * wide, side * 0.105 * wide, up * 0.15 * h], 1),
-                True,
-                self.shirt,
-                index,
-            )
-        )
+        waist = np.stack([forward * 0.065 * wide, side * 0.105 * wide, up * 0.15 * h], 1)
+        found.append(Round(foot + up * 0.65 * h, waist, True, self.shirt, index))
         ellipsoid(foot + up * 0.80 * h, (0.065 * wide, 0.145 * wide, 0.045 * h), self.shirt)
         ellipsoid(foot + up * 0.51 * h, (0.068 * wide, 0.108 * wide, 0.05 * h), self.trousers)
         ellipsoid(foot + up * 0.91 * h, (0.055 * h, 0.045 * h, 0.068 * h), self.skin)
-        ellipsoid(
-            foot + up * 0.935 * h - forward * 0.014 * h,
-            (0.056 * h, 0.05 * h, 0.058 * h),
-            self.hair,
-        )
+        crown = foot + up * 0.935 * h - forward * 0.014 * h
+        ellipsoid(crown, (0.056 * h, 0.05 * h, 0.058 * h), self.hair)
         return found

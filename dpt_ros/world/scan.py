@@ -11,7 +11,9 @@ from dpt_ros.engine.frame import CameraModel
 from dpt_ros.world.geometry import Pose, Rays, draw
 from dpt_ros.world.world import World
 
-_QUARTER = 1024  # columns of the four one-row pictures of 90 degrees that the ranges come from
+_BEAMS = 720  # over the full circle
+_RANGE_MIN = 0.1  # metres
+_QUARTER = 1024  # columns of the four one-row images of 90 degrees that the ranges come from
 CAMERA_PITCH = np.radians(5.0)  # nominal, below the horizon; see motion.Drive
 BELOW_CAMERA = 0.3  # metres
 
@@ -54,34 +56,19 @@ def level_mount(pitch: float = CAMERA_PITCH, below: float = BELOW_CAMERA) -> np.
 
 
 class Scanner:
-    """Scans a world from a robot's mast, rigidly fixed to its camera.
+    """A scanner 0.3 m below the camera, rigidly fixed to it and level at the nominal pitch.
 
-    The camera shakes and so does the scanner; where the true pitch of the camera is not the
-    nominal one, the scanner is not quite level. ``scan(i)`` depends on the arguments and ``i``
-    alone.
+    It shakes with the camera, and is not quite level where the camera's true pitch differs from
+    the nominal one. ``scan(i)`` depends on the arguments and ``i`` alone.
 
     Args:
-        world: what is scanned.
-        beams: over the full circle.
         noise: standard deviation of a range, metres.
-        range_min, range_max: metres.
-        camera_from_sensor: (4, 4), where it is mounted; level and 0.3 m below the camera if None.
+        range_max: metres.
     """
 
-    def __init__(
-        self,
-        world: World,
-        beams: int = 720,
-        noise: float = 0.01,
-        range_min: float = 0.1,
-        range_max: float = 12.0,
-        camera_from_sensor: np.ndarray | None = None,
-    ) -> None:
-        self._world, self._beams, self._noise = world, beams, noise
-        self._limits = range_min, range_max
-        self.camera_from_sensor = (
-            level_mount() if camera_from_sensor is None else np.asarray(camera_from_sensor)
-        )
+    def __init__(self, world: World, noise: float = 0.01, range_max: float = 12.0) -> None:
+        self._world, self._noise, self._range_max = world, noise, range_max
+        self.camera_from_sensor = level_mount()
         self._table = world.scene.rectangles.freeze()
         half = _QUARTER / 2
         self._rays = Rays(CameraModel(_QUARTER, 1, half, half, half - 0.5, 0.0))
@@ -89,9 +76,7 @@ class Scanner:
     def scan(self, i: int) -> Scan:
         """The scan at the time of frame ``i``."""
         world, seconds = self._world, i / self._world.fps
-        rounds = list(world.scene.rounds)
-        for k, walker in enumerate(world.scene.walkers):
-            rounds += walker.parts(seconds, k)
+        rounds = world.scene.rounds_at(seconds)
         odom_from_sensor = world.scene.drive.pose(seconds).matrix() @ self.camera_from_sensor
         forward, left, up = odom_from_sensor[:3, :3].T
         position = odom_from_sensor[:3, 3]
@@ -105,25 +90,24 @@ class Scanner:
             # columns go to the right, angles to the left; per metre of range, not of depth
             rows.append((inverse / np.hypot(1.0, self._rays.x))[::-1])
         circle = np.concatenate(rows)
-        step = 2 * np.pi / self._beams
-        angles = -np.pi + step * np.arange(self._beams)
+        step = 2 * np.pi / _BEAMS
+        angles = -np.pi + step * np.arange(_BEAMS)
         part, within = np.divmod(angles + np.pi, np.pi / 2)
         column = np.rint(_QUARTER / 2 * (1 + np.tan(within - np.pi / 4)) - 0.5)
         column = np.clip(column, 0, _QUARTER - 1)
         at = (np.minimum(part, 3) * _QUARTER + column).astype(np.intp)
         inverse = circle[at].astype(np.float64)
-        ranges = np.full(self._beams, np.inf)
+        ranges = np.full(_BEAMS, np.inf)
         np.divide(1.0, inverse, out=ranges, where=inverse > 0)
         rng = np.random.default_rng([world.seed, 7, i])
-        ranges += self._noise * rng.standard_normal(self._beams)
-        low, high = self._limits
-        ranges = np.where((ranges >= low) & (ranges <= high), ranges, np.inf)
+        ranges += self._noise * rng.standard_normal(_BEAMS)
+        within_range = (ranges >= _RANGE_MIN) & (ranges <= self._range_max)
         return Scan(
-            ranges.astype(np.float32),
+            np.where(within_range, ranges, np.inf).astype(np.float32),
             -np.pi,
             step,
-            low,
-            high,
+            _RANGE_MIN,
+            self._range_max,
             self.camera_from_sensor,
             round(i * 1e9 / world.fps),
         )

@@ -14,47 +14,30 @@ from dpt_ros.world.geometry import Surface
 def _loop(rng: np.random.Generator, ax: float, ay: float, weave: float = 0.12) -> np.ndarray:
     """A closed curve around the origin within +-ax, +-ay: (2048, 2) metres."""
     angle = np.linspace(0, 2 * np.pi, 2048, endpoint=False)
-    radius = np.ones_like(angle)
+    radius = np.ones(angle.shape)
     for k in (2, 3, 4):
         radius += rng.uniform(-weave, weave) * np.cos(k * angle + rng.uniform(0, 2 * np.pi))
-    radius /= max(radius.max(), 1.0)
+    radius /= max(float(radius.max()), 1.0)
     curve = np.stack([ax * radius * np.cos(angle), ay * radius * np.sin(angle)], 1)
     return curve if rng.random() < 0.5 else curve[::-1]
 
 
 def _ground(b: Builder, surface: Surface) -> None:
     hx, hy = b.half
-    b.rectangles.add(
-        np.array([-hx, -hy, 0]), np.array([2 * hx, 0, 0]), np.array([0, 2 * hy, 0]), surface
-    )
+    b.rectangles.add([-hx, -hy, 0], [2 * hx, 0, 0], [0, 2 * hy, 0], surface)
 
 
 def _indoor_shell(b: Builder, height: float) -> None:
-    floor = b.texture(
-        [tx.planks, tx.tiles, tx.concrete, tx.speckle],
-        (0.02, 0.16),
-        (0.05, 0.5),
-        (0.3, 0.8),
-        (1.6, 1.6),
-        FLOOR,
-    )
-    wall = b.texture(
-        [tx.plain, tx.plain, tx.stripes, tx.brick, tx.concrete],
-        (0, 1),
-        (0.02, 0.4),
-        (0.55, 0.97),
-        (2.0, 2.0),
-    )
-    ceiling = b.texture(
-        [tx.plain, tx.panels], (0.05, 0.2), (0, 0.06), (0.82, 0.99), (1.2, 1.2), CEILING
-    )
-    skirting = b.texture([tx.plain], (0.02, 0.12), (0, 0.5), (0.2, 0.95), (1.0, 1.0))
+    floors = [tx.planks, tx.tiles, tx.concrete, tx.speckle]
+    floor = b.texture(floors, (0.02, 0.16), (0.05, 0.5), (0.3, 0.8), 1.6, FLOOR)
+    walls = [tx.plain, tx.plain, tx.stripes, tx.brick, tx.concrete]
+    wall = b.texture(walls, (0, 1), (0.02, 0.4), (0.55, 0.97), 2.0)
+    ceiling = b.texture([tx.plain, tx.panels], (0.05, 0.2), (0, 0.06), (0.82, 0.99), 1.2, CEILING)
+    skirting = b.texture([tx.plain], (0.02, 0.12), (0, 0.5), (0.2, 0.95), 1.0)
     _ground(b, floor)
     b.enclosure(height, wall, skirting)
     hx, hy = b.half
-    b.rectangles.add(
-        np.array([-hx, -hy, height]), np.array([0, 2 * hy, 0]), np.array([2 * hx, 0, 0]), ceiling
-    )
+    b.rectangles.add([-hx, -hy, height], [0, 2 * hy, 0], [2 * hx, 0, 0], ceiling)
 
 
 def _room(rng: np.random.Generator, shake: float) -> Scene:
@@ -69,14 +52,10 @@ def _room(rng: np.random.Generator, shake: float) -> Scene:
     b.tables(int(rng.integers(1, 4 if area < 12 else 6)))
     b.boxes(int(rng.integers(2, 6 if area < 12 else 9)))
     b.doors_and_pictures(int(rng.integers(1, 4)), int(rng.integers(0, 5)))
-    lamps = [
-        Light(
-            np.array([*(rng.uniform(-0.6, 0.6, 2) * half), height - 0.15]),
-            rng.uniform(0.5, 1.0),
-            rng.uniform(2.5, 5.0),
-        )
-        for _ in range(int(rng.integers(1, 3)))
-    ]
+    lamps = []
+    for _ in range(int(rng.integers(1, 3))):
+        place = np.array([*(rng.uniform(-0.6, 0.6, 2) * half), height - 0.15])
+        lamps.append(Light(place, rng.uniform(0.5, 1.0), rng.uniform(2.5, 5.0)))
     return b.scene(lamps, float(rng.uniform(0.2, 0.5)), None, height)
 
 
@@ -90,14 +69,10 @@ def _corridor(rng: np.random.Generator, shake: float) -> Scene:
     b.tables(int(rng.integers(0, 3)))
     b.boxes(int(rng.integers(2, 8)))
     b.doors_and_pictures(int(rng.integers(3, 9)), int(rng.integers(0, 6)))
-    lamps = [
-        Light(
-            np.array([x * half[0], 0.0, height - 0.1]),
-            rng.uniform(0.5, 0.9),
-            rng.uniform(2.5, 4.0),
-        )
-        for x in ((-0.6, 0.0, 0.6) if half[0] > 8 else (-0.5, 0.5))
-    ]
+    lamps = []
+    for x in (-0.6, 0.0, 0.6) if half[0] > 8 else (-0.5, 0.5):
+        place = np.array([x * half[0], 0.0, height - 0.1])
+        lamps.append(Light(place, rng.uniform(0.5, 0.9), rng.uniform(2.5, 4.0)))
     return b.scene(lamps, float(rng.uniform(0.2, 0.45)), None, height)
 
 
@@ -105,44 +80,27 @@ def _yard(rng: np.random.Generator, shake: float) -> Scene:
     half = (float(rng.uniform(6.0, 19.0)), float(rng.uniform(5.5, 16.0)))
     ax, ay = (h - rng.uniform(2.0, 5.0) for h in half)
     b = Builder(half, _loop(rng, ax, ay, 0.2), rng, shake)
-    lawn = b.texture([tx.grass], (0.2, 0.33), (0.4, 0.75), (0.35, 0.7), (1.5, 1.5), GRASS)
+    lawn = b.texture([tx.grass], (0.2, 0.33), (0.4, 0.75), (0.35, 0.7), 1.5, GRASS)
     _ground(b, lawn)
-    wall = b.texture(
-        [tx.brick, tx.concrete, tx.planks, tx.plain],
-        (0.0, 0.15),
-        (0.05, 0.6),
-        (0.4, 0.9),
-        (2.0, 2.0),
-    )
+    walls = [tx.brick, tx.concrete, tx.planks, tx.plain]
+    wall = b.texture(walls, (0.0, 0.15), (0.05, 0.6), (0.4, 0.9), 2.0)
     height = float(rng.uniform(1.2, 4.0))
     b.enclosure(height, wall, None)
     hx, hy = b.half
     if rng.random() < 0.75:  # a paved strip, raised by the height of its slabs
-        paving = b.texture(
-            [tx.tiles, tx.concrete, tx.brick],
-            (0.02, 0.15),
-            (0, 0.25),
-            (0.45, 0.8),
-            (1.5, 1.5),
-            FLOOR,
-        )
+        slabs = [tx.tiles, tx.concrete, tx.brick]
+        paving = b.texture(slabs, (0.02, 0.15), (0, 0.25), (0.45, 0.8), 1.5, FLOOR)
         width, at = rng.uniform(1.5, 4.0), rng.uniform(-0.7, 0.7) * hy
         low, high = max(at - width / 2, -hy), min(at + width / 2, hy)
-        b.rectangles.add(
-            np.array([-hx, low, 0.015]),
-            np.array([2 * hx, 0, 0]),
-            np.array([0, high - low, 0]),
-            paving,
-        )
+        b.rectangles.add([-hx, low, 0.015], [2 * hx, 0, 0], [0, high - low, 0], paving)
     b.people(int(rng.integers(1, 7)))
     for _ in range(int(rng.integers(0, 3))):  # sheds
         size = (rng.uniform(1.5, 4.0), rng.uniform(1.5, 3.0), rng.uniform(2.0, 3.2))
         xy = b.spot(float(np.hypot(size[0], size[1])) / 2, hug=0.7)
         if xy is not None:
-            look = b.texture(
-                [tx.brick, tx.planks, tx.plain], (0, 1), (0.05, 0.5), (0.4, 0.95), (2.0, 2.0)
-            )
-            b.rectangles.add_box(np.array([*xy, 0]), 0.0, size, look)
+            walls = [tx.brick, tx.planks, tx.plain]
+            look = b.texture(walls, (0, 1), (0.05, 0.5), (0.4, 0.95), 2.0)
+            b.rectangles.add_box([*xy, 0], 0.0, size, look)
             b.footprints.append((footprint(xy, 0.0, size[0], size[1]), size[2]))
     b.columns(int(rng.integers(0, 6)), 3.5, False)
     b.tables(int(rng.integers(0, 5)))
@@ -150,13 +108,8 @@ def _yard(rng: np.random.Generator, shake: float) -> Scene:
     if height > 2.2:
         b.doors_and_pictures(int(rng.integers(1, 5)), 0)
     azimuth, elevation = rng.uniform(0, 2 * np.pi), np.radians(rng.uniform(25, 65))
-    toward = np.array(
-        [
-            np.cos(azimuth) * np.cos(elevation),
-            np.sin(azimuth) * np.cos(elevation),
-            np.sin(elevation),
-        ]
-    )
+    level = np.cos(elevation)
+    toward = np.array([np.cos(azimuth) * level, np.sin(azimuth) * level, np.sin(elevation)])
     sun = Light(toward * 1e4, float(rng.uniform(0.4, 0.9)), 1e9)
     sky = (
         tx.color(rng, (0.54, 0.62), (0.2, 0.7), (0.7, 1.0)),

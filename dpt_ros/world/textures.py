@@ -11,7 +11,7 @@ import numpy as np
 
 SIZE = 256
 _LEVELS = 7  # mip levels: 256, 128, ... 4 texels
-_PAD = 2  # wrapped border around every tile, so that bilinear sampling never sees a neighbour
+_PAD = 2  # wrapped border around every tile, so that bilinear sampling never reads a neighbour
 
 Rgb = tuple[float, float, float]
 
@@ -59,10 +59,8 @@ def plain(rng: np.random.Generator, base: Rgb, strength: float = 0.04) -> np.nda
 
 
 def concrete(rng: np.random.Generator, base: Rgb) -> np.ndarray:
-    return _paint(
-        base,
-        1 + 0.07 * fractal(rng, 2, 7, 0.75) + 0.03 * rng.standard_normal((SIZE, SIZE), np.float32),
-    )
+    value = 1 + 0.07 * fractal(rng, 2, 7, 0.75)
+    return _paint(base, value + 0.03 * rng.standard_normal((SIZE, SIZE), np.float32))
 
 
 def speckle(rng: np.random.Generator, base: Rgb) -> np.ndarray:
@@ -85,17 +83,15 @@ def brick(rng: np.random.Generator, base: Rgb) -> np.ndarray:
 def tiles(rng: np.random.Generator, base: Rgb) -> np.ndarray:
     x, y = _axes()
     cell = int(rng.choice([32, 64, 128]))
-    tone = rng.uniform(0.92, 1.06, (SIZE // cell, SIZE // cell)).astype(np.float32)[
-        y // cell, x // cell
-    ]
+    row, column = y // cell, x // cell
+    tones = rng.uniform(0.92, 1.06, (SIZE // cell, SIZE // cell)).astype(np.float32)
+    tone = tones[row, column]
     if rng.random() < 0.4:
-        tone = tone * np.where(
-            (x // cell + y // cell) % 2 == 0, 1.0, rng.uniform(0.5, 0.8)
-        ).astype(np.float32)
+        checks = np.where((column + row) % 2 == 0, 1.0, rng.uniform(0.5, 0.8))
+        tone = tone * checks.astype(np.float32)
     grout = (x % cell < 3) | (y % cell < 3)
-    return _paint(
-        base, np.where(grout, rng.uniform(0.5, 0.75), tone * (1 + 0.03 * fractal(rng, 8, 5)))
-    )
+    seams = rng.uniform(0.5, 0.75)
+    return _paint(base, np.where(grout, seams, tone * (1 + 0.03 * fractal(rng, 8, 5))))
 
 
 def planks(rng: np.random.Generator, base: Rgb) -> np.ndarray:
@@ -150,16 +146,10 @@ def carton(rng: np.random.Generator, base: Rgb) -> np.ndarray:
     picture = plain(rng, base, 0.05)
     tape = int(rng.integers(90, 140))
     picture[:, tape : tape + 26] = (picture[:, tape : tape + 26] * 0.8 + 45).astype(np.uint8)
-    x, y = rng.integers(10, 160, 2)
-    cv2.rectangle(picture, (int(x), int(y)), (int(x) + 60, int(y) + 40), (235, 235, 230), -1)
-    for line in range(3):
-        cv2.line(
-            picture,
-            (int(x) + 8, int(y) + 10 + 10 * line),
-            (int(x) + 48, int(y) + 10 + 10 * line),
-            (60, 60, 60),
-            2,
-        )
+    x, y = rng.integers(10, 160, 2).tolist()
+    cv2.rectangle(picture, (x, y), (x + 60, y + 40), (235, 235, 230), -1)
+    for line in (y + 10, y + 20, y + 30):
+        cv2.line(picture, (x + 8, line), (x + 48, line), (60, 60, 60), 2)
     return picture
 
 
@@ -187,19 +177,14 @@ def poster(rng: np.random.Generator, base: Rgb) -> np.ndarray:
         if rng.random() < 0.5:
             cv2.circle(picture, (x, y), int(rng.integers(15, 70)), tone, -1)
         else:
-            cv2.rectangle(
-                picture,
-                (x, y),
-                (x + int(rng.integers(20, 120)), y + int(rng.integers(20, 120))),
-                tone,
-                -1,
-            )
+            width, height = int(rng.integers(20, 120)), int(rng.integers(20, 120))
+            cv2.rectangle(picture, (x, y), (x + width, y + height), tone, -1)
     cv2.rectangle(picture, (0, 0), (SIZE - 1, SIZE - 1), (35, 30, 28), 18)
     return picture
 
 
 class Atlas:
-    """All textures of a world and their mip levels in one picture: one remap samples them."""
+    """All textures of a world and their mip levels in one image, sampled by one remap."""
 
     def __init__(self) -> None:
         self._tiles: list[np.ndarray] = []
@@ -234,7 +219,8 @@ class Atlas:
         Args:
             texture: (H, W) float32 indices.
             u, v: (H, W) float32.
-            footprint: (H, W) float32, periods covered by one pixel; picks the mip level.
+            footprint: (H, W) float32, periods covered by one pixel; selects the mip level.
+
         Returns:
             (H, W, 3) uint8
         """

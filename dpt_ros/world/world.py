@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A camera in a synthetic world: pictures with exact depth, labels, optical flow and poses."""
+"""A camera in a synthetic world: images with exact depth, labels, optical flow and poses."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _FOV = np.radians(60.0)  # horizontal field of view
 
 @dataclass(frozen=True)
 class Noise:
-    """What the camera does to a perfect picture; all zero gives the perfect picture.
+    """The camera's imperfections; all zero gives the perfect image.
 
     Args:
         shake: jitter of the camera's pose, 1 = a wheeled robot on a plain floor.
         exposure: how far the exposure wanders, as the standard deviation of the log gain.
         sensor: standard deviation of the image noise at mid grey, in grey levels.
-        shutter: the part of a frame's time the shutter is open; gives motion blur.
+        shutter: exposure time as a part of the frame interval; gives motion blur.
     """
 
     shake: float = 1.0
@@ -36,17 +36,17 @@ class Noise:
 
 @dataclass(frozen=True)
 class View:
-    """One frame and the truth about it.
+    """One frame and its ground truth.
 
     Args:
         rgb: (H, W, 3) uint8.
         depth: (H, W) float32, metres along optical Z, +Inf for sky (REP 117).
         labels: (H, W) uint8, class ids 1..10, see ``CLASSES``.
-        flow: (H, W, 2) float32, pixels: what is seen at (x, y) was at (x, y) + flow in the frame
+        flow: (H, W, 2) float32, pixels: the point at (x, y) was at (x, y) + flow in the frame
             before.
-        flow_valid: (H, W) bool, False where that place was hidden or outside of the frame before,
-            and all of frame 0.
-        movers: (H, W) bool, True on things that move by themselves.
+        flow_valid: (H, W) bool, False where that point was hidden or outside of the frame before,
+            and everywhere in frame 0.
+        movers: (H, W) bool, True on moving objects.
         odom_from_camera: (4, 4) float64, pose of the optical frame (REP 103: x right, y down, z
             forward).
         camera: intrinsics.
@@ -67,19 +67,19 @@ class View:
 class World:
     """A seeded world and a robot's camera in it.
 
-    ``frame(i)`` depends on the arguments and ``i`` alone: the same bytes in any order. A World is
-    not to be shared between threads, since it keeps the last frame's geometry for the flow of the
-    next.
+    ``frame(i)`` depends on the arguments and ``i`` alone. A World must not be shared between
+    threads, because it keeps the last frame's geometry for the flow of the next.
 
     Args:
         kind: one of ``KINDS``.
-        seed: chooses layout, looks, paths and noise; not negative.
+        seed: of layout, textures, paths and noise; not negative.
         width, height: pixels; the field of view stays 60 degrees wide.
         fps: frames per second.
-        noise: what the camera adds; ``Noise(0, 0, 0, 0)`` for none.
+        noise: of the camera; ``Noise(0, 0, 0, 0)`` for none.
+
     Raises:
-        ValueError: for a kind that does not exist, a negative seed, or a size or rate that is not
-        positive.
+        ValueError: the kind does not exist, the seed is negative, or the size or the rate is too
+            small.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class World:
             raise ValueError(f"The seed of a world must not be negative, but it is {seed}.")
         if width < 8 or height < 8 or not fps > 0:
             raise ValueError(
-                f"A world needs a picture of at least 8x8 pixels and a positive frame rate, but "
+                f"A world needs an image of at least 8x8 pixels and a positive frame rate, but "
                 f"got {width}x{height} at {fps} frames/s."
             )
         self.kind, self.seed, self.fps, self.noise = kind, seed, fps, noise
@@ -106,9 +106,8 @@ class World:
         self._rays = Rays(self.camera)
         rng = np.random.default_rng([seed, classes.KINDS.index(kind), 1])
         self._exposure = rng.uniform(0.05, 0.4, 3), rng.uniform(0, 2 * np.pi, 3)
-        self._clouds = np.clip(fractal(rng, 4, 6) * 0.35 + rng.uniform(-0.2, 0.5), 0, 1).astype(
-            np.float32
-        )
+        clouds = fractal(rng, 4, 6) * 0.35 + rng.uniform(-0.2, 0.5)
+        self._clouds = np.clip(clouds, 0, 1).astype(np.float32)
         rows, columns = np.indices((height, width), sparse=True)
         self._columns = np.broadcast_to(columns.astype(np.float32), (height, width))
         self._rows = np.broadcast_to(rows.astype(np.float32), (height, width))
@@ -121,54 +120,46 @@ class World:
             yield self.frame(start + k * step)
 
     def frame(self, i: int) -> View:
-        """Frame number ``i`` >= 0, seen at i / fps seconds."""
+        """Frame number ``i`` >= 0, at i / fps seconds. Raises ValueError for a negative one."""
         if i < 0:
-            raise ValueError(f"Frames are numbered from 0, but frame {i} was asked for.")
+            raise ValueError(f"Frames are numbered from 0, but got {i}.")
         before = self._buffer(i - 1)
         now = self._buffer(i)
         self._last = (i, now)
         inverse, index = now.inverse, now.index
         first = len(self._table.label)
-        labels = np.append(
-            np.concatenate([self._table.label, [part.surface.label for part in now.rounds]]),
+        of_surface = [
+            *self._table.label,
+            *(part.surface.label for part in now.rounds),
             classes.SKY,
-        ).astype(np.uint8)[index]
+        ]
+        labels = np.array(of_surface, np.uint8)[index]
         depth = np.full_like(inverse, np.inf)
         np.divide(1.0, inverse, out=depth, where=inverse > 0)
         flow, before_inverse, movers = self._flow(now, before, first)
-        valid = (
-            self._visible(flow, before_inverse, now, before)
-            if i > 0
-            else np.zeros(index.shape, bool)
-        )
+        valid = self._visible(flow, before_inverse, now, before) & (i > 0)
         rng = np.random.default_rng([self.seed, classes.KINDS.index(self.kind), 2, i])
         rgb = self._expose(self._shade(now, labels, depth, i), flow, i, rng)
-        pose = now.pose.matrix()
-        return View(
-            rgb, depth, labels, flow, valid, movers, pose, self.camera, round(i * 1e9 / self.fps)
-        )
+        pose, stamp = now.pose.matrix(), round(i * 1e9 / self.fps)
+        return View(rgb, depth, labels, flow, valid, movers, pose, self.camera, stamp)
 
     def _buffer(self, i: int) -> Buffer:
         if self._last is not None and self._last[0] == i:
             return self._last[1]
         seconds = i / self.fps
-        rounds = list(self.scene.rounds)
-        for k, walker in enumerate(self.scene.walkers):
-            rounds += walker.parts(seconds, k)
+        rounds = self.scene.rounds_at(seconds)
         return draw(self._rays, self.scene.drive.pose(seconds), self._table, rounds)
 
     def _flow(
         self, now: Buffer, before: Buffer, first: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Flow (H, W, 2), every point's inverse depth in the frame before, and who moves."""
+        """Flow (H, W, 2), every point's inverse depth in the frame before, and moving objects."""
         rays, camera = self._rays, self.camera
-        everything = (0, camera.width, 0, camera.height)
         turn = before.pose.rotation.T @ now.pose.rotation
-        shift = (before.pose.rotation.T @ (now.pose.position - before.pose.position)).astype(
-            np.float32
-        )
+        shift = before.pose.rotation.T @ (now.pose.position - before.pose.position)
+        shift = shift.astype(np.float32)
         # all in units of depth: X_before / Z_now = turn @ ray + shift / Z_now
-        x, y, z = (rays.linear(turn[k], everything) + shift[k] * now.inverse for k in range(3))
+        x, y, z = (rays.linear(turn[k]) + shift[k] * now.inverse for k in range(3))
         movers = np.zeros(now.index.shape, bool)
         for k, part in enumerate(now.rounds):
             hits = round_hits(rays, now, k, first) if part.walker >= 0 else None
@@ -177,10 +168,9 @@ class World:
             (x0, x1, y0, y1), seen, local = hits
             then = before.rounds[k]
             to_camera = (before.pose.rotation.T @ then.axes).astype(np.float32)
-            offset = (before.pose.rotation.T @ (then.center - before.pose.position)).astype(
-                np.float32
-            )
-            point = np.einsum("ij,jhw->ihw", to_camera, local) + offset[:, None, None]
+            offset = before.pose.rotation.T @ (then.center - before.pose.position)
+            point = np.einsum("ij,jhw->ihw", to_camera, local)
+            point += offset.astype(np.float32)[:, None, None]
             point *= now.inverse[y0:y1, x0:x1]
             for target, value in zip((x, y, z), point, strict=True):
                 np.copyto(target[y0:y1, x0:x1], value, where=seen)
@@ -194,7 +184,7 @@ class World:
     def _visible(
         self, flow: np.ndarray, inverse: np.ndarray, now: Buffer, before: Buffer
     ) -> np.ndarray:
-        """Where the point seen now was also seen in the frame before."""
+        """Where the visible point was also visible in the frame before, (H, W) bool."""
         x = np.rint(flow[..., 0] + self._columns).astype(np.int32)
         y = np.rint(flow[..., 1] + self._rows).astype(np.int32)
         inside = (x >= 0) & (y >= 0) & (x < self.camera.width) & (y < self.camera.height)
@@ -204,26 +194,16 @@ class World:
         return inside & (same | near)
 
     def _shade(self, now: Buffer, labels: np.ndarray, depth: np.ndarray, i: int) -> np.ndarray:
-        """The picture in linear light, (H, W, 3) float32, about 0..1 before exposure."""
+        """The image in linear light, (H, W, 3) float32, about 0..1 before exposure."""
         scene, table, rays = self.scene, self._table, self._rays
-        everything = (0, self.camera.width, 0, self.camera.height)
         hit = now.inverse > 0
         depth = np.where(hit, depth, np.float32(1))
         first = len(table.label)
         rect = np.where((now.index >= 0) & (now.index < first), now.index, 0).astype(np.intp)
-        # one gather of everything a rectangle's pixel needs: two linear forms per tile, looks,
-        # normal
-        forms = now.rect_uv / table.tile[:, :, None]
-        packed = np.concatenate(
-            [
-                forms.reshape(first, 6),
-                table.texture[:, None],
-                table.tint,
-                table.normal,
-                table.tile.min(1)[:, None],
-            ],
-            1,
-        ).astype(np.float32)
+        # one gather per pixel: two linear forms per tile, texture, tint, normal, tile
+        forms = (now.rect_uv / table.tile[:, :, None]).reshape(first, 6)
+        columns = forms, table.texture, table.tint, table.normal, table.tile.min(1)
+        packed = np.column_stack(columns).astype(np.float32)
         got = np.take(packed, rect, axis=0)
         x, y = rays.x[None, :], rays.y
         u = (got[..., 0] * x + got[..., 1] * y + got[..., 2]) * depth
@@ -244,21 +224,15 @@ class World:
             out = np.einsum("ij,jhw->ihw", (part.axes / size**2).astype(np.float32), out)
             out /= np.sqrt(np.einsum("kij,kij->ij", out, out)) + 1e-9
             area = np.s_[y0:y1, x0:x1]
-            values = (
-                around,
-                up,
-                np.float32(part.surface.texture),
-                np.float32(part.surface.tile[0]),
-                *out,
-            )
+            look = np.float32(part.surface.texture), np.float32(part.surface.tile[0])
+            values = around, up, *look, *out
             for target, value in zip((u, v, texture, tile, *normal), values, strict=True):
                 np.copyto(target[area], value, where=seen)
             tint[area][seen] = part.surface.tint
-        ray = [rays.linear(now.pose.rotation[k], everything) for k in range(3)]
+        ray = [rays.linear(now.pose.rotation[k]) for k in range(3)]
         facing = np.abs(sum(n * r for n, r in zip(normal, ray, strict=True)))
-        footprint = depth / (
-            self.camera.fx * np.sqrt(np.maximum(facing, 0.02)) * np.maximum(tile, 1e-3)
-        )
+        facing = self.camera.fx * np.sqrt(np.maximum(facing, 0.02))
+        footprint = depth / (facing * np.maximum(tile, 1e-3))
         footprint *= 0.8 + 0.4 * self._dither
         picture = scene.atlas.sample(texture, u, v, footprint).astype(np.float32)
         picture *= tint
@@ -275,10 +249,10 @@ class World:
     def _light(
         self, point: list[np.ndarray], normal: list[np.ndarray], labels: np.ndarray, i: int
     ) -> np.ndarray:
+        """The light on every pixel's point, (H, W) float32; 1 shows its texture unchanged."""
         scene = self.scene
         light = np.full(labels.shape, scene.ambient, np.float32)
-        # surfaces that look up are lit by the whole ceiling or sky, those that look down only by
-        # the floor
+        # ambient light comes from the ceiling or sky more than from the floor
         light *= 0.88 + 0.12 * normal[2]
         for lamp in scene.lights:
             way = [np.float32(lamp.position[k]) - point[k] for k in range(3)]
@@ -303,13 +277,8 @@ class World:
         assert self.scene.sky is not None
         x, y, z = ray
         z = np.maximum(z / np.sqrt(x * x + y * y + z * z), 0) + np.float32(0.08)
-        clouds = cv2.remap(
-            self._clouds,
-            (x / z * 12) % 256,
-            (y / z * 12) % 256,
-            cv2.INTER_LINEAR,
-            borderMode=cv2.BORDER_WRAP,
-        )
+        u, v = (x / z * 12) % 256, (y / z * 12) % 256
+        clouds = cv2.remap(self._clouds, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
         zenith, horizon = (np.array(c, np.float32) for c in self.scene.sky)
         blue = horizon + (zenith - horizon) * np.clip(z * 2.2, 0, 1)[..., None]
         return blue + (1 - blue) * clouds[..., None] * np.float32(0.9)
@@ -317,13 +286,12 @@ class World:
     def _expose(
         self, picture: np.ndarray, flow: np.ndarray, i: int, rng: np.random.Generator
     ) -> np.ndarray:
-        """What the camera makes of the light: gain, motion blur, noise, (H, W, 3) uint8."""
+        """The camera's image of the light: gain, motion blur, noise, (H, W, 3) uint8."""
         noise = self.noise
         seconds = i / self.fps
         rate, phase = self._exposure
-        wander = (
-            noise.exposure * float(np.sin(2 * np.pi * rate * seconds + phase).sum()) / np.sqrt(1.5)
-        )
+        swing = float(np.sin(2 * np.pi * rate * seconds + phase).sum())
+        wander = noise.exposure * swing / np.sqrt(1.5)
         gain = (0.42 / max(float(picture[::4, ::4].mean()), 0.02)) ** 0.8 * np.exp(wander)
         picture *= np.float32(gain)
         # a soft shoulder instead of hard clipping
@@ -331,14 +299,12 @@ class World:
         picture = 255 * np.where(over > 0, 1 - np.float32(0.25) * np.exp(-4 * over), picture)
         reach = noise.shutter * float(np.abs(flow).max()) if noise.shutter > 0 else 0.0
         if reach > 0.7:
-            total = np.zeros_like(picture)
+            total, border = np.zeros_like(picture), cv2.BORDER_REPLICATE
             samples = 3 if reach < 3 else 5
             for s in np.linspace(-0.5, 0.5, samples):
                 x = self._columns + np.float32(s * noise.shutter) * flow[..., 0]
                 y = self._rows + np.float32(s * noise.shutter) * flow[..., 1]
-                total += cv2.remap(
-                    picture, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-                )
+                total += cv2.remap(picture, x, y, cv2.INTER_LINEAR, borderMode=border)
             picture = total / samples
         if noise.sensor > 0:
             grain = rng.standard_normal(picture.shape, np.float32)

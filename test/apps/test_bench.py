@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpt_ros.apps.bench import commands, main
+from dpt_ros.apps.bench import COMMANDS, main
 from dpt_ros.apps.bench.node.arrivals import (
     Trace,
     account,
@@ -31,7 +31,7 @@ PERIOD = 100 * MS
 
 
 def trace(frames: int, warm_up: int, delays: dict[int, int]) -> Trace:
-    """Frames every 100 ms; ``delays`` says after how many ms which of them came back."""
+    """Frames every 100 ms; ``delays``: frame -> after how many ms it came back."""
     sent = np.arange(1, frames + 1, dtype=np.int64) * PERIOD
     rows = [(int(sent[k]), int(sent[k]) + ms * MS) for k, ms in delays.items()]
     rows.sort(key=lambda row: row[1])
@@ -66,10 +66,10 @@ def test_late_frames_and_those_overtaken_are_counted():
     assert found.latency.max == 250.0
 
 
-def test_missing_frames_are_dropped_as_far_as_the_node_says_so_and_else_lost():
+def test_missing_frames_are_dropped_if_the_node_reports_them_and_else_lost():
     came = trace(10, 2, {0: 10, 2: 10, 5: 10})  # 1 of the warm-up and 6 measured are missing
-    for said, lost in ((7, 0), (6, 1), (5, 2), (1, 6), (0, 6), (9, 0)):
-        found = account([came], period=0.1, dropped=said)
+    for reported, lost in ((7, 0), (6, 1), (5, 2), (1, 6), (0, 6), (9, 0)):
+        found = account([came], period=0.1, dropped=reported)
         assert (found.sent, found.returned, found.lost) == (8, 2, lost)
         assert found.dropped == 6 - lost
 
@@ -156,8 +156,8 @@ def test_json_has_null_where_there_is_no_number(tmp_path: Path):
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": [1.5, None], "b": {"c": None}}
 
 
-def test_commands_are_those_whose_module_is_there():
-    assert {"frame", "node"} <= commands().keys()
+def test_help_needs_neither_ros_nor_torch_and_names_all_commands():
+    assert COMMANDS.keys() == {"node", "engine", "cpu", "temporal"}
     code = (
         "import sys\n"
         "for name in ('rclpy', 'sensor_msgs', 'torch'):\n"
@@ -165,9 +165,9 @@ def test_commands_are_those_whose_module_is_there():
         "from dpt_ros.apps.bench import main\n"
         "main(['--help'])\n"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert told.returncode == 0, told.stderr
-    assert all(name in told.stdout for name in commands())
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in COMMANDS)
 
 
 @pytest.mark.parametrize(
@@ -198,9 +198,9 @@ def test_a_short_run_of_all_processes_accounts_for_every_frame(tmp_path, monkeyp
         words = "--runs 1 --seconds 1 --warm-up 0.2 --rate 40 --size 160x128 --cameras 2"
         words += " --outputs depth+labels --weights random --device cpu -p diagnostics_period:=0.2"
         code = main(["node", *words.split(), "--json", str(path)])
-    said = capsys.readouterr()
-    assert code == 0, said.err
-    assert "2 cameras, 160x128 raw, depth+labels, shipped Fast DDS profile; 40 Hz" in said.out
+    output = capsys.readouterr()
+    assert code == 0, output.err
+    assert "2 cameras, 160x128 raw, depth+labels, shipped Fast DDS profile; 40 Hz" in output.out
     (result,) = json.loads(path.read_text())["results"]
     runs = {run["arm"]: run["account"] for run in result["runs"]}
     for found in runs.values():
@@ -208,7 +208,7 @@ def test_a_short_run_of_all_processes_accounts_for_every_frame(tmp_path, monkeyp
         assert found["sent"] == found["returned"] + found["lost"] + found["dropped"]
         assert found["latency"]["count"] == found["returned"] > 0
         assert 0 < found["latency"]["p50"] <= found["latency"]["p99"] < 5000
-    # 80 frames of 40 ms each do not fit into a second, and the node must own up to it.
+    # 80 frames of 40 ms each do not fit into a second: the node must report the rest as dropped.
     assert runs["node"]["dropped"] > 0
     assert result["start_seconds"] > 0
     added = runs["node"]["latency"]["p99"] - runs["echo"]["latency"]["p99"]

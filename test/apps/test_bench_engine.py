@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from dpt_ros.apps.bench.network import cpu, engine, rounds
-from dpt_ros.apps.bench.network.apart import Failed
-from dpt_ros.apps.bench.network.apart import rows as rows_apart
+from dpt_ros.apps.bench.network import cpu, engine
+from dpt_ros.apps.bench.network.child_process import Failed
+from dpt_ros.apps.bench.network.child_process import rows as rows_apart
 from dpt_ros.apps.bench.network.engine_row import compare
 from dpt_ros.apps.bench.network.roofline import Work, count_work
 
@@ -37,30 +37,39 @@ def test_folding_and_fusing_leave_few_operations_of_the_same_arithmetic():
     assert counts["GFLOP, fused"] in (249, 250)
 
 
-def test_arms_take_turns_and_a_ratio_is_taken_inside_the_rounds():
+class Load:
+    """Stands in for what other processes do: the share of the machine in each round."""
+
+    def __init__(self, *shares: float) -> None:
+        self._shares = iter(shares)
+
+    def __call__(self, pids: dict[str, int]) -> "Load":
+        return self
+
+    def percent(self) -> dict[str, float]:
+        return {"own": 100.0, "other": 100 * next(self._shares, 0.0)}
+
+
+def test_every_arm_runs_once_per_round_and_a_ratio_is_taken_inside_the_rounds(monkeypatch):
     order: list[str] = []
-
-    def arm(name: str, seconds: float):
-        def run() -> float:
-            order.append(name)
-            return seconds * len(order)  # the machine gets slower and slower
-
-        return run
-
-    times = rounds.interleave({"slow": arm("slow", 2.0), "fast": arm("fast", 1.0)}, 3, 1)
-    assert order == ["slow", "fast"] * 4
-    assert {name: len(values) for name, values in times.items()} == {"slow": 3, "fast": 3}
-    assert rounds.ratio(times, "slow", "fast") == pytest.approx(2 * 5 / 6, rel=0.1)
+    monkeypatch.setattr(cpu, "CpuWatch", Load())
+    arms = {name: lambda name=name: order.append(name) for name in ("slow", "fast")}
+    times, discarded, _ = cpu.quiet_rounds(arms, 4, 0.1, 10.0)
+    assert [set(order[k : k + 2]) for k in range(0, 8, 2)] == [{"slow", "fast"}] * 4
+    assert order[:2] != order[2:4] or order[2:4] != order[4:6]  # in random order
+    assert {name: len(values) for name, values in times.items()} == {"slow": 4, "fast": 4}
+    assert discarded == 0
+    # the machine gets slower and slower
+    grows = {"slow": np.array([2.0, 6.0, 10.0]), "fast": np.array([2.0, 4.0, 6.0])}
+    assert cpu.ratio(grows, "slow", "fast") == 1.5
 
 
 def test_rounds_beside_a_busy_machine_do_not_count(monkeypatch):
-    clock = iter(np.cumsum([0.0, 0.0, 0.0, 100.0] + [0.0] * 50))
-    monkeypatch.setattr(rounds, "machine_seconds", lambda: next(clock))
-    monkeypatch.setattr(rounds, "own_seconds", lambda: 0.0)
-    times, thrown, load = rounds.quiet_rounds({"one": lambda: 1.0}, 4, 0.1, 10.0)
+    monkeypatch.setattr(cpu, "CpuWatch", Load(0.0, 0.5, 0.05))
+    times, discarded, load = cpu.quiet_rounds({"one": lambda: 1.0}, 4, 0.1, 10.0)
     assert len(times["one"]) == 4
-    assert thrown == 1
-    assert load == 0.0
+    assert discarded == 1
+    assert load == pytest.approx(0.05 / 4)
 
 
 def test_parity_sees_a_wrong_depth_and_a_wrong_label():
@@ -90,10 +99,10 @@ def rehearse(capsys: pytest.CaptureFixture[str], path: Path, *words: str):
 
 def test_the_whole_command_runs_on_a_cpu_in_small(capsys, tmp_path):
     profile = tmp_path / "trace.json"
-    code, lines, said = rehearse(
+    code, lines, output = rehearse(
         capsys, tmp_path / "rows.jsonl", "--tasks", "both", "--profile", str(profile)
     )
-    assert code == 0, said
+    assert code == 0, output
     assert [line["error"] for line in lines[1:-1]] == [None] * (len(lines) - 2)
     rows = {(line["case"], line["arm"]): line for line in lines[1:-1]}
     for arm in ("plain fp32", "plain fp16", "ours, no graph", "ours", "ours, from host"):
@@ -138,7 +147,7 @@ def test_work_that_does_not_end_is_ended_with_all_it_started(tmp_path):
         list(rows_apart("subprocess:run", arguments, 5.0, tmp_path / "log", start="spawn"))
     assert time.monotonic() - start < 20
     state = Path(f"/proc/{child.read_text().strip()}/stat")
-    assert not state.exists() or state.read_text().split()[2] == "Z"  # dead, if nobody reaps it
+    assert not state.exists() or state.read_text().split()[2] == "Z"  # dead, if not reaped
 
 
 @pytest.mark.gpu

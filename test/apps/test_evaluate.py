@@ -17,7 +17,7 @@ from dpt_ros.apps.evaluate import main
 from dpt_ros.apps.evaluate.command import make_plan
 from dpt_ros.apps.evaluate.page import notes_of, table_rows, tiles_of
 from dpt_ros.apps.evaluate.protocols import NAMES, PROTOCOLS, find_protocol
-from dpt_ros.apps.evaluate.run import Extremes, Judged, Part, evaluate, smaller
+from dpt_ros.apps.evaluate.run import EvaluatedImage, Extremes, Result, evaluate, smaller
 from dpt_ros.apps.evaluate.videos import Videos
 from dpt_ros.data import class_names, palette
 from dpt_ros.datasets import Dataset, Sample, list_datasets, open_dataset
@@ -213,7 +213,7 @@ def test_numbers_are_said_to_be_the_papers_only_for_the_same_images() -> None:
     protocol = find_protocol("nyu", "metric")
     measures = dict.fromkeys(protocol.measures, 0.1)
     extract = "extract with black borders, raw depth"
-    part = Part(protocol, "dpt_hybrid_nyu", measures, 654, extract, [])
+    part = Result(protocol, "dpt_hybrid_nyu", measures, 654, extract, [])
     _, rows, kinds = table_rows(part)
     assert rows[-1][0] == "DPT-Hybrid (paper)"
     assert rows[-1][1:] == ["0.904", "0.988", "0.998", "0.110", "0.357", "-", "0.045"]
@@ -251,7 +251,7 @@ def test_networks_that_do_not_fit_a_dataset_are_refused(model: DPT, relative: DP
 @pytest.mark.parametrize(
     ("words", "code", "sentence"),
     [
-        (["--dataset", "nyu", "--root", "."], 2, "Give --depth-network"),
+        (["--dataset", "diw", "--root", "."], 2, "Give --depth-network"),
         (["--dataset", "world", "--depth-network", "dpt"], 2, "Unknown network 'dpt'"),
         (["--dataset", "world", "--limit", "0"], 2, "--limit is 0, but must be at least 1."),
         (
@@ -261,16 +261,28 @@ def test_networks_that_do_not_fit_a_dataset_are_refused(model: DPT, relative: DP
         ),
         (["--dataset", "world", "--label-weights", "x"], 2, "needs --label-network"),
         (["--dataset", "wolrd"], 2, "(did you mean world?)"),
-        (["--dataset", "world", "--set", "moons=2"], 1, "Unknown option 'moons'"),
-        (["--dataset", "world", "--set", "worlds=many"], 1, "'many', but must be a whole number"),
+        (
+            ["--dataset", "nyu", "--depth-network", "dpt_hybrid_nyu"],
+            2,
+            "--dataset nyu needs --root",
+        ),
+        (["--dataset", "world", "--root", "."], 2, "leave --root . out"),
+        (["--dataset", "world", "--set", "worlds=0"], 2, "worlds is 0, but must be at least 1."),
+        (
+            ["--dataset", "diw", "--root", ".", "--depth-network", "dpt_hybrid_nyu"],
+            1,
+            "Found none",
+        ),
+        (["--dataset", "world", "--set", "moons=2"], 2, "Unknown option 'moons'"),
+        (["--dataset", "world", "--set", "worlds=many"], 2, "'many', but must be a whole number"),
         (
             ["--dataset", "world", "--limit", "2", "--set", "video=true"],
-            1,
+            2,
             "--limit would cut videos",
         ),
     ],
 )
-def test_complaints_are_sentences(
+def test_wrong_arguments_and_files_have_exit_codes_and_messages(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     words: list[str],
@@ -285,8 +297,8 @@ def test_extremes_keep_the_first_of_equals_and_skip_nan() -> None:
     kept = Extremes(2, higher_is_better=True)
     none = np.zeros(0)
     for name, score in (("a", 0.5), ("b", np.nan), ("c", 0.9), ("d", 0.1), ("e", 0.5), ("f", 0.7)):
-        kept.add(score, lambda n=name, s=score: Judged(n, s, none, none, none))  # type: ignore[misc]
-    assert [judged.name for judged in kept.worst()] == ["d", "a"]
+        kept.add(score, lambda n=name, s=score: EvaluatedImage(n, s, none, none, none))  # type: ignore[misc]
+    assert [judged.name for judged in kept.worst] == ["d", "a"]
     assert [judged.name for judged in kept.best()] == ["c", "f"]
 
 

@@ -20,9 +20,9 @@ import torch
 from safetensors.torch import load_file
 
 from dpt_ros.apps.train import main
+from dpt_ros.datasets.world import WorldDataset
 from dpt_ros.model import DPT, create_model, model_spec
 from dpt_ros.model.zoo import EMBEDDED_NAME
-from dpt_ros.world.dataset import render_set
 
 SIZES = ["--worlds=3", "--frames=1", "--held-out=1", "--width=64", "--height=48", "--threads=1"]
 SIZES += ["--batch=2"]
@@ -166,7 +166,7 @@ def test_a_published_dataset_is_learned_from_its_folder(
     assert main([f"--out={tmp_path / 'b'}", "--dataset=ade20k", *more]) == 2
     assert "needs its --root" in capsys.readouterr().err
     assert main([f"--out={tmp_path / 'c'}", *dataset, *more, "--train=depth"]) == 1
-    assert "--train asks for depth, but ade20k has none" in capsys.readouterr().err
+    assert "--train is for depth, but ade20k has none" in capsys.readouterr().err
 
 
 @pytest.mark.gpu
@@ -189,9 +189,9 @@ def test_a_gpu_trains_in_half_precision_with_pictures_read_ahead(
         (["--epochs", "2"], "not --steps and --epochs"),
         (["--device", "cuda:7"], "--device is cuda:7, but torch"),
         (["--coarse", "1"], "--coarse is 1.0"),
-        (["--scaling", "2", "1"], "--scaling takes"),
+        (["--scaling", "2", "1"], "--scaling is 2 1, but takes"),
         (["--weights", "/no/such/file.pt"], "the file /no/such/file.pt does not exist"),
-        (["--batch", "8"], "--batch is 8, but 3 frames are all there are to train on."),
+        (["--batch", "8"], "--batch is 8, but there are only 3 frames to train on."),
         (["--preset", "kitti"], "give --dataset kitti --root DIR"),
     ],
 )
@@ -309,11 +309,14 @@ def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_rendered_frames_are_kept_and_read_back(cache: Path) -> None:
-    first = render_set(cache, range(7, 9), 2, 64, 48, workers=1)
+    dataset = WorldDataset("test", 2, 2, 64, 48)
+    first = dataset.rendered(cache, workers=1)
     assert first.rgb.shape == (4, 48, 64, 3)
     assert first.inverse.dtype == np.float16
     assert first.labels.min() >= 1
     stamp = sorted(path.stat().st_mtime_ns for path in cache.rglob("*.npy"))
-    again = render_set(cache, range(7, 9), 2, 64, 48, workers=1)
+    again = dataset.rendered(cache, workers=1)
+    assert np.array_equal(first.rgb[3], dataset[3].rgb)
+    assert np.array_equal(first.inverse[3], dataset[3].inverse.astype(np.float16))
     assert np.array_equal(first.rgb, again.rgb)
     assert sorted(path.stat().st_mtime_ns for path in cache.rglob("*.npy")) == stamp

@@ -16,25 +16,18 @@ from safetensors.torch import save_file
 
 from dpt_ros.apps.train.measure import class_weights
 from dpt_ros.apps.train.networks import load_encoder, starting_network, with_taps
-from dpt_ros.apps.train.pictures import (
-    Batches,
-    Picture,
-    RenderedWorld,
-    View,
-    class_ids,
-    stream,
-)
-from dpt_ros.apps.train.recipe import FIELDS, PRESETS, Recipe
-from dpt_ros.data import class_names
+from dpt_ros.apps.train.pictures import Augmentation, Batches, Picture, stream
+from dpt_ros.apps.train.recipe import PRESETS, Recipe
+from dpt_ros.data import class_id_table, class_names
 from dpt_ros.datasets import Dataset, Sample
-from dpt_ros.engine.inference.network import load_networks
+from dpt_ros.datasets.world import RenderedWorld
+from dpt_ros.engine.inference.loading import load_networks
 from dpt_ros.engine.inference.predict import predict_image
 from dpt_ros.engine.settings import Settings
 from dpt_ros.model import DPT, create_model, model_spec, save_checkpoint
 from dpt_ros.model.describe import describe
 from dpt_ros.model.zoo import EMBEDDED, EMBEDDED_NAME, HYBRID, ZOO
 from dpt_ros.world import CLASSES
-from dpt_ros.world.dataset import FrameSet
 
 
 def test_a_new_set_of_classes_gets_a_new_head_that_the_node_runs(
@@ -98,7 +91,7 @@ def test_a_file_that_describes_what_cannot_be_is_refused(
         said[key] = json.dumps(good | change if isinstance(change, dict) else change)
     file = tmp_path / "bad.safetensors"
     save_file({"x": torch.zeros(1)}, file, metadata=said)
-    with pytest.raises(ValueError, match=r"bad\.safetensors (describes|says)"):
+    with pytest.raises(ValueError, match=r"bad\.safetensors (describes|names)"):
         create_model(EMBEDDED_NAME, file)
 
 
@@ -169,7 +162,7 @@ def test_a_relative_network_becomes_metric_by_the_average_alignment(
 def test_the_networks_of_the_ablations_are_exported_and_run(
     tmp_path: Path, more: dict[str, str], taps: tuple, readout: str
 ) -> None:
-    world = RenderedWorld(frames(2, 48, 64))
+    world = frames(2, 48, 64)
     model = starting_network(Recipe(tmp_path, train="depth", **more), [world]).model
     assert (model.spec.geometry.stage_taps, model.spec.geometry.block_taps) == taps
     file = tmp_path / "ablation.safetensors"
@@ -220,35 +213,33 @@ def test_timms_encoder_fits_into_ours() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_a_recipe_for_a_network_of_the_zoo(name: str, tmp_path: Path) -> None:
     preset = PRESETS[name]
-    assert set(preset.values) <= set(FIELDS)
     recipe = Recipe(tmp_path, **preset.values)
     spec = ZOO[recipe.model]
     assert set(spec.tasks) == {recipe.train}
-    view = View.of(recipe, spec, [Shapes()])
+    view = Augmentation.of(recipe, spec, [Shapes()])
     picture = Picture(
         np.zeros((375, 1242, 3), np.uint8),
         np.full((375, 1242), 0.05, np.float32),
         np.ones((375, 1242), np.uint8),
     )
-    seen = view.take(picture, np.random.default_rng(0))
+    seen = view.apply(picture, np.random.default_rng(0))
     assert seen.labels.shape == recipe.crop[::-1]
-    assert preset.says.startswith("4.")
+    assert preset.paper.startswith("4.")
 
 
-def frames(n: int, height: int, width: int) -> FrameSet:
+def frames(n: int, height: int, width: int) -> RenderedWorld:
     """The label of a pixel is 1 + its column modulo 10; its inverse depth is its column."""
     column = np.broadcast_to(np.arange(width), (n, height, width))
-    return FrameSet(
+    return RenderedWorld(
         np.broadcast_to((column % 256)[..., None], (n, height, width, 3)).astype(np.uint8),
         column.astype(np.float16),
         (1 + column % 10).astype(np.uint8),
     )
 
 
-def batches_of(frame_set: FrameSet, size: int, multiple_of: int = 16, **more: int) -> Batches:
+def batches_of(world: RenderedWorld, size: int, multiple_of: int = 16, **more: int) -> Batches:
     spec = replace(ZOO[EMBEDDED_NAME], multiple_of=multiple_of)
-    world = RenderedWorld(frame_set)
-    return Batches([world], spec, CLASSES, View(multiple_of), size, **more)
+    return Batches([world], spec, CLASSES, Augmentation(multiple_of), size, **more)
 
 
 def test_batches_flip_and_crop_picture_depth_and_labels_together() -> None:
@@ -284,17 +275,17 @@ def test_processes_share_the_batch_of_one_and_readers_keep_the_order() -> None:
 
 
 def test_the_datasets_of_a_batch_are_drawn_evenly() -> None:
-    worlds = [RenderedWorld(frames(n, 48, 64)) for n in (4, 400)]
-    batches = Batches(worlds, ZOO[EMBEDDED_NAME], CLASSES, View(16), 4)
+    worlds = [frames(n, 48, 64) for n in (4, 400)]
+    batches = Batches(worlds, ZOO[EMBEDDED_NAME], CLASSES, Augmentation(16), 4)
     drawn = [source for k in range(200) for source, _ in batches.chosen(k)]
     assert 0.42 < np.mean(drawn) < 0.58
 
 
 def test_truth_beyond_the_limit_and_beside_the_picture_is_unknown() -> None:
-    view = View(16, crop=(32, 16), max_depth=10.0)
+    view = Augmentation(16, crop=(32, 16), max_depth=10.0)
     inverse = np.array([[0.0, 0.05, 0.2, np.nan]] * 4, np.float32)
     picture = Picture(np.zeros((4, 4, 3), np.uint8), inverse, np.ones((4, 4), np.uint8))
-    seen = view.take(picture, np.random.default_rng(1))
+    seen = view.apply(picture, np.random.default_rng(1))
     assert seen.rgb.shape == (16, 32, 3)
     assert sorted(set(seen.inverse[np.isfinite(seen.inverse)])) == [0.0, np.float32(0.2)]
     assert np.count_nonzero(np.isfinite(seen.inverse)) == 8
@@ -311,15 +302,17 @@ def test_a_batch_larger_than_the_set_is_refused() -> None:
 
 
 def test_the_worlds_classes_are_found_by_name() -> None:
-    assert class_ids(CLASSES, class_names("labels_world.json"))[:12].tolist() == [*range(11), 0]
+    assert class_id_table(CLASSES, class_names("labels_world.json"))[:12].tolist() == [
+        *range(11),
+        0,
+    ]
     names = class_names("labels_ade20k.json")
-    table = class_ids(CLASSES, names)
+    table = class_id_table(CLASSES, names)
     assert tuple(names[k - 1] for k in table[1:11]) == CLASSES
     assert table[255] == 0
 
 
 def test_rare_classes_weigh_more_and_the_mean_over_pixels_is_one() -> None:
-    labels = np.array([1] * 90 + [2] * 10, np.uint8).reshape(1, 10, 10)
-    weight = class_weights(labels, 2)
+    weight = class_weights(np.array([90, 10]))
     assert weight[1] / weight[0] == pytest.approx(9**0.3, rel=1e-5)
     assert 0.9 * weight[0] + 0.1 * weight[1] == pytest.approx(1)

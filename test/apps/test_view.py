@@ -280,7 +280,7 @@ def test_odometry_of_another_frame_is_left_out_with_a_sentence(
             "no topic /x to use as image. The bag has /image",
         ),
         (["BAG", "--only", "points"], "--only: the bag has no topic for points"),
-        (["--connect", "localhost:1"], "No viewer found at localhost:1"),
+        (["--connect", "localhost:1"], "No viewer at localhost:1"),
     ],
 )
 def test_a_mistake_is_answered_with_a_sentence(

@@ -10,9 +10,13 @@ a sentence on one line (`properties.sentence`), within a second and within a bou
     python test/fuzz/run.py                       every target, ten minutes each
     python test/fuzz/run.py image cdr --seconds 60
 
-An input that breaks the property is kept under ``--work``; it goes to ``found/`` when the fault is
-repaired. With ``--keep``, inputs that reach something new come into ``corpus/``, as few and as
-small as will do. The quick tests (``test_fuzz_seeds.py``) run all of them, and need no atheris.
+An input that breaks the property is written to ``--work``; move it to ``found/TARGET/`` when the
+fault is repaired. With ``--keep``, the inputs that reach something new are added to
+``corpus/TARGET.tar.xz``, as few and as small as will do:
+
+    python test/fuzz/run.py image --seconds 600 --keep
+
+The quick tests (``test/project/test_fuzz_seeds.py``) run all of them, and need no atheris.
 """
 
 _OURS = ("dpt_ros",)

@@ -119,5 +119,5 @@ def _scale(
     numbers = (scaled.scale, scaled.shift, *scaled.covariance.ravel())
     if not np.isfinite(numbers).all() or scaled.scale <= 0:
         raise Broken(f"The scale is {numbers}.")
-    if scaled.metric and (scaled.inverse < 0).any():
+    if scaled.metric and (scaled.inverse_depth < 0).any():
         raise Broken("There is negative inverse depth.")

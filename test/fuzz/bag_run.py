@@ -95,10 +95,10 @@ class _Runner:
     def reset(self) -> None:
         self._past = 0
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {"past": torch.tensor(self._past)}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self._past = int(state["past"]) if state else 0
 
 

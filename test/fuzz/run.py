@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib
 import resource
 import shlex
@@ -20,9 +19,9 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 from fuzz import TARGETS  # noqa: E402
+from fuzz.archive import archive_of, name_of, unpack, write_archive  # noqa: E402
 from fuzz.properties import repeated  # noqa: E402
 
-CORPUS = HERE / "corpus"
 FOUND = HERE / "found"  # inputs that once broke the property
 KEPT_BYTES = 20_000  # per target
 LONGEST = 16_384  # bytes of an input
@@ -60,14 +59,14 @@ def limit_address_space() -> None:
 
 
 def run(target: str, seconds: int, work: Path) -> bool:
-    """Fuzz one target; whether it held. What is new comes into ``corpus``."""
-    found, log = work / target / "corpus", work / target / "log.txt"
+    """Fuzz one target; whether it held. New inputs are written to ``work/TARGET/corpus``."""
+    found, kept, log = (work / target / name for name in ("corpus", "kept", "log.txt"))
     found.mkdir(parents=True, exist_ok=True)
+    unpack(target, kept)
     for seed in seeds(target):
         (found / name_of(seed)).write_bytes(seed)
     options = [
-        str(found),
-        *(str(kept / target) for kept in (CORPUS, FOUND) if (kept / target).is_dir()),
+        *(str(folder) for folder in (found, kept, FOUND / target) if folder.is_dir()),
         f"-max_total_time={seconds}",
         f"-max_len={LONGEST}",
         f"-artifact_prefix={work / target}/broken-",
@@ -88,32 +87,27 @@ def run(target: str, seconds: int, work: Path) -> bool:
 
 
 def keep(target: str, work: Path) -> None:
-    """As few and as small inputs as reach everything that was reached, into ``corpus``."""
-    smallest = work / target / "smallest"
+    """Pack as few and as small inputs as reach everything that was reached into ``corpus/``."""
+    found, kept, smallest = (work / target / name for name in ("corpus", "kept", "smallest"))
     smallest.mkdir(exist_ok=True)
     options = ["-merge=1", f"-max_len={LONGEST}", "-timeout=120", "-rss_limit_mb=6000"]
-    folders = [str(smallest), str(work / target / "corpus"), str(CORPUS / target)]
-    (CORPUS / target).mkdir(parents=True, exist_ok=True)
-    _inside(target, [*options, *folders], work / target / "merge.txt")
-    left = KEPT_BYTES
-    for old in (CORPUS / target).iterdir():
-        old.unlink()
-    for path in sorted(smallest.iterdir(), key=lambda path: path.stat().st_size):
-        content = path.read_bytes()
+    folders = [str(smallest), str(found), str(kept)]
+    code = _inside(target, [*options, *folders], work / target / "merge.txt")
+    if code:
+        raise RuntimeError(f"The merge ended with {code}; see {work / target / 'merge.txt'}.")
+    left, inputs = KEPT_BYTES, []
+    for content in sorted((path.read_bytes() for path in smallest.iterdir()), key=len):
         left -= len(content)
         if left < 0:
             break
-        (CORPUS / target / name_of(content)).write_bytes(content)
+        inputs.append(content)
+    write_archive(archive_of(target), inputs)
 
 
 def seeds(target: str) -> list[bytes]:
     """The inputs that a target begins with."""
     found: list[bytes] = importlib.import_module(f"fuzz.{target}").seeds()
     return found
-
-
-def name_of(content: bytes) -> str:
-    return hashlib.sha1(content).hexdigest()[:12]
 
 
 def _inside(target: str, options: Sequence[str], log: Path) -> int:
@@ -134,7 +128,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=int, default=600, help="per target (default: 600)")
     parser.add_argument("--work", type=Path, help="folder for logs, inputs and what breaks")
     parser.add_argument(
-        "--keep", action="store_true", help="put what reached something new into corpus/"
+        "--keep",
+        action="store_true",
+        help="pack what reached something new into corpus/TARGET.tar.xz",
     )
     given = parser.parse_args(args)
     for target in given.targets:

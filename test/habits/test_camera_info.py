@@ -73,7 +73,7 @@ def test_an_unlikely_calibration_is_used_with_a_warning(
 def test_a_principal_point_outside_of_the_picture_is_no_calibration(cx: float, cy: float) -> None:
     camera, warning = camera_model(info(640, 480, 500.0, 500.0, cx, cy))
     assert camera is None
-    assert "outside of the picture of 640x480 pixels, so this calibration is not used" in warning
+    assert "outside the image of 640x480 pixels, so this calibration is not used" in warning
 
 
 def test_a_crop_that_is_told_by_roi_is_no_reason_for_a_warning() -> None:
@@ -138,7 +138,7 @@ def test_status_and_log_tell_one_truth(domain: Domain) -> None:
     said = tell(
         info(96, 64, 83.0, 83.0, 300.0, 31.5), "not used: no calibration, or an impossible"
     )
-    assert "outside of the picture" in said["message"]
+    assert "outside the image" in said["message"]
     said = tell(info(96, 64, 41.0, 41.0, 24.0, 16.0), "used, but unlikely")
     assert "a simulator's default" in said["message"]
     assert "a simulator's default" in dpt.output

@@ -47,11 +47,11 @@ def test_a_folder_one_level_off_is_answered_with_the_right_one(tmp_path) -> None
     root = tmp_path / "data" / "kitti"
     kitti(root, ".png", f"{DRIVE} 69 l\n")
     for wrong in (root.parent, root / "raw"):
-        with pytest.raises(DatasetError, match=f"The folder {root} holds it: give that.$"):
+        with pytest.raises(DatasetError, match=f"The folder {root} holds it: use that.$"):
             open_dataset("kitti", wrong)
     with pytest.raises(DatasetError, match=r"Found none of .*test_files.txt or ") as refused:
         open_dataset("kitti", root / "raw" / DRIVE)
-    assert "give that" not in str(refused.value)
+    assert "use that" not in str(refused.value)
 
 
 def test_a_list_without_its_pictures_names_where_they_were_expected(tmp_path) -> None:
@@ -60,5 +60,5 @@ def test_a_list_without_its_pictures_names_where_they_were_expected(tmp_path) ->
     with pytest.raises(DatasetError, match=rf"Found none of .*raw/{DRIVE}/image_02/data or .*"):
         open_dataset("kitti", tmp_path)
     (tmp_path / "test_files.txt").write_text("\n")
-    with pytest.raises(DatasetError, match=r"test_files.txt lists no picture"):
+    with pytest.raises(DatasetError, match=r"test_files.txt lists no image"):
         open_dataset("kitti", tmp_path)

@@ -11,7 +11,9 @@ import pytest
 
 pytest.importorskip("rclpy")
 
-from helpers.ros_processes import BEST_EFFORT, ROOT, Domain, camera_picture, ros_domain
+from helpers.places import ROOT
+from helpers.ros_processes import BEST_EFFORT, Domain, ros_domain
+from helpers.stock_camera import camera_picture
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_msgs.msg import Header
 
@@ -113,8 +115,8 @@ def test_the_room_of_a_profile_is_read_from_it(
 ) -> None:
     for name in (KILTED, JAZZY, "FASTDDS_BUILTIN_TRANSPORTS"):
         monkeypatch.delenv(name, raising=False)
-    assert share.shared_memory_room() == 512 * 1024
+    assert share.shared_memory_size() == 512 * 1024
     monkeypatch.setenv(KILTED, OURS)
-    assert share.shared_memory_room() == 64 * 2**20
+    assert share.shared_memory_size() == 64 * 2**20
     monkeypatch.setenv(KILTED, str(tmp_path / "missing.xml"))
-    assert share.shared_memory_room() == 512 * 1024
+    assert share.shared_memory_size() == 512 * 1024

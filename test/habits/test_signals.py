@@ -24,7 +24,7 @@ def end_at(program: str, seconds: float) -> tuple[int, float, str]:
     """Start a program and end it after a while: exit code, seconds to the end, output."""
     with ros_domain() as domain:
         words = [word for value in PROGRAMS[program] for word in ("-p", value)]
-        started = domain.start("-m", "dpt_ros.ros.programs", program, "--ros-args", *words)
+        started = domain.start("-m", "dpt_ros.ros.command_line", program, "--ros-args", *words)
         time.sleep(seconds)
         code, took = started.end()
         return code, took, started.output

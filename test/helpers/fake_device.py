@@ -21,13 +21,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpt_ros.engine.inference import kernels
-from dpt_ros.engine.inference.network import Network, Networks
+from dpt_ros.engine.inference.network import Network
 from dpt_ros.engine.input import triton_preprocess
 from dpt_ros.engine.input.device_preprocess import DeviceInput
 from dpt_ros.engine.smoothing import filter as temporal
 from dpt_ros.engine.smoothing import steps as temporal_steps
 from dpt_ros.model import create_model
-from helpers.rehearsal import CPU, RehearsedNetwork
+from helpers.gpu_rehearsal import RehearsedNetwork
+from helpers.networks import CPU, pair
 
 CUDA = torch.device("cuda")
 # Operations that make or describe memory and start nothing.
@@ -84,17 +85,7 @@ class FakeGpu:
             network.device = CUDA
             return network
 
-        both = make()
-        self.networks = Networks(
-            depth=both,
-            labels=both if shared else make(),
-            device=CUDA,
-            precision="fp16",
-            class_names=("thing",) * 10,
-            palette=np.zeros((256, 3), np.uint8),
-            random=False,
-            notes=(),
-        )
+        self.networks = pair(make, shared, device=CUDA, precision="fp16")
 
 
 def _move(model: torch.nn.Module) -> None:
@@ -146,10 +137,10 @@ def fake_gpu(shared: bool = True, dtype: torch.dtype = torch.float16) -> Iterato
         with FakeTensorMode(allow_non_fake_inputs=True):
             gpu = FakeGpu(counts, shared, dtype)
             patch.setattr(Tensor, "cpu", cpu)
-            temporal_steps.places.cache_clear()
+            temporal_steps.pixel_grid.cache_clear()
             with counts:
                 yield gpu
-            temporal_steps.places.cache_clear()
+            temporal_steps.pixel_grid.cache_clear()
 
 
 class _Launched:

@@ -12,14 +12,15 @@ import json
 import math
 import zlib
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-HERE = Path(__file__).parents[1] / "reference"
-SHARED = Path(__file__).parents[3] / "shared" / "reference" / "open"
+from helpers.places import ROOT, TEST
+
+HERE = TEST / "reference"
+SHARED = ROOT.parent / "shared" / "reference" / "open"
 BIAS = "scratch.output_conv.4.bias"
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The public names of an rclpy, read from its sources: modules, functions, classes, parameters.
 
-``rclpy_names.py RCLPY/rclpy/rclpy > test/reference/rclpy_humble.json`` wrote Humble's.
+Those of Humble are in test/reference/rclpy_humble.json, written by ``python -m helpers.rclpy_names
+RCLPY/rclpy/rclpy`` in the folder test.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from helpers.places import TEST
+
 # {module: {"function" or "Class.method": [parameters], "Class" or "constant": []}}
 Names = dict[str, dict[str, list[str]]]
 
-HUMBLE: Path = Path(__file__).parents[1] / "reference" / "rclpy_humble.json"
+HUMBLE: Path = TEST / "reference" / "rclpy_humble.json"
 
 
 def names_of(folder: Path) -> Names:
@@ -75,7 +78,7 @@ def words(names: Names) -> set[str]:
 
 
 def humble() -> Names:
-    """Humble's."""
+    """The names of Humble's rclpy."""
     return json.loads(HUMBLE.read_text())["names"]
 
 

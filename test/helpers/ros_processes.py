@@ -17,21 +17,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.msg import Parameter as ParameterMessage
 from rcl_interfaces.srv import SetParameters
 from rclpy.context import Context
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from sensor_msgs.msg import Image
-from std_msgs.msg import Header
 
-ROOT = Path(__file__).parents[2]
+from helpers.places import ROOT, TEST
+
 RESEND = 3.0  # seconds
 PATIENCE = 60.0  # a loaded machine takes long to import torch
 RANDOM_NETWORKS = {
@@ -164,7 +162,7 @@ class Domain:
             )
         ]
         return self.start(
-            "-m", "dpt_ros.ros.programs", "dpt_node", "--ros-args", *parameters, *extra
+            "-m", "dpt_ros.ros.command_line", "dpt_node", "--ros-args", *parameters, *extra
         )
 
     def start_camera(
@@ -177,9 +175,10 @@ class Domain:
         fast: bool = False,
         **env: str,
     ) -> Process:
-        """Start a camera driver with the middleware's defaults: see `stock_camera`."""
+        """Start a camera driver with the middleware's defaults: see `helpers.stock_camera`."""
         numbers = map(str, (width, height, frames, int(reliable), int(fast)))
-        return self.start(__file__, *numbers, **env)
+        path = os.pathsep.join([str(TEST), *filter(None, [os.environ.get("PYTHONPATH")])])
+        return self.start("-m", "helpers.stock_camera", *numbers, PYTHONPATH=path, **env)
 
     def spin_until(self, condition: Callable[[], Any], timeout: float = PATIENCE) -> None:
         """Let callbacks run until ``condition`` holds; fails after ``timeout`` seconds."""
@@ -293,52 +292,3 @@ def wait_until(condition: Callable[[], Any], timeout: float = PATIENCE) -> None:
     deadline = time.monotonic() + timeout
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.02)
-
-
-def camera_picture(width: int, height: int) -> np.ndarray:
-    """What `stock_camera` shows: (H, W, 3) uint8."""
-    return np.random.default_rng(7).integers(0, 256, (height, width, 3), np.uint8)
-
-
-def stock_camera(width: int, height: int, frames: int, reliable: bool, fast: bool) -> None:
-    """A camera driver: waits for a subscriber, publishes at 10 Hz, and says how many it sent.
-
-    Args:
-        width, height: of the images, rgb8.
-        frames: how many.
-        reliable: or best effort.
-        fast: fill messages by our own fast path instead of the plain setters.
-    """
-    rclpy.init()
-    node = Node("camera")
-    publisher = node.create_publisher(
-        Image,
-        "image",
-        QoSProfile(depth=1, reliability=(RELIABLE if reliable else BEST_EFFORT).reliability),
-    )
-    while not publisher.get_subscription_count():
-        time.sleep(0.02)
-    time.sleep(1.0)  # the subscriber may still choose its reliability
-    pixels = camera_picture(width, height)
-    for number in range(frames):
-        header = Header(frame_id="cam")
-        header.stamp.sec = number
-        if fast:
-            msg = image_message(pixels, "rgb8", header)
-        else:
-            msg = Image(header=header, width=width, height=height, encoding="rgb8", step=3 * width)
-            msg.data = pixels.tobytes()
-        publisher.publish(msg)
-        time.sleep(0.1)
-    time.sleep(0.5)
-    print(f"sent {frames}", flush=True)
-    while rclpy.ok():  # stays, like a driver, until it is ended; on Jazzy no signal ends a sleep
-        time.sleep(0.1)
-
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
-    from dpt_ros.ros.messages.image import image_message
-
-    with contextlib.suppress(KeyboardInterrupt, ExternalShutdownException):
-        stock_camera(*map(int, sys.argv[1:4]), *(word == "1" for word in sys.argv[4:6]))

@@ -3,7 +3,7 @@
 
 `OrderedStreams` computes on the host at once, so every value is right whatever waits are missing.
 What it checks is what a GPU would guarantee: each lane, each host thread and the branch of a
-recorded graph has a vector clock; marks, waits and recorded graphs join them as CUDA's streams,
+recorded graph has a vector clock; events, waits and captured graphs join them as CUDA's streams,
 events and graphs do; every operation's reads and writes of storages are held against those before.
 
 Memory that was given back is part of it: CUDA's caching allocator hands a block to the next that
@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from dpt_ros.engine.frame import Frame, OutputRequest, Prediction
 from dpt_ros.engine.runner.host import Runner, Ticket
 from dpt_ros.engine.settings import Settings
-from helpers.watched import HostArray, HostBuffer, Watch, tensors
+from helpers.memory_access import HostArray, HostBuffer, Watch, tensors
 
 Clock = dict[str, int]
 Accesses = dict[str, tuple[int, str]]  # by lane: when last, and what it was
@@ -59,7 +59,7 @@ class _Step:
     writes: Sequence[_Memory] = ()
 
 
-class _Mark:
+class _Event:
     def __init__(self, streams: OrderedStreams) -> None:
         self._streams = streams
         self.clock: Clock = {}
@@ -68,7 +68,7 @@ class _Mark:
     def wait(self) -> None:
         self._streams.host_waits(self)
 
-    def seconds_since(self, earlier: _Mark) -> float:
+    def seconds_since(self, earlier: _Event) -> float:
         self._streams.check_done(self, earlier)
         return self.time - earlier.time
 
@@ -105,8 +105,8 @@ class OrderedStreams:
         made.log, made.memory = self, self._remember(made, "buffer", pool="")
         return made
 
-    def mark(self) -> _Mark:
-        return _Mark(self)
+    def event(self) -> _Event:
+        return _Event(self)
 
     @contextmanager
     def on(self, lane: str) -> Iterator[None]:
@@ -116,17 +116,17 @@ class OrderedStreams:
         finally:
             self.lane = outer
 
-    def set(self, mark: _Mark, lane: str) -> None:
+    def record_event(self, event: _Event, lane: str) -> None:
         self._issue(lane)
-        mark.clock, mark.time = dict(self._clocks[lane]), time.perf_counter()
+        event.clock, event.time = dict(self._clocks[lane]), time.perf_counter()
 
-    def after(self, mark: _Mark, lane: str) -> None:
+    def wait_event(self, event: _Event, lane: str) -> None:
         self._issue(lane)
-        _join(self._clocks[lane], mark.clock)
+        _join(self._clocks[lane], event.clock)
 
     @contextmanager
     def branch(self) -> Iterator[None]:
-        """As CUDA's: beside the compute lane while a graph is recorded, in it otherwise."""
+        """As CUDA's: beside the compute lane while a graph is captured, in it otherwise."""
         if self._recording is None:
             yield
             return
@@ -138,7 +138,7 @@ class OrderedStreams:
         if self._recording is not None:
             self._recording.append(_Step("join"))
 
-    def record(
+    def capture(
         self, work: Callable[[], dict[str, Tensor]]
     ) -> tuple[Callable[[], None], dict[str, Tensor]]:
         steps: list[_Step] = []
@@ -149,7 +149,7 @@ class OrderedStreams:
         finally:
             self._recording = None
         if _forked(steps):
-            self._report("a graph is recorded with a branch that is not joined")
+            self._report("a graph is captured with a branch that is not joined")
 
         def replay() -> None:
             self._replay(steps)
@@ -163,7 +163,7 @@ class OrderedStreams:
 
         return replay, results
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         for lane in list(self._clocks):
             _join(self._clocks[self.host], self._clocks[lane])
 
@@ -187,16 +187,16 @@ class OrderedStreams:
         """Let a host thread know, as a lock or a queue between two threads does."""
         _join(self._clocks[host], moment)
 
-    # What marks, arrays and operations call
+    # What events, arrays and operations call
 
-    def host_waits(self, mark: _Mark) -> None:
-        _join(self._clocks[self.host], mark.clock)
+    def host_waits(self, event: _Event) -> None:
+        _join(self._clocks[self.host], event.clock)
 
-    def check_done(self, *marks: _Mark) -> None:
+    def check_done(self, *events: _Event) -> None:
         clock = self._clocks[self.host]
-        for mark in marks:
-            if any(when > clock.get(lane, 0) for lane, when in mark.clock.items()):
-                self._report("a mark's time is read before the host waited for it")
+        for event in events:
+            if any(when > clock.get(lane, 0) for lane, when in event.clock.items()):
+                self._report("an event's time is read before the host waited for it")
 
     def memory_of(self, given: Any) -> list[_Memory]:
         """The storages behind an argument."""
@@ -227,7 +227,7 @@ class OrderedStreams:
         """An operation given to a lane, or done by a host thread."""
         if self._recording is not None and lane != self.host:
             if lane != "compute" and not _forked(self._recording):
-                self._report(f"{lane} {name} is done once, while a graph is recorded, not in it")
+                self._report(f"{lane} {name} is done once, while a graph is captured, not in it")
             self._recording.append(_Step("use", lane, name, reads, writes))
             return
         self._issue(lane)

@@ -127,7 +127,7 @@ def test_crops_are_those_of_the_published_code() -> None:
     assert garg[153:371, 44:1197].all()
     assert garg.sum() == 218 * 1153
     assert crop_mask((3, 4), "").all()
-    with pytest.raises(ValueError, match="480 x 640 pixels, not of 240 x 320"):
+    with pytest.raises(ValueError, match="480 x 640 pixels, not for 240 x 320"):
         crop_mask((240, 320), "eigen")
     with pytest.raises(ValueError, match="'', eigen or garg"):
         crop_mask((480, 640), "grag")

@@ -160,7 +160,7 @@ def create_reference_weight(conv: StdConv2dSame) -> Tensor:
     return (weight - mean) / torch.sqrt(variance + 1e-8)
 
 
-def test_readouts_do_what_the_paper_says() -> None:
+def test_readouts_are_those_of_the_paper() -> None:
     tokens = torch.randn(2, 1 + 6, 4)
     token, patches = tokens[:, :1], tokens[:, 1:]
     torch.testing.assert_close(Read(4, "ignore")(tokens), patches)

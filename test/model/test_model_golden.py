@@ -218,9 +218,7 @@ def test_labels_equal_the_published_network(
     model = create_model(network_name(case), path, weight_std=weight_std, auxiliary=True)
     auxiliary: dict[str, Tensor] = {}
     model.fusion[0].register_forward_hook(
-        lambda module, inputs, features: auxiliary.update(
-            logits=model.auxiliary_head.logits(features)
-        )
+        lambda module, inputs, features: auxiliary.update(logits=model.auxiliary_head(features))
     )
     logits = run(model, meta).numpy()
     expected = arrays["logits" if weight_std == "timm" else "logits_timm045"]

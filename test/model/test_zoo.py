@@ -44,7 +44,7 @@ class Server(ThreadingHTTPServer):
         self.content = CONTENT
         self.cut: int | None = None
         self.ranges = True
-        self.seen: list[str | None] = []
+        self.ranges: list[str | None] = []
 
     @property
     def url(self) -> str:
@@ -57,7 +57,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         server = self.server
         wanted = self.headers["Range"]
-        server.seen.append(wanted)
+        server.ranges.append(wanted)
         if self.path != "/weights.pt":
             self.send_error(404)
             return
@@ -113,7 +113,7 @@ def test_a_file_is_fetched_once_and_never_again(server: Server, path: Path) -> N
     for _ in range(2):
         download.fetch(server.url, path, sha256(CONTENT)[:8])
         assert path.read_bytes() == CONTENT
-    assert server.seen == [None]
+    assert server.ranges == [None]
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -121,7 +121,7 @@ def test_a_cut_connection_is_resumed_where_it_broke(server: Server, path: Path) 
     server.cut = len(CONTENT) // 2
     download.fetch(server.url, path, sha256(CONTENT))
     assert path.read_bytes() == CONTENT
-    assert server.seen == [None, f"bytes={len(CONTENT) // 2}-"]
+    assert server.ranges == [None, f"bytes={len(CONTENT) // 2}-"]
 
 
 def test_a_download_that_failed_goes_on_at_the_next_call(server: Server, path: Path) -> None:
@@ -129,10 +129,10 @@ def test_a_download_that_failed_goes_on_at_the_next_call(server: Server, path: P
     with pytest.raises(DownloadError, match=rf"ended after 3000 of {len(CONTENT)} bytes"):
         download.fetch(server.url, path, sha256(CONTENT))
     assert not path.exists()
-    server.cut, server.seen = None, []
+    server.cut, server.ranges = None, []
     download.fetch(server.url, path, sha256(CONTENT))
     assert path.read_bytes() == CONTENT
-    assert server.seen == ["bytes=3000-"]
+    assert server.ranges == ["bytes=3000-"]
 
 
 def test_a_server_without_ranges_sends_all_again(server: Server, path: Path) -> None:
@@ -187,7 +187,7 @@ def test_a_folder_that_cannot_be_made_is_a_sentence(server: Server, tmp_path: Pa
         download.fetch(server.url, tmp_path / "cache" / "weights.pt", "")
 
 
-def test_two_processes_that_want_the_same_file_fetch_it_once(server: Server, path: Path) -> None:
+def test_two_processes_download_the_same_file_once(server: Server, path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from dpt_ros.model.download import fetch;"
         "fetch(sys.argv[1], Path(sys.argv[2]), sys.argv[3])"
@@ -197,14 +197,16 @@ def test_two_processes_that_want_the_same_file_fetch_it_once(server: Server, pat
     processes = [subprocess.Popen(command, env=environment) for _ in range(2)]
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
     assert path.read_bytes() == CONTENT
-    assert server.seen == [None]
+    assert server.ranges == [None]
 
 
 def test_a_network_is_downloaded_then_taken_from_the_cache(
     small_row: ModelSpec, server: Server
 ) -> None:
     assert cached_checkpoint("small") is None
-    with pytest.raises(ValueError, match='No weights of small are at hand; ask for "download"'):
+    with pytest.raises(
+        ValueError, match='No weights of small are on this machine; ask for "download"'
+    ):
         create_model("small")
     first = create_model("small", weights="download")
     server.shutdown()
@@ -215,7 +217,9 @@ def test_a_network_is_downloaded_then_taken_from_the_cache(
             assert torch.equal(again.state_dict()[key], value)
 
 
-def test_networks_without_published_weights_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_networks_without_published_weights_cannot_be_downloaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with pytest.raises(DownloadError, match="No weights of dpt_base_midas are published"):
         create_model("dpt_base_midas", weights="download")
     with pytest.raises(ValueError, match='ask for the path of a checkpoint, or "random"'):

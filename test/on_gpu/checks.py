@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -20,16 +19,16 @@ import numpy as np
 import pytest
 import torch
 
-from dpt_ros.apps.bench.network.apart import emit
+from dpt_ros.apps.bench.network.child_process import emit
 from dpt_ros.apps.bench.network.frames import take
 from dpt_ros.engine.frame import Frame, OutputRequest, Prediction
-from dpt_ros.engine.inference.network import Networks, load_networks
+from dpt_ros.engine.inference.loading import load_networks
+from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.runner.cuda import StreamRunner
 from dpt_ros.engine.runner.host import Runner
 from dpt_ros.engine.runner.streams import CudaStreams, HostStreams, Streams
 from dpt_ros.engine.settings import Settings
 
-TEST = Path(__file__).parents[1]
 ARRAYS = ("depth", "inverse", "labels", "confidence", "deviation", "points")
 EVERYTHING = OutputRequest(depth=True, inverse=True, labels=True, confidence=True)
 

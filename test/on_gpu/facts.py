@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from helpers.plain_torch import plain_torch
 from on_gpu.checks import attempt, require, without
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dpt_ros.apps.bench.network import engine_row
-from dpt_ros.apps.bench.network.apart import emit
+from dpt_ros.apps.bench.network.child_process import emit
 from dpt_ros.apps.bench.report import environment
 from dpt_ros.engine.inference import kernels
 
@@ -118,7 +119,7 @@ def _probe(device: torch.device) -> dict[str, Any]:
     begin = time.perf_counter()
     found = kernels.group_norm_act(x, weight, weight, 8, 1e-5)
     spent = time.perf_counter() - begin
-    with kernels.use_triton(False):
+    with plain_torch():
         expected = kernels.group_norm_act(x, weight, weight, 8, 1e-5)
     error = float((found - expected).abs().max())
     require(error < 1e-4, f"the kernel is off by {error}")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from dpt_ros.apps.bench.network.apart import Failed, rows
+from dpt_ros.apps.bench.network.child_process import Failed, rows
 from dpt_ros.apps.bench.report import json_line
 
 # Work and seconds at most: in the order in which they are worth having.

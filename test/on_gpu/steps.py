@@ -9,19 +9,18 @@ from __future__ import annotations
 import gc
 import resource
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from helpers.places import TEST
 from on_gpu.checks import (
     EVERYTHING,
-    TEST,
     attempt,
     difference,
     networks_of,
@@ -35,8 +34,8 @@ from on_gpu.checks import (
 )
 
 from dpt_ros.apps.bench.network import engine, engine_row
-from dpt_ros.apps.bench.network.apart import emit
-from dpt_ros.apps.bench.network.frames import PERIOD_NS, Cameras, take, times_of
+from dpt_ros.apps.bench.network.child_process import emit
+from dpt_ros.apps.bench.network.frames import PERIOD_NS, Cameras, run_through, take, times_of
 from dpt_ros.apps.bench.report import GpuWatch
 from dpt_ros.engine.frame import OutputRequest
 from dpt_ros.engine.runner.cuda import StreamRunner
@@ -67,7 +66,7 @@ def kernel_tests(small: bool, out: str) -> None:
 
 def runner_tests(small: bool, out: str) -> None:
     """The tests of the runner that need a GPU; and which modes never wait for the device."""
-    files = ("test_runner.py", "test_runner_faults.py", "test_runner_metric.py")
+    files = [f"engine/runner/test_{name}.py" for name in ("host", "host_faults", "host_metric")]
     words = ["-m", "gpu", "-k", "not ten_thousand"]  # a shorter one is in ``course``
     if small:
         files, words = files[:1], ["-k", "one_over_its_metres"]
@@ -160,7 +159,7 @@ def _times(
     with GpuWatch() as watch:
         times = times_of(runner, cameras, outputs, settings, frames)
     memory = {} if small else {"memory (MiB)": torch.cuda.memory_reserved() >> 20}
-    return {"load (s)": load, **asdict(times), **memory, "gpu": watch.means, "notes": notes}
+    return {"load (s)": load, **times, **memory, "gpu": watch.means, "notes": notes}
 
 
 # 5
@@ -270,15 +269,15 @@ def _full(small: bool) -> dict[str, Any]:
 
 
 class _Full(HostStreams):
-    """The host's streams, on which memory runs out when the first graph is recorded."""
+    """The host's streams, on which memory runs out when the first graph is captured."""
 
     full = True
 
-    def record(self, work: Any) -> Any:
+    def capture(self, work: Any) -> Any:
         if self.full:
             self.full = False
             raise torch.OutOfMemoryError("full")
-        return super().record(work)
+        return super().capture(work)
 
 
 def _full_on_host(small: bool) -> dict[str, Any]:
@@ -353,13 +352,8 @@ def _many(small: bool) -> dict[str, Any]:
     count = 20 if small else 2000
 
     def run(first: int, last: int) -> None:
-        flying: deque[Any] = deque()
-        for number in range(first, last):
-            if len(flying) == runner.in_flight:
-                take(flying.popleft())
-            flying.append(runner.start(cameras.frames(number), OutputRequest(), settings))
-        while flying:
-            take(flying.popleft())
+        batches = (cameras.frames(number) for number in range(first, last))
+        run_through(runner, batches, OutputRequest(), settings)
 
     run(0, 20)
     before, begin = _memory(small), time.perf_counter()

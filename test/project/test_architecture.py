@@ -1,49 +1,150 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The floors and rooms of docs/architecture.md exist, and every import goes downward."""
+"""Floors and rooms of docs/architecture.md: they exist, imports go down, sizes are bounded."""
 
 from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+from helpers.places import ROOT, TEST
 
-ROOT = Path(__file__).parents[2]
-# From the lowest up; those of one line do not import from one another but for the pairs below.
-FLOORS = [{"data", "lazy", "file_kinds"}, {"model"}, {"engine"}, {"metrics", "world"},
-          {"datasets"}, {"ros"}, {"bag"}, {"apps"}]  # fmt: skip
-MOST_IN_A_ROOM = 14
+PACKAGE = ROOT / "dpt_ros"
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
 
+# From the lowest up; what stands in one set does not import from one another.
+FLOORS = [
+    {"data", "lazy", "file_kinds"},
+    {"model"},
+    {"engine"},
+    {"metrics", "world"},
+    {"datasets"},
+    {"ros"},
+    {"bag"},
+    {"apps"},
+]
+# The rooms and files of a floor, in the same way.
+WITHIN = {
+    "engine": [
+        {"faults", "frame", "settings"},
+        {"output", "scale"},
+        {"input", "smoothing"},
+        {"inference"},
+        {"runner"},
+        {"pipeline", "temporal"},
+    ],
+    "ros": [{"messages"}, {"camera"}],
+    "apps": [{"bag", "bench", "demo", "evaluate", "status", "train", "view"}],
+}
 
-def height(module: str) -> int:
-    floor = module.split(".")[1]
-    return next(k for k, floors in enumerate(FLOORS) if floor in floors)
+MOST_LINES_OF_A_FILE = 420
+MOST_FILES_OF_A_ROOM = 12
+MOST_LINES = 34_368  # of the whole package; it may only go down
+
+OTHER_TESTS = {"fuzz", "habits", "helpers", "on_gpu", "project", "reference", "soak"}
+# Files of tests, which nothing imports.
+TESTS = {"conftest", "fake_device_checks", *(path.stem for path in TEST.rglob("test_*.py"))}
 
 
-def imports(file: Path) -> set[str]:
-    """The modules of dpt_ros that a file imports, also inside of functions."""
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dpt_ros"):
-            found |= (
-                {node.module}
-                if node.module != "dpt_ros"
-                else {f"dpt_ros.{alias.name}" for alias in node.names}
-            )
-        elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names if alias.name.startswith("dpt_ros.")}
+# What the code does not meet yet; a case fails as soon as it does, to be removed here.
+NOT_YET = {
+    "engine/input": "whether and how Triton runs is asked of inference/kernels.py",
+    "ros/messages": "camera_info.py uses camera/inputs.py, rectified.py and topics_there.py",
+    "apps/evaluate": "takes report.py from the benchmarks",
+    "circles": "engine kernels, messages image and cdr, status, player, command_line",
+    "dpt_ros/bag": "14 files",
+    "dpt_ros.bag.run": "433 lines",
+    "dpt_ros.bag.writer": "456 lines",
+    "dpt_ros.engine.inference.network": "476 lines",
+    "dpt_ros.engine.runner.cuda": "442 lines",
+    "dpt_ros.engine.settings": "429 lines",
+    "dpt_ros.engine.smoothing.filter": "421 lines",
+}
+
+
+def cases(names: Iterable[str]) -> list[Any]:
+    """Parameters of a test, those of `NOT_YET` marked."""
+    return [
+        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=NOT_YET[name]))
+        if name in NOT_YET
+        else name
+        for name in names
+    ]
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """All modules of the package by name; a package has the name of its folder."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts).removesuffix(".__init__")] = path
     return found
+
+
+@cache
+def imports(module: str) -> frozenset[str]:
+    """The modules of the package that a module imports, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(modules()[module].read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{module} has a relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {name if name in modules() else node.module for name in names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return frozenset(found & modules().keys() - {"dpt_ros", module})
+
+
+def part(module: str, depth: int) -> str:
+    """The floor (1) or the room (2) of a module, "" for none."""
+    return (module.split(".") + [""] * depth)[depth]
+
+
+def level(name: str, order: list[set[str]]) -> int:
+    """The place of a floor or a room in its order, -1 for what stands in none."""
+    return next((k for k, names in enumerate(order) if name in names), -1)
+
+
+def upward(depth: int, floor: str, name: str, order: list[set[str]]) -> Iterator[str]:
+    """Imports from one floor (or room) to another that is not below it."""
+    for module in modules():
+        if part(module, 1) == floor and part(module, depth) == name:
+            for other in sorted(imports(module)):
+                its = part(other, depth)
+                sideways = depth == 2 and part(other, 1) != floor
+                if not sideways and its != name and level(its, order) >= level(name, order):
+                    yield f"{module} imports {other}"
 
 
 @pytest.mark.parametrize("floor", [floor for floors in FLOORS for floor in sorted(floors)])
 def test_a_floor_imports_only_from_floors_below(floor: str) -> None:
-    place = ROOT / "dpt_ros" / floor
-    for file in sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]:
-        for module in imports(file):
-            own = module.split(".")[1] == floor
-            assert own or height(module) < height(f"dpt_ros.{floor}"), f"{file}: {module}"
+    assert list(upward(1, floor, floor, FLOORS)) == []
+
+
+@pytest.mark.parametrize(
+    "room",
+    cases(f"{floor}/{room}" for floor in WITHIN for rooms in WITHIN[floor] for room in rooms),
+)
+def test_a_room_imports_only_from_rooms_below(room: str) -> None:
+    floor, _, name = room.partition("/")
+    assert list(upward(2, floor, name, WITHIN[floor])) == []
+
+
+def test_every_floor_and_every_room_of_the_engine_has_its_place_in_the_order() -> None:
+    assert {part(name, 1) for name in modules()} - {""} == set().union(*FLOORS)
+    rooms = {part(name, 2) for name in modules() if part(name, 1) == "engine"} - {""}
+    assert rooms <= set().union(*WITHIN["engine"])
+
+
+@pytest.mark.parametrize("name", cases(["circles"]))
+def test_no_two_modules_import_each_other(name: str) -> None:
+    pairs = [(one, other) for one in modules() for other in imports(one) if one < other]
+    assert [pair for pair in pairs if pair[0] in imports(pair[1])] == []
 
 
 def test_every_room_that_the_page_names_exists() -> None:
@@ -52,10 +153,51 @@ def test_every_room_that_the_page_names_exists() -> None:
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
 
 
-def test_every_room_is_named_and_small_enough_to_look_over() -> None:
-    for room in sorted(path.parent for path in (ROOT / "dpt_ros").rglob("__init__.py")):
-        name = room.relative_to(ROOT).as_posix()
-        if name.count("/") == 2 and not name.startswith("dpt_ros/apps"):
-            assert f"`{name}/`" in PAGE, name
-        files = [path for path in room.glob("*.py") if path.name != "__init__.py"]
-        assert len(files) <= MOST_IN_A_ROOM, name
+def rooms() -> list[str]:
+    """The folders of the package that have modules."""
+    return sorted(
+        path.parent.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("__init__.py")
+    )
+
+
+@pytest.mark.parametrize("room", [room for room in rooms() if 0 < room.count("/") < 3])
+def test_every_room_is_named_on_the_page(room: str) -> None:
+    assert f"`{room}/`" in PAGE
+
+
+@pytest.mark.parametrize("room", cases(rooms()))
+def test_a_room_has_few_enough_files_to_look_over(room: str) -> None:
+    files = [path for path in (ROOT / room).glob("*.py") if not path.stem.startswith("__")]
+    assert len(files) <= MOST_FILES_OF_A_ROOM
+
+
+def lines(path: Path) -> int:
+    return len(path.read_text().splitlines())
+
+
+@pytest.mark.parametrize("module", cases(modules()))
+def test_a_file_is_short_enough_to_read(module: str) -> None:
+    assert lines(modules()[module]) <= MOST_LINES_OF_A_FILE
+
+
+def test_the_package_does_not_grow() -> None:
+    assert sum(map(lines, modules().values())) <= MOST_LINES
+
+
+def test_tests_lie_in_the_folder_of_their_room() -> None:
+    for path in TEST.rglob("test_*.py"):
+        folder = path.parent.relative_to(TEST)
+        assert folder.parts[0] in OTHER_TESTS or (PACKAGE / folder).is_dir(), path
+
+
+def test_no_test_imports_from_another_test() -> None:
+    for path in TEST.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or "", *(alias.name for alias in node.names)]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            else:
+                continue
+            parts = {part for name in names for part in name.split(".")}
+            assert not parts & TESTS, f"{path} imports {parts & TESTS}: share it in test/helpers"

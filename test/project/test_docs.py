@@ -12,6 +12,7 @@ from mkdocs.config import load_config
 from dpt_ros.engine.settings import Settings, parameter_name
 
 PAGES = sorted((REPO / "docs").glob("*.md"))
+TOP = [REPO / "README.md", REPO / "CONTRIBUTING.md"]
 
 
 def test_the_site_builds_without_a_broken_link_or_a_page_that_nobody_finds(tmp_path):
@@ -26,7 +27,14 @@ def test_the_site_builds_without_a_broken_link_or_a_page_that_nobody_finds(tmp_p
         assert re.findall(r'href="([^"]+\.css)"', page.read_text("utf-8"))[-1].endswith("site.css")
 
 
-@pytest.mark.parametrize("page", [REPO / "README.md", *PAGES], ids=lambda page: page.name)
+NOT_YET = pytest.mark.xfail(strict=True, reason="the table of encodings has no file of its own")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=NOT_YET) if page == TOP[1] else page for page in (*TOP, *PAGES)],
+    ids=lambda page: page.name,
+)
 def test_files_that_a_page_links_or_names_exist(page):
     text = page.read_text("utf-8")
     links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text)
@@ -38,7 +46,7 @@ def test_files_that_a_page_links_or_names_exist(page):
         assert (REPO / name).exists(), name
 
 
-@pytest.mark.parametrize("page", [REPO / "README.md", *PAGES], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*TOP, *PAGES], ids=lambda page: page.name)
 def test_parameters_and_programs_that_a_page_names_exist(page):
     text = page.read_text("utf-8")
     parameters = {parameter_name(field) for field in fields(Settings)}

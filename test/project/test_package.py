@@ -56,7 +56,18 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the checkout, so that building leaves nothing behind in it."""
     copy = tmp_path_factory.mktemp("ws") / "src" / "dpt_ros"
     unwanted = shutil.ignore_patterns(
-        ".git", ".venv", "build", "install", "log", "demo_out", "*.egg-info", ".*_cache", "test"
+        ".git",
+        ".venv",
+        "build",
+        "install",
+        "log",
+        "demo_out",
+        "*.egg-info",
+        ".*_cache",
+        "test",
+        # Other runs of pytest write into them meanwhile.
+        ".hypothesis",
+        "__pycache__",
     )
     shutil.copytree(ROOT, copy, ignore=unwanted)
     return copy

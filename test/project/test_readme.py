@@ -21,12 +21,11 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers.places import ROOT as REPO
-from tqdm import tqdm
 
 from dpt_ros.apps.demo.bag import Scene, write_camera_bag
 from dpt_ros.engine.settings import Settings, parameter_name
 
-PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
+PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").glob("*.md"))]
 SETUP = (REPO / "setup.py").read_text("utf-8")
 PROGRAMS = set(re.findall(r'"(dpt_\w+)": "dpt_ros', SETUP))
 EXTRAS = set(re.findall(r'"([\w-]+)":', SETUP.partition("extras_require")[2].partition("}")[0]))
@@ -171,7 +170,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the checkout's docs and a camera's bag where the demo leaves one."""
     folder = tmp_path_factory.mktemp("checkout")
     (folder / "docs").symlink_to(REPO / "docs")
-    write_camera_bag(folder / "demo_out" / "camera", [Scene("room", 9001)], 2, 10.0, tqdm)
+    write_camera_bag(folder / "demo_out" / "camera", [Scene("room", 9001)], 2, 10.0)
     return folder
 
 

@@ -17,12 +17,12 @@ import pytest
 
 pytest.importorskip("rclpy")
 
-from helpers.places import TEST
+from helpers.places import ROOT, TEST
 from helpers.rclpy_names import humble, names_of, words
-from helpers.ros_processes import RANDOM_NETWORKS, RELIABLE, ROOT, ros_domain
+from helpers.ros_processes import RANDOM_NETWORKS, RELIABLE, ros_domain
 from sensor_msgs.msg import Image
 
-AS_HUMBLE = str(TEST / "helpers" / "as_humble.py")
+AS_HUMBLE = str(TEST / "helpers" / "humble_rclpy.py")
 NAMES = humble()
 INSTALLED = names_of(Path(importlib.util.find_spec("rclpy").origin).parent)
 NEWER = words(INSTALLED) - words(NAMES)

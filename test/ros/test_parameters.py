@@ -95,7 +95,7 @@ def test_a_named_camera_can_have_its_own_pose(context: Context) -> None:
     assert given.parameters.settings.camera_in_base == tuple(common)
     assert given.parameters.of_camera("front").sensor_in_camera == ()
     description = given.node.describe_parameter("rear.sensor_in_camera")
-    assert "Pose of the anchors' sensor" in description.description
+    assert "Pose of the anchor sensor" in description.description
     assert given.set("rear.sensor_in_camera", EYE) == ""
     assert given.parameters.of_camera("rear").sensor_in_camera == tuple(EYE)
     assert given.set("front.camera_in_base", [""]) == ""
@@ -151,8 +151,8 @@ def test_an_unknown_name_is_told_with_the_nearest_known_one() -> None:
         ("input_width", -1, "out of range"),
         ("input_width", 3.5, "must be of type int"),
         ("device", "tpu", "must be auto, cpu, cuda or cuda:N"),
-        ("cameras", ["a", "a"], "only once"),
-        ("cameras", 3, "must be a list of names"),
+        ("cameras", ["a", "a"], "unique"),
+        ("cameras", 3, "must be a list of strings"),
         ("device", None, "cannot be unset"),
     ],
 )

@@ -96,7 +96,7 @@ def test_the_policy_names_what_a_running_node_opens_and_nothing_else() -> None:
 @pytest.mark.parametrize("url", ["http://mirror.test/a.pt", "ftp://mirror.test/a.pt"])
 def test_a_download_is_not_led_away_from_https(url: str) -> None:
     redirects, begin = SecureRedirects(), Request("https://example.test/a.pt")
-    with pytest.raises(URLError, match=r"leads on to .*, which is not https"):
+    with pytest.raises(URLError, match=r"redirects to .*, which is not https"):
         redirects.redirect_request(begin, None, 302, "Found", {}, url)
     onward = redirects.redirect_request(begin, None, 302, "Found", {}, "https://mirror.test/a.pt")
     assert onward is not None

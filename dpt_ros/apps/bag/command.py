@@ -22,8 +22,8 @@ from dpt_ros.bag.run import convert
 from dpt_ros.bag.settings import read_settings
 from dpt_ros.bag.topics import ChosenTopics
 from dpt_ros.bag.writer import saved_frames
-from dpt_ros.engine.inference.network import NetworkError
-from dpt_ros.engine.runner.cuda import DeviceLostError
+from dpt_ros.engine.faults import DeviceLostError
+from dpt_ros.engine.inference.loading import NetworkError
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,31 +7,18 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 
 from dpt_ros.apps.bench.arguments import PARSERS
 
-# Each has a module with main(argv) -> exit code, imported only when it runs: the networks' need no
-# ROS, the node's no Triton.
-_MODULES = {
-    "node": "node.command",
-    "engine": "network.engine",
-    "cpu": "network.cpu",
-    "temporal": "temporal.command",
-}
-_COMMANDS = {
-    "node": "the whole node: stamp to depth in another process, beside an echo without inference",
-    "engine": "the networks on a GPU, beside other ways to run them",
-    "cpu": "the networks on a CPU, beside other ways to run them",
-    "temporal": "the temporal filter: its gain and its cost",
-}
-
-
-def commands() -> dict[str, str]:
-    """The commands that this installation has, and a line on each."""
-    return {
-        name: text for name, text in _COMMANDS.items() if find_spec(f"{__name__}.{_MODULES[name]}")
-    }
+# Module with main(argv) -> exit code, imported only when it runs: the networks' need no ROS, the
+# node's no Triton.
+COMMANDS = {
+    "node": ("node.command", "the whole node: stamp to depth in another process, beside an echo"
+             " without inference"),
+    "engine": ("network.engine", "the networks on a GPU, beside other ways to run them"),
+    "cpu": ("network.cpu", "the networks on a CPU, beside other ways to run them"),
+    "temporal": ("temporal.command", "the temporal filter: its effect and its cost"),
+}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,8 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="dpt_bench", description=__doc__, epilog="Example: dpt_bench node --json node.json"
     )
     known = parser.add_subparsers(dest="command", required=True, metavar="WHAT")
-    for name, text in commands().items():
+    for name, (_, text) in COMMANDS.items():
         known.add_parser(name, help=text)
     command = parser.parse_args(args[:1]).command
     PARSERS[command]().parse_args(args[1:])  # help and wrong arguments, before the imports
-    return int(importlib.import_module(f"{__name__}.{_MODULES[command]}").main(args[1:]))
+    module = importlib.import_module(f"{__name__}.{COMMANDS[command][0]}")
+    return int(module.main(args[1:]))

@@ -16,10 +16,10 @@ from dpt_ros.model.zoo import list_models, unknown_model
 CPU_METHOD = """\
 One process; every arm once per round, in random order, network only, batch 1; two calls before the
 first round. Rounds in which other processes used more than the allowed share of the machine are
-thrown out and counted. The speed-up is the median of the ratios inside the rounds to the plain
+discarded and counted. The speed-up is the median of the ratios inside the rounds to the plain
 network in float32 as create_model gives it for training (weights standardised at every forward).
-Parity is against the same: mean |difference| / depth, on noise. Weights that are random amplify
-rounding, so parity then says less than with a trained network."""
+Parity is against the same: mean |difference| / depth, on noise. Random weights amplify rounding,
+so parity is then less meaningful than with a trained network."""
 ENGINE_METHOD = """\
 Each row in a process of its own, one after another. Networks: a call begins with the camera's
 rgb8 bytes on the device and ends with float32 depth and/or uint8 labels of the network's size on
@@ -27,200 +27,180 @@ the device ("ours, from host" begins and ends in host memory). Latency by CUDA e
 call and by wall clock, back to back and paced (one call per period, the GPU idle in between);
 throughput without waiting between the calls. Parity is against the first arm (plain, fp32, TF32
 off): mean |difference| / depth, and the share of equal labels; random weights amplify rounding, so
-parity then says less than with a trained network, and nothing where depth is 0 everywhere. The
-floor is the sum over all convolutions, matrix products and attentions of the larger of arithmetic
-and traffic at the rates measured here, over the median of the events.
+parity is then less meaningful than with a trained network, and unknown where depth is 0
+everywhere. The floor is the sum over all convolutions, matrix products and attentions of the
+larger of arithmetic and traffic at the rates measured here, over the median of the events.
 Frames: the node's default settings, smoothing included, from rgb8 in host memory to depth and
 labels there; cameras of one batch; device time is the sum of upload, compute and download by
 events; throughput with as many batches in flight as the node has.
-Kernels are counted, and a trace is taken, when nothing is left to be timed."""
+Kernels are counted, and a trace is taken, after all times."""
 NODE_METHOD = """\
 Processes on one host, over DDS: a camera, dpt_node, a monitor. All stamps are of one monotonic
-clock. The camera reads the stamp just before it publishes a picture made beforehand, on a schedule
+clock. The camera reads the stamp just before it publishes an image made beforehand, on a schedule
 that does not wait for answers (open loop); several cameras are triggered together. The monitor
-takes the time when it holds the serialised message. A frame has returned when all outputs asked
-for are there. The echo has the node's topics, message sizes, QoS and profile and computes nothing:
-the floor of transport. Echo and node take turns, run by run, with all processes up all the time.
+takes the time when it holds the serialised message. A frame has returned when all requested
+outputs have arrived. The echo has the node's topics, message sizes, QoS and profile and computes
+nothing: the floor of transport. Echo and node take turns, run by run, with all processes up all
+the time.
 
-sent = back + lost + dropped. dropped: the arm reports on /diagnostics that the frame gave way to a
-newer one, or failed. lost: not reported. late: took longer than a period. order:
-came after a newer frame. jitter: mean of the absolute second difference of arrival times, as
-ros2_benchmark has it. Times are in milliseconds. cpu: percent of one core, per process; other:
-what everything else on the machine used, percent of the whole machine."""
+sent = back + lost + dropped. dropped: the arm reports on /diagnostics that a newer frame replaced
+the frame, or that it failed. lost: not reported. late: took longer than a period. order: arrived
+after a newer frame. jitter: mean of the absolute second difference of arrival times, as in
+ros2_benchmark. Times are in milliseconds. cpu: percent of one core, per process; other: all other
+processes, percent of the whole machine."""
 TEMPORAL_METHOD = """\
-Videos of the synthetic world from seeds no shipped network was trained on, with true depth,
+Videos of the synthetic world from seeds that no shipped network was trained on, with true depth,
 labels, flow and poses; people walk in all of them. What is smoothed:
   noise     the truth with a noise model: scale 4 %, smooth field 3.5 %, bias 4 %, flutter 0.9 px
-  anchored  the same, each frame fitted to 58 points of a planar scan by Theil-Sen; the filter is
-            given the frame and the fit, the others the fitted frame
+  anchored  the same, each frame fitted to 58 points of a planar scan by Theil-Sen; the filter gets
+            the frame and the fit, the others the fitted frame
   network   the embedded network's predictions
 All methods get the same frames. Odometry errs by 0.03 degrees, 2 % and 1 mm per frame; x5 is that
 times five; jumps are of 0.3 m and 5 degrees, every 15 frames. The minute has 10 frames/s, half the
 size and no network; std leaves out the first 15 frames."""
 
-_SIZES = {"vga": (640, 480), "720p": (1280, 720), "1080p": (1920, 1080)}
-_TASKS = ("depth", "labels", "both")
-# The arms of the commands; a test compares them with the modules that run them.
+_CAMERA_SIZES = {"vga": (640, 480), "720p": (1280, 720), "1080p": (1920, 1080)}
 CPU_ARMS = (
-    "torch eager fp32",
-    "torch eager bf16, folded, channels_last",
-    "ONNX Runtime fp32",
-    "ours fp32",
-    "ours bf16",
-    "ours, OpenVINO fp32",
-    "ours, OpenVINO bf16",
-)
+    "torch eager fp32", "torch eager bf16, folded, channels_last", "ONNX Runtime fp32",
+    "ours fp32", "ours bf16", "ours, OpenVINO fp32", "ours, OpenVINO bf16",
+)  # fmt: skip
 ENGINE_ARMS = (
-    "plain fp32",
-    "plain fp16",
-    "transformers fp16",
-    "compile max-autotune fp16",
-    "ours, no graph",
-    "ours, compiled",
-    "ours",
-    "ours, from host",
-)
-ENGINE_SIZES = ("384x384", "384x512", "384x672", "480x640")
+    "plain fp32", "plain fp16", "transformers fp16", "compile max-autotune fp16",
+    "ours, no graph", "ours, compiled", "ours", "ours, from host",
+)  # fmt: skip
+# The network's input and the camera's image that is resized to it, height x width.
+ENGINE_SIZES = {
+    "384x384": (480, 480), "384x512": (480, 640), "384x672": (720, 1280), "480x640": (480, 640)
+}  # fmt: skip
 TEMPORAL_SOURCES = ("anchored", "noise", "network")
-TEMPORAL_CONDITIONS = (
-    "moving",
-    "turning",
-    "standing",
-    "exposure",
-    "15 fps",
-    "7.5 fps",
-    "cut",
-    "step",
-    "odometry x5",
-    "odometry jumps",
-    "no odometry",
-    "minute",
-)
+# condition: its video (``temporal.shots.SHOTS``) and the odometry
+TEMPORAL_CONDITIONS = {
+    name: (name, "normal")
+    for name in ("moving", "turning", "standing", "exposure", "15 fps", "7.5 fps", "cut", "step")
+} | {
+    "odometry x5": ("moving", "x5"),
+    "odometry jumps": ("moving", "jumps"),
+    "no odometry": ("moving", "none"),
+    "minute": ("minute", "normal"),
+}
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the line breaks of the method, and adds defaults that are numbers or words."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        shown = isinstance(action.default, (str, int, float)) and action.nargs != 0
+        return f"{action.help} (default %(default)s)" if shown else f"{action.help}"
+
+
+def _parser(command: str, method: str, epilog: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        f"dpt_bench {command}", description=method, formatter_class=_Formatter, epilog=epilog
+    )
 
 
 def cpu_parser() -> argparse.ArgumentParser:
     """Arguments of ``dpt_bench cpu``."""
-    parser = argparse.ArgumentParser(
-        prog="dpt_bench cpu",
-        description=CPU_METHOD,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Example: dpt_bench cpu --network dpt_hybrid_embedded --weights '' --size 240x320",
-    )
-    parser.add_argument("--network", type=_network, default="dpt_hybrid_midas")
-    parser.add_argument(
-        "--weights", type=_weights, default="random", help="as create_model takes them"
-    )
-    parser.add_argument(
-        "--size", type=_input_size, default="384x384", help="height x width of the network's input"
-    )
-    parser.add_argument("--threads", type=_count, help="default: what torch takes")
-    parser.add_argument("--rounds", type=_count, default=12)
-    parser.add_argument("--seconds", type=_positive, default=240.0, help="at most, for the rounds")
-    parser.add_argument("--load", type=float, default=0.12, help="share that others may use")
-    parser.add_argument("--arms", nargs="+", choices=CPU_ARMS, default=list(CPU_ARMS))
-    parser.add_argument("--json", type=_file)
+    epilog = "Example: dpt_bench cpu --network dpt_hybrid_embedded --weights '' --size 240x320"
+    parser = _parser("cpu", CPU_METHOD, epilog)
+    add = parser.add_argument
+    add("--network", type=_network, default="dpt_hybrid_midas", help="its name")
+    add("--weights", type=_weights, default="random", help="as create_model takes them")
+    add("--size", type=_input_size, default="384x384", help="height x width of the input")
+    add("--threads", type=_count, help="default: torch's choice")
+    add("--rounds", type=_count, default=12, help="that count")
+    add("--seconds", type=_positive, default=240.0, help="at most, for the rounds")
+    add("--load", type=float, default=0.12, help="share of the machine that others may use")
+    add("--arms", nargs="+", choices=CPU_ARMS, default=CPU_ARMS, help="what to run")
+    add("--json", type=_file, help="write the results to this file")
     return parser
 
 
 def engine_parser() -> argparse.ArgumentParser:
     """Arguments of ``dpt_bench engine``."""
-    parser = argparse.ArgumentParser(
-        prog="dpt_bench engine",
-        description=ENGINE_METHOD,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Example: dpt_bench engine --tasks depth --sizes 384x384 --json engine.jsonl",
-    )
-    parser.add_argument("--tasks", nargs="*", choices=_TASKS, default=list(_TASKS))
-    parser.add_argument(
-        "--sizes", nargs="+", type=_input_size, default=list(ENGINE_SIZES), help="height x width"
-    )
-    parser.add_argument("--batches", nargs="+", type=_count, default=[1])
-    parser.add_argument("--depth-network", type=_network, default="dpt_hybrid_midas")
-    parser.add_argument("--label-network", type=_network, default="dpt_hybrid_ade20k")
-    parser.add_argument(
-        "--weights", type=_weights, default="random", help="random, download, or '' for the cache"
-    )
-    parser.add_argument("--arms", nargs="+", default=list(ENGINE_ARMS), choices=ENGINE_ARMS)
-    parser.add_argument(
-        "--cameras",
-        nargs="*",
-        type=_count,
-        default=[1, 2, 4],
-        help="of the whole frames; nothing leaves them out",
-    )
-    parser.add_argument(
-        "--networks",
-        nargs="+",
-        default=["one", "two"],
-        choices=["one", "two"],
-        help="of the whole frames: the embedded one for both tasks, or the two above",
-    )
-    parser.add_argument(
-        "--pictures", nargs="+", type=_input_size, default=["480x640"], help="of the cameras"
-    )
-    parser.add_argument("--rounds", type=_count, default=300)
-    parser.add_argument("--warm-up", type=int, default=50)
-    parser.add_argument("--rate", type=float, default=30.0, help="paced calls per second")
-    parser.add_argument("--paced-rounds", type=int, default=150, help="0 leaves pacing out")
-    parser.add_argument("--parity", type=float, default=0.02, help="largest mean relative error")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--timeout", type=float, default=600.0, help="seconds for one row")
-    parser.add_argument(
-        "--profile", type=_file, help="write a trace of three frames at the end (chrome://tracing)"
-    )
-    parser.add_argument("--json", type=_file, help="write each row as a line when it is measured")
-    parser.add_argument(
-        "--rehearse",
-        action="store_true",
-        help="run the whole command with small pictures and few rounds",
-    )
+    epilog = "Example: dpt_bench engine --tasks depth --sizes 384x384 --json engine.jsonl"
+    parser = _parser("engine", ENGINE_METHOD, epilog)
+    add = parser.add_argument
+    tasks, networks = ("depth", "labels", "both"), ("one", "two")
+    add("--tasks", nargs="*", choices=tasks, default=tasks, help="of the networks' rows")
+    add("--sizes", nargs="+", type=_input_size, default=[*ENGINE_SIZES], help="height x width")
+    add("--batches", nargs="+", type=_count, default=[1], help="images per call")
+    add("--depth-network", type=_network, default="dpt_hybrid_midas", help="its name")
+    add("--label-network", type=_network, default="dpt_hybrid_ade20k", help="its name")
+    add("--weights", type=_weights, default="random", help="random, download, or '' for the cache")
+    add("--arms", nargs="+", default=[*ENGINE_ARMS], choices=ENGINE_ARMS, help="what to run")
+    add("--cameras", nargs="*", type=_count, default=[1, 2, 4], help="of whole frames; or none")
+    add("--networks", nargs="+", default=networks, choices=networks,
+        help="of whole frames: the embedded one for both tasks, or the two above")  # fmt: skip
+    add("--pictures", nargs="+", type=_input_size, default=["480x640"], help="of the cameras")
+    add("--rounds", type=_count, default=300, help="calls that count")
+    add("--warm-up", type=int, default=50, help="calls before them")
+    add("--rate", type=float, default=30.0, help="paced calls per second")
+    add("--paced-rounds", type=int, default=150, help="paced calls that count; 0 for no pacing")
+    add("--parity", type=float, default=0.02, help="largest mean relative error")
+    add("--device", default="cuda", help="where to run")
+    add("--timeout", type=float, default=600.0, help="seconds for one row")
+    add("--profile", type=_file, help="write a trace of three frames (chrome://tracing)")
+    add("--json", type=_file, help="write each row as a line when it is measured")
+    add("--rehearse", action="store_true", help="run all of it with small images and few rounds")
     return parser
 
 
 def node_parser() -> argparse.ArgumentParser:
     """Arguments of ``dpt_bench node``."""
-    parser = argparse.ArgumentParser(
-        prog="dpt_bench node",
-        description=NODE_METHOD,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="The full measurement: dpt_bench node --runs 5 --seconds 60 --rate 30 --cameras 1"
-        " 2 4\n--size vga 720p --transport raw jpeg --outputs depth depth+labels --peak",
-    )
+    epilog = """\
+The full measurement: dpt_bench node --runs 5 --seconds 60 --rate 30 --cameras 1 2 4
+--size vga 720p --transport raw jpeg --outputs depth depth+labels --peak"""
+    parser = _parser("node", NODE_METHOD, epilog)
     add = parser.add_argument
-    add("--runs", type=_count, default=3, help="of each arm (default 3)")
-    add("--seconds", type=_positive, default=5.0, help="of a run, after warm-up (default 5)")
-    add("--warm-up", type=_positive, default=1.0, help="seconds before each run (default 1)")
-    add("--rate", type=_rate, default=None, help="frames/s, or auto: what the machine sustains")
-    add("--cameras", type=_count, nargs="+", default=[1], help="how many (default 1)")
-    add(
-        "--size",
-        type=_camera_size,
-        nargs="+",
-        default=[_SIZES["vga"]],
-        help="vga, 720p, 1080p or WxH",
-    )
-    add("--transport", choices=("raw", "jpeg"), nargs="+", default=["raw"])
-    add("--outputs", choices=("depth", "depth+labels"), nargs="+", default=["depth"])
-    add("--profile", choices=("shipped", "default"), nargs="+", default=["shipped"])
-    add("--network", type=_network, default="dpt_hybrid_embedded", help="depth network")
-    add(
-        "--label-network",
-        type=_network,
-        default="dpt_hybrid_embedded",
-        help="used with depth+labels",
-    )
+    networks, vga = "dpt_hybrid_embedded", [_CAMERA_SIZES["vga"]]
+    outputs = ("depth", "depth+labels")
+    add("--runs", type=_count, default=3, help="of each arm")
+    add("--seconds", type=_positive, default=5.0, help="of a run, after warm-up")
+    add("--warm-up", type=_positive, default=1.0, help="seconds before each run")
+    add("--rate", type=_rate, help="frames/s, or auto, the default: what the machine sustains")
+    add("--cameras", type=_count, nargs="+", default=[1], help="how many")
+    add("--size", type=_camera_size, nargs="+", default=vga, help="vga, 720p, 1080p or WxH")
+    add("--transport", choices=("raw", "jpeg"), nargs="+", default=["raw"], help="of the images")
+    add("--outputs", choices=outputs, nargs="+", default=["depth"], help="what is requested")
+    add("--profile", choices=("shipped", "default"), nargs="+", default=["shipped"],
+        help="of Fast DDS")  # fmt: skip
+    add("--network", type=_network, default=networks, help="depth network")
+    add("--label-network", type=_network, default=networks, help="used with depth+labels")
     add("--weights", type=_weights, help="of the depth network: a file, download or random")
-    add(
-        "--label-weights",
-        type=_weights,
-        help="of the label network; --weights, if both networks are the same",
-    )
+    add("--label-weights", type=_weights,
+        help="of the label network; --weights, if both networks are the same")  # fmt: skip
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    add("--precision", default="auto", choices=("auto", "fp32", "fp16", "bf16"))
-    add("-p", dest="parameters", action="append", default=[], metavar="NAME:=VALUE", type=_given)
-    add("--load", type=int, default=0, help="busy processes beside the node (default none)")
-    add("--peak", action="store_true", help="search the highest rate with < 5 %% missing, too")
-    add("--json", type=_file, help="write the results here too")
+    add("--precision", default="auto", choices=("auto", "fp32", "fp16", "bf16"), help="the node's")
+    add("-p", dest="parameters", action="append", default=[], metavar="NAME:=VALUE",
+        type=_parameter, help="another parameter of the node")  # fmt: skip
+    add("--load", type=int, default=0, help="busy processes beside the node")
+    add("--peak", action="store_true", help="find the highest rate with < 5 %% missing, too")
+    add("--json", type=_file, help="write the results to this file")
+    return parser
+
+
+def temporal_parser() -> argparse.ArgumentParser:
+    """Arguments of ``dpt_bench temporal``."""
+    epilog = "Example: dpt_bench temporal --quick --source noise --conditions moving cut"
+    parser = _parser("temporal", TEMPORAL_METHOD, epilog)
+    add = parser.add_argument
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
+    add("--quick", action="store_true", help="fewer frames and conditions, one seed, noise only")
+    add("--source", nargs="+", choices=[*TEMPORAL_SOURCES, "both"], help="default: all")
+    add("--conditions", nargs="+", choices=[*TEMPORAL_CONDITIONS], metavar="NAME",
+        help=f"of: {', '.join(TEMPORAL_CONDITIONS)}; default: all")  # fmt: skip
+    add("--frames", type=int, help="per video, default 60; the minute has 600")
+    add("--seeds", type=int, help="videos per condition, default 2")
+    add("--size", type=_video_size, default=(320, 240), metavar="WxH", help="default 320x240")
+    add("--workers", type=int, default=min(cores, 4), help="processes")
+    add("--cache", type=Path, metavar="DIR", help="keep the network's predictions here")
+    add("--device", default="cpu", help="where the filter runs: cpu or cuda")
+    add("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the filter")
+    add("--json", type=_file, metavar="FILE", help="write all numbers")
+    add("--picture", type=_file, metavar="FILE", help="draw a strip of frames and a slice")
+    add("--gif", type=_file, metavar="FILE", help="draw an animation, the filter off and on")
+    add("--check", action="store_true", help="exit with 1 if a target is missed")
     return parser
 
 
@@ -242,23 +222,36 @@ def _rate(text: str) -> float | None:
     return None if text == "auto" else _positive(text)
 
 
+def _sides(text: str) -> tuple[int, int]:
+    """The two numbers of 640x480; zeros where it is not of that form."""
+    first, _, second = text.partition("x")
+    decimal = first.isdecimal() and second.isdecimal()
+    return (int(first), int(second)) if decimal else (0, 0)
+
+
 def _camera_size(text: str) -> tuple[int, int]:
-    if text in _SIZES:
-        return _SIZES[text]
-    width, _, height = text.partition("x")
-    if not (width.isdecimal() and height.isdecimal() and int(width) >= 32 and int(height) >= 32):
+    sides = _CAMERA_SIZES.get(text) or _sides(text)
+    if min(sides) < 32:
         raise argparse.ArgumentTypeError(
-            f"'{text}' is neither one of {', '.join(_SIZES)} nor of the form 640x480, at least"
-            " 32x32"
+            f"'{text}' is neither one of {', '.join(_CAMERA_SIZES)} nor of the form 640x480, at"
+            " least 32x32"
         )
-    return int(width), int(height)
+    return sides
 
 
 def _input_size(text: str) -> str:
-    height, _, width = text.partition("x")
-    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+    if not min(_sides(text)):
         raise argparse.ArgumentTypeError(f"'{text}' is not HEIGHTxWIDTH")
     return text
+
+
+def _video_size(text: str) -> tuple[int, int]:
+    sides = _sides(text)
+    if min(sides) < 64 or sides[0] % 2 or sides[1] % 2:
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is not of the form 320x240, even and at least 64 pixels"
+        )
+    return sides
 
 
 def _network(text: str) -> str:
@@ -281,54 +274,13 @@ def _file(text: str) -> Path:
     return path
 
 
-def _given(text: str) -> tuple[str, str]:
+def _parameter(text: str) -> tuple[str, str]:
     name, found, value = text.partition(":=")
     if not found:
         raise argparse.ArgumentTypeError(f"'{text}' is not of the form NAME:=VALUE")
     if common_name(name) not in map(parameter_name, fields(Settings)):
         raise argparse.ArgumentTypeError(f"'{name}' is not a parameter of the node")
     return name, value
-
-
-def temporal_parser() -> argparse.ArgumentParser:
-    """Arguments of ``dpt_bench temporal``."""
-    parser = argparse.ArgumentParser(
-        prog="dpt_bench temporal",
-        description=TEMPORAL_METHOD,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Example: dpt_bench temporal --quick --source noise --conditions moving cut",
-    )
-    add = parser.add_argument
-    add("--quick", action="store_true", help="fewer frames and conditions, one seed, noise only")
-    add("--source", nargs="+", choices=[*TEMPORAL_SOURCES, "both"], help="default: all")
-    add("--conditions", nargs="+", choices=TEMPORAL_CONDITIONS, metavar="NAME",
-        help=f"of: {', '.join(TEMPORAL_CONDITIONS)}; default: all")  # fmt: skip
-    add("--frames", type=int, help="per video, default 60; the minute has 600")
-    add("--seeds", type=int, help="videos per condition, default 2")
-    add("--size", type=_video_size, default=(320, 240), metavar="WxH", help="default 320x240")
-    add("--workers", type=int, default=min(_cores(), 4), help="processes, default one per core")
-    add("--cache", type=Path, metavar="DIR", help="keep the network's predictions here")
-    add("--device", default="cpu", help="where the filter runs: cpu or cuda")
-    add("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the filter")
-    add("--json", type=_file, metavar="FILE", help="write all numbers")
-    add("--picture", type=_file, metavar="FILE", help="draw a strip of frames and a slice")
-    add("--gif", type=_file, metavar="FILE", help="draw an animation, off beside on")
-    add("--check", action="store_true", help="end with 1 if a target is missed")
-    return parser
-
-
-def _video_size(text: str) -> tuple[int, int]:
-    width, _, height = text.partition("x")
-    sides = [int(side) if side.isdecimal() else 0 for side in (width, height)]
-    if min(sides) < 64 or sides[0] % 2 or sides[1] % 2:
-        raise argparse.ArgumentTypeError(
-            f"needs even sides of at least 64 pixels, as 320x240, but is {text}."
-        )
-    return sides[0], sides[1]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
 
 
 PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all benchmarks say in the same way: percentiles, tables, the machine, JSON."""
+"""What all benchmarks share: percentiles, tables, JSON, the machine and its load."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
@@ -17,17 +19,14 @@ from typing import Any
 
 import numpy as np
 
-_DISTRIBUTIONS = {
-    "torch": ("torch",),
-    "triton": ("triton",),
-    "timm": ("timm",),
-    "numpy": ("numpy",),
+_PACKAGES = (
+    "torch", "triton", "timm", "numpy", "opencv", "openvino", "onnxruntime", "transformers",
+    "rclpy", "dpt_ros",
+)  # fmt: skip
+_OTHER_NAMES = {
     "opencv": ("opencv-python", "opencv-python-headless"),
-    "openvino": ("openvino",),
-    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
-    "transformers": ("transformers",),
-    "rclpy": ("rclpy", "ros-rclpy"),
-    "dpt_ros": ("dpt_ros",),
+    "onnxruntime": ("onnxruntime-gpu",),
+    "rclpy": ("ros-rclpy",),
 }
 _GPU_FIELDS = {
     "name": "name",
@@ -39,16 +38,16 @@ _GPU_FIELDS = {
     "power (W)": "power.draw",
     "power limit (W)": "power.limit",
 }
+_WATCHED_FIELDS = {
+    "utilization (%)": "utilization.gpu",
+    "SM clock (MHz)": "clocks.sm",
+    "power (W)": "power.draw",
+}
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Percentiles of a sample, in its own unit; NaN where the sample is empty.
-
-    Args:
-        count: how many values.
-        mean, p50, p90, p99, max: of them; percentiles interpolate linearly (numpy's default).
-    """
+    """Count, mean, percentiles (linear interpolation) and maximum of a sample; NaN if empty."""
 
     count: int
     mean: float
@@ -73,146 +72,24 @@ def summarize(values: Sequence[float] | np.ndarray) -> Summary:
     return Summary(sample.size, float(sample.mean()), p50, p90, p99, float(sample.max()))
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str | int | float | None]]) -> str:
+def table(header: Sequence[str], rows: Iterable[Sequence[str | int | float | None]]) -> str:
     """Columns aligned for a terminal: words left, numbers right.
 
     Floats get two digits behind the point, None and NaN a dash. Format what should look otherwise.
     """
-    cells = [[_cell(value) for value in row] for row in rows]
-    lines = [list(header), *cells]
-    widths = [max(len(line[k]) for line in lines) for k in range(len(header))]
-    numeric = [
-        bool(rows) and not any(isinstance(row[k], str) for row in rows) for k in range(len(header))
-    ]
-    return "\n".join(
-        "  ".join(
-            text.rjust(width) if right else text.ljust(width)
-            for text, width, right in zip(line, widths, numeric, strict=True)
-        ).rstrip()
-        for line in lines
-    )
+    columns = []
+    for title, *values in zip(header, *rows, strict=True):
+        cells = [title, *map(_cell, values)]
+        width = max(map(len, cells))
+        right = bool(values) and not any(isinstance(value, str) for value in values)
+        columns.append([cell.rjust(width) if right else cell.ljust(width) for cell in cells])
+    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
 
 
 def _cell(value: str | int | float | None) -> str:
-    if value is None or (isinstance(value, float) and np.isnan(value)):
+    if value is None or value != value:
         return "-"
     return f"{value:.2f}" if isinstance(value, float) else str(value)
-
-
-def environment() -> dict[str, Any]:
-    """What a reader must know of this machine to compare: date, devices, versions, load now."""
-    return {
-        "date": datetime.now(timezone.utc).astimezone().isoformat(timespec="seconds"),
-        "cpu": processor(),
-        "cores": os.cpu_count(),
-        "usable cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-        "load average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        "gpus": gpus(),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "versions": versions(),
-    }
-
-
-def environment_lines(found: dict[str, Any]) -> str:
-    """`environment` for people: a few lines."""
-    graphics = [
-        f"{gpu['name']} (driver {gpu['driver']}, {gpu['SM clock (MHz)']} of"
-        f" {gpu['SM clock max (MHz)']} MHz, {gpu['power (W)']} of {gpu['power limit (W)']} W)"
-        for gpu in found["gpus"]
-    ]
-    return "\n".join(
-        (
-            f"date      {found['date']}",
-            f"CPU       {found['cpu']}, {found['usable cores'] or found['cores']} cores,"
-            f" load average {found['load average']} at the start",
-            f"GPU       {'; '.join(graphics) or 'none found by nvidia-smi'}",
-            "versions  " + ", ".join(f"{name} {v}" for name, v in found["versions"].items()),
-        )
-    )
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of those libraries that are installed."""
-    found = {"python": platform.python_version()}
-    for name, distributions in _DISTRIBUTIONS.items():
-        for distribution in distributions:
-            try:
-                found[name] = metadata.version(distribution)
-                break
-            except metadata.PackageNotFoundError:
-                continue
-    return found
-
-
-def processor() -> str:
-    """The CPU's model."""
-    listing = Path("/proc/cpuinfo")
-    for line in listing.read_text().splitlines() if listing.exists() else ():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def gpus() -> list[dict[str, str]]:
-    """Each GPU's name, driver, clocks and power as nvidia-smi says them; empty without one."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    query = f"--query-gpu={','.join(_GPU_FIELDS.values())}"
-    answer = subprocess.run(
-        [program, query, "--format=csv,noheader,nounits"], capture_output=True, text=True
-    )
-    if answer.returncode:  # a driver that does not answer: there is no GPU to speak of
-        return []
-    rows = (line.split(", ") for line in answer.stdout.splitlines() if line)
-    return [dict(zip(_GPU_FIELDS, row, strict=True)) for row in rows]
-
-
-class GpuWatch:
-    """Samples a GPU four times a second while it is entered; nothing without nvidia-smi.
-
-    Args:
-        index: of the GPU, as nvidia-smi counts.
-
-    Attributes:
-        means: after the exit, the means of "utilization (%)", "SM clock (MHz)" and "power (W)";
-            empty without a GPU.
-    """
-
-    _FIELDS = ("utilization (%)", "SM clock (MHz)", "power (W)")
-
-    def __init__(self, index: int = 0) -> None:
-        self.means: dict[str, float] = {}
-        self._index = index
-        self._process: subprocess.Popen[str] | None = None
-
-    def __enter__(self) -> GpuWatch:
-        program = shutil.which("nvidia-smi")
-        if program:
-            command = [program, "--query-gpu=utilization.gpu,clocks.sm,power.draw"]
-            command += ["--format=csv,noheader,nounits", "-lms", "250", "-i", str(self._index)]
-            self._process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-            )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._process is None:
-            return
-        self._process.terminate()
-        said = self._process.communicate()[0]
-        samples = [_numbers(line) for line in said.splitlines()]
-        complete = [sample for sample in samples if len(sample) == len(self._FIELDS)]
-        if complete:
-            self.means = dict(zip(self._FIELDS, np.mean(complete, axis=0).tolist(), strict=True))
-
-
-def _numbers(line: str) -> list[float]:
-    """The numbers of a line of CSV; nothing if one cell is no number ("[N/A]", a line cut off)."""
-    try:
-        return [float(cell) for cell in line.split(",")]
-    except ValueError:
-        return []
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -230,6 +107,153 @@ def _without_nan(value: Any) -> Any:
         return {key: _without_nan(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_without_nan(item) for item in value]
-    if isinstance(value, float):
-        return value if np.isfinite(value) else None
-    return value
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def environment() -> dict[str, Any]:
+    """What is needed to compare machines: date, devices, versions, load now."""
+    return {
+        "date": datetime.now(timezone.utc).astimezone().isoformat(timespec="seconds"),
+        "cpu": _processor(),
+        "cores": os.cpu_count(),
+        "usable cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "load average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "gpus": _gpus(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "versions": _versions(),
+    }
+
+
+def introduce(method: str) -> dict[str, Any]:
+    """Print how a benchmark measures and the machine's `environment`; both for its JSON."""
+    found = environment()
+    print(method, _lines(found), sep="\n\n", end="\n\n", flush=True)
+    return {"environment": found, "method": method}
+
+
+def _lines(found: dict[str, Any]) -> str:
+    """`environment` as a few lines of text."""
+    gpus = [
+        f"{gpu['name']} (driver {gpu['driver']}, {gpu['SM clock (MHz)']} of"
+        f" {gpu['SM clock max (MHz)']} MHz, {gpu['power (W)']} of {gpu['power limit (W)']} W)"
+        for gpu in found["gpus"]
+    ]
+    return (
+        f"date      {found['date']}\n"
+        f"CPU       {found['cpu']}, {found['usable cores'] or found['cores']} cores,"
+        f" load average {found['load average']} at the start\n"
+        f"GPU       {'; '.join(gpus) or 'none found by nvidia-smi'}\n"
+        f"versions  {', '.join(f'{name} {v}' for name, v in found['versions'].items())}"
+    )
+
+
+def _versions() -> dict[str, str]:
+    """Versions of Python and of those libraries that are installed."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        for distribution in (name, *_OTHER_NAMES.get(name, ())):
+            with suppress(metadata.PackageNotFoundError):
+                found.setdefault(name, metadata.version(distribution))
+    return found
+
+
+def _processor() -> str:
+    """The CPU's model."""
+    listing = Path("/proc/cpuinfo")
+    for line in listing.read_text().splitlines() if listing.exists() else ():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _nvidia_smi(fields: Mapping[str, str], *more: str) -> list[str]:
+    """A command that prints these fields as CSV; empty where there is no nvidia-smi."""
+    program = shutil.which("nvidia-smi")
+    query = f"--query-gpu={','.join(fields.values())}"
+    return [program, query, "--format=csv,noheader,nounits", *more] if program else []
+
+
+def _gpus() -> list[dict[str, str]]:
+    """Name, driver, clocks and power of each GPU; empty without nvidia-smi or a driver."""
+    command = _nvidia_smi(_GPU_FIELDS)
+    answer = subprocess.run(command, capture_output=True, text=True) if command else None
+    if answer is None or answer.returncode:
+        return []
+    rows = (line.split(", ") for line in answer.stdout.splitlines() if line)
+    return [dict(zip(_GPU_FIELDS, row, strict=True)) for row in rows]
+
+
+class GpuWatch:
+    """Samples a GPU four times a second while it is entered; does nothing without nvidia-smi.
+
+    Args:
+        index: of the GPU, as nvidia-smi counts.
+
+    Attributes:
+        means: after the exit, the means of "utilization (%)", "SM clock (MHz)" and "power (W)";
+            empty without a GPU.
+    """
+
+    def __init__(self, index: int = 0) -> None:
+        self.means: dict[str, float] = {}
+        self._command = _nvidia_smi(_WATCHED_FIELDS, "-lms", "250", "-i", str(index))
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> GpuWatch:
+        if self._command:
+            self._process = subprocess.Popen(
+                self._command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is None:
+            return
+        self._process.terminate()
+        samples = []
+        for line in self._process.communicate()[0].splitlines():
+            with suppress(ValueError):  # "[N/A]", or a line cut off
+                samples.append([float(cell) for cell in line.split(",")])
+        complete = [sample for sample in samples if len(sample) == len(_WATCHED_FIELDS)]
+        if complete:
+            means = np.mean(complete, axis=0).tolist()
+            self.means = dict(zip(_WATCHED_FIELDS, means, strict=True))
+
+
+def machine_seconds() -> float:
+    """CPU time used on all cores since the boot (proc(5), /proc/stat); NaN without /proc."""
+    try:
+        first = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+    except OSError:
+        return float("nan")
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, first[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def _process_seconds(pid: int) -> float:
+    """CPU time that a process has used, all threads; NaN without /proc or the process."""
+    try:
+        # The name, in brackets, may hold spaces.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return float("nan")
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class CpuWatch:
+    """CPU use of some processes, by name, and of all others since it was made."""
+
+    def __init__(self, pids: Mapping[str, int]) -> None:
+        self._pids = dict(pids)
+        self._start = self._now()
+
+    def _now(self) -> dict[str, float]:
+        used = {name: _process_seconds(pid) for name, pid in self._pids.items()}
+        return {**used, "machine": machine_seconds(), "time": time.monotonic()}
+
+    def percent(self) -> dict[str, float]:
+        """Per process in percent of one core; "other" in percent of the whole machine."""
+        spent = {name: value - self._start[name] for name, value in self._now().items()}
+        seconds, machine = spent.pop("time"), spent.pop("machine")
+        other = max(machine - sum(spent.values()), 0.0) / (os.cpu_count() or 1)
+        return {name: 100 * value / seconds for name, value in {**spent, "other": other}.items()}

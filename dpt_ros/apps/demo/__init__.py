@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The main job end to end: a bag of a synthetic camera is replayed over ROS 2 into the node, and
-the output is scored."""
+"""Replay a bag of a synthetic camera into the node over ROS 2, and compare its output with the
+ground truth."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +17,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, default=Path("demo_out"), help="folder for the results"
     )
-    parser.add_argument("--seconds", type=float, default=8.0, help="of each of the three scenes")
+    parser.add_argument(
+        "--seconds", type=float, default=8.0, help="length of each of the three scenes"
+    )
     parser.add_argument("--rate", type=float, default=10.0, help="frames per second of the camera")
     args = parser.parse_args(argv)
     for name in ("seconds", "rate"):
@@ -27,7 +28,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     from dpt_ros.apps.demo.run import run
 
     return run(args.out, args.seconds, args.rate)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo's pictures: camera, depth and labels beside the truth."""
+"""The demo's contact sheet and video: camera, depth and labels beside the ground truth."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from dpt_ros.engine.output.color import depth_to_color, labels_to_color
 from dpt_ros.engine.output.legend import class_legend, depth_legend, title
 from dpt_ros.world import CLASSES
 
-# Metres at the dark end of the colours.
+# Depth at the dark end of the colours, metres.
 _FAR = 15.0
 _FONT, _WHITE = cv2.FONT_HERSHEY_SIMPLEX, (255, 255, 255)
 _COLUMNS = ("camera", "depth", "true depth", "labels", "true labels")
 
-Shown = Mapping[str, np.ndarray]
+Images = Mapping[str, np.ndarray]
 
 
-def contact_sheet(path: Path, frames: Sequence[Shown], rows: int = 6) -> None:
+def contact_sheet(path: Path, frames: Sequence[Images], rows: int = 6) -> None:
     """A PNG of ``rows`` frames, evenly spread, with a column per image and a legend.
 
     Args:
@@ -30,7 +30,7 @@ def contact_sheet(path: Path, frames: Sequence[Shown], rows: int = 6) -> None:
         frames: per frame "image", "depth/image", "semantic/labels", "truth/depth", "truth/labels".
         rows: how many frames.
     """
-    # The middle of each of ``rows`` equal stretches.
+    # The middle of each of ``rows`` equal parts.
     chosen = [frames[(2 * row + 1) * len(frames) // (2 * rows)] for row in range(rows)]
     tiles = [np.hstack(_tiles(frame)) for frame in chosen]
     width = _tiles(chosen[0])[0].shape[1]
@@ -39,7 +39,7 @@ def contact_sheet(path: Path, frames: Sequence[Shown], rows: int = 6) -> None:
     cv2.imwrite(str(path), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
 
 
-def video(path: Path, frames: Sequence[Shown], rate: float) -> None:
+def video(path: Path, frames: Sequence[Images], rate: float) -> None:
     """An MP4: camera, depth and labels above; the truth below."""
     writer = None
     for frame in frames:
@@ -67,7 +67,7 @@ def video(path: Path, frames: Sequence[Shown], rate: float) -> None:
         writer.release()
 
 
-def _tiles(frame: Shown) -> list[np.ndarray]:
+def _tiles(frame: Images) -> list[np.ndarray]:
     colors = palette("labels_world.json")
     pictures = [
         frame["image"],

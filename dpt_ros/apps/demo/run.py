@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo's work: three processes that talk over DDS as on a robot, a player, the node, and this
-one, which records; then scores and pictures."""
+"""The demo: a player, the node and this process, which records, talk over DDS as on a robot; then
+scores and pictures."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from rclpy.executors import ExternalShutdownException
-from tqdm import tqdm
 
 from dpt_ros.apps.demo.bag import TRUTH_TOPICS, Scene, read_images, record, write_camera_bag
 from dpt_ros.apps.demo.pictures import contact_sheet, video
@@ -25,7 +25,7 @@ from dpt_ros.world import CLASSES
 
 NAMESPACE = "/dpt_demo"
 IN_NAMESPACE = ("--ros-args", "-r", f"__ns:={NAMESPACE}")
-# Seeds far from those that the embedded network was trained on.
+# With seeds that the embedded network was not trained on.
 SCENES = (Scene("room", 9001), Scene("corridor", 9001), Scene("yard", 9001))
 IMAGE, DEPTH, LABELS = "image", "depth/image", "semantic/labels"
 
@@ -34,7 +34,7 @@ def run(out: Path, seconds: float, rate: float) -> int:
     """Run the demo.
 
     Args:
-        out: folder for the results; what is in it from another program stays.
+        out: folder for the results; files of other programs in it are kept.
         seconds: of each scene.
         rate: frames per second of the camera.
 
@@ -43,7 +43,7 @@ def run(out: Path, seconds: float, rate: float) -> int:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        # Only what an earlier demo left: the folder may hold something else.
+        # Only those of an earlier demo: the folder may hold something else.
         for bag in ("camera", "predictions"):
             if (out / bag / "metadata.yaml").exists():
                 shutil.rmtree(out / bag)
@@ -61,16 +61,22 @@ def _run(out: Path, seconds: float, rate: float) -> int:
     camera, recorded, times = out / "camera", out / "predictions", out / "sent.csv"
     count = max(2, round(seconds * rate))
     print(f"1/4  Rendering {len(SCENES)} synthetic scenes of {count} frames into {camera}")
-    write_camera_bag(camera, SCENES, count, rate, tqdm)
+    write_camera_bag(camera, SCENES, count, rate)
 
     print("2/4  Replaying them into the node over ROS 2, recording its output")
     os.environ.update(transport_environment())
-    with _node(out / "node.log") as node, _player(camera, times) as player:
-        arrived = record(
-            recorded, NAMESPACE, len(SCENES) * count, lambda: player.poll() is None, tqdm
-        )
+    node_command = ["dpt_ros.ros.dpt_node", *IN_NAMESPACE]
+    player_command = ["dpt_ros.bag.player", str(camera), "--times", str(times), "--wait", "90"]
+    player_command += ["--topics", "image", "camera_info", "odom", *IN_NAMESPACE]
+    with (
+        (out / "node.log").open("wb") as log,
+        _running(node_command, log) as node,
+        _running(player_command) as player,
+    ):
+        total = len(SCENES) * count
+        arrived = record(recorded, NAMESPACE, total, lambda: player.poll() is None)
         if node.poll() is not None or player.wait() != 0 or not arrived:
-            return _explain(out / "node.log")
+            return _report_failure(out / "node.log")
 
     print("3/4  Comparing with the ground truth")
     sent = np.loadtxt(times, delimiter=",", dtype=np.int64, ndmin=2)
@@ -88,37 +94,23 @@ def _run(out: Path, seconds: float, rate: float) -> int:
 
 
 @contextmanager
-def _node(log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "dpt_ros.ros.dpt_node", *IN_NAMESPACE]
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-        try:
-            yield process
-        finally:
-            _stop(process)
-
-
-@contextmanager
-def _player(bag: Path, times: Path) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "dpt_ros.bag.player", str(bag), "--times", str(times)]
-    command += ["--topics", "image", "camera_info", "odom"]
-    process = subprocess.Popen([*command, "--wait", "90", *IN_NAMESPACE])
+def _running(
+    command: Sequence[str], log: IO[bytes] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """``python -m COMMAND`` as a process that is stopped at the end."""
+    process = subprocess.Popen([sys.executable, "-m", *command], stdout=log, stderr=log)
     try:
         yield process
     finally:
-        _stop(process)
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGINT)
-    try:
-        process.wait(5)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def _explain(log: Path) -> int:
+def _report_failure(log: Path) -> int:
     lines = log.read_text(errors="replace").splitlines()
     print(f"The node published no depth. The end of its log ({log}):", file=sys.stderr)
     print("\n".join(lines[-15:]), file=sys.stderr)
@@ -128,10 +120,10 @@ def _explain(log: Path) -> int:
 def score(
     camera: Path, recorded: Path, sent: np.ndarray, arrived: dict[int, int], rate: float
 ) -> list[tuple[str, str]]:
-    """The table of results: names and values.
+    """The rows of the table of results: name and value.
 
     Args:
-        camera: bag of the camera and its truth.
+        camera: bag of the camera and the ground truth.
         recorded: bag of the predictions.
         sent: (N, 2) int64, stamp and monotonic time of publishing, ns.
         arrived: monotonic time of the depth image's arrival, ns, by stamp.
@@ -145,7 +137,7 @@ def score(
     labels = confusion.metrics()
     latency = [(arrived[stamp] - wall) / 1e6 for stamp, wall in sent if stamp in arrived]
     middle, high = np.percentile(latency, [50, 99])
-    # The median, because the camera rests between scenes.
+    # The median, because of the pauses between scenes.
     interval = np.median(np.diff(sorted(arrived.values()))) if len(arrived) > 1 else np.nan
     abs_rel, delta1 = (
         np.nanmean([scores[key] for scores in depth]) for key in ("abs_rel", "delta1")
@@ -160,7 +152,7 @@ def score(
 
 
 def _joined(camera: Path, recorded: Path) -> Iterator[dict[str, np.ndarray]]:
-    """Per frame that came back whole: its images by topic, input, truth and predictions."""
+    """The images of each frame with all predictions, by topic: input, truth and predictions."""
     predictions: dict[int, dict[str, np.ndarray]] = {}
     for stamp, topic, image in read_images(recorded, (DEPTH, LABELS)):
         predictions.setdefault(stamp, {})[topic] = image
@@ -174,7 +166,7 @@ def _joined(camera: Path, recorded: Path) -> Iterator[dict[str, np.ndarray]]:
 
 
 def _next_steps(out: Path) -> str:
-    return f"""Look at {out / "contact_sheet.png"} and {out / "demo.mp4"}; the bags are there too.
+    return f"""Results: {out / "contact_sheet.png"}, {out / "demo.mp4"}, and the bags beside them.
 
 Next, in an environment with dpt_ros (source .venv/bin/activate):
   your camera         dpt_node --ros-args -r image:=/camera/image_rect

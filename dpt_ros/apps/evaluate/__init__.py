@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""dpt_evaluate: score networks on a dataset, beside the published numbers."""
+"""dpt_evaluate: evaluate networks on a dataset, beside the published numbers."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from dpt_ros.datasets import list_datasets, unknown_dataset
 from dpt_ros.engine.settings import check
 from dpt_ros.model.zoo import EMBEDDED_NAME, list_models, unknown_model
 
 EXAMPLES = """examples:
-  the embedded network on worlds that it has not seen:
+  the embedded network on held-out worlds:
     dpt_evaluate --dataset world --out scores
   its temporal stability on videos of these worlds:
     dpt_evaluate --dataset world --set video=true worlds=6 frames=60 --out scores
@@ -37,46 +36,55 @@ def _parser() -> argparse.ArgumentParser:
     listed = "\n".join(f"  {name:15} {line}" for name, line in list_datasets().items())
     parser = argparse.ArgumentParser(
         prog="dpt_evaluate",
-        description="Score networks on a dataset and write the results: OUT/results.json with "
+        description="Evaluate networks on a dataset and write the results: OUT/results.json with "
         "every image,\nOUT/index.html with tables beside the published numbers and the best and "
-        f"worst images.\n\ndatasets, with what is expected in their folder:\n{listed}",
+        f"worst images.\n\ndatasets, with the expected content of their folder:\n{listed}",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--dataset", required=True, metavar="NAME", help="one of those above")
-    add("--root", type=Path, metavar="DIR", help="the dataset's folder; not for the world")
-    add("--out", type=Path, required=True, metavar="DIR", help="where the results go")
+    add("--dataset", required=True, metavar="NAME", help="one of the above")
+    add("--root", type=Path, metavar="DIR", help="folder of the dataset, except for the world")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     add("--split", choices=("test", "train"), default="test", help="default: test")
-    add("--set", nargs="+", default=[], metavar="NAME=VALUE", help="options of the dataset")
-    add("--depth-network", metavar="NAME", help="a name of the zoo; for the world by default "
+    add(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="options of the dataset, see docs/evaluation.md",
+    )
+    add("--depth-network", metavar="NAME", help="name of a network; default for the world: "
         f"{EMBEDDED_NAME}")  # fmt: skip
-    add("--depth-weights", metavar="WEIGHTS", help="a file, 'download' or 'random'; by default "
-        "the cached file, else the shipped one")  # fmt: skip
-    add("--label-network", metavar="NAME", help="a name of the zoo; by default the depth network "
-        "if it has labels")  # fmt: skip
+    add("--depth-weights", metavar="WEIGHTS", help="a file, download or random; default: the "
+        "cached file, else the shipped one")  # fmt: skip
+    add("--label-network", metavar="NAME", help="name of a network; default: the depth network if "
+        "it predicts labels")  # fmt: skip
     add("--label-weights", metavar="WEIGHTS", help="as for depth")
     add("--protocol", choices=("auto", "metric", "zero-shot"), default="auto",
-        help="how depth is evaluated: in metres, or after a fit to each image; by default in "
-        "metres for a metric network")  # fmt: skip
+        help="how depth is evaluated: in metres, or after a fit to each image; auto: in metres "
+        "for a metric network (default: auto)")  # fmt: skip
     add("--limit", type=int, metavar="N", help="evaluate only N samples, evenly spread")
     add("--pictures", type=int, default=4, metavar="N",
         help="show the N best and the N worst images (default: 4)")  # fmt: skip
     add("--device", default="auto",
         help="auto (the GPU if there is one), cpu, cuda or cuda:N (default: auto)")  # fmt: skip
-    add("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads")
+    add(
+        "--threads", type=int, default=os.cpu_count() or 1, help="CPU threads (default: all cores)"
+    )
     return parser
 
 
-def _complaint(args: argparse.Namespace) -> str | None:
-    """What is wrong with the arguments, None if nothing is."""
+def _argument_error(args: argparse.Namespace) -> str | None:
+    """Message about a wrong argument, None if all are right. The dataset's options are checked
+    when it is opened."""
     if args.dataset not in list_datasets():
         return unknown_dataset(args.dataset)
+    if args.dataset == "world" and args.root is not None:
+        return f"--dataset world is rendered and has no folder: leave --root {args.root} out."
     if args.dataset != "world" and args.root is None:
         expected = list_datasets()[args.dataset]
         return f"--dataset {args.dataset} needs --root, a folder with {expected}."
-    if args.dataset == "world" and args.root is not None:
-        return f"--dataset world is rendered and has no folder: leave --root {args.root} out."
     if args.root is not None and not args.root.expanduser().is_dir():
         return f"--root: the folder {args.root} does not exist."
     for name in (args.depth_network, args.label_network):
@@ -90,48 +98,30 @@ def _complaint(args: argparse.Namespace) -> str | None:
         value = getattr(args, name)
         if value is not None and value < lowest:
             return f"--{name} is {value}, but must be at least {lowest}."
+    for pair in args.set:
+        if "=" not in pair:
+            return f"--set is {pair!r}, but must be NAME=VALUE."
     if args.label_weights is not None and args.label_network is None:
         return "--label-weights needs --label-network."
     if args.depth_network is None and args.label_network is None and args.dataset != "world":
-        return "Give --depth-network, --label-network or both: a name of the zoo."
-    for option in ("depth_weights", "label_weights"):
-        weights = getattr(args, option)
-        if weights not in (None, "download", "random") and not _is_file(weights):
+        return "Give --depth-network, --label-network or both."
+    for option, weights in (("depth", args.depth_weights), ("label", args.label_weights)):
+        named = weights in (None, "download", "random")
+        if not named and not Path(weights).expanduser().is_file():
             return (
-                f"--{option.replace('_', '-')}: the file {weights} does not exist. Give a file,"
-                " download or random."
+                f"--{option}-weights: the file {weights} does not exist. Give a file, download or"
+                " random."
             )
     return None
-
-
-def _is_file(path: str) -> bool:
-    return Path(path).expanduser().is_file()
-
-
-def _options(pairs: Sequence[str]) -> dict[str, Any]:
-    split = [pair.partition("=") for pair in pairs]
-    for pair, (_, equals, _) in zip(pairs, split, strict=True):
-        if not equals:
-            raise ValueError(f"--set is {pair!r}, but must be NAME=VALUE.")
-    return {name: value for name, _, value in split}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``dpt_evaluate``. Returns the exit code."""
     args = _parser().parse_args(argv)
-    options: dict[str, Any] = {}
-    try:
-        options = _options(args.set)
-        complaint = _complaint(args)
-    except ValueError as error:
-        complaint = str(error)
-    if complaint is not None:
-        print(f"dpt_evaluate: {complaint}", file=sys.stderr)
+    error = _argument_error(args)
+    if error is not None:
+        print(f"dpt_evaluate: {error}", file=sys.stderr)
         return 2
     from dpt_ros.apps.evaluate.command import run
 
-    return run(args, options)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return run(args)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page of an evaluation: tables beside the published numbers, the best and worst images."""
+"""The HTML page of an evaluation: tables beside the published numbers, best and worst images."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import cv2
 import numpy as np
 
 from dpt_ros.apps.evaluate.protocols import NAMES, Protocol
-from dpt_ros.apps.evaluate.run import Judged, Part
-from dpt_ros.data import palette
+from dpt_ros.apps.evaluate.run import EvaluatedImage, Result
+from dpt_ros.data import palette, voc_colors
 from dpt_ros.engine.output.color import depth_to_color, inverse_to_color, labels_to_color
+from dpt_ros.metrics.depth import finite_mean
 
-# The relative error at the bright end of the error pictures.
-WRONG = 0.5
+WRONG = 0.5  # relative error at the upper end of the colour map of errors
+VIDEO_TITLE = "Temporal stability, single frames without the filter"
 _UNKNOWN = (90, 90, 90)
 _JPEG = [cv2.IMWRITE_JPEG_QUALITY, 88]
 _STYLE = """
@@ -44,32 +45,32 @@ def cell(measure: str, value: float | None) -> str:
     return f"{value:.2f}" if "%" in NAMES.get(measure, measure) else f"{value:.3f}"
 
 
-def table_rows(part: Part) -> tuple[list[str], list[list[str]], list[str]]:
-    """A part beside what was published.
+def table_rows(result: Result) -> tuple[list[str], list[list[str]], list[str]]:
+    """A result beside the published ones.
 
     Returns:
-        header; rows of cells, the first one this run's; what each row is: "ours", "same" (the
-        published numbers of this network) or "".
+        header; rows of cells, the first one this run's; the CSS class of each row: "ours", "same"
+        (the published numbers of this network) or "".
     """
-    protocol = part.protocol
-    differs = part.differences()
+    protocol = result.protocol
+    differs = result.differences()
     names = list(protocol.measures)
     names += [m for row in protocol.published for m in row.values if m not in names]
     header = ["", *(NAMES[name] for name in dict.fromkeys(names))]
-    rows = [[f"{part.network}, this run", *(cell(n, part.measures.get(n)) for n in names)]]
+    rows = [[f"{result.network}, this run", *(cell(n, result.measures.get(n)) for n in names)]]
     kinds = ["ours"]
     for row in protocol.published:
-        # said to be the paper's only where the numbers can be compared
+        # "paper" only where the numbers are comparable
         source = "other protocol" if differs else "paper"
         rows.append([f"{row.method} ({source})", *(cell(n, row.values.get(n)) for n in names)])
-        kinds.append("same" if part.network in row.networks else "")
+        kinds.append("same" if result.network in row.networks else "")
     return header, rows, kinds
 
 
 def page(
     title: str,
     facts: Sequence[str],
-    parts: Sequence[Part],
+    results: Sequence[Result],
     videos: dict[str, dict[str, float]],
     colors: np.ndarray,
     class_names: Sequence[str],
@@ -79,23 +80,23 @@ def page(
     Args:
         title: of the page.
         facts: lines below it.
-        parts: what came out.
+        results: of all protocols.
         videos: temporal metrics by video, may be empty.
         colors: (256, 3) uint8, palette of the dataset's classes.
         class_names: of the dataset, may be empty.
     """
     body = [f"<h1>{escape(title)}</h1>", *(f"<div class=note>{escape(f)}</div>" for f in facts)]
-    for part in parts:
-        body += _part(part, colors)
+    for result in results:
+        body += _section(result, colors)
     if videos:
         names = list(next(iter(videos.values())))
         rows = [[v, *(cell(n, values[n]) for n in names)] for v, values in videos.items()]
-        mean = [cell(n, _nanmean([values[n] for values in videos.values()])) for n in names]
-        body.append("<h2>Temporal stability, single frames without the filter</h2>")
+        mean = [cell(n, finite_mean([values[n] for values in videos.values()])) for n in names]
+        body.append(f"<h2>{VIDEO_TITLE}</h2>")
         rows.append(["mean", *mean])
         kinds = [""] * len(videos) + ["ours"]
         body.append(_table(["video", *(NAMES[n] for n in names)], rows, kinds))
-    if class_names and any(part.protocol.kind == "labels" for part in parts):
+    if class_names and any(result.protocol.kind == "labels" for result in results):
         body.append(_legend(class_names, colors))
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title>"
@@ -103,75 +104,75 @@ def page(
     )
 
 
-def _part(part: Part, colors: np.ndarray) -> list[str]:
-    protocol = part.protocol
+def _section(result: Result, colors: np.ndarray) -> list[str]:
+    protocol = result.protocol
     what = {
         "metric": "depth in metres",
         "zero-shot": "depth, scale and shift of each image fitted in inverse depth",
         "order": "order of two points",
         "labels": "class labels",
     }[protocol.kind]
-    body = [f"<h2>{escape(protocol.dataset)}: {what}, {part.images} images</h2>"]
-    header, rows, kinds = table_rows(part)
+    body = [f"<h2>{escape(protocol.dataset)}: {what}, {result.images} images</h2>"]
+    header, rows, kinds = table_rows(result)
     body.append(_table(header, rows, kinds))
-    for note in notes_of(part):
+    for note in notes_of(result):
         body.append(f"<div class=note>{escape(note)}</div>")
-    if part.classes:
-        found = {name: cell("iou", value) for name, value in part.classes.items()}
+    if result.classes:
+        found = {name: cell("iou", value) for name, value in result.classes.items()}
         items = "".join(
             f"<div>{escape(name)} <b>{text}</b></div>"
             for name, text in found.items()
             if text != "-"
         )
         body.append(f"<h3>IoU by class</h3><div class=classes>{items}</div>")
-    if protocol.kind != "labels" and (part.worst or part.best):
+    if protocol.kind != "labels" and (result.worst or result.best):
         body.append(_ramps(protocol))
-    for words, group in (("Worst", part.worst), ("Best", part.best)):
+    for words, group in (("Worst", result.worst), ("Best", result.best)):
         if group:
             body.append(f"<h3>{words} by {escape(NAMES[protocol.rank])}</h3>")
-        for judged in group:
-            score = cell(protocol.rank, judged.score)
+        for image in group:
+            score = cell(protocol.rank, image.score)
             tiles = "".join(
-                f"<div>{escape(name)}<img alt='{escape(name)}' src='{_data(image)}'></div>"
-                for name, image in tiles_of(judged, protocol, colors)
+                f"<div>{escape(name)}<img alt='{escape(name)}' src='{_data(tile)}'></div>"
+                for name, tile in tiles_of(image, protocol, colors)
             )
             body.append(
-                f"<figure><figcaption>{escape(judged.name)}: {escape(NAMES[protocol.rank])} "
+                f"<figure><figcaption>{escape(image.name)}: {escape(NAMES[protocol.rank])} "
                 f"{score}</figcaption><div class=tiles>{tiles}</div></figure>"
             )
     return body
 
 
-def notes_of(part: Part) -> tuple[str, ...]:
-    """Remarks that a reader of the table must know."""
-    protocol = part.protocol
+def notes_of(result: Result) -> tuple[str, ...]:
+    """Remarks on the table: source and comparability of the published numbers."""
+    protocol = result.protocol
     if not protocol.table:
-        return part.notes
+        return result.notes
     source = f"Published numbers: {protocol.table}."
-    return (source, *part.differences(), *part.notes)
+    return (source, *result.differences(), *result.notes)
 
 
 def tiles_of(
-    judged: Judged, protocol: Protocol, colors: np.ndarray
+    image: EvaluatedImage, protocol: Protocol, colors: np.ndarray
 ) -> list[tuple[str, np.ndarray]]:
-    """Pictures of an image, named: (H, W, 3) uint8 RGB each."""
+    """Named tiles that show an image and its evaluation: (H, W, 3) uint8 RGB each."""
     if protocol.kind == "labels":
-        truth, guess = judged.truth, judged.prediction
+        truth, guess = image.truth, image.prediction
         known = (truth > 0) & (truth < 255)
         error = np.where((guess != truth)[..., None], (230, 60, 40), (215, 225, 215))
         return [
-            ("image", judged.rgb),
+            ("image", image.rgb),
             ("prediction", labels_to_color(guess, colors)),
             ("truth", labels_to_color(truth, colors)),
             ("wrong (red)", np.where(known[..., None], error, _UNKNOWN).astype(np.uint8)),
         ]
     if protocol.kind == "order":
-        low, high = np.percentile(judged.prediction, (1, 99))
-        shown = inverse_to_color(judged.prediction - low, max(float(high - low), 1e-9))
-        return [("image, nearer point green", _points(judged)), ("prediction", shown)]
-    truth = judged.truth
+        low, high = np.percentile(image.prediction, (1, 99))
+        shown = inverse_to_color(image.prediction - low, max(float(high - low), 1e-9))
+        return [("image, nearer point green", _points(image)), ("prediction", shown)]
+    truth = image.truth
     known = np.isfinite(truth)
-    relative = np.abs(judged.prediction - truth) / np.where(known, truth, 1)
+    relative = np.abs(image.prediction - truth) / np.where(known, truth, 1)
     error = _error_color(np.where(known, relative, 0))
     error[~known] = _UNKNOWN
     shown_truth = depth_to_color(truth.astype(np.float32), protocol.far)
@@ -179,17 +180,17 @@ def tiles_of(
     if known.mean() < 0.3:  # points of a laser: too thin to be seen
         shown_truth, error = (_thicker(image, known) for image in (shown_truth, error))
     return [
-        ("image", judged.rgb),
-        ("prediction", depth_to_color(judged.prediction.astype(np.float32), protocol.far)),
+        ("image", image.rgb),
+        ("prediction", depth_to_color(image.prediction.astype(np.float32), protocol.far)),
         ("truth", shown_truth),
         ("relative error", error),
     ]
 
 
-def _points(judged: Judged) -> np.ndarray:
-    picture = judged.rgb.copy()
+def _points(image: EvaluatedImage) -> np.ndarray:
+    picture = image.rgb.copy()
     radius = max(picture.shape[1] // 60, 3)
-    for row1, column1, row2, column2, nearer in judged.truth:
+    for row1, column1, row2, column2, nearer in image.truth:
         for row, column, near in ((row1, column1, nearer > 0), (row2, column2, nearer < 0)):
             at = round(column), round(row)
             cv2.circle(picture, at, radius, (40, 200, 60) if near else (230, 60, 40), -1)
@@ -204,7 +205,7 @@ def _error_color(error: np.ndarray) -> np.ndarray:
 
 
 def _thicker(image: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Each known pixel three pixels wide and high."""
+    """The (H, W, 3) image with each known pixel three pixels wide and high."""
     thick = image.copy()
     for dy in (-1, 0, 1):
         for dx in (-1, 0, 1):
@@ -222,7 +223,7 @@ def _ramps(protocol: Protocol) -> str:
     return (
         f"<p>depth 0 <img class=ramp alt='' src='{_data(depth)}'> {protocol.far:g} m and more, "
         f"&emsp;relative error 0 <img class=ramp alt='' src='{_data(error)}'> {WRONG:.0%} and "
-        "more, grey: not judged</p>"
+        "more, grey: not evaluated</p>"
     )
 
 
@@ -253,19 +254,7 @@ def _data(picture: np.ndarray) -> str:
 
 
 def dataset_colors(dataset: str) -> np.ndarray:
-    """(256, 3) uint8 RGB for the classes of a dataset, black where there is none."""
+    """(256, 3) uint8 RGB by class id of a dataset."""
     if dataset in ("world", "ade20k"):
         return palette(f"labels_{dataset}.json")
-    # the colours of Pascal VOC: the bits of the id, spread over the three channels
-    ids = np.arange(256)
-    colors = np.zeros((256, 3), np.uint8)
-    for bit in range(8):
-        for channel in range(3):
-            colors[:, channel] |= ((ids >> channel & 1) << 7 - bit).astype(np.uint8)
-        ids = ids >> 3
-    return colors
-
-
-def _nanmean(values: Sequence[float]) -> float:
-    found = [value for value in values if np.isfinite(value)]
-    return float(np.mean(found)) if found else float("nan")
+    return voc_colors()

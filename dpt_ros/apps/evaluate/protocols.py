@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How each dataset is judged, and what the papers report on it.
+"""How predictions on each dataset are evaluated, and the published results.
 
 Tables 1 to 5 of Ranftl, Bochkovskiy, Koltun: Vision Transformers for Dense Prediction, ICCV 2021,
 arXiv 2103.13413, with EVALUATION.md of isl-org/DPT and the code it names. [MiDaS] Ranftl,
@@ -10,35 +10,23 @@ Lasinger, Hafner, Schindler, Koltun: Towards Robust Monocular Depth Estimation, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 NAMES = {
-    "abs_rel": "AbsRel",
-    "rmse": "RMSE [m]",
-    "rmse_log": "RMSE log",
-    "log10": "log10",
-    "delta1": "delta1",
-    "delta2": "delta2",
-    "delta3": "delta3",
-    "bad": "delta > 1.25 [%]",
-    "whdr": "WHDR [%]",
-    "pixel_accuracy": "pixAcc",
-    "miou": "mIoU",
-    "tepe": "TEPE [%]",
-    "tae": "TAE [%]",
-    "opw": "OPW [m]",
-    "rtc": "rTC [%]",
-    "edge": "edge AbsRel",
-    "ghost": "ghost [%]",
-    "miss": "miss [%]",
-    "tc": "TC [%]",
-    "vc8": "VC8 [%]",
-    "vc16": "VC16 [%]",
-    "mover_iou": "mover IoU [%]",
+    "abs_rel": "AbsRel", "rmse": "RMSE [m]", "rmse_log": "RMSE log", "log10": "log10",
+    "delta1": "delta1", "delta2": "delta2", "delta3": "delta3", "bad": "delta > 1.25 [%]",
+    "whdr": "WHDR [%]", "pixel_accuracy": "pixAcc", "miou": "mIoU",
+    "tepe": "TEPE [%]", "tae": "TAE [%]", "opw": "OPW [m]", "rtc": "rTC [%]",
+    "edge": "edge AbsRel", "ghost": "ghost [%]", "miss": "miss [%]", "tc": "TC [%]",
+    "vc8": "VC8 [%]", "vc16": "VC16 [%]", "mover_iou": "mover IoU [%]",
     "ghost_label": "ghost label [%]",
-}
+}  # fmt: skip
 HIGHER_IS_BETTER = {"delta1", "delta2", "delta3", "pixel_accuracy", "miou"}
+
+
+class ArgumentError(ValueError):
+    """The networks, the protocol and the dataset do not go together: wrong arguments."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +34,9 @@ class Published:
     """A row of a table of a paper.
 
     Args:
-        method: as the table calls it.
-        values: by measure, in the units of this package.
-        networks: names of the zoo that are this method.
+        method: its name in the table.
+        values: by measure, in the units of ``NAMES``.
+        networks: names of ``list_models()`` that are this method.
     """
 
     method: str
@@ -58,24 +46,24 @@ class Published:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How one kind of truth of a dataset is judged.
+    """How predictions for one kind of ground truth of a dataset are evaluated.
 
     Args:
         dataset: its name.
         kind: "zero-shot" (depth after a fit to each image), "metric", "order" (pairs of points)
             or "labels".
         measures: in the order of the table.
-        rank: the measure that tells good pictures from bad ones.
-        low, high: metres, true depth outside is not judged; the ends are not either.
-        cap: metres, the farthest depth a prediction may have.
-        crop: as ``metrics.crop_mask`` takes it.
-        kb_crop: predict and judge the bottom centre 352 x 1216 of KITTI's pictures only.
-        far: metres, the dark end of the colours in the pictures.
-        table: where the published numbers stand, "" if there are none.
-        published: them.
-        images: that they were taken on; 0 if unknown.
-        variant: of the dataset that they were taken on; "" if there is one only.
-        differs: what is known to be different from how they were taken.
+        rank: the measure that orders images from good to bad.
+        low, high: metres, both exclusive; pixels with a true depth outside are ignored.
+        cap: metres, the largest depth of an aligned prediction.
+        crop: of ``metrics.depth.crop_mask``.
+        kb_crop: predict and evaluate only the bottom centre 352 x 1216 of KITTI's images.
+        far: metres, upper end of the colour map of depth.
+        table: source of the published numbers, "" if there are none.
+        published: rows of that table.
+        images: number of images of the published evaluation; 0 if unknown.
+        variant: variant of the dataset there; "" if there is only one.
+        differs: known differences from the published evaluation.
     """
 
     dataset: str
@@ -92,18 +80,14 @@ class Protocol:
     published: tuple[Published, ...] = ()
     images: int = 0
     variant: str = ""
-    differs: tuple[str, ...] = field(default=())
+    differs: tuple[str, ...] = ()
 
-    def differences(self, judged: int, variant: str = "") -> tuple[str, ...]:
-        """How a run differs from what the paper did.
-
-        Args:
-            judged: images of the run.
-            variant: of the dataset.
-        """
+    def differences(self, images: int, variant: str = "") -> tuple[str, ...]:
+        """Differences of a run on ``images`` images of a variant of the dataset from the published
+        evaluation."""
         found: tuple[str, ...] = self.differs
-        if self.images and judged != self.images:
-            found += (f"The paper evaluates {self.images} images, this run {judged}.",)
+        if self.images and images != self.images:
+            found += (f"The paper evaluates {self.images} images, this run {images}.",)
         if self.variant and variant != self.variant:
             found += (f"The paper uses {self.dataset} as {self.variant}, this run {variant}.",)
         return found
@@ -124,7 +108,7 @@ _TABLE1 = (
 _COLUMNS = ("diw", "eth3d", "sintel", "kitti", "nyu", "tum")
 _RESIZED = (
     "The authors published their code for this table for NYU and KITTI only: how they resized "
-    "pictures of this dataset is not known; here as there."
+    "images of this dataset is not known; here as for those two."
 )
 
 
@@ -155,7 +139,7 @@ def _rows(measures: tuple[str, ...], *rows: tuple[Any, ...]) -> tuple[Published,
 # fmt: off
 PROTOCOLS = (
     _zero_shot("diw", "whdr", images=74441, differs=(_RESIZED,)),
-    # Caps: [MiDaS], Experiments: the farthest truth; Sintel is judged only where that is nearer.
+    # Caps: [MiDaS], Experiments: the farthest truth; Sintel: only where the truth is nearer.
     _zero_shot("eth3d", "abs_rel", cap=72.0, far=30.0, images=454, differs=(_RESIZED,)),
     _zero_shot(
         "sintel", "abs_rel", cap=72.0, high=72.0, far=30.0, images=1064, variant="final",
@@ -230,10 +214,9 @@ def find_protocol(dataset: str, kind: str) -> Protocol:
     """The protocol of a dataset.
 
     Raises:
-        ValueError: there is none of this kind.
+        ArgumentError: there is none of this kind.
     """
-    kinds = [p.kind for p in PROTOCOLS if p.dataset == dataset]
-    for protocol in PROTOCOLS:
-        if (protocol.dataset, protocol.kind) == (dataset, kind):
-            return protocol
-    raise ValueError(f"{dataset} has no protocol {kind}. Available: {', '.join(kinds)}.")
+    kinds = {protocol.kind: protocol for protocol in PROTOCOLS if protocol.dataset == dataset}
+    if kind in kinds:
+        return kinds[kind]
+    raise ArgumentError(f"{dataset} has no protocol {kind}. Available: {', '.join(kinds)}.")

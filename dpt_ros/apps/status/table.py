@@ -1,21 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reports of /diagnostics as text: which node each is of, and tables."""
+"""Statuses of /diagnostics as text: which node each belongs to, and tables."""
 
 from __future__ import annotations
 
-import shutil
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 LEVELS = ("OK", "WARN", "ERROR", "STALE")
 _COLORS = ("32", "33", "31", "35")  # green, yellow, red, magenta
 _NETWORKS = "networks"
 
 
-@dataclass(frozen=True)
-class Status:
+class Status(NamedTuple):
     """One status of a diagnostic message.
 
     Args:
@@ -28,16 +25,16 @@ class Status:
     name: str
     level: int
     message: str
-    values: Mapping[str, str]
+    values: dict[str, str]
 
     @property
     def node(self) -> str:
-        """Full name of the node, with no slash at its beginning."""
+        """Full name of the node, without a leading slash."""
         return self.name.rpartition(": ")[0]
 
     @property
     def part(self) -> str:
-        """What of the node it is about: networks, or a camera."""
+        """The part of the node: networks, or a camera."""
         return self.name.rpartition(": ")[2]
 
     @property
@@ -52,8 +49,8 @@ def of_dpt(statuses: Iterable[Status]) -> bool:
 
 def in_namespace(status: Status, namespace: str) -> bool:
     """Whether the status is of a node in or below a namespace, "" for any."""
-    wanted = namespace.strip("/")
-    return not wanted or status.node.startswith(f"{wanted}/")
+    prefix = namespace.strip("/")
+    return not prefix or status.node.startswith(f"{prefix}/")
 
 
 def worst(statuses: Iterable[Status]) -> int:
@@ -63,58 +60,53 @@ def worst(statuses: Iterable[Status]) -> int:
 
 def as_json(stamp: float, statuses: Sequence[Status]) -> dict[str, Any]:
     """A report as plain values: its time, the highest level, and every status."""
+    status = [{**s._asdict(), "level": s.level_name} for s in statuses]
     return {
         "stamp": stamp,
         "level": LEVELS[min(worst(statuses), len(LEVELS) - 1)],
-        "status": [
-            {"name": s.name, "level": s.level_name, "message": s.message, "values": dict(s.values)}
-            for s in statuses
-        ],
+        "status": status,
     }
 
 
-def table(statuses: Sequence[Status], color: bool, width: int | None = None) -> str:
-    """One line per status, then the values: names down, the parts of each node across.
+def table(statuses: Sequence[Status], color: bool, width: int) -> str:
+    """One line per status, then the values: a row per name, a column per part of each node.
 
     Args:
         statuses: of all nodes.
         color: whether the levels are coloured with escape sequences.
-        width: columns of the terminal; None asks for it.
+        width: columns of the terminal.
     """
-    width = width or shutil.get_terminal_size().columns
     lines = []
     for status in statuses:
         level = f"{status.level_name:<5}"
         if color and status.level < len(_COLORS):
             level = f"\x1b[1;{_COLORS[status.level]}m{level}\x1b[0m"
-        room = max(width - 7, 20)
-        first, *more = textwrap.wrap(f"{status.name}  {status.message}", room) or [""]
-        lines += [f"{level}  {first}", *(f"       {line}" for line in more)]
+        text = textwrap.fill(
+            f"{status.name}  {status.message}", max(width, 27), subsequent_indent=" " * 7,
+            initial_indent=" " * 7,
+        )  # fmt: skip
+        lines.append(f"{level}  {text[7:]}")
     for node in dict.fromkeys(status.node or status.name for status in statuses):
         parts = [s for s in statuses if (s.node or s.name) == node and s.values]
-        about = [s for s in parts if s.part == _NETWORKS]
-        for group in (about, [s for s in parts if s not in about]):
+        networks = [s for s in parts if s.part == _NETWORKS]
+        for group in (networks, [s for s in parts if s not in networks]):
             lines += ["", *_columns(group, width)] if group else []
     return "\n".join(lines)
 
 
 def _columns(group: Sequence[Status], width: int) -> list[str]:
-    """The values of some statuses side by side; below each other where the width ends."""
+    """The values of some statuses side by side, in as many blocks as the width requires."""
     names = list(dict.fromkeys(name for status in group for name in status.values))
     first = max(map(len, names))
-    cells = {s.name: [s.values.get(name, "-") for name in names] for s in group}
-    widths = {s.name: max(len(s.part), *map(len, cells[s.name])) for s in group}
-    lines: list[str] = []
-    left = list(group)
-    while left:
-        taken = [left.pop(0)]
-        used = first + 2 + widths[taken[0].name]
-        while left and used + 2 + widths[left[0].name] <= width:
-            taken.append(left.pop(0))
-            used += 2 + widths[taken[-1].name]
-        rows = [("", [s.part for s in taken])]
-        rows += [(name, [cells[s.name][k] for s in taken]) for k, name in enumerate(names)]
-        for name, values in rows:
-            row = [v.ljust(widths[s.name]) for v, s in zip(values, taken, strict=True)]
-            lines.append(f"{name:<{first}}  {'  '.join(row)}".rstrip())
-    return lines
+    columns = [[s.part, *(s.values.get(name, "-") for name in names)] for s in group]
+    blocks: list[list[list[str]]] = []
+    left = 0
+    for column in columns:
+        wide = max(map(len, column))
+        column = [cell.ljust(wide) for cell in column]
+        if not blocks or wide + 2 > left:
+            blocks.append([[name.ljust(first) for name in ("", *names)]])
+            left = width - first
+        blocks[-1].append(column)
+        left -= wide + 2
+    return ["  ".join(row).rstrip() for block in blocks for row in zip(*block, strict=True)]

@@ -7,19 +7,28 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dpt_ros.apps.train.recipe import CHOICES, FIELDS, PRESETS, Recipe
+from dpt_ros.apps.train.recipe import (
+    CONDITIONS,
+    NOT_NEGATIVE,
+    POSITIVE,
+    PRESETS,
+    RUNNING,
+    Recipe,
+    parse_size,
+)
 from dpt_ros.datasets import list_datasets, unknown_dataset
 from dpt_ros.engine.settings import check
-from dpt_ros.model.zoo import GEOMETRIES, list_models, unknown_model
+from dpt_ros.model.zoo import list_models, unknown_model
 
 EXAMPLES = """examples:
   the embedded network, an hour and twenty minutes on two CPU cores:
     dpt_train --out runs/embedded --minutes 80
-  a quick look at whether it learns:
+  a short trial:
     dpt_train --out runs/quick --worlds 60 --minutes 5
   resume after an interruption:
     dpt_train --out runs/embedded --minutes 80 --resume
@@ -32,150 +41,96 @@ EXAMPLES = """examples:
     dpt_train --out runs/both --weights mine.safetensors --train both --lr 1e-4
   one row of the paper's Table 7, on the synthetic world:
     dpt_train --out runs/add --backbone small --readout add --relative --train depth --steps 2000
-  what another inference resolution costs (Figure 4), without training:
+  the accuracy at other inference resolutions (Figure 4), without training:
     dpt_train --out runs/sizes --weights cached --steps 0 --test-sizes 240x176 480x352
 
 run on the node:  -p depth_network:=MODEL -p depth_weights:=OUT/MODEL.safetensors
 """
 
 
-def _size(text: str) -> tuple[int, int]:
-    try:
-        width, height = map(int, text.lower().split("x"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT") from None
-    return width, height
+_LENGTHS = ("minutes", "steps", "epochs")
+_COUNTS = ("worlds", "frames", "held_out", "threads", "width", "height")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dpt_train",
         description="Train or fine-tune a network for depth, labels or both, on frames of the "
-        "synthetic world or on published datasets, and measure it on pictures that it has not "
-        "seen.",
+        "synthetic world or on published datasets, and evaluate it on held-out images.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    start = parser.add_argument_group("where it starts")
-    data = parser.add_argument_group("what it learns from")
-    recipe = parser.add_argument_group("how it learns")
-    views = parser.add_argument_group("what it sees of a picture")
-    shape = parser.add_argument_group("another network (the paper's ablations)")
-    running = parser.add_argument_group("running")
-
-    def add(group: Any, name: str, kind: Any, help: str, default: object = None) -> None:
-        """An option. Those of the recipe have no default here, because a preset may have one."""
-        field = name.strip("-").replace("-", "_")
-        shown = getattr(Recipe, field, None) if default is None else default
-        if shown not in (None, "", 0):
-            help += f" (default: {shown})"
-        group.add_argument(name, type=kind, default=default, help=help, choices=CHOICES.get(field))
-
+    start = parser.add_argument_group("output and presets").add_argument
     out = "folder for checkpoint, log and the trained network"
-    start.add_argument("--out", type=Path, required=True, help=out)
+    start("--out", type=Path, required=True, help=out)
     presets = "a protocol of the paper; other options change it"
-    start.add_argument("--preset", choices=tuple(PRESETS), help=presets)
-    add(
-        start,
-        "--model",
-        str,
-        "a name of the zoo (default: that of the weights file, else the embedded)",
-    )
-    weights = "a file, download, cached, random, imagenet (its encoder), or timm:NAME (encoder)"
-    add(start, "--weights", str, weights)
-    add(start, "--train", str, "depth, labels or both (default: what the network does)")
-    metres = start.add_mutually_exclusive_group()
-    metres.add_argument("--metric", action="store_true", default=None, help="learn metres")
-    metres.add_argument(
-        "--relative",
-        dest="metric",
-        action="store_false",
-        default=None,
-        help="learn relative inverse depth",
-    )
+    start("--preset", choices=tuple(PRESETS), help=presets)
 
-    names = "of published pictures, may be repeated: " + ", ".join(list_datasets())
-    data.add_argument("--dataset", action="append", default=[], help=names, metavar="NAME")
-    data.add_argument(
-        "--root", action="append", default=[], type=Path, help="folder of each dataset"
-    )
-    add(data, "--cache", Path, "folder for rendered frames, kept (default: OUT/frames)")
-    add(data, "--worlds", int, "training worlds", 1800)
-    add(data, "--frames", int, "frames of each world", 8)
-    add(data, "--width", int, "of the frames, pixels", 320)
-    add(data, "--height", int, "of the frames, pixels", 240)
-    held_out = "worlds to measure on, five frames of each; of datasets five times as many pictures"
-    add(data, "--held-out", int, held_out, 60)
-    sizes = "further input sizes to measure at, WIDTHxHEIGHT"
-    data.add_argument("--test-sizes", type=_size, nargs="+", default=(), help=sizes)
+    data = parser.add_argument_group("training data").add_argument
+    names = "published dataset, may be repeated: " + ", ".join(list_datasets())
+    data("--dataset", action="append", default=[], help=names, metavar="NAME")
+    root = "folder of each published dataset, in the same order"
+    data("--root", action="append", default=[], type=Path, help=root, metavar="DIR")
+    cache = "folder for rendered frames, kept (default: OUT/frames)"
+    data("--cache", type=Path, help=cache, metavar="DIR")
+    for option, default, text in (
+        ("worlds", 1800, "training worlds"),
+        ("frames", 8, "frames of each world"),
+        ("width", 320, "of the frames, pixels"),
+        ("height", 240, "of the frames, pixels"),
+        ("held-out", 60, "held-out worlds, five frames of each; of datasets five times as many "
+         "images"),
+    ):  # fmt: skip
+        text += f" (default: {default})"
+        data(f"--{option}", type=int, default=default, help=text, metavar="N")
+    sizes = "further input sizes to evaluate at"
+    data("--test-sizes", type=parse_size, nargs="+", default=(), help=sizes, metavar="WxH")
 
-    add(recipe, "--minutes", float, "how long to train; the schedule fills it")
-    add(recipe, "--steps", int, "train this many steps instead; 0 only measures")
-    add(recipe, "--epochs", float, "train this many epochs instead")
-    add(recipe, "--batch", int, "images per step, of all processes together")
-    add(recipe, "--optimizer", str, "of the weights")
-    add(recipe, "--weight-decay", float, "of the optimizer (default: 0)")
-    add(recipe, "--lr", float, "peak learning rate of decoder and heads")
-    add(recipe, "--backbone-lr", float, "that of the encoder (default: that of --lr)")
-    add(recipe, "--schedule", str, "of the learning rates")
-    add(recipe, "--clip", float, "largest norm of the gradient")
-    add(recipe, "--average", float, "decay of the averaged weights that are exported; 0: none")
-    coarse = "first part of the run, on pictures of 0.6 times the size"
-    add(recipe, "--coarse", float, coarse)
-    add(recipe, "--depth-loss", str, "of depth (default: log for metres, else ssi)")
-    add(recipe, "--gradient", float, "weight of gradient matching")
-    add(recipe, "--auxiliary", float, "weight of an auxiliary label head (default: none)")
-    add(recipe, "--dropout", float, "in the label heads (default: 0)")
-    recipe.add_argument(
-        "--class-weights",
-        action=argparse.BooleanOptionalAction,
-        help="mild weights for rare classes (default: yes)",
-    )
-    add(recipe, "--seed", int, "of weights, batches and augmentation (default: 0)")
-    add(recipe, "--precision", str, "arithmetic of the forward pass")
+    # Without defaults, because a preset may have other ones.
+    groups: dict[str, Any] = {}
+    for field in fields(Recipe):
+        argument = dict(field.metadata)
+        if not argument:
+            continue
+        title, help_text, _ = (argument.pop(key) for key in ("group", "help", "must"))
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        group = groups[title]
+        if "(default" not in help_text and field.default not in (None, "", 0):
+            help_text += f" (default: {field.default})"
+        group.add_argument(_flag(field.name), default=None, help=help_text, **argument)
+        if field.name == "train":
+            unit = group.add_mutually_exclusive_group()
+            metres, relative = "train for metres", "train for relative inverse depth"
+            unit.add_argument("--metric", action="store_true", default=None, help=metres)
+            unit.add_argument("--relative", dest="metric", action="store_false", help=relative)
 
-    add(views, "--longer", int, "scale to this longer side, pixels")
-    add(views, "--size", _size, "scale to WIDTHxHEIGHT instead")
-    views.add_argument(
-        "--scaling", type=float, nargs=2, help="random scaling (default: 1 1)", metavar="FACTOR"
-    )
-    add(views, "--crop", _size, "WIDTHxHEIGHT (default: the picture, at most 384x384)")
-    views.add_argument(
-        "--jitter",
-        action=argparse.BooleanOptionalAction,
-        help="random changes of light (default: yes)",
-    )
-    add(views, "--max-depth", float, "metres; truth beyond it is unknown (default: no limit)")
-
-    shape.add_argument("--backbone", choices=tuple(GEOMETRIES), help="of random or timm weights")
-    add(shape, "--taps", str, "four layers, counted from 1: 3,6,9,12 or R0,R1,9,12")
-    add(shape, "--readout", str, "what becomes of the readout token")
-    shape.add_argument(
-        "--batch-norm", action=argparse.BooleanOptionalAction, help="in the decoder"
-    )
-
-    add(running, "--device", str, "auto (the GPU if there is one), cpu, cuda or cuda:N")
-    threads = "CPU threads of all processes, and processes that render"
-    add(running, "--threads", int, threads, os.cpu_count() or 1)
-    add(running, "--workers", int, "processes that prepare pictures (default: 0; 4 on a GPU)")
-    add(running, "--save-minutes", float, "time between two checkpoints", 2.0)
-    board = "write curves and pictures to OUT/tensorboard"
-    running.add_argument("--tensorboard", action="store_true", help=board)
+    running = groups[RUNNING].add_argument
+    threads = "CPU threads of all processes, and processes that render (default: all cores)"
+    running("--threads", type=int, default=os.cpu_count() or 1, help=threads, metavar="N")
+    workers = "processes that prepare images (default: 0; 4 on a GPU)"
+    running("--workers", type=int, help=workers, metavar="N")
+    minutes = "time between two checkpoints (default: 2)"
+    running("--save-minutes", type=float, default=2.0, help=minutes, metavar="MINUTES")
+    board = "write curves and images to OUT/tensorboard"
+    running("--tensorboard", action="store_true", help=board)
     resume = "continue from the checkpoint in OUT"
-    running.add_argument("--resume", action="store_true", help=resume)
+    running("--resume", action="store_true", help=resume)
     return parser
 
 
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def _recipe(args: argparse.Namespace) -> Recipe:
-    """The preset, changed by what was given."""
+    """The preset, changed by the options given."""
     values = dict(PRESETS[args.preset].values) if args.preset else {}
-    given = {k: getattr(args, k) for k in FIELDS if getattr(args, k, None) is not None}
-    lengths = ("minutes", "steps", "epochs")
-    if any(name in given for name in lengths):
-        values = {k: v for k, v in values.items() if k not in lengths}
-    if "longer" in given or "size" in given:
-        values.pop("size", None)
-        values.pop("longer", None)
+    options = {field.name: getattr(args, field.name, None) for field in fields(Recipe)}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    for exclusive in (_LENGTHS, ("size", "longer")):
+        if any(name in given for name in exclusive):
+            values = {name: v for name, v in values.items() if name not in exclusive}
     if "scaling" in given:
         given["scaling"] = tuple(given["scaling"])
     return Recipe(**(values | given))
@@ -186,27 +141,27 @@ def _processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _complaint(args: argparse.Namespace, recipe: Recipe) -> str | None:
-    """What is wrong with the arguments, None if nothing is."""
+def _argument_error(args: argparse.Namespace, recipe: Recipe) -> str | None:
+    """Message about a wrong argument, None if all are right."""
     if recipe.model and recipe.model not in list_models():
         return unknown_model(recipe.model)
     try:
         check("device", recipe.device)
     except ValueError as error:
         return f"--{error}"
-    complaint = _run_complaint(args, recipe) or _number_complaint(args, recipe)
-    return complaint or _data_complaint(args, recipe)
+    found = _run_error(args, recipe) or _number_error(args, recipe)
+    return found or _data_error(args, recipe)
 
 
-def _run_complaint(args: argparse.Namespace, recipe: Recipe) -> str | None:
+def _run_error(args: argparse.Namespace, recipe: Recipe) -> str | None:
     checkpoint = recipe.checkpoint
     if args.resume and not checkpoint.exists():
         return f"Nothing to resume: {checkpoint} does not exist. Start without --resume."
     if checkpoint.exists() and not args.resume:
         return f"{args.out} holds a run: give --resume to continue it, or another --out."
-    lengths = [name for name in ("minutes", "steps", "epochs") if getattr(args, name) is not None]
+    lengths = [_flag(name) for name in _LENGTHS if getattr(args, name) is not None]
     if len(lengths) > 1:
-        return f"Give one length of the run, not --{' and --'.join(lengths)}."
+        return f"Give one length of the run, not {' and '.join(lengths)}."
     weights = recipe.weights
     named = weights in ("download", "cached", "random", "imagenet") or weights.startswith("timm:")
     if not named and not args.resume and not Path(weights).expanduser().is_file():
@@ -219,26 +174,19 @@ def _run_complaint(args: argparse.Namespace, recipe: Recipe) -> str | None:
     return None
 
 
-def _number_complaint(args: argparse.Namespace, recipe: Recipe) -> str | None:
-    positive = ("worlds", "frames", "held_out", "threads", "width", "height")
-    for owner, keys in (
-        (args, positive),
-        (recipe, ("minutes", "epochs", "batch", "lr", "backbone_lr", "clip")),
-    ):
-        for key in keys:
-            value = getattr(owner, key)
-            if value is not None and not value > 0:
-                return f"--{key.replace('_', '-')} is {value}, but must be positive."
-    for key in ("steps", "gradient", "auxiliary", "weight_decay", "max_depth", "longer",
-                "save_minutes", "workers"):  # fmt: skip
-        value = getattr(recipe, key, getattr(args, key, None))
-        if value is not None and not value >= 0:
-            return f"--{key.replace('_', '-')} is {value}, but must not be negative."
-    for key in ("average", "coarse", "dropout"):
-        if not 0 <= getattr(recipe, key) < 1:
-            return f"--{key} is {getattr(recipe, key)}, but must be at least 0 and below 1."
-    if not 0 < recipe.scaling[0] <= recipe.scaling[1]:
-        return "--scaling takes a smallest and a largest factor, both positive."
+def _number_error(args: argparse.Namespace, recipe: Recipe) -> str | None:
+    numbers = [(field.name, field.metadata["must"]) for field in fields(Recipe) if field.metadata]
+    numbers += [(name, POSITIVE) for name in _COUNTS]
+    numbers += [(name, NOT_NEGATIVE) for name in ("save_minutes", "workers")]
+    for name, must in numbers:
+        value = getattr(recipe, name, getattr(args, name, None))
+        if must and value is not None and not CONDITIONS[must](value):
+            return f"{_flag(name)} is {value}, but must be {must}."
+    low, high = recipe.scaling
+    if not 0 < low <= high:
+        return (
+            f"--scaling is {low:g} {high:g}, but takes a smallest and a largest positive factor."
+        )
     if recipe.batch % _processes():
         return (
             f"--batch is {recipe.batch}, but must be a multiple of {_processes()}, the number of"
@@ -247,27 +195,27 @@ def _number_complaint(args: argparse.Namespace, recipe: Recipe) -> str | None:
     return None
 
 
-def _data_complaint(args: argparse.Namespace, recipe: Recipe) -> str | None:
+def _data_error(args: argparse.Namespace, recipe: Recipe) -> str | None:
     for name in args.dataset:
         if name not in list_datasets():
             return unknown_dataset(name)
-    needing = [name for name in args.dataset if name != "world"]
-    if len(needing) != len(args.root):
+    published = [name for name in args.dataset if name != "world"]
+    if len(published) != len(args.root):
         return (
-            f"Each --dataset needs its --root: there are {len(needing)} published datasets and"
+            f"Each --dataset needs its --root: there are {len(published)} published datasets and"
             f" {len(args.root)} folders."
         )
     for root in args.root:
         if not root.expanduser().is_dir():
             return f"--root: the folder {root} does not exist."
     if args.preset and not args.dataset:
-        published = args.preset if args.preset in list_datasets() else "NAME"
+        example = args.preset if args.preset in list_datasets() else "NAME"
         return (
             f"--preset {args.preset} is a protocol for a published dataset: give --dataset"
-            f" {published} --root DIR, or --dataset world to use it on the synthetic world."
+            f" {example} --root DIR, or --dataset world to use it on the synthetic world."
         )
-    if not needing and (pictures := args.worlds * args.frames) < recipe.batch:
-        return f"--batch is {recipe.batch}, but {pictures} frames are all there are to train on."
+    if not published and (frames := args.worlds * args.frames) < recipe.batch:
+        return f"--batch is {recipe.batch}, but there are only {frames} frames to train on."
     return None
 
 
@@ -275,14 +223,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``dpt_train``. Returns the exit code."""
     args = _parser().parse_args(argv)
     recipe = _recipe(args)
-    complaint = _complaint(args, recipe)
-    if complaint is not None:
-        print(f"dpt_train: {complaint}", file=sys.stderr)
+    error = _argument_error(args, recipe)
+    if error is not None:
+        print(f"dpt_train: {error}", file=sys.stderr)
         return 2
     from dpt_ros.apps.train.run import run
 
     return run(args, recipe, _processes())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Curves and pictures of a training in TensorBoard."""
+"""Curves and images of a training run in TensorBoard."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dpt_ros.apps.train.pictures import class_ids, picture_of
-from dpt_ros.data import class_names, palette
+from dpt_ros.apps.train.pictures import picture_of
+from dpt_ros.data import class_id_table, class_names, palette
 from dpt_ros.datasets import Dataset
 from dpt_ros.engine.inference.predict import predict_image
 from dpt_ros.engine.output.color import inverse_to_color, labels_to_color
@@ -16,11 +16,8 @@ from dpt_ros.model.dpt import DPT
 
 
 class Board:
-    """Writes to a folder that ``tensorboard --logdir`` shows.
-
-    Args:
-        folder: for the events.
-        step: from here on; what an interrupted run wrote after it is not shown.
+    """Writes events into ``folder`` for ``tensorboard --logdir``; those that an interrupted run
+    wrote after ``step`` are dropped.
 
     Raises:
         ValueError: tensorboard is not installed.
@@ -39,7 +36,7 @@ class Board:
         self._writer.flush()
 
     def pictures(self, model: DPT, dataset: Dataset, step: int, count: int = 3) -> None:
-        """What the network says of a few pictures: picture, truth, prediction; depth, labels."""
+        """Write ``picture_board`` of a few samples, evenly spread."""
         for k, i in enumerate(np.linspace(0, len(dataset) - 1, count).astype(int)):
             picture = picture_board(model, dataset, int(i))
             self._writer.add_image(f"pictures/{k}", picture, step, dataformats="HWC")
@@ -50,24 +47,23 @@ class Board:
 
 
 def picture_board(model: DPT, dataset: Dataset, index: int) -> np.ndarray:
-    """(rows H, 3 W, 3) uint8 RGB: a row per task, each of picture, truth and prediction."""
+    """(rows H, 3 W, 3) uint8 RGB: a row per task, each of image, ground truth and prediction."""
     sample = dataset[index]
     labels = "labels" in model.tasks
     names = class_names(model.spec.class_names) if labels else ()
-    truth = picture_of(sample, class_ids(dataset.class_names, names))
+    truth = picture_of(sample, class_id_table(dataset.class_names or (), names))
     result = predict_image(model, sample.rgb)
     rows = []
     if "depth" in result:
-        said = result["depth"]
-        said = 1 / np.maximum(said, 1e-3) if model.metric else said
+        inverse = result["depth"]
+        inverse = 1 / np.maximum(inverse, 1e-3) if model.metric else inverse
         known = truth.inverse[np.isfinite(truth.inverse)]
         near = float(np.quantile(known, 0.98)) if known.size else 1.0
-        near_said = near if model.metric else max(float(np.quantile(said, 0.98)), 1e-6)
-        rows.append(
-            [sample.rgb, inverse_to_color(truth.inverse, near), inverse_to_color(said, near_said)]
-        )
+        scale = near if model.metric else max(float(np.quantile(inverse, 0.98)), 1e-6)
+        both = inverse_to_color(truth.inverse, near), inverse_to_color(inverse, scale)
+        rows.append([sample.rgb, *both])
     if "labels" in result:
         colors = palette(model.spec.class_names)
-        both = (labels_to_color(ids, colors) for ids in (truth.labels, result["labels"]))
-        rows.append([sample.rgb, *both])
+        label_images = (truth.labels, result["labels"])
+        rows.append([sample.rgb, *(labels_to_color(ids, colors) for ids in label_images)])
     return np.concatenate([np.concatenate(row, axis=1) for row in rows])

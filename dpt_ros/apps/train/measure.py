@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loss of a batch, and how good a network is on pictures that it was not trained on."""
+"""The loss of a batch, and the evaluation on held-out images."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpt_ros.apps.train.pictures import Batch, class_ids, picture_of
+from dpt_ros.apps.train.pictures import Batch, picture_of
 from dpt_ros.apps.train.recipe import Recipe
-from dpt_ros.data import class_names
+from dpt_ros.data import class_id_table, class_names
 from dpt_ros.datasets import Dataset
 from dpt_ros.engine.inference.predict import predict_image
 from dpt_ros.metrics.depth import Confusion, aligned_depth, depth_metrics
@@ -28,7 +28,7 @@ from dpt_ros.model.losses import (
 )
 from dpt_ros.model.zoo import ModelSpec
 
-_FARTHEST = 1000.0  # metres that relative depth is read as at most
+_FARTHEST = 1000.0  # metres; cap of aligned relative depth
 
 
 def loss_of(
@@ -42,7 +42,8 @@ def loss_of(
     """The terms of the loss by name.
 
     Args:
-        outputs: of ``DPT.forward`` in training.
+        outputs: of ``DPT.forward`` in training: "depth" (B, H, W), metres or relative inverse
+            depth; "labels", "auxiliary" (B, num_classes, H, W), logits.
         weight: (num_classes,) of the classes.
         share: see ``dpt_ros.model.losses``.
     """
@@ -57,7 +58,7 @@ def loss_of(
                 inverse, batch.inverse, known, recipe.gradient, share=share
             )
         else:
-            # sky has no depth, but the network should say its farthest there
+            # sky has no depth: the target is the farthest that the network can predict
             floor = max(spec.shift, 1e-3)
             known = ~batch.inverse.isnan()
             inverse = 1 / depth if spec.invert else depth.clamp(min=floor)
@@ -73,31 +74,29 @@ def loss_of(
     return terms
 
 
-def class_weights(labels: np.ndarray, num_classes: int) -> Tensor:
+def class_weights(count: np.ndarray) -> Tensor:
     """Mild weights for rare classes, frequency ** -0.3, with a mean of 1 over the pixels.
 
     Args:
-        labels: uint8, the network's ids from 1; any shape.
+        count: (num_classes,) pixels of each class.
 
     Returns:
         (num_classes,) float32
     """
-    count = np.bincount(labels.ravel(), minlength=num_classes + 1)[1 : num_classes + 1]
-    share = np.maximum(count / max(count.sum(), 1), 1e-4)
+    share = np.asarray(np.maximum(count / max(int(count.sum()), 1), 1e-4), np.float64)
     weight = share**-0.3
-    return torch.from_numpy(weight / (weight * share).sum()).float()
+    return torch.from_numpy(weight / float((weight * share).sum())).float()
 
 
 def weights_of(sources: Sequence[Dataset], names: Sequence[str], limit: int = 500) -> Tensor:
-    """``class_weights`` over some pictures of datasets."""
-    seen = []
+    """``class_weights`` from about ``limit`` images of the datasets."""
+    count = np.zeros(256, np.int64)
     for source in sources:
-        table = class_ids(source.class_names, names)
+        table = class_id_table(source.class_names or (), names)
         for i in range(0, len(source), max(1, len(source) * len(sources) // limit)):
             labels = picture_of(source[i], table).labels
-            seen.append(np.bincount(labels[::4, ::4].ravel(), minlength=256))
-    ids = np.repeat(np.arange(256, dtype=np.uint8), np.sum(seen, axis=0))
-    return class_weights(ids, len(names))
+            count += np.bincount(labels[::4, ::4].ravel(), minlength=256)
+    return class_weights(count[1 : len(names) + 1])
 
 
 def evaluate(
@@ -107,15 +106,15 @@ def evaluate(
     max_depth: float = 40.0,
     size: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
-    """Measure a network with ``predict_image``, as a user runs it.
+    """Evaluate a network with ``predict_image``, as a user runs it.
 
     Args:
-        limit: take only this many of the pictures, evenly spread.
-        max_depth: metres; what is farther is not judged.
+        limit: use only this many of the images, evenly spread.
+        max_depth: metres; what is farther is not evaluated.
         size: width and height of the network's input, instead of its own.
 
     Returns:
-        the names of ``depth_metrics`` (mean over pictures; no sky; relative networks are first
+        the names of ``depth_metrics`` (mean over images; no sky; relative networks are first
         fitted to the truth), those of ``Confusion.metrics`` (over all pixels), "iou" by class
         name, and "images".
     """
@@ -123,18 +122,18 @@ def evaluate(
     if size is not None:
         model.spec = replace(own, net_width=size[0], net_height=size[1])
     try:
-        return _measured(model, dataset, limit, max_depth)
+        return _evaluate(model, dataset, limit, max_depth)
     finally:
         model.spec = own
 
 
-def _measured(model: DPT, dataset: Dataset, limit: int | None, max_depth: float) -> dict[str, Any]:
+def _evaluate(model: DPT, dataset: Dataset, limit: int | None, max_depth: float) -> dict[str, Any]:
     count = min(len(dataset), limit or len(dataset))
-    depth_rows: list[dict[str, float]] = []
-    judged = "labels" in model.tasks and dataset.class_names is not None
-    names = class_names(model.spec.class_names) if judged else ()
-    confusion = Confusion(len(names)) if judged else None
-    table = class_ids(dataset.class_names, names)
+    rows: list[dict[str, float]] = []
+    with_labels = "labels" in model.tasks and dataset.class_names is not None
+    names = class_names(model.spec.class_names) if with_labels else ()
+    confusion = Confusion(len(names)) if with_labels else None
+    table = class_id_table(dataset.class_names or (), names)
     for i in np.linspace(0, len(dataset) - 1, count).astype(int):
         sample = dataset[int(i)]
         truth = picture_of(sample, table)
@@ -146,13 +145,13 @@ def _measured(model: DPT, dataset: Dataset, limit: int | None, max_depth: float)
             depth = result["depth"]
             if not model.metric:
                 depth = aligned_depth(depth, metres, inverse > 0, _FARTHEST)
-            depth_rows.append(depth_metrics(depth, metres, max_depth=max_depth))
+            rows.append(depth_metrics(depth, metres, max_depth=max_depth))
         if confusion is not None:
             confusion.add(result["labels"], truth.labels)
     report: dict[str, Any] = {"images": count}
-    if depth_rows:
-        del depth_rows[0]["pixels"]
-        report |= {k: float(np.nanmean([row[k] for row in depth_rows])) for k in depth_rows[0]}
+    for name in rows[0] if rows else ():
+        if name != "pixels":
+            report[name] = float(np.nanmean([row[name] for row in rows]))
     if confusion is not None:
         report |= confusion.metrics()
         iou = confusion.iou().round(4).tolist()

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dpt_ros.apps.train.pictures import View
+from dpt_ros.apps.train.pictures import Augmentation
 from dpt_ros.apps.train.recipe import Recipe
-from dpt_ros.data import class_names
+from dpt_ros.data import class_names, voc_colors
 from dpt_ros.datasets import Dataset, Sample
 from dpt_ros.engine.inference.predict import predict_image
 from dpt_ros.model import DPT, model_spec
@@ -26,29 +26,29 @@ from dpt_ros.model.factory import weights_path
 from dpt_ros.model.losses import robust_alignment
 from dpt_ros.model.zoo import BASE, EMBEDDED_NAME, GEOMETRIES, HYBRID, LARGE, Geometry, ModelSpec
 
-# What section 4.1 calls "initialized with ImageNet-pretrained weights", in timm's names.
+# The "ImageNet-pretrained weights" of section 4.1, by the names of timm.
 _IMAGENET = (
     (HYBRID, "vit_base_r50_s16_384"),
     (LARGE, "vit_large_patch16_384"),
     (BASE, "vit_base_patch16_384"),
 )
-_FAR = 50.0  # metres; the farthest that a new metric head can say
-_ALIGNED = 200  # pictures whose alignment is averaged; the paper takes the whole training set
+_FAR = 50.0  # metres; the largest depth that a new metric head can predict
+_ALIGNED = 200  # images whose alignments are averaged; the paper takes the whole training set
 
 
 @dataclass
 class Start:
-    """Where training starts.
+    """The network before its first step.
 
     Args:
-        model: on the CPU, in eval mode, which knows the size it is trained at.
-        view: what it is shown of a picture.
+        model: on the CPU, in eval mode; its spec has the size it is trained at.
+        augmentation: of its training images.
         names: of its classes.
-        notes: messages about what was decided.
+        notes: messages about what was chosen.
     """
 
     model: DPT
-    view: View
+    augmentation: Augmentation
     names: tuple[str, ...]
     notes: list[str]
 
@@ -57,20 +57,19 @@ def starting_network(recipe: Recipe, sources: Sequence[Dataset], align: bool = T
     """Build the network that a recipe trains and give it its first weights.
 
     Args:
-        recipe: how the network is trained.
-        sources: what it learns from.
-        align: whether a relative network that becomes metric is fitted to the pictures, which
-            reads many of them; without it only the recipe is checked.
+        sources: training datasets.
+        align: fit a relative network that becomes metric to the images, which reads many of them;
+            without it only the recipe is checked.
 
     Raises:
-        ValueError: a name, tap or file is wrong, or the datasets lack what is to be learned.
+        ValueError: a name, tap or file is wrong, or the datasets lack the ground truth.
     """
     path = _file(recipe)
-    said = described_spec(path) if path else None
-    name = recipe.model or (said.name if said else EMBEDDED_NAME)
-    if said is not None and said.name != name:
-        raise ValueError(f"{path} is a {said.name}, not a {name}: leave --model out.")
-    base = said or model_spec(name)
+    described = described_spec(path) if path else None
+    name = recipe.model or (described.name if described else EMBEDDED_NAME)
+    if described is not None and described.name != name:
+        raise ValueError(f"{path} is a {described.name}, not a {name}: leave --model out.")
+    base = described or model_spec(name)
     notes: list[str] = []
     spec = _shaped(recipe, base)
     if spec.geometry != base.geometry or spec.batch_norm != base.batch_norm:
@@ -78,9 +77,9 @@ def starting_network(recipe: Recipe, sources: Sequence[Dataset], align: bool = T
         notes.append(f"The network differs from {name} in its geometry" + (changed * bool(path)))
     spec = replace(spec, tasks=_tasks(recipe, base))
     spec, names = _with_classes(recipe, spec, base, sources, notes)
-    view = View.of(recipe, spec, sources)
-    spec = _with_depth(recipe, spec, base, sources, view)
-    width, height = view.net_size(sources[0][0].rgb.shape)
+    augmentation = Augmentation.of(recipe, spec, sources)
+    spec = _with_depth(recipe, spec, base, sources, augmentation)
+    width, height = augmentation.net_size(sources[0][0].rgb.shape)
     spec = replace(spec, net_width=width, net_height=height)
     torch.manual_seed(recipe.seed)
     model = DPT(spec)
@@ -95,12 +94,12 @@ def starting_network(recipe: Recipe, sources: Sequence[Dataset], align: bool = T
     elif recipe.weights != "random":
         notes.append(_encoder_from_timm(model, recipe.weights))
     if spec.auxiliary is False and recipe.auxiliary:
-        notes.append("The network learns no labels, so it has no auxiliary head.")
+        notes.append("The network is not trained for labels, so it has no auxiliary head.")
     was_relative = path is not None and "depth" in base.tasks and not base.invert
     if spec.invert and was_relative and align:
         notes.append(_align(model, sources[0], recipe.max_depth))
     set_dropout(model, recipe.dropout)
-    return Start(model.eval(), view, names, notes)
+    return Start(model.eval(), augmentation, names, notes)
 
 
 def set_dropout(model: nn.Module, share: float) -> None:
@@ -127,10 +126,6 @@ def _shaped(recipe: Recipe, base: ModelSpec) -> ModelSpec:
     """Backbone, taps, readout and batch norm."""
     geometry = base.geometry
     if recipe.backbone:
-        if recipe.backbone not in GEOMETRIES:
-            raise ValueError(
-                f"Unknown backbone {recipe.backbone!r}. Available: {', '.join(GEOMETRIES)}."
-            )
         geometry = GEOMETRIES[recipe.backbone]
     if recipe.taps:
         geometry = with_taps(geometry, recipe.taps)
@@ -194,14 +189,14 @@ def _with_classes(
     sources: Sequence[Dataset],
     notes: list[str],
 ) -> tuple[ModelSpec, tuple[str, ...]]:
-    """Keep the label head if it knows every class, else take the dataset's classes."""
+    """Keep the label head if it has every class, else use the dataset's classes."""
     if "labels" not in spec.tasks:
         return replace(spec, num_classes=0, class_names=""), ()
     spec = replace(spec, auxiliary=recipe.auxiliary > 0)
     theirs = [source.class_names for source in sources if source.class_names]
     if not theirs:
         raise ValueError(
-            f"--train asks for labels, but {', '.join(s.name for s in sources)} has none: give "
+            f"--train is for labels, but {', '.join(s.name for s in sources)} has none: give "
             "--train depth, or a dataset with labels."
         )
     if "labels" in base.tasks:
@@ -210,12 +205,14 @@ def _with_classes(
             return spec, ours
     names = max(theirs, key=lambda classes: len(classes))
     if any(not set(other) <= set(names) for other in theirs):
-        raise ValueError("The datasets have different classes: one label head cannot learn them.")
+        raise ValueError(
+            "The datasets have different classes: one label head cannot predict them all."
+        )
     if not 1 <= len(names) <= 254:
-        raise ValueError(f"There are {len(names)} classes, but ids are bytes: 1 to 254 fit.")
+        raise ValueError(f"There are {len(names)} classes, but a label head can have 1 to 254.")
     recipe.out.mkdir(parents=True, exist_ok=True)
     file = recipe.out.resolve() / "classes.json"
-    colors = _distinct_colors(len(names))
+    colors = voc_colors()[1 : len(names) + 1].tolist()
     classes = [{"name": n, "color": c} for n, c in zip(names, colors, strict=True)]
     part = file.with_name(f"{file.name}.{os.getpid()}.part")  # every process writes the same
     part.write_text(json.dumps({"classes": classes}, indent=1), encoding="utf-8")
@@ -225,20 +222,12 @@ def _with_classes(
     return replace(spec, num_classes=len(names), class_names=str(file)), names
 
 
-def _distinct_colors(count: int) -> list[list[int]]:
-    """The colour map of PASCAL VOC: the bits of the id, spread over red, green and blue."""
-    colors = []
-    for k in range(1, count + 1):
-        color = [0, 0, 0]
-        for bit in range(8):
-            for channel in range(3):
-                color[channel] |= (k >> (3 * bit + channel) & 1) << (7 - bit)
-        colors.append(color)
-    return colors
-
-
 def _with_depth(
-    recipe: Recipe, spec: ModelSpec, base: ModelSpec, sources: Sequence[Dataset], view: View
+    recipe: Recipe,
+    spec: ModelSpec,
+    base: ModelSpec,
+    sources: Sequence[Dataset],
+    augmentation: Augmentation,
 ) -> ModelSpec:
     """Metres or relative inverse depth."""
     if "depth" not in spec.tasks:
@@ -247,7 +236,7 @@ def _with_depth(
     metric_truth = any(sample.depth is not None for sample in samples)
     if not metric_truth and all(sample.inverse is None for sample in samples):
         raise ValueError(
-            f"--train asks for depth, but {', '.join(s.name for s in sources)} has none: give "
+            f"--train is for depth, but {', '.join(s.name for s in sources)} has none: give "
             "--train labels, or a dataset with depth."
         )
     metric = recipe.metric
@@ -257,16 +246,16 @@ def _with_depth(
         raise ValueError("The datasets have no depth in metres: give --relative.")
     if not metric:
         return replace(spec, scale=1.0, shift=0.0, invert=False, focal=0.0)
-    spec = replace(spec, focal=_focal(view, samples) or spec.focal)
+    spec = replace(spec, focal=_focal(augmentation, samples) or spec.focal)
     if base.invert and "depth" in base.tasks:
         return spec
     return replace(spec, scale=1.0, shift=1 / (recipe.max_depth or _FAR), invert=True)
 
 
-def _focal(view: View, samples: Sequence[Sample]) -> float:
-    """The focal length that training pictures have on average, pixels of the network's input."""
+def _focal(augmentation: Augmentation, samples: Sequence[Sample]) -> float:
+    """The mean focal length of the training images, pixels of the network's input."""
     lengths = [
-        sample.camera.fx * view.target_size(sample.rgb.shape)[0] / sample.rgb.shape[1]
+        sample.camera.fx * augmentation.target_size(sample.rgb.shape)[0] / sample.rgb.shape[1]
         for sample in samples
         if sample.camera is not None
     ]
@@ -302,14 +291,14 @@ def _align(model: DPT, source: Dataset, max_depth: float) -> str:
     lowest = 1 / (max_depth or _FAR)
     note = f"Metres from the relative network: scale {scale:.4g}, shift {shift:.4g} per metre"
     if shift < lowest:
-        # The head's shift is that of the farthest depth; the rest goes into its last bias.
+        # The shift must be that of the farthest depth; the rest is added to the last bias.
         with torch.no_grad():
             head.conv3.get_parameter("bias").add_((shift - lowest) / scale)
         note += f", {lowest - shift:.4g} of it in the last bias"
         shift = lowest
     head.scale, head.shift, head.invert = scale, shift, True
     model.spec = replace(spec, scale=scale, shift=shift, invert=True)
-    return f"{note} (the mean over {len(found)} pictures)."
+    return f"{note} (the mean over {len(found)} images)."
 
 
 def _encoder_from_timm(model: DPT, weights: str) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training pictures: from samples of datasets to batches, each a function of seed and step."""
+"""From samples of datasets to training batches, each a function of seed and step."""
 
 from __future__ import annotations
 
@@ -16,37 +16,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dpt_ros.apps.train.recipe import Recipe
+from dpt_ros.data import class_id_table
 from dpt_ros.datasets import Dataset as Samples
 from dpt_ros.datasets import Sample
 from dpt_ros.model.zoo import ModelSpec
-from dpt_ros.world.classes import CLASSES
-from dpt_ros.world.dataset import FrameSet
 
 CROP = 384  # pixels; the paper's training crop
 GREY = 128  # of padding
-
-
-class RenderedWorld(Samples):
-    """Frames of the synthetic world that were rendered once, as a dataset."""
-
-    name = "world"
-    class_names = CLASSES
-
-    def __init__(self, frames: FrameSet) -> None:
-        self.frames = frames
-
-    def __len__(self) -> int:
-        return len(self.frames)
-
-    def read(self, index: int) -> Sample:
-        inverse = self.frames.inverse[index].astype(np.float32)
-        return Sample(
-            name=str(index),
-            rgb=np.ascontiguousarray(self.frames.rgb[index]),
-            depth=np.divide(1, inverse, out=np.full_like(inverse, np.inf), where=inverse > 0),
-            inverse=inverse,
-            labels=np.ascontiguousarray(self.frames.labels[index]),
-        )
 
 
 class Batch(NamedTuple):
@@ -65,7 +41,7 @@ class Batch(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """One picture on its way into a batch.
+    """One image and its ground truth before they are part of a batch.
 
     Args:
         rgb: (H, W, 3) uint8.
@@ -79,8 +55,8 @@ class Picture(NamedTuple):
 
 
 @dataclass(frozen=True)
-class View:
-    """What of a picture is shown to the network; the fields are those of the recipe."""
+class Augmentation:
+    """Scaling, cropping and flipping of images; the fields are those of the recipe."""
 
     multiple_of: int
     longer: int = 0
@@ -91,27 +67,27 @@ class View:
     max_depth: float = 0.0
 
     @classmethod
-    def of(cls, recipe: Recipe, spec: ModelSpec, sources: Sequence[Samples]) -> View:
-        """What a recipe shows to a network.
+    def of(cls, recipe: Recipe, spec: ModelSpec, sources: Sequence[Samples]) -> Augmentation:
+        """That of a recipe.
 
         Raises:
             ValueError: the network does not take crops of that size.
         """
         names = ("longer", "size", "scaling", "crop", "bottom", "max_depth")
-        view = cls(spec.multiple_of, **{name: getattr(recipe, name) for name in names})
-        untouched = not (view.longer or view.size or view.crop)
+        found = cls(spec.multiple_of, **{name: getattr(recipe, name) for name in names})
+        untouched = not (found.longer or found.size or found.crop)
         if untouched and any(source.name != "world" for source in sources):
             own = (spec.net_width, spec.net_height)
-            view = replace(view, longer=max(own), crop=own)
-        if view.crop and any(side < 1 or side % spec.multiple_of for side in view.crop):
+            found = replace(found, longer=max(own), crop=own)
+        if found.crop and any(side < 1 or side % spec.multiple_of for side in found.crop):
             raise ValueError(
-                f"The crop is {view.crop[0]}x{view.crop[1]}, but {spec.name} takes sizes in "
+                f"The crop is {found.crop[0]}x{found.crop[1]}, but {spec.name} takes sizes in "
                 f"multiples of {spec.multiple_of}."
             )
-        return view
+        return found
 
     def net_size(self, shape: Sequence[int]) -> tuple[int, int]:
-        """Width and height at which a network that was trained so is run."""
+        """Width and height of the input of a network trained on images of ``shape`` (H, W)."""
         if self.crop is not None:
             return self.crop
         width, height = (
@@ -119,8 +95,8 @@ class View:
         )
         return width, height
 
-    def take(self, picture: Picture, rng: np.random.Generator) -> Picture:
-        """Scale, crop and flip a picture and its truth together."""
+    def apply(self, picture: Picture, rng: np.random.Generator) -> Picture:
+        """Scale, crop and flip an image and its ground truth together, at random."""
         low, high = self.scaling
         factor = np.exp(rng.uniform(np.log(low), np.log(high)))
         place = rng.random(2)
@@ -136,7 +112,7 @@ class View:
         return picture
 
     def target_size(self, shape: Sequence[int], factor: float = 1.0) -> tuple[int, int]:
-        """Width and height to which a picture of ``shape`` (H, W) is scaled."""
+        """Width and height to which an image of ``shape`` (H, W) is scaled."""
         width, height = self.size or (shape[1], shape[0])
         if self.longer:
             factor = factor * self.longer / max(width, height)
@@ -174,63 +150,51 @@ def _resized(picture: Picture, size: tuple[int, int]) -> Picture:
     rgb = cv2.resize(
         picture.rgb, size, interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
     )
-    # Between two depths or two classes there is no third: truth is picked, not averaged.
+    # Depths and classes must not be averaged over an edge: nearest neighbour.
     inverse, labels = (
         cv2.resize(array, size, interpolation=cv2.INTER_NEAREST_EXACT) for array in picture[1:]
     )
     return Picture(rgb, inverse, labels)
 
 
-def class_ids(theirs: Sequence[str] | None, ours: Sequence[str]) -> np.ndarray:
-    """(256,) uint8: the network's id of each of a dataset's ids, by the classes' names; 0 where
-    the network has none."""
-    table = np.zeros(256, np.uint8)
-    known = {name: k for k, name in enumerate(ours, start=1)}
-    for k, name in enumerate(theirs or (), start=1):
-        table[k] = known.get(name, 0)
-    return table
-
-
 def picture_of(sample: Sample, table: np.ndarray) -> Picture:
-    """A sample's picture and truth, in the form of training; what is not told is unknown."""
+    """A sample's image and ground truth for training; what the dataset lacks is unknown.
+
+    Args:
+        table: (256,) uint8, from the dataset's class ids to the network's.
+    """
     shape = sample.rgb.shape[:2]
-    inverse = sample.inverse
-    if inverse is None:
-        inverse = np.full(shape, np.nan, np.float32)
-        if sample.depth is not None:
-            np.divide(1, sample.depth, out=inverse, where=sample.depth > 0)
+    inverse = np.full(shape, np.nan) if sample.inverse is None else sample.inverse
     labels = np.zeros(shape, np.uint8) if sample.labels is None else table[sample.labels]
     return Picture(sample.rgb, inverse.astype(np.float32), labels)
 
 
-def check_batch(name: str, pictures: int, size: int) -> None:
-    """Raise ValueError if a dataset has fewer pictures than a batch of ``size`` images."""
-    if pictures < size:
+def check_batch(name: str, images: int, size: int) -> None:
+    """Raise ValueError if a dataset has fewer ``images`` than a batch of ``size``."""
+    if images < size:
         raise ValueError(
-            f"A batch of {size} images needs at least as many pictures, but {name} has "
-            f"{pictures}: set --batch to {pictures} or less, or use more pictures."
+            f"A batch of {size} images needs at least as many in the dataset, but {name} has "
+            f"{images}: set --batch to {images} or less, or use more images."
         )
 
 
 class Batches(Dataset[Batch]):
-    """The batch of every step, or one process's part of it. Nothing is kept from one step to the
-    next, so an interrupted run resumes as if there had been no interruption.
+    """The batch of every step, or one process's part of it; a function of the step alone, so that
+    a resumed run equals an uninterrupted one.
 
-    One dataset is shown epoch by epoch, in a new order each, without the incomplete last batch;
-    of several, each picture's dataset is drawn first, evenly (paper, section 4.1).
+    A single dataset is read epoch by epoch, each in a new order, without the incomplete last
+    batch; of several, each image's dataset is drawn first, evenly (paper, section 4.1).
 
     Args:
-        sources: the datasets.
-        spec: of the network.
         names: of the network's classes.
-        view: what of a picture is shown.
-        size: pictures of a batch, of all processes together.
+        augmentation: scaling, crop and flip.
+        size: images of a batch, of all processes together.
         seed: of order and augmentation.
-        jitter: change the light.
+        jitter: random changes of brightness and colour.
         rank, processes: which part of the batch.
 
     Raises:
-        ValueError: a dataset has fewer pictures than a batch.
+        ValueError: a dataset has fewer images than a batch.
     """
 
     def __init__(
@@ -238,7 +202,7 @@ class Batches(Dataset[Batch]):
         sources: Sequence[Samples],
         spec: ModelSpec,
         names: Sequence[str],
-        view: View,
+        augmentation: Augmentation,
         size: int,
         seed: int = 0,
         jitter: bool = True,
@@ -247,10 +211,11 @@ class Batches(Dataset[Batch]):
     ) -> None:
         for source in sources:
             check_batch(source.name, len(source), size)
-        self.sources, self.view, self.size, self.seed = sources, view, size, seed
+        self.sources, self.augmentation = sources, augmentation
+        self.size, self.seed = size, seed
         self.jitter, self.mean, self.std = jitter, spec.mean, spec.std
         self.mine = range(rank * size // processes, (rank + 1) * size // processes)
-        self.tables = [class_ids(source.class_names, names) for source in sources]
+        self.tables = [class_id_table(source.class_names or (), names) for source in sources]
         self._order: tuple[int, np.ndarray] | None = None
 
     def chosen(self, step: int) -> list[tuple[int, int]]:
@@ -273,14 +238,14 @@ class Batches(Dataset[Batch]):
             source, index = chosen[position]
             rng = np.random.default_rng([self.seed, 3, step, position])
             picture = picture_of(self.sources[source][index], self.tables[source])
-            pictures.append(self.view.take(picture, rng))
+            pictures.append(self.augmentation.apply(picture, rng))
             # gain, contrast, gamma, tint
             ranges = [(0.8, 1.2), (0.75, 1.25), (0.75, 1.33)] + 3 * [(0.92, 1.08)]
             lights.append(rng.uniform(*np.transpose(ranges)))
         shapes = {picture.labels.shape for picture in pictures}
         if len(shapes) > 1:
             raise ValueError(
-                "The training pictures of a batch have different sizes ("
+                "The training images of a batch have different sizes ("
                 f"{', '.join(f'{w}x{h}' for h, w in sorted(shapes))}): give --crop or --size."
             )
         rgb, inverse, labels = (
@@ -314,7 +279,7 @@ def stream(batches: Batches, step: int, workers: int, pin: bool) -> Iterator[Bat
 
 
 def reduced(batch: Batch, multiple_of: int, factor: float = 0.6) -> Batch:
-    """The same views on smaller pictures, with sizes that the network takes."""
+    """The same batch at ``factor`` times the size, rounded to what the network takes."""
     full = batch.images.shape[2:]
     size = tuple(max(round(factor * n / multiple_of), 1) * multiple_of for n in full)
     images = F.interpolate(batch.images, size, mode="bilinear", antialias=True)

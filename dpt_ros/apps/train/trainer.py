@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One training run: network, optimizer, schedule, checkpoints, log."""
+"""A training run: network, optimizer, schedule, checkpoints, log."""
 
 from __future__ import annotations
 
@@ -27,27 +27,23 @@ from tqdm import tqdm
 from dpt_ros.apps.train.board import Board
 from dpt_ros.apps.train.measure import evaluate, loss_of, weights_of
 from dpt_ros.apps.train.networks import Start, set_dropout, starting_network
-from dpt_ros.apps.train.pictures import Batch, Batches, View, reduced, stream
+from dpt_ros.apps.train.pictures import Augmentation, Batch, Batches, reduced, stream
 from dpt_ros.apps.train.processes import Processes
 from dpt_ros.apps.train.recipe import Recipe
 from dpt_ros.data import class_names
 from dpt_ros.datasets import Dataset
-from dpt_ros.engine.inference.network import choose_device
 from dpt_ros.model import DPT, save_checkpoint
 from dpt_ros.model.describe import describe, spec_of
 from dpt_ros.model.losses import alone, mean_over_processes
 
-LOST_STEPS = 50  # so many in a row without a finite gradient end the run
+LOST_STEPS = 50  # so many in a row without a finite gradient abort the run
 _LOSSES = ("depth", "labels", "auxiliary")
 _PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Average:
-    """The exponential moving average of a network's weights: what is measured and exported.
-
-    Args:
-        decay: of the average; 0 keeps the weights themselves.
-    """
+    """The exponential moving average of a network's weights, which is evaluated and exported;
+    with a decay of 0 the weights themselves."""
 
     def __init__(self, model: DPT, decay: float) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
@@ -62,7 +58,7 @@ class Average:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call ``write(temporary path)`` and put the result in place in one go."""
+    """Call ``write(temporary path)`` and rename the result to ``path``."""
     part = path.with_name(path.name + ".part")
     write(part)
     part.chmod(0o644)  # safetensors makes files that only their owner can read
@@ -72,12 +68,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 @contextmanager
-def _sigint_noted() -> Iterator[threading.Event]:
-    """Set an event on the first Ctrl-C, so that the step under way is completed; a second one
+def _deferred_sigint() -> Iterator[threading.Event]:
+    """Set an event on the first SIGINT, so that the current step is completed; a second one
     interrupts at once."""
     event = threading.Event()
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         if event.is_set():
             raise KeyboardInterrupt
         event.set()
@@ -85,7 +81,7 @@ def _sigint_noted() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
-    before = signal.signal(signal.SIGINT, note)
+    before = signal.signal(signal.SIGINT, handle)
     try:
         yield event
     finally:
@@ -93,7 +89,7 @@ def _sigint_noted() -> Iterator[threading.Event]:
 
 
 class Interrupted(Exception):
-    """A signal ended a run after a step; the text says where it can be resumed."""
+    """SIGINT ended a run after a step; the message names the step to resume from."""
 
 
 def read_checkpoint(recipe: Recipe, device: torch.device) -> dict[str, Any]:
@@ -109,7 +105,7 @@ def read_checkpoint(recipe: Recipe, device: torch.device) -> dict[str, Any]:
     except (RuntimeError, LookupError, TypeError, EOFError, UnpicklingError) as error:
         why = str(error) or type(error).__name__
         raise ValueError(f"{path} is not a checkpoint of dpt_train: {why}") from error
-    now = json.loads(json.dumps(recipe.what_matters()))
+    now = json.loads(json.dumps(recipe.fixed_values()))
     for name, value in before.items():
         if now.get(name) != value:
             option = name.replace("_", "-")
@@ -124,15 +120,15 @@ class Trainer:
     """One run.
 
     Args:
-        recipe: how.
-        train: datasets to learn from.
-        test: pictures to measure on, None to measure nothing.
+        train: training datasets.
+        test: held-out dataset.
         processes: this process among those of the run.
         save_minutes: time between two checkpoints; 0 saves after every step.
-        workers: processes that prepare pictures ahead.
-        board: whether to write for TensorBoard.
-        test_limit: pictures of ``test`` that the last measurement takes; None for all.
-        test_sizes: sizes of the network's input to measure at, besides its own.
+        workers: processes that prepare batches ahead.
+        board: write for TensorBoard.
+        test_limit: images of ``test`` in the last evaluation.
+        test_sizes: sizes of the network's input to evaluate at, besides its own.
+        resume: continue from the checkpoint.
 
     Raises:
         ValueError: the recipe, the weights and the datasets do not go together.
@@ -142,23 +138,23 @@ class Trainer:
         self,
         recipe: Recipe,
         train: Sequence[Dataset],
-        test: Dataset | None,
-        processes: Processes | None = None,
-        save_minutes: float = 2.0,
-        workers: int = 0,
-        board: bool = False,
-        test_limit: int | None = None,
-        test_sizes: Sequence[tuple[int, int]] = (),
-        resume: bool = False,
+        test: Dataset,
+        processes: Processes,
+        save_minutes: float,
+        workers: int,
+        board: bool,
+        test_limit: int,
+        test_sizes: Sequence[tuple[int, int]],
+        resume: bool,
     ) -> None:
         self.recipe, self.train, self.test = recipe, train, test
-        self.processes = processes or Processes(device=choose_device(recipe.device))
+        self.processes, self.device = processes, processes.device
         self.save_seconds, self.workers = 60 * save_minutes, workers
         self.test_limit, self.test_sizes = test_limit, test_sizes
-        self.device = self.processes.device
         state = read_checkpoint(recipe, self.device) if resume else None
         start = self._resumed(state) if state else starting_network(recipe, train)
-        self.notes, self.names, self.view = start.notes, start.names, start.view
+        self.notes, self.names = start.notes, start.names
+        self.augmentation = start.augmentation
         self.model = start.model.to(self.device).to(memory_format=torch.channels_last).train()
         self.spec = self.model.spec
         self.average = Average(self.model, recipe.average)
@@ -182,7 +178,7 @@ class Trainer:
         return max(round(recipe.epochs * per_epoch), 1)
 
     def _prepare(self) -> None:
-        """Optimizer, scaler, and the copy of the network that talks to the other processes."""
+        """Set up the optimizer and, for several processes, DistributedDataParallel."""
         recipe = self.recipe
         encoder = list(self.model.encoder.parameters())
         in_encoder = {id(p) for p in encoder}
@@ -207,19 +203,19 @@ class Trainer:
                     network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
                 else:
                     self.notes.append(
-                        "On CPUs batch norm sees each process's own pictures, not the batch's."
+                        "On CPUs batch norm is computed over each process's own part of a batch."
                     )
             ids = [self.device.index] if self.device.type == "cuda" else None
             self.network = DistributedDataParallel(network, device_ids=ids)
 
     def progress(self) -> float:
-        """How much of the run is done, 0..1."""
+        """Completed part of the run, 0..1."""
         if self.steps is not None:
             return self.step / self.steps if self.steps else 1.0
         return self.seconds / (60 * self.recipe.minutes)
 
     def schedule(self) -> None:
-        """Set the learning rates of the coming step. The cosine has a linear warm-up over the
+        """Set the learning rates of the next step. The cosine has a linear warm-up over the
         first 3 % and ends at 1 % of the peak."""
         done, kind = self.progress(), self.recipe.schedule
         if kind == "cosine":
@@ -236,7 +232,7 @@ class Trainer:
         return self.recipe.out / f"{self.spec.name.replace('/', '_')}.safetensors"
 
     def save(self) -> None:
-        """Write the trained network and the checkpoint, each in one go."""
+        """Write the trained network and the checkpoint, each atomically."""
         if not self.processes.first:
             return
         write_atomically(self.exported, lambda part: save_checkpoint(self.average.model, part))
@@ -248,12 +244,12 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "network": describe(self.spec),
-            "recipe": json.dumps(self.recipe.what_matters()),
+            "recipe": json.dumps(self.recipe.fixed_values()),
         }
         write_atomically(self.recipe.checkpoint, lambda part: torch.save(state, part))
 
     def _resumed(self, state: dict[str, Any]) -> Start:
-        """The network of a checkpoint, whose weights are read later."""
+        """The network of a checkpoint, without its weights."""
         metadata = state["network"]
         path = self.recipe.out / f"{metadata['model'].replace('/', '_')}.safetensors"
         spec = spec_of(metadata, path)
@@ -261,8 +257,8 @@ class Trainer:
         names = class_names(spec.class_names) if labels else ()
         model = DPT(dataclasses.replace(spec, auxiliary=labels and self.recipe.auxiliary > 0))
         set_dropout(model, self.recipe.dropout)
-        view = View.of(self.recipe, spec, self.train)
-        return Start(model.eval(), view, names, [f"Resumed at step {state['step']}."])
+        augmentation = Augmentation.of(self.recipe, spec, self.train)
+        return Start(model.eval(), augmentation, names, [f"Resumed at step {state['step']}."])
 
     def _load(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
@@ -272,7 +268,7 @@ class Trainer:
         self.step, self.seconds = state["step"], state["seconds"]
 
     def log(self, **entry: Any) -> None:
-        """Add a line to the log."""
+        """Append an entry to log.jsonl."""
         if not self.processes.first:
             return
         line = {"step": self.step, "minutes": round(self.seconds / 60, 2)} | entry
@@ -280,7 +276,7 @@ class Trainer:
             file.write(json.dumps(line) + "\n")
 
     def train_step(self, batch: Batch) -> dict[str, float]:
-        """One step on one batch, of which this process may have a part.
+        """One step on a batch, or on this process's part of it.
 
         Returns:
             the loss by its terms and the norm of the gradient.
@@ -289,7 +285,7 @@ class Trainer:
             ValueError: the gradient has not been finite for many steps.
         """
         self.schedule()
-        # Dropout: the same after an interruption, another in every process.
+        # Dropout: the same after resuming, different in every process.
         torch.manual_seed(hash((self.recipe.seed, self.step, self.processes.rank)))
         if self.progress() < self.recipe.coarse:
             batch = reduced(batch, self.spec.multiple_of)
@@ -311,7 +307,7 @@ class Trainer:
         self.scaler.update()
         if self.lost >= LOST_STEPS:
             raise ValueError(
-                f"The gradient was not finite for {LOST_STEPS} steps: take a smaller --lr, or "
+                f"The gradient was not finite for {LOST_STEPS} steps: use a smaller --lr, or "
                 "--precision fp32."
             )
         self.step += 1
@@ -320,14 +316,14 @@ class Trainer:
         return values | {"grad_norm": float(norm), "lost": float(self.lost > 0)}
 
     def run(self) -> dict[str, Any]:
-        """Train to the end, saving from time to time. Returns the held-out report.
+        """Train to the end, saving checkpoints. Returns the report of the last evaluation.
 
         Raises:
-            Interrupted: SIGINT came; the step under way was completed and saved.
+            Interrupted: SIGINT; the current step was completed and saved.
         """
         recipe, first = self.recipe, self.processes.first
         batches = Batches(
-            self.train, self.spec, self.names, self.view, recipe.batch, recipe.seed,
+            self.train, self.spec, self.names, self.augmentation, recipe.batch, recipe.seed,
             recipe.jitter, self.processes.rank, self.processes.count,
         )  # fmt: skip
         coming = stream(batches, self.step, self.workers, self.device.type == "cuda")
@@ -335,13 +331,13 @@ class Trainer:
         next_save, next_test = self.seconds + self.save_seconds, self.seconds + 600
         layout = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
         with (
-            _sigint_noted() as interrupted,
+            _deferred_sigint() as interrupted,
             tqdm(total=100, desc="training", bar_format=layout, disable=not first) as bar,
         ):
             while self.progress() < 1:
                 start = time.monotonic()
                 recent.append(self.train_step(next(coming)))
-                # The clock of one process decides, or they would part ways.
+                # All processes use the clock of the first, so that they take the same steps.
                 self.seconds = self.processes.from_first(self.seconds + time.monotonic() - start)
                 bar.set_postfix_str(self._postfix(recent[-1]), refresh=False)
                 bar.update(min(100 * self.progress(), 100) - bar.n)
@@ -358,11 +354,11 @@ class Trainer:
                         f"with step {self.step + 1}."
                     )
                 if self.seconds >= next_test:
-                    self._measure(60)
+                    self._evaluate(60)
                     self.processes.wait()
                     next_test = self.seconds + 600
         self.save()
-        report = self._measure(self.test_limit, self.test_sizes)
+        report = self._evaluate(self.test_limit, self.test_sizes)
         self.processes.wait()
         if self.board is not None:
             self.board.close()
@@ -374,17 +370,16 @@ class Trainer:
         losses = (f"{name} loss {values[name]:.3f}" for name in _LOSSES if name in values)
         return ", ".join((step, *losses))
 
-    def _log_losses(self, recent: list[dict[str, float]]) -> dict[str, float]:
+    def _log_losses(self, recent: list[dict[str, float]]) -> None:
         means = {k: round(float(np.mean([r[k] for r in recent])), 4) for k in recent[0]}
         rate = self.optimizer.param_groups[1]["lr"]
         self.log(lr=round(rate, 7), **means)
         if self.board is not None:
             self.board.scalars("training", {"lr": rate, **means}, self.step)
-        return means
 
-    def _measure(self, limit: int | None, sizes: Sequence[tuple[int, int]] = ()) -> dict[str, Any]:
-        """Measure the averaged network on the held-out pictures, in the first process."""
-        if self.test is None or not self.processes.first:
+    def _evaluate(self, limit: int, sizes: Sequence[tuple[int, int]] = ()) -> dict[str, Any]:
+        """Evaluate the averaged network on the held-out dataset, in the first process."""
+        if not self.processes.first:
             return {}
         far = self.recipe.max_depth or 40.0
         report = evaluate(self.average.model, self.test, limit, far)

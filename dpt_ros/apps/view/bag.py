@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of a bag's topics can be shown, and what its messages are."""
+"""Bags as input of dpt_view: their messages, and which of their topics can be shown."""
 
 from __future__ import annotations
 
@@ -10,31 +10,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rosbags.serde import SerdeError
-from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from dpt_ros.apps.view.topics import TOPICS
 from dpt_ros.bag.reader import BagError, BagReader
+from dpt_ros.bag.types import TYPES
 
-_TYPES = get_typestore(Stores.ROS2_KILTED)
-# vision_msgs is not among the store's packages.
-for _name, _fields in (
-    ("VisionClass", "uint16 class_id\nstring class_name"),
-    ("LabelInfo", "std_msgs/Header header\nVisionClass[] class_map\nfloat32 threshold"),
-):
-    _TYPES.register(get_types_from_msg(_fields, f"vision_msgs/msg/{_name}"))
 # Longest first: depth/image ends in image as well.
 _LONGEST_FIRST = sorted(TOPICS, key=lambda topic: -len(topic.name))
-# Other sensors have these too: alone they make no camera.
+# Other sensors have these, too: by themselves they are no camera.
 _NO_CAMERA = ("camera_info", "depth/camera_info", "odom", "/diagnostics")
 _NAMES = ", ".join(topic.name for topic in TOPICS)
 
 
 class Source(NamedTuple):
-    """What a topic of a bag is to a viewer.
+    """What a topic of a bag is shown as.
 
     Args:
         camera: prefix of the camera's topics without slashes at its ends, "" for none.
-        topic: relative name, of ``view_topics.TOPICS``.
+        topic: relative name, of ``topics.TOPICS``.
     """
 
     camera: str
@@ -42,7 +35,7 @@ class Source(NamedTuple):
 
 
 class Bags:
-    """Several bags as one.
+    """Several bags, read as one.
 
     Args:
         paths: rosbag2 folders or storage files.
@@ -51,7 +44,7 @@ class Bags:
         types: of the messages, "package/msg/Name", by topic.
 
     Raises:
-        ValueError: nothing of one can be read; the message has the reason.
+        ValueError: a bag cannot be read.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -63,7 +56,7 @@ class Bags:
         self._unreadable: Counter[str] = Counter()
 
     def count(self, topics: Iterable[str]) -> int | None:
-        """How many messages of these topics there should be; None if unknown."""
+        """The number of messages of these topics; None if unknown."""
         topics = set(topics)
         counts = [r.count(topics & r.channels.keys()) for r in self._readers]
         return None if None in counts else sum(count or 0 for count in counts)
@@ -71,31 +64,32 @@ class Bags:
     def messages(self, topics: Iterable[str]) -> Iterator[tuple[str, int, Any]]:
         """Topic, time of recording in nanoseconds, and message, in the order of recording.
 
-        What cannot be read is skipped, and listed in ``notes`` at the end.
+        Damaged messages are skipped; ``warnings`` counts them.
         """
         topics = set(topics)
         streams = [r.messages(topics & r.channels.keys()) for r in self._readers]
         for topic, recorded_ns, data in heapq.merge(*streams, key=lambda message: message.time):
             try:
-                message = _TYPES.deserialize_cdr(data, self.types[topic])
+                message = TYPES.deserialize_cdr(data, self.types[topic])
             except SerdeError:
                 self._unreadable[topic] += 1
                 continue
             yield topic, recorded_ns, message
 
     @property
-    def notes(self) -> list[str]:
-        """Sentences on what could not be read, or was read in another way than usual."""
+    def warnings(self) -> list[str]:
+        """What could not be read, or was read in another way than usual."""
         found = [f"{r.path}: {note}" for r in self._readers for note in (*r.warnings, *r.problems)]
-        for topic, count in self._unreadable.items():
-            found.append(f"{count} messages of {topic} are damaged and were skipped.")
-        return found
+        return found + [
+            f"{count} messages of {topic} are damaged and were skipped."
+            for topic, count in self._unreadable.items()
+        ]
 
 
 def find_sources(
     topics: Mapping[str, str], remaps: Mapping[str, str], cameras: Sequence[str] = ()
 ) -> dict[str, Source]:
-    """What of a bag can be shown, by full topic name.
+    """The topics of a bag that can be shown, by full name.
 
     Args:
         topics: message types of the bag's topics, by full name.
@@ -105,15 +99,15 @@ def find_sources(
         cameras: prefixes to show; empty for all that are found.
 
     Raises:
-        ValueError: there is nothing to show, or not what was asked for; the message lists what
-            the bag has.
+        ValueError: there is nothing to show, or a remap or camera does not exist; the message
+            lists what the bag has.
     """
     found: dict[Source, str] = {}
-    for full, kind in topics.items():
-        if full not in remaps.values() and (source := _source(full, kind)):
+    for full, msgtype in topics.items():
+        if full not in remaps.values() and (source := _source(full, msgtype)):
             found[source] = full
-    heads = _cameras(found)
-    only = next(iter(heads)) if len(heads) == 1 else ""
+    known = _cameras(found)
+    only = next(iter(known)) if len(known) == 1 else ""
     for name, full in remaps.items():
         if full not in topics:
             raise ValueError(
@@ -126,33 +120,31 @@ def find_sources(
                 f" Available names: {_NAMES}."
             )
         found[Source(source.camera or only, source.topic)] = full
-    heads = _cameras(found)
-    if not heads:
+    known = _cameras(found)
+    if not known:
         raise ValueError(
             f"No topic to show. {_listed(topics)} Topics are found by the node's names:"
-            f" {_NAMES}. Name others with --remap, for example image:=/camera/image_raw."
+            f" {_NAMES}. Give others with --remap, for example image:=/camera/image_raw."
         )
-    missing = set(cameras) - heads
-    if missing:
-        there = ", ".join(sorted(camera or "one without a name" for camera in heads))
-        raise ValueError(f"Unknown camera {', '.join(sorted(missing))}. Available: {there}.")
-    heads = set(cameras) or heads
+    if unknown := set(cameras) - known:
+        available = ", ".join(sorted(camera or "one without a name" for camera in known))
+        raise ValueError(f"Unknown camera {', '.join(sorted(unknown))}. Available: {available}.")
+    shown = set(cameras) or known
     return {
         full: source
         for source, full in found.items()
-        if source.camera in heads or source.topic.startswith("/")
+        if source.camera in shown or source.topic.startswith("/")
     }
 
 
-def _source(full: str, kind: str) -> Source | None:
-    """What a topic is by its name, if it carries what is expected."""
+def _source(full: str, msgtype: str) -> Source | None:
+    """What a topic is by its name, if its type is the expected one."""
     for topic in _LONGEST_FIRST:
         suffix = "/" + topic.name.lstrip("/")
-        if not full.endswith(suffix):
-            continue
-        prefix = full.removesuffix(suffix).strip("/")
-        if kind in topic.types and not (prefix and topic.name.startswith("/")):
-            return Source(prefix, topic.name)
+        if full.endswith(suffix):
+            prefix = full.removesuffix(suffix).strip("/")
+            if msgtype in topic.types and not (prefix and topic.name.startswith("/")):
+                return Source(prefix, topic.name)
     return None
 
 
@@ -161,5 +153,5 @@ def _cameras(found: Iterable[Source]) -> set[str]:
 
 
 def _listed(topics: Mapping[str, str]) -> str:
-    listed = ", ".join(f"{name} ({kind})" for name, kind in sorted(topics.items()))
+    listed = ", ".join(f"{name} ({msgtype})" for name, msgtype in sorted(topics.items()))
     return f"The bag has {listed or 'no topics'}."

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Subscriptions of a viewer: the newest message of each topic, taken without holding anyone up."""
+"""Live topics as input of dpt_view: the newest messages of each, without back pressure."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any
 
 import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
@@ -15,60 +15,47 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.serialization import deserialize_message
 
-from dpt_ros.ros.camera.image_subscription import (
-    REVIEW_PERIOD,
-    ImageInput,
-    keep_large_buffers,
-)
+from dpt_ros.ros.camera.image_subscription import REVIEW_PERIOD, ImageInput
+from dpt_ros.ros.process import keep_large_buffers
 
 _LARGE = ("Image", "CompressedImage", "PointCloud2")
-_SMALL_KEPT = 200  # odometry and the like: a second or so
+_QUEUE = 200  # small messages, a second or so of odometry
 _LATCHED = QoSProfile(
     depth=1,
     reliability=ReliabilityPolicy.RELIABLE,
     durability=DurabilityPolicy.TRANSIENT_LOCAL,
 )
-_UNHURRIED = QoSProfile(depth=20, reliability=ReliabilityPolicy.BEST_EFFORT)
-
-
-class Wish(NamedTuple):
-    """A topic to subscribe to.
-
-    Args:
-        name: under the node's namespace, before remapping.
-        types: of its messages, "package/msg/Name"; that which is published is taken.
-        latched: whether it is published once, for whoever comes later.
-    """
-
-    name: str
-    types: tuple[str, ...]
-    latched: bool = False
+_BEST_EFFORT = QoSProfile(depth=20, reliability=ReliabilityPolicy.BEST_EFFORT)
 
 
 class LiveTopics:
-    """Subscribes on a thread of its own, and keeps messages until they are asked for.
+    """Subscribes on a thread of its own, and queues messages until ``wait`` is called.
 
-    A topic is subscribed to when somebody publishes it. Large messages (images, clouds) are kept
-    as they came over the wire, and only the newest of each topic: who looks too slowly misses
-    frames, and neither this process nor the node waits. As in the node, large ones are taken as
-    reliable where every publisher offers that, because Fast DDS drops large best-effort messages
-    by default; small ones as best effort.
+    A topic is subscribed to as soon as it has a publisher, with the published type. Of large
+    messages (images, clouds) only the newest of each topic is kept, serialised: a slow viewer
+    misses frames and delays neither this process nor the node. As in the node, large messages are
+    reliable if every publisher offers that, because Fast DDS drops large best-effort messages by
+    default; small ones are best effort.
 
     Args:
         node: subscribes.
-        wishes: the topics.
+        types: accepted types, "package/msg/Name", by topic under the node's namespace, before
+            remapping.
+        latched: those of the topics that are published once, transient local.
     """
 
-    def __init__(self, node: Node, wishes: Sequence[Wish]) -> None:
+    def __init__(
+        self, node: Node, types: Mapping[str, tuple[str, ...]], latched: Collection[str] = ()
+    ) -> None:
         keep_large_buffers()
         self._node = node
-        self._come = threading.Condition()
-        self._kept: dict[str, deque[bytes]] = {}
-        self._types: dict[str, type] = {}
+        self._latched = latched
+        self._pending = dict(types)  # topics without a publisher so far
+        self._full_names = {name: node.resolve_topic_name(name) for name in types}
+        self._arrived = threading.Condition()
+        self._queues: dict[str, tuple[type, deque[bytes]]] = {}
         self._inputs: list[ImageInput] = []
-        self._full_names = {wish.name: node.resolve_topic_name(wish.name) for wish in wishes}
-        self._wishes = list(wishes)
-        self._heard: set[str] = set()
+        self._received: set[str] = set()
         self._executor = SingleThreadedExecutor(context=node.context)
         self._executor.add_node(node)
         self._review()
@@ -87,64 +74,57 @@ class LiveTopics:
         except ExternalShutdownException:
             pass
         finally:
-            with self._come:
-                self._come.notify()
+            with self._arrived:
+                self._arrived.notify()
 
     def _review(self) -> None:
         for source in self._inputs:
             source.review()
-        for wish in list(self._wishes):
-            if (kind := self._published_type(wish)) is not None:
-                self._wishes.remove(wish)
-                self._subscribe(wish, kind)
+        for name, types in list(self._pending.items()):
+            publishers = self._node.get_publishers_info_by_topic(self._full_names[name])
+            published = {str(publisher.topic_type) for publisher in publishers}
+            classes = (message_class(known) for known in types if known in published)
+            if (msg_type := next(filter(None, classes), None)) is not None:
+                del self._pending[name]
+                self._subscribe(name, msg_type)
 
-    def _published_type(self, wish: Wish) -> type | None:
-        publishers = self._node.get_publishers_info_by_topic(self._full_names[wish.name])
-        published = {str(publisher.topic_type) for publisher in publishers}
-        classes = (message_class(name) for name in wish.types if name in published)
-        return next((known for known in classes if known is not None), None)
-
-    def _subscribe(self, wish: Wish, kind: type) -> None:
-        large = kind.__name__ in _LARGE
-        kept: deque[bytes] = deque(maxlen=1 if large else _SMALL_KEPT)
+    def _subscribe(self, name: str, msg_type: type) -> None:
+        large = msg_type.__name__ in _LARGE
+        queue: deque[bytes] = deque(maxlen=1 if large else _QUEUE)
 
         def keep(message: bytes, *_: Any) -> None:
-            with self._come:
-                kept.append(message)
-                self._heard.add(wish.name)
-                self._come.notify()
+            with self._arrived:
+                queue.append(message)
+                self._received.add(name)
+                self._arrived.notify()
 
-        with self._come:
-            self._kept[wish.name], self._types[wish.name] = kept, kind
+        with self._arrived:
+            self._queues[name] = msg_type, queue
         if large:
-            expanded = self._node.resolve_topic_name(wish.name, only_expand=True)
-            self._inputs.append(ImageInput(self._node, expanded, kind, keep))
+            expanded = self._node.resolve_topic_name(name, only_expand=True)
+            self._inputs.append(ImageInput(self._node, expanded, msg_type, keep))
         else:
-            profile = _LATCHED if wish.latched else _UNHURRIED
-            self._node.create_subscription(kind, wish.name, keep, profile, raw=True)
+            profile = _LATCHED if name in self._latched else _BEST_EFFORT
+            self._node.create_subscription(msg_type, name, keep, profile, raw=True)
 
     def wait(self, seconds: float) -> list[tuple[str, Any]]:
-        """Name and message of what has come since the last call; empty after ``seconds``."""
-        with self._come:
-            if not any(self._kept.values()):
-                self._come.wait(seconds)
-            taken = [(name, [*kept]) for name, kept in self._kept.items() if kept]
-            for kept in self._kept.values():
-                kept.clear()
-        return [
-            (name, deserialize_message(data, self._types[name]))
-            for name, messages in taken
-            for data in messages
-        ]
+        """Topic and message of what arrived since the last call; empty after ``seconds``."""
+        with self._arrived:
+            if not any(queue for _, queue in self._queues.values()):
+                self._arrived.wait(seconds)
+            taken = []
+            for name, (msg_type, queue) in self._queues.items():
+                taken += [(name, msg_type, data) for data in queue]
+                queue.clear()
+        return [(name, deserialize_message(data, msg_type)) for name, msg_type, data in taken]
 
-    def waiting_for(self) -> str:
-        """A sentence on the topics that nothing has come from so far; "" if there are none."""
-        silent = [full for name, full in self._full_names.items() if name not in self._heard]
-        alone = [full for full in silent if not self._node.count_publishers(full)]
-        others = [full for full in silent if full not in alone]
-        parts = [f"no publisher on {', '.join(alone)}"] if alone else []
-        if others:
-            parts.append(f"{', '.join(others)} sent no message yet")
+    def missing(self) -> str:
+        """A message on the topics from which nothing has arrived; "" if there are none."""
+        silent = [full for name, full in self._full_names.items() if name not in self._received]
+        unpublished = [full for full in silent if not self._node.count_publishers(full)]
+        published = [full for full in silent if full not in unpublished]
+        parts = [f"no publisher on {', '.join(unpublished)}"] if unpublished else []
+        parts += [f"no message yet on {', '.join(published)}"] if published else []
         return f"Waiting: {'; '.join(parts)}." if parts else ""
 
 
@@ -157,8 +137,8 @@ def message_class(name: str) -> type | None:
         return None
 
 
-def start_node(namespace: str, remaps: Mapping[str, str], ros_args: Sequence[str]) -> Node:
-    """A node for a viewer, under the names that the node it looks at was started with.
+def start_node(namespace: str, remaps: Mapping[str, str], ros_args: Iterable[str]) -> Node:
+    """The viewer's node, with the namespace and remaps that the node dpt was started with.
 
     Args:
         namespace: of the topics, "" for none.
@@ -166,7 +146,7 @@ def start_node(namespace: str, remaps: Mapping[str, str], ros_args: Sequence[str
         ros_args: more arguments, as after --ros-args.
 
     Raises:
-        RuntimeError: an argument is no ROS argument, or a name is none.
+        RuntimeError: an argument is not a valid ROS argument or name.
     """
     args = ["--ros-args", *(part for pair in remaps.items() for part in ("-r", ":=".join(pair)))]
     rclpy.init(args=[*args, *ros_args])

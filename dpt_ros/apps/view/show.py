@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""dpt_view at work: opens the place to look at, and feeds it from bags or from live topics.
+"""dpt_view after its arguments are parsed: opens a viewer and feeds it from bags or live topics.
 
-Imports rerun, which is optional: import this module only where it is about to be used.
+Imports rerun, which is optional.
 """
 
 from __future__ import annotations
@@ -13,74 +13,74 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from itertools import islice
 
 import rclpy
 import rerun as rr
+from rclpy.node import Node
 from tqdm import tqdm
 
 from dpt_ros.apps.view.bag import Bags, Source, find_sources
-from dpt_ros.apps.view.live_topics import LiveTopics, Wish, start_node
+from dpt_ros.apps.view.live_topics import LiveTopics, start_node
 from dpt_ros.apps.view.messages import CameraMessages, stamp_ns
-from dpt_ros.apps.view.scene import CameraScene, Look, blueprint
+from dpt_ros.apps.view.scene import CameraScene, DrawingOptions, blueprint
 from dpt_ros.apps.view.topics import (
     BY_NAME,
+    DIAGNOSTICS,
     joined_parts,
+    needed_topics,
     possible_kinds,
-    wanted_topics,
 )
 from dpt_ros.data import class_names
 from dpt_ros.engine.output.label_groups import load_groups
-from dpt_ros.ros.camera.poses import pose_matrix
+from dpt_ros.ros.camera.geometry import pose_matrix
 
-_SILENCE = 5.0  # seconds
-_REPEAT = 10.0  # seconds
+_SILENCE = 5.0  # seconds without messages before a warning
+_REPEAT = 10.0  # seconds between warnings
 _VIEWER_PORT = 9876
-_DIAGNOSTICS = "/diagnostics"
 
 
 def show_bags(args: argparse.Namespace) -> int:
-    """Show bags, whole. Returns the exit code.
+    """Show whole bags. Returns the exit code.
 
     Raises:
-        ValueError, OSError: a bag or the viewer cannot be opened; the message has the reason.
+        ValueError, OSError: a bag or the viewer cannot be opened.
     """
     prefixes = [prefix.strip("/") for prefix in args.camera or [args.namespace] if prefix]
     bags = Bags(args.bag)
     sources = find_sources(bags.types, _remaps(args), prefixes)
-    cameras = sorted({s.camera for s in sources.values() if s.topic != _DIAGNOSTICS})
-    there = {
-        camera: {
-            s.topic for s in sources.values() if s.camera == camera or s.topic == _DIAGNOSTICS
-        }
-        for camera in cameras
+    topics: dict[str, set[str]] = {
+        s.camera: set() for s in sources.values() if s.topic != DIAGNOSTICS
     }
-    kinds = set().union(*(possible_kinds(topics, args.only) for topics in there.values()))
+    for source in sources.values():
+        for camera in topics if source.topic == DIAGNOSTICS else (source.camera,):
+            topics[camera].add(source.topic)
+    topics = dict(sorted(topics.items()))
+    kinds = set().union(*(possible_kinds(available, args.only) for available in topics.values()))
     if kinds <= {"plots"}:
         raise ValueError(
             f"--only: the bag has no topic for {', '.join(args.only)}. It has"
             f" {', '.join(sorted(bags.types))}."
         )
     latency = _has_latency(bags, sources)
-    titles = [_title(camera) for camera in cameras]
-    recording = _open(args, blueprint(titles, kinds, live=False, latency=latency))
+    layout = blueprint([_title(camera) for camera in topics], kinds, live=False, latency=latency)
+    recording = _open(args, layout)
     shown = {
-        camera: _camera(args, recording, camera, joined_parts(there[camera], args.only))
-        for camera in cameras
+        camera: _camera(args, recording, camera, joined_parts(available, args.only))
+        for camera, available in topics.items()
     }
-    wanted = {
-        full: source
-        for full, source in sources.items()
-        if any(source.topic in wanted_topics(topics, args.only) for topics in there.values())
-    }
-    _feed(bags, wanted, shown)
+    needed = set().union(*(needed_topics(available, args.only) for available in topics.values()))
+    _feed(bags, {full: s for full, s in sources.items() if s.topic in needed}, shown)
     recording.flush()
-    for camera in cameras:
-        _tell(args, shown[camera], there[camera], camera)
-    for note in bags.notes:
-        print(f"dpt_view: {note}", file=sys.stderr)
+    _print_counts(shown)
+    for camera, messages in shown.items():
+        named = args.classes is not None or "semantic/label_info" in topics[camera]
+        if "semantic/labels" in messages.shown and not named:
+            print("The bag has no semantic/label_info: give the class names with --classes.")
+    for warning in bags.warnings:
+        print(f"dpt_view: {warning}", file=sys.stderr)
     if "plots" in kinds and not latency:
         print("Latency is not plotted: the bag has only stamps, not the times of recording.")
     if args.web:
@@ -94,63 +94,61 @@ def show_bags(args: argparse.Namespace) -> int:
 def _feed(bags: Bags, sources: Mapping[str, Source], shown: Mapping[str, CameraMessages]) -> None:
     bar = tqdm(total=bags.count(sources), unit="message", leave=False, disable=None)
     for full, recorded_ns, message in bags.messages(sources):
-        source = sources[full]
-        cameras = shown.values() if source.topic == _DIAGNOSTICS else (shown[source.camera],)
-        for camera in cameras:
-            camera.take(source.topic, message, recorded_ns)
+        _show(shown, *sources[full], message, recorded_ns)
         bar.update()
     bar.close()
 
 
-def _tell(
-    args: argparse.Namespace, messages: CameraMessages, there: set[str], camera: str
+def _show(
+    shown: Mapping[str, CameraMessages],
+    camera: str,
+    topic: str,
+    message: object,
+    recorded_ns: int | None = None,
 ) -> None:
-    """What was shown, and what the bag could not give."""
-    counts = ", ".join(f"{topic} {count}" for topic, count in sorted(messages.shown.items()))
-    print(f"{_title(camera)}: {counts or 'no messages'}")
-    named = args.classes is not None or "semantic/label_info" in there
-    if "semantic/labels" in messages.shown and not named:
-        print("The bag has no semantic/label_info: give the class names with --classes.")
+    for messages in shown.values() if topic == DIAGNOSTICS else (shown[camera],):
+        messages.show(topic, message, recorded_ns)
+
+
+def _print_counts(shown: Mapping[str, CameraMessages]) -> None:
+    for camera, messages in shown.items():
+        counts = ", ".join(f"{topic} {count}" for topic, count in sorted(messages.shown.items()))
+        print(f"{_title(camera)}: {counts or 'no messages'}")
 
 
 def _has_latency(bags: Bags, sources: Mapping[str, Source]) -> bool:
-    """Whether the bag tells when messages came, rather than repeating their stamps."""
-    if any(source.topic == _DIAGNOSTICS for source in sources.values()):
+    """Whether the bag has the times at which messages arrived, not just their stamps."""
+    if any(source.topic == DIAGNOSTICS for source in sources.values()):
         return True
-    timed = [full for full, source in sources.items() if BY_NAME[source.topic].frames]
+    timed = [full for full, source in sources.items() if BY_NAME[source.topic].part]
     first = islice(bags.messages(timed), 20)
     return any(recorded != stamp_ns(message) for _, recorded, message in first)
 
 
-def show_live(args: argparse.Namespace, ros_args: Sequence[str]) -> int:
+def show_live(args: argparse.Namespace, ros_args: Iterable[str]) -> int:
     """Show a running node until Ctrl-C. Returns the exit code.
 
     Raises:
-        ValueError, OSError, RuntimeError: the place to look at cannot be had, or an argument is
-            no ROS argument; the message has the reason.
+        ValueError, OSError, RuntimeError: the viewer cannot be opened, or a ROS argument is
+            wrong.
     """
     cameras = [camera.strip("/") for camera in args.camera] or [""]
     recording = _open(args, blueprint([_title(c) for c in cameras], args.only, live=True))
     node = start_node(args.namespace, _remaps(args), ros_args)
     live = None
+    shown: dict[str, CameraMessages] = {}
     try:
         shown = {camera: _camera(args, recording, camera) for camera in cameras}
         topics = _live_topics(args.only, args.compressed)
-        wishes = {}
-        for camera in cameras:
-            for topic in topics:
-                name = _live_name(node, camera, topic)
-                wishes[name] = (camera, topic)
-        live = LiveTopics(
-            node,
-            [
-                Wish(name, BY_NAME[topic].types, latched=topic == "semantic/label_info")
-                for name, (_, topic) in wishes.items()
-            ],
-        )
-        _follow(args, live, wishes, shown)
+        sources = {
+            _live_name(node, c, topic): Source(c, topic) for c in cameras for topic in topics
+        }
+        types = {name: BY_NAME[source.topic].types for name, source in sources.items()}
+        latched = {name for name, s in sources.items() if s.topic == "semantic/label_info"}
+        live = LiveTopics(node, types, latched)
+        _follow(args, live, sources, shown)
     except KeyboardInterrupt:
-        pass  # the way it ends
+        pass
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not cut this short
         if live is not None:
@@ -159,15 +157,13 @@ def show_live(args: argparse.Namespace, ros_args: Sequence[str]) -> int:
         rclpy.try_shutdown()
         recording.flush()
         recording.disconnect()
-    for camera in cameras:
-        counts = ", ".join(f"{t} {count}" for t, count in sorted(shown[camera].shown.items()))
-        print(f"{_title(camera)}: {counts or 'no messages'}")
+    _print_counts(shown)
     return 0
 
 
 def _live_topics(kinds: Iterable[str], compressed: bool) -> list[str]:
     kinds = set(kinds)
-    # depth/camera_info is of the same camera, but has the node compute depth.
+    # depth/camera_info is of the same camera, but its subscription makes the node compute depth.
     unused = {
         "image" if compressed else "image/compressed",
         "camera_info" if kinds & {"depth", "points"} else "depth/camera_info",
@@ -175,9 +171,9 @@ def _live_topics(kinds: Iterable[str], compressed: bool) -> list[str]:
     return [name for name in BY_NAME if BY_NAME[name].kinds & kinds and name not in unused]
 
 
-def _live_name(node: rclpy.node.Node, camera: str, topic: str) -> str:
+def _live_name(node: Node, camera: str, topic: str) -> str:
     prefix = f"{camera}/" if camera else ""
-    if topic == "image/compressed":  # as in the node, image moves its compressed form along
+    if topic == "image/compressed":  # a remapping of image moves it, too, as in the node
         return str(node.resolve_topic_name(f"{prefix}image")) + "/compressed"
     return topic if topic.startswith("/") else prefix + topic
 
@@ -185,25 +181,22 @@ def _live_name(node: rclpy.node.Node, camera: str, topic: str) -> str:
 def _follow(
     args: argparse.Namespace,
     live: LiveTopics,
-    wishes: Mapping[str, tuple[str, str]],
+    sources: Mapping[str, Source],
     shown: Mapping[str, CameraMessages],
 ) -> None:
-    start = heard = time.monotonic()
-    said = -_REPEAT
+    start = last_message = time.monotonic()
+    last_warning = -_REPEAT
     while rclpy.ok() and (args.seconds is None or time.monotonic() - start < args.seconds):
-        news = live.wait(0.25)
+        messages = live.wait(0.25)
         now = time.monotonic()
-        for name, message in news:
-            camera, topic = wishes[name]
-            cameras = shown.values() if topic == _DIAGNOSTICS else (shown[camera],)
-            for taker in cameras:
-                taker.take(topic, message)
-            if topic != _DIAGNOSTICS:
-                heard = now
-        if now - heard > _SILENCE and now - said > _REPEAT:
-            said = now
-            message = live.waiting_for() or "No new messages on the topics shown."
-            print(f"dpt_view: {message}", file=sys.stderr, flush=True)
+        for name, message in messages:
+            _show(shown, *sources[name], message)
+            if sources[name].topic != DIAGNOSTICS:
+                last_message = now
+        if now - last_message > _SILENCE and now - last_warning > _REPEAT:
+            last_warning = now
+            text = live.missing() or "No new messages on the topics shown."
+            print(f"dpt_view: {text}", file=sys.stderr, flush=True)
 
 
 def _camera(
@@ -212,28 +205,28 @@ def _camera(
     camera: str,
     joined: frozenset[str] = frozenset(),
 ) -> CameraMessages:
-    scene = CameraScene(recording, _title(camera), Look(args.range, args.max_points, args.jpeg))
-    if args.classes is not None:
-        scene.classes(_known_classes(args.classes))
+    options = DrawingOptions(args.range, args.max_points, args.jpeg)
+    scene = CameraScene(recording, _title(camera), options)
+    if args.classes == "navigation":
+        scene.classes(dict(enumerate(load_groups()[0], start=1)))
+    elif args.classes is not None:
+        scene.classes(dict(enumerate(class_names(f"labels_{args.classes}.json"), start=1)))
     pose = pose_matrix(args.camera_in_base or [])
-    kinds = frozenset(args.only)
-    return CameraMessages(scene, camera, kinds, _complainer(), joined, pose, args.rate)
+    return CameraMessages(
+        scene, camera, frozenset(args.only), _once_each(), joined, pose, args.rate
+    )
 
 
-def _complainer() -> Callable[[str], None]:
-    said: set[str] = set()
+def _once_each() -> Callable[[str], None]:
+    """Prints each of the first 20 different warnings once."""
+    printed: set[str] = set()
 
-    def complain(message: str) -> None:
-        if message not in said and len(said) < 20:
-            said.add(message)
+    def warn(message: str) -> None:
+        if message not in printed and len(printed) < 20:
+            printed.add(message)
             tqdm.write(f"dpt_view: {message}", file=sys.stderr)
 
-    return complain
-
-
-def _known_classes(name: str) -> dict[int, str]:
-    names = load_groups()[0] if name == "navigation" else class_names(f"labels_{name}.json")
-    return dict(enumerate(names, start=1))
+    return warn
 
 
 def _title(camera: str) -> str:
@@ -247,14 +240,14 @@ def _remaps(args: argparse.Namespace) -> dict[str, str]:
 
 
 def _open(args: argparse.Namespace, layout: rr.blueprint.Blueprint) -> rr.RecordingStream:
-    """A recording that goes to where the arguments say."""
+    """A recording with the sink that the arguments name."""
     recording = rr.RecordingStream("dpt_ros")
-    # What is shown has stamps of its own; when it was drawn is of no interest.
+    # Only the stamps of the messages matter, not when they were logged.
     recording.set_log_time_enabled(False)
     recording.set_log_tick_enabled(False)
     if args.save is not None:
         args.save.parent.mkdir(parents=True, exist_ok=True)
-        with args.save.open("wb"):  # rerun would only log that it cannot be written
+        with args.save.open("wb"):  # rerun would only log an error
             pass
         recording.save(args.save, default_blueprint=layout)
     elif args.web:
@@ -275,8 +268,7 @@ def _open(args: argparse.Namespace, layout: rr.blueprint.Blueprint) -> rr.Record
     else:
         if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
             raise ValueError(
-                "No display to open a window on: use --web (browser), --save FILE.rrd"
-                " or --connect HOST."
+                "No display for a window: use --web (browser), --save FILE.rrd or --connect HOST."
             )
         recording.spawn(memory_limit=args.memory, default_blueprint=layout)
     return recording
@@ -299,6 +291,4 @@ def _check_there(host: str, port: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"No viewer found at {host}:{port} ({error}): start rerun there first."
-        ) from error
+        raise ValueError(f"No viewer at {host}:{port} ({error}): start rerun there.") from error

@@ -1,120 +1,97 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of the node's topics a viewer shows, and what it needs them for."""
+"""The topics of the node that dpt_view shows, and what each is needed for."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 # What can be shown.
 KINDS = (
-    "image",
-    "depth",
-    "deviation",
-    "inverse",
-    "labels",
-    "confidence",
-    "points",
-    "path",
-    "plots",
-)
+    "image", "depth", "deviation", "inverse", "labels", "confidence", "points", "path", "plots",
+)  # fmt: skip
 IMAGE = "sensor_msgs/msg/Image"
 CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
+DIAGNOSTICS = "/diagnostics"
 
 
-@dataclass(frozen=True)
-class Topic:
-    """A topic that is shown.
+class Topic(NamedTuple):
+    """A topic that can be shown.
 
     Args:
-        name: relative, as docs/topics.md has it.
+        name: relative, as in docs/topics.md.
         types: of its messages.
-        kinds: what it is needed for, names of ``KINDS``.
-        frames: whether its messages show how the camera and the node keep pace.
+        shows: the kind, of ``KINDS``, that this topic makes possible; "" for none.
+        helps: further kinds that it is needed for.
+        part: of a frame ("rgb", "depth", "labels"), from which points are computed where
+            depth/points is not published. Such topics are those whose rate is plotted.
     """
 
     name: str
     types: tuple[str, ...]
-    kinds: frozenset[str]
-    frames: bool = False
+    shows: str = ""
+    helps: tuple[str, ...] = ()
+    part: str = ""
 
-
-def _topic(name: str, kinds: str, *types: str, frames: bool = False) -> Topic:
-    return Topic(name, types, frozenset(kinds.split()), frames)
+    @property
+    def kinds(self) -> set[str]:
+        """All kinds that it is needed for."""
+        return {self.shows, *self.helps} - {""}
 
 
 TOPICS = (
-    _topic("image", "image", IMAGE, frames=True),
-    _topic("image/compressed", "image", "sensor_msgs/msg/CompressedImage", frames=True),
-    _topic("camera_info", "points path", CAMERA_INFO),
-    _topic("odom", "points path", "nav_msgs/msg/Odometry"),
-    _topic("depth/image", "depth", IMAGE, frames=True),
-    _topic("depth/camera_info", "points path", CAMERA_INFO),
-    _topic("depth/confidence", "deviation", IMAGE),
-    _topic("depth/inverse", "inverse", IMAGE),
-    _topic("depth/points", "points", "sensor_msgs/msg/PointCloud2"),
-    _topic("semantic/labels", "labels", IMAGE, frames=True),
-    _topic("semantic/confidence", "confidence", IMAGE),
-    # JSON where vision_msgs is not installed.
-    _topic(
+    Topic("image", (IMAGE,), "image", part="rgb"),
+    Topic("image/compressed", ("sensor_msgs/msg/CompressedImage",), "image", part="rgb"),
+    Topic("camera_info", (CAMERA_INFO,), helps=("points", "path")),
+    Topic("odom", ("nav_msgs/msg/Odometry",), "path", ("points",)),
+    Topic("depth/image", (IMAGE,), "depth", part="depth"),
+    Topic("depth/camera_info", (CAMERA_INFO,), helps=("points", "path")),
+    Topic("depth/confidence", (IMAGE,), "deviation"),
+    Topic("depth/inverse", (IMAGE,), "inverse"),
+    Topic("depth/points", ("sensor_msgs/msg/PointCloud2",), "points"),
+    Topic("semantic/labels", (IMAGE,), "labels", part="labels"),
+    Topic("semantic/confidence", (IMAGE,), "confidence"),
+    # A String has the same as JSON, where vision_msgs is not installed.
+    Topic(
         "semantic/label_info",
-        "labels points",
-        "vision_msgs/msg/LabelInfo",
-        "std_msgs/msg/String",
+        ("vision_msgs/msg/LabelInfo", "std_msgs/msg/String"),
+        helps=("labels", "points"),
     ),
-    _topic("/diagnostics", "plots", "diagnostic_msgs/msg/DiagnosticArray"),
+    Topic(DIAGNOSTICS, ("diagnostic_msgs/msg/DiagnosticArray",), helps=("plots",)),
 )
 BY_NAME = {topic.name: topic for topic in TOPICS}
-# What points are made of where no depth/points comes.
-_PARTS = {
-    "image": "rgb",
-    "image/compressed": "rgb",
-    "depth/image": "depth",
-    "semantic/labels": "labels",
-}
-# The topics that a kind cannot be shown without, one of them.
-_NEEDED = {
-    "image": {"image", "image/compressed"},
-    "depth": {"depth/image"},
-    "deviation": {"depth/confidence"},
-    "inverse": {"depth/inverse"},
-    "labels": {"semantic/labels"},
-    "confidence": {"semantic/confidence"},
-    "path": {"odom"},
-}
 
 
-def joined_parts(there: Iterable[str], kinds: Iterable[str]) -> frozenset[str]:
-    """The parts that points are made of ("depth", "rgb", "labels") where none are published.
+def joined_parts(available: Iterable[str], kinds: Iterable[str]) -> frozenset[str]:
+    """The parts from which points are computed ("depth", "rgb", "labels").
 
     Args:
-        there: topics of a camera that were recorded.
+        available: topics of a camera that were recorded.
         kinds: what is shown.
 
     Returns:
-        Nothing where depth/points is there, or no points are wanted or possible.
+        Nothing if depth/points is available, or points are not shown or not possible.
     """
-    there = set(there)
-    if "points" not in kinds or "depth/points" in there or "depth/image" not in there:
+    available = set(available)
+    if "points" not in kinds or "depth/points" in available or "depth/image" not in available:
         return frozenset()
-    if not there & {"camera_info", "depth/camera_info"}:
+    if not available & {"camera_info", "depth/camera_info"}:
         return frozenset()
-    return frozenset(part for topic, part in _PARTS.items() if topic in there)
+    return frozenset(BY_NAME[topic].part for topic in available) - {""}
 
 
-def wanted_topics(there: Iterable[str], kinds: Iterable[str]) -> set[str]:
-    """The topics among those that are there which are needed to show ``kinds``."""
-    there, kinds = set(there), set(kinds)
-    if "image" in there:
-        there.discard("image/compressed")
-    joined = joined_parts(there, kinds)
-    return {t for t in there if BY_NAME[t].kinds & kinds or _PARTS.get(t) in joined}
+def needed_topics(available: Iterable[str], kinds: Iterable[str]) -> set[str]:
+    """Those of the available topics that are needed to show ``kinds``."""
+    available, kinds = set(available), set(kinds)
+    if "image" in available:
+        available.discard("image/compressed")
+    joined = joined_parts(available, kinds)
+    return {t for t in available if BY_NAME[t].kinds & kinds or BY_NAME[t].part in joined}
 
 
-def possible_kinds(there: Iterable[str], kinds: Iterable[str]) -> set[str]:
-    """Those of ``kinds`` that these topics can show."""
-    there = set(there)
-    can = {kind for kind in kinds if kind == "plots" or _NEEDED.get(kind, set()) & there}
-    if "depth/points" in there or joined_parts(there, kinds):
-        can |= {"points"} & set(kinds)
-    return can
+def possible_kinds(available: Iterable[str], kinds: Iterable[str]) -> set[str]:
+    """Those of ``kinds`` that the available topics can show."""
+    can = {"plots", *(BY_NAME[topic].shows for topic in available)}
+    if joined_parts(available, kinds):
+        can.add("points")
+    return can & set(kinds)

@@ -1,28 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network made ready for the CPU: weights in oneDNN's own layout, few passes over the maps.
+"""Modules of a DPT on a CPU: weights in oneDNN's own layout, few passes over the maps.
 
-PyTorch hands float32 products to MKL, which is slow on some CPUs, and lays the weights out anew
-at every call. Here each weight is laid out once. oneDNN is reached through operators that
-torch.compile uses and that are no public interface, so :func:`unavailable` tries them first.
+PyTorch hands float32 products to MKL, which is slow on some CPUs, and reorders the weights at
+every call. Here each weight is reordered once. oneDNN is reached through operators that
+torch.compile uses and that are not public, so :func:`unavailable` tries them first.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 
 import torch
 import torch.nn.functional as F
 from timm.layers import pad_same
 from timm.layers.attention import Attention
 from timm.layers.mlp import Mlp
-from timm.layers.pool2d_same import MaxPool2dSame
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from dpt_ros.engine.inference.fold import fold
 from dpt_ros.model.decoder import Read, ResidualConvUnit
 from dpt_ros.model.dpt import DPT
-from dpt_ros.model.encoder import PlainConv2dSame, fold_weight_standardization
-from dpt_ros.model.heads import MIN_INVERSE_DEPTH, DepthHead, SegmentationHead, upsample2
+from dpt_ros.model.encoder import PlainConv2dSame
+from dpt_ros.model.heads import DepthHead, SegmentationHead, to_depth
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -37,7 +36,7 @@ def supports_bf16() -> bool:
 
 
 def unavailable(dtype: torch.dtype) -> str | None:
-    """Why :func:`pack` cannot work here, a sentence; None if it can.
+    """The reason why :func:`pack` does not work here, None if it does.
 
     It runs both operators on a few numbers and compares them with the plain ones.
     """
@@ -58,24 +57,21 @@ def unavailable(dtype: torch.dtype) -> str | None:
         reason = str(error).splitlines()[0]
         return f"torch {torch.__version__} has no oneDNN operators that fit: {reason}"
     if max(float(error) for error in errors) > 32 * torch.finfo(dtype).eps:
-        return f"the oneDNN operators of torch {torch.__version__} compute something else."
+        return f"the oneDNN operators of torch {torch.__version__} give wrong results."
     return None
 
 
-def pack(model: DPT, dtype: torch.dtype) -> str:
-    """Lay a network out for inference on the CPU, in place.
+def pack(model: DPT, dtype: torch.dtype) -> None:
+    """Replace a network's modules by packed ones for inference on the CPU, in place.
 
-    Weight standardisation and batch norm are folded where they are not yet. The plain weights
-    are let go layer by layer. A packed network takes any input size and batch, gives the same
-    numbers up to rounding, and can be neither trained, saved, moved nor converted. In bfloat16
-    the last convolution of the depth head and what follows it stay float32.
+    The network is folded first. The plain weights are freed layer by layer. A packed network
+    takes any input size and batch, gives the same numbers up to rounding, and can be neither
+    trained, saved, moved nor converted. In bfloat16 the depth head is float32 from its last
+    convolution on.
 
     Args:
         model: in eval mode, on the CPU, float32.
         dtype: of weights and activations, float32 or bfloat16.
-
-    Returns:
-        a sentence that says what was packed.
 
     Raises:
         ValueError: another dtype, or a network in training or not on the CPU.
@@ -89,15 +85,9 @@ def pack(model: DPT, dtype: torch.dtype) -> str:
     if reason:
         raise RuntimeError(f"The network cannot be packed: {reason}")
     with torch.no_grad():
-        fold_weight_standardization(model)
+        fold(model)
         _pack_children(model, dtype)
         model.to(dtype).requires_grad_(False)
-    kinds = Counter(type(module) for module in model.modules())
-    left = sum(kinds[kind] for kind in (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, PlainConv2dSame))
-    return (
-        f"{kinds[PackedLinear]} linear and {kinds[PackedConv2d]} convolution layers are packed "
-        f"for oneDNN in {str(dtype).removeprefix('torch.')}; {left} are not."
-    )
 
 
 class PackedLinear(nn.Module):
@@ -105,7 +95,7 @@ class PackedLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, fused: Fused = _NOTHING) -> None:
         super().__init__()
-        # Attributes and no buffers: nothing may convert or move an opaque tensor.
+        # Attributes and no buffers: an opaque tensor cannot be converted or moved.
         self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
         self.bias = None if linear.bias is None else linear.bias.detach()
         self.fused = fused
@@ -128,9 +118,9 @@ class PackedConv2d(nn.Module):
         padding = [0, 0] if self.same_pad else list(conv.padding)
         self.where = (padding, list(conv.stride), list(conv.dilation), 1)
         weight = conv.weight.detach().contiguous(memory_format=torch.channels_last)
-        # The best layout of other convolutions depends on the input's size, and a kept layout
-        # that does not fit is laid out anew at every call, a hundred times slower than from the
-        # plain one. Of these it was the same for every size tried.
+        # The best layout of other convolutions depends on the input's size, and one that does not
+        # fit is reordered at every call, a hundred times slower than the plain one. For these it
+        # was the same at every size tried.
         if conv.stride == (1, 1) and not conv.in_channels % 64 and not conv.out_channels % 64:
             weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.where)
         self.weight = weight
@@ -155,7 +145,7 @@ class PackedConv2d(nn.Module):
 
 
 class PackedPointwise(nn.Module):
-    """A 1x1 convolution: a linear layer over the channels, which needs no hint of the size."""
+    """A 1x1 convolution as a linear layer over the channels, whose layout fits every size."""
 
     def __init__(self, conv: nn.Conv2d, fused: Fused = _NOTHING) -> None:
         super().__init__()
@@ -187,15 +177,6 @@ class PackedTranspose(nn.Module):
         y = y.view(batch, height, width, rows, columns, self.channels).transpose(2, 3)
         y = y.reshape(batch, height * rows, width * columns, self.channels)
         return y.permute(0, 3, 1, 2)
-
-
-class PackedMaxPool(nn.Module):
-    """Max pooling 3, stride 2, with TensorFlow's SAME padding."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        # SAME pads an even side at its end only, which ceil_mode does without a copy of the map.
-        odd = [side % 2 for side in x.shape[-2:]]
-        return F.max_pool2d(x, 3, stride=2, padding=odd, ceil_mode=True)
 
 
 class PackedMlp(nn.Module):
@@ -256,8 +237,8 @@ class PackedResidualUnit(nn.Module):
 
     def __init__(self, unit: ResidualConvUnit, dtype: torch.dtype) -> None:
         super().__init__()
-        self.conv1 = PackedConv2d(_fold_norm(unit.conv1, unit.norm1).to(dtype), _RELU)
-        self.conv2 = PackedConv2d(_fold_norm(unit.conv2, unit.norm2).to(dtype))
+        self.conv1 = PackedConv2d(unit.conv1.to(dtype), _RELU)
+        self.conv2 = PackedConv2d(unit.conv2.to(dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
@@ -274,7 +255,7 @@ class PackedDepthHead(nn.Module):
         self.conv2 = PackedConv2d(head.conv2.to(dtype), _RELU)
         self.scale, self.shift, self.invert = head.scale, head.shift, head.invert
         # The largest map of the network. Memory fresh from the system costs more than the
-        # upsampling, so it is kept; whoever runs takes it out, so two threads never share it.
+        # upsampling, so it is kept; a call pops it, so that two threads never share it.
         self.scratch: deque[Tensor] = deque(maxlen=1)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -291,8 +272,7 @@ class PackedDepthHead(nn.Module):
         x = self.conv2(large)
         self.scratch.append(large)
         x = self.conv3(x.float()).squeeze(1)
-        x = self.scale * x + self.shift
-        return x.clamp(min=MIN_INVERSE_DEPTH).reciprocal() if self.invert else x
+        return to_depth(x, self.scale, self.shift, self.invert)
 
 
 class PackedSegmentationHead(nn.Module):
@@ -300,15 +280,11 @@ class PackedSegmentationHead(nn.Module):
 
     def __init__(self, head: SegmentationHead, dtype: torch.dtype) -> None:
         super().__init__()
-        self.conv = PackedConv2d(_fold_norm(head.conv, head.norm).to(dtype), _RELU)
+        self.conv = PackedConv2d(head.conv.to(dtype), _RELU)
         self.classify = PackedPointwise(head.classify.to(dtype))
 
-    def logits(self, features: Tensor) -> Tensor:
-        """(B, F, h, w) -> (B, C, h, w)."""
-        return self.classify(self.conv(features))
-
     def forward(self, features: Tensor) -> Tensor:
-        return upsample2(self.logits(features))
+        return self.classify(self.conv(features))
 
 
 def _pack_children(module: nn.Module, dtype: torch.dtype) -> None:
@@ -323,7 +299,7 @@ def _pack_children(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _packed(module: nn.Module, dtype: torch.dtype) -> nn.Module | None:
-    """What takes the place of ``module``; None if only its children can be packed."""
+    """The replacement of ``module``; None if only its children can be packed."""
     match module:
         case DepthHead():
             return PackedDepthHead(module, dtype)
@@ -335,8 +311,6 @@ def _packed(module: nn.Module, dtype: torch.dtype) -> nn.Module | None:
             return PackedRead(module, dtype)
         case Mlp(act=nn.GELU(approximate="none"), norm=nn.Identity()):
             return PackedMlp(module, dtype)
-        case MaxPool2dSame(kernel_size=(3, 3), stride=(2, 2), dilation=(1, 1)):
-            return PackedMaxPool()
         case nn.Linear():
             return PackedLinear(module.to(dtype))
         case nn.ConvTranspose2d(groups=1, dilation=(1, 1), padding=(0, 0)):
@@ -360,11 +334,3 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 def _is_plain(attention: Attention) -> bool:
     extras = (attention.q_norm, attention.k_norm, attention.norm)
     return attention.gate is None and all(isinstance(extra, nn.Identity) for extra in extras)
-
-
-def _fold_norm(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
-    """The convolution that equals ``conv`` followed by a batch norm in eval mode, if any."""
-    if not isinstance(norm, nn.BatchNorm2d):
-        return conv
-    folded = fuse_conv_bn_eval(conv.double(), norm.double())
-    return folded.float()

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A DPT rewritten for inference: the same function with fewer operations."""
+"""A DPT rewritten for inference: the same function with fewer operations, on any device."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from torch import nn
+import torch.nn.functional as F
+from timm.layers.pool2d_same import MaxPool2dSame
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from dpt_ros.model.encoder import fold_weight_standardization
+from dpt_ros.model.encoder import PlainConv2dSame, fold_weight_standardization
 
 if TYPE_CHECKING:
     from dpt_ros.model import DPT
@@ -21,21 +23,43 @@ def fold(model: DPT) -> None:
     """Fold what inference leaves constant into the weights, in place, in float64.
 
     Weight standardisation and the decoder's batch norms go into their convolutions; the auxiliary
-    head and the dropout, which only training uses, go away. The network says the same up to
-    rounding, and must not be trained any further.
+    head and the dropout, which only training uses, are removed; pooling and 1x1 convolutions pad
+    without a copy. The output stays the same up to rounding, and the network cannot be trained any
+    further. A folded network is not changed.
 
     Args:
-        model: in eval mode, float32.
+        model: in eval mode.
     """
     fold_weight_standardization(model)
     model.auxiliary_head = None
     if model.label_head is not None:
         model.label_head.dropout = cast(nn.Dropout, nn.Identity())
-    for module in model.modules():
+    for module in list(model.modules()):
+        if isinstance(module, PlainConv2dSame) and module.kernel_size == (1, 1):
+            module.same_pad = False  # there is nothing to pad, but pad_same would copy the map
+        for name, child in module.named_children():
+            if isinstance(child, MaxPool2dSame) and _is_usual(child):
+                setattr(module, name, SameMaxPool())
         for conv_name, norm_name in _PAIRS:
             norm = getattr(module, norm_name, None)
             if isinstance(norm, nn.BatchNorm2d):
                 conv = getattr(module, conv_name)
-                folded = fuse_conv_bn_eval(conv.double(), norm.double()).float()
-                setattr(module, conv_name, folded)
+                dtype = conv.weight.dtype
+                folded = fuse_conv_bn_eval(conv.double(), norm.double())
+                setattr(module, conv_name, folded.to(dtype))
                 setattr(module, norm_name, nn.Identity())
+    model.requires_grad_(False)
+
+
+class SameMaxPool(nn.Module):
+    """Max pooling 3, stride 2, with TensorFlow's SAME padding, without a padded copy."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        # SAME pads an even side at its end only, which ceil_mode does without a copy of the map.
+        odd = [side % 2 for side in x.shape[-2:]]
+        return F.max_pool2d(x, 3, stride=2, padding=odd, ceil_mode=True)
+
+
+def _is_usual(pool: MaxPool2dSame) -> bool:
+    sizes = (pool.kernel_size, pool.stride, pool.dilation)
+    return sizes == ((3, 3), (2, 2), (1, 1))

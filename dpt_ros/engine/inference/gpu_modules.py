@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A DPT whose modules call the fused operations of ``kernels``: the same function, fewer kernels.
+"""Modules of a DPT that call the fused operations of ``kernels``: fewer, larger GPU kernels.
 
-The convolutions and matrix products stay torch's. What lies between them is one call each: norm,
-shortcut and ReLU; bias and ReLU; upsampling, skip, bias and ReLU; addition and LayerNorm.
+The convolutions and matrix products stay torch's. The operations between them are one call each:
+norm, shortcut and ReLU; bias and ReLU; upsampling, skip, bias and ReLU; addition and LayerNorm.
 """
 
 from __future__ import annotations
@@ -12,19 +12,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.layers import GroupNormAct
-from timm.layers.pool2d_same import MaxPool2dSame
 from timm.models.resnetv2 import Bottleneck
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dpt_ros.engine.inference import kernels
+from dpt_ros.engine.inference.fold import fold
 from dpt_ros.model.decoder import Fusion, Read, ResidualConvUnit, Size
 from dpt_ros.model.dpt import DPT
-from dpt_ros.model.encoder import Encoder, PlainConv2dSame
-from dpt_ros.model.heads import DepthHead, SegmentationHead, upsample2
+from dpt_ros.model.encoder import Encoder
+from dpt_ros.model.heads import DepthHead, SegmentationHead
 
-# Matrix products of half precision want their sides in multiples of 16 bytes.
+# Tensor cores need the sides of half-precision products in multiples of 16 bytes.
 _ALIGNMENT = 8
 
 
@@ -32,9 +31,7 @@ def fuse(model: DPT) -> None:
     """Replace the model's modules, in place, by ones that use the fused operations.
 
     Works on any device and in any number format; best called before ``model`` is moved to either.
-    Names of parameters change: load weights first, and fold them
-    (:func:`dpt_ros.engine.inference.fold.fold`), since batch norms that are still there are folded
-    here.
+    The network is folded first. Names of parameters change: load weights before.
 
     Args:
         model: in eval mode; for inference only from now on.
@@ -47,6 +44,7 @@ def fuse(model: DPT) -> None:
         raise ValueError("A network in training mode cannot be fused; call eval() first.")
     if not isinstance(model.encoder, Encoder):
         raise ValueError("The network is fused already.")
+    fold(model)
     modules: dict[str, nn.Module] = {"encoder": FusedEncoder(model.encoder)}
     stages: list[Any] = list(model.fusion)
     modules["fusion"] = nn.ModuleList(
@@ -71,7 +69,7 @@ class Pointwise(nn.Module):
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         self.channels = conv.out_channels
-        # Rows of zeros up to a multiple that tensor cores take; nobody sees what they give.
+        # Rows of zeros up to a multiple that tensor cores take; their results are cut off.
         padding = -self.channels % _ALIGNMENT
         self.weight = nn.Parameter(F.pad(conv.weight.detach().flatten(1), (0, 0, 0, padding)))
         self.bias = nn.Parameter(F.pad(conv.get_parameter("bias").detach(), (0, padding)))
@@ -126,27 +124,8 @@ def _fuse_resnet(module: nn.Module) -> None:
             setattr(module, name, FusedBottleneck(child))
         elif isinstance(child, GroupNormAct):
             setattr(module, name, FusedNorm(child))
-        elif isinstance(child, MaxPool2dSame):
-            setattr(module, name, FusedPool(child))
-        elif isinstance(child, PlainConv2dSame) and child.kernel_size == (1, 1):
-            child.same_pad = False  # there is nothing to pad, but pad_same would copy the map
         else:
             _fuse_resnet(child)
-
-
-class FusedPool(nn.Module):
-    """Max pooling with TensorFlow's SAME padding, without a padded copy where that can be."""
-
-    def __init__(self, pool: MaxPool2dSame) -> None:
-        super().__init__()
-        self.pool = pool
-        self.usual = tuple(pool.kernel_size) == (3, 3) and tuple(pool.stride) == (2, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.usual and x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0:
-            # SAME pads right and bottom only; a last window that sticks out says the same.
-            return F.max_pool2d(x, 3, 2, ceil_mode=True)
-        return self.pool(x)
 
 
 class FusedEncoder(nn.Module):
@@ -169,17 +148,8 @@ class FusedEncoder(nn.Module):
     def forward(self, images: Tensor) -> tuple[list[Tensor], tuple[int, int]]:
         """See :class:`dpt_ros.model.encoder.Encoder`."""
         encoder = self.encoder
-        x, taps = images, []
-        if encoder.resnet is not None:
-            x = encoder.resnet.stem(x.contiguous(memory_format=torch.channels_last))
-            for index, stage in enumerate(encoder.resnet.stages):
-                x = stage(x)
-                if index in encoder.stage_taps:
-                    taps.append(x)
-        x = encoder.patch_embed(x)
-        grid = (x.shape[2], x.shape[3])
-        tokens = x.flatten(2).transpose(1, 2)
-        tokens = torch.cat([encoder.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        images = images.contiguous(memory_format=torch.channels_last)
+        tokens, grid, taps = encoder.embed(images)
         blocks: list[Any] = list(encoder.blocks)
         x, normed = _add_norm(tokens, encoder.positions(grid).expand_as(tokens), blocks[0].norm1)
         for index, block in enumerate(blocks):
@@ -222,8 +192,8 @@ class FusedRead(nn.Module):
 class FusedUnit(nn.Module):
     """A ResidualConvUnit from behind its first ReLU up to its last bias.
 
-    The unit is ``x + bias + forward(relu(x))``: whoever calls it adds what is missing to other
-    things anyway.
+    The unit is ``x + bias + forward(relu(x))``: the caller adds ``x`` and the bias together with
+    other terms.
     """
 
     def __init__(self, unit: ResidualConvUnit) -> None:
@@ -259,7 +229,7 @@ class FusedFusion(nn.Module):
                 path, x.shape[2:], skip, x, self.skip_unit.bias, relu=True
             )
         x = self.out(kernels.bias_act(self.unit(activated), self.unit.bias, x))
-        return kernels.upsample_add(x, size) if self.last else x
+        return kernels.upsample_add(x, size)[0] if self.last else x
 
 
 class FusedDepthHead(nn.Module):
@@ -278,7 +248,7 @@ class FusedDepthHead(nn.Module):
         x = self.conv1(features)
         size = (2 * x.shape[2], 2 * x.shape[3])
         # The bias commutes with the upsampling, because the bilinear weights sum to one.
-        x = self.conv2(kernels.upsample_add(x, size, bias=self.bias1))
+        x = self.conv2(kernels.upsample_add(x, size, bias=self.bias1)[0])
         return kernels.depth_tail(
             x, self.weight, self.bias, self.scale, self.shift, self.invert, self.bias2
         )
@@ -292,21 +262,14 @@ class FusedLabelHead(nn.Module):
         self.conv, self.bias = _split(head.conv, head.norm)
         self.classify = Pointwise(head.classify)
 
-    def logits(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor) -> Tensor:
         """(B, F, h, w) -> (B, C, h, w)."""
         return self.classify(kernels.bias_act(self.conv(features), self.bias, relu=True))
 
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, F, H / 2, W / 2) -> (B, C, H, W)."""
-        return upsample2(self.logits(features))
-
 
 def _split(conv: nn.Conv2d, norm: nn.Module | None = None) -> tuple[nn.Conv2d, Tensor | None]:
-    """The convolution, with the batch norm that follows it, as one without bias and its bias."""
-    if isinstance(norm, nn.BatchNorm2d):
-        dtype = conv.weight.dtype
-        conv = fuse_conv_bn_eval(conv.double(), norm.double()).to(dtype)
-    elif norm is not None:
+    """A folded convolution as one without bias and its bias; ``norm`` is what followed it."""
+    if norm is not None:
         _only(norm, nn.Identity)
     bias, conv.bias = conv.bias, None
     return conv, bias

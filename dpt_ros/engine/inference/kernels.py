@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a DPT does between its convolutions and matrix products, one kernel each on an NVIDIA GPU.
+"""The operations between a DPT's convolutions and matrix products, one kernel each on a GPU.
 
 Each function has two versions of the same result up to rounding: Triton's for a CUDA tensor, if
-triton is installed, and plain torch otherwise. Maps are (B, C, H, W) in channels_last memory.
-They are for inference: the Triton versions have no gradient.
+triton is installed, and plain torch otherwise. Maps are (B, C, H, W) in channels_last memory; the
+Triton versions raise a ValueError for others. They are for inference and have no gradient.
 """
 
 from __future__ import annotations
 
 from functools import cache
 from importlib.util import find_spec
-from types import ModuleType, TracebackType
-from typing import Literal, overload
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -19,34 +18,16 @@ from torch import Tensor
 
 from dpt_ros.engine.faults import innermost_line, is_out_of_memory
 from dpt_ros.engine.output.postprocess import classify, resize_labels
-from dpt_ros.model.heads import MIN_INVERSE_DEPTH
+from dpt_ros.model.heads import MIN_INVERSE_DEPTH, to_depth
 
 _enabled = True
 _SLOWER = "The networks run on the GPU without fused Triton kernels, which is slower"
 
 
-class use_triton:
-    """Choose between Triton and plain torch, for good or, as a context manager, for a while.
-
-    Args:
-        enabled: False for plain torch everywhere.
-    """
-
-    def __init__(self, enabled: bool) -> None:
-        global _enabled
-        self._before, _enabled = _enabled, enabled
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        global _enabled
-        _enabled = self._before
+def turn_off_triton() -> None:
+    """Use plain torch from now on."""
+    global _enabled
+    _enabled = False
 
 
 def triton_enabled() -> bool:
@@ -69,7 +50,7 @@ def _triton(x: Tensor) -> ModuleType | None:
 
 
 def probe(device: torch.device) -> str:
-    """Compile, load and run one kernel on a GPU; turn Triton off for good if that fails.
+    """Compile, load and run one kernel on a GPU; turn Triton off if that fails.
 
     Triton needs a C compiler and Python's headers where it runs, for the launcher that it
     compiles, a folder that it can write to, and a driver that fits.
@@ -90,12 +71,12 @@ def probe(device: torch.device) -> str:
         why = "" if right else "a kernel computed wrong values"
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # whatever Triton, its compiler or its launcher raise
+    except Exception as error:  # any, from Triton, its compiler or its launcher
         if is_out_of_memory(error):
             raise
         why = innermost_line(error)
     if why:
-        use_triton(False)
+        turn_off_triton()
         return f"{_SLOWER}: {why}. Triton needs gcc and Python's headers (python3-dev)."
     return ""
 
@@ -119,8 +100,6 @@ def group_norm_act(
         residual: like ``x``, or None.
         relu: whether a ReLU comes last.
 
-    Raises:
-        ValueError: Triton's version, for a map that is not in channels_last.
     """
     if triton := _triton(x):
         return triton.group_norm_act(x, weight, bias, groups, eps, residual, relu)
@@ -130,29 +109,6 @@ def group_norm_act(
     return F.relu(x) if relu else x
 
 
-@overload
-def upsample_add(
-    x: Tensor,
-    size: tuple[int, int] | torch.Size,
-    skip: Tensor | None = None,
-    residual: Tensor | None = None,
-    bias: Tensor | None = None,
-    relu: Literal[False] = False,
-) -> Tensor: ...
-
-
-@overload
-def upsample_add(
-    x: Tensor,
-    size: tuple[int, int] | torch.Size,
-    skip: Tensor | None = None,
-    residual: Tensor | None = None,
-    bias: Tensor | None = None,
-    *,
-    relu: Literal[True],
-) -> tuple[Tensor, Tensor]: ...
-
-
 def upsample_add(
     x: Tensor,
     size: tuple[int, int] | torch.Size,
@@ -160,7 +116,7 @@ def upsample_add(
     residual: Tensor | None = None,
     bias: Tensor | None = None,
     relu: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Bilinear with aligned corners to ``size``, plus what is given.
 
     Args:
@@ -168,13 +124,11 @@ def upsample_add(
         size: (H, W).
         skip, residual: (B, C, H, W) each, or None.
         bias: (C,), or None.
-        relu: whether the ReLU of the sum is wanted beside the sum.
+        relu: whether to return the ReLU of the sum too.
 
     Returns:
-        (B, C, H, W), or two of them if ``relu``.
+        the sum (B, C, H, W), and its ReLU, or the sum again.
 
-    Raises:
-        ValueError: Triton's version, for a map that is not in channels_last.
     """
     size = (size[0], size[1])
     if triton := _triton(x):
@@ -186,13 +140,13 @@ def upsample_add(
         x = x + skip
     if residual is not None:
         x = x + residual
-    return (x, F.relu(x)) if relu else x
+    return x, F.relu(x) if relu else x
 
 
 def bias_act(
     x: Tensor, bias: Tensor | None, residual: Tensor | None = None, relu: bool = False
 ) -> Tensor:
-    """What a convolution without its bias leaves to be done: bias, residual, ReLU.
+    """Bias, residual and ReLU after a convolution without bias.
 
     Args:
         x: (B, C, H, W).
@@ -200,8 +154,6 @@ def bias_act(
         residual: like ``x``, or None.
         relu: whether a ReLU comes last.
 
-    Raises:
-        ValueError: Triton's version, for a map that is not in channels_last.
     """
     if triton := _triton(x):
         return triton.bias_act(x, bias, residual, relu)
@@ -222,8 +174,6 @@ def add_layer_norm(
         weight, bias: (D,).
         eps: added to the variance.
 
-    Raises:
-        ValueError: Triton's version, for tensors that do not fit together.
     """
     if triton := _triton(x):
         return triton.add_layer_norm(x, y, weight, bias, eps)
@@ -240,19 +190,17 @@ def depth_tail(
     invert: bool,
     x_bias: Tensor | None = None,
 ) -> Tensor:
-    """The end of the depth head, in float32: ReLU, 1x1 convolution, ReLU, then what it means.
+    """The end of the depth head, in float32: ReLU, 1x1 convolution, ReLU, scale, shift, inversion.
 
     Args:
         x: (B, K, H, W), the output of the head's second convolution.
         weight, bias: (K,) and (1,), of the last convolution.
         scale, shift, invert: see :class:`dpt_ros.model.heads.DepthHead`.
-        x_bias: (K,), what is still to be added to ``x``, or None.
+        x_bias: (K,), added to ``x`` first, or None.
 
     Returns:
         (B, H, W) float32, relative inverse depth or metres.
 
-    Raises:
-        ValueError: Triton's version, for a map that is not in channels_last.
     """
     if triton := _triton(x):
         least = MIN_INVERSE_DEPTH
@@ -260,8 +208,7 @@ def depth_tail(
     if x_bias is not None:
         x = x + x_bias[:, None, None]
     x = F.conv2d(F.relu(x).float(), weight.float()[None, :, None, None], bias.float())
-    x = scale * F.relu(x).squeeze(1) + shift
-    return x.clamp(min=MIN_INVERSE_DEPTH).reciprocal() if invert else x
+    return to_depth(F.relu(x).squeeze(1), scale, shift, invert)
 
 
 def classify_upsampled(
@@ -270,24 +217,22 @@ def classify_upsampled(
     size: tuple[int, int],
     confidence: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Labels as isl-org/DPT's run_segmentation.py has them at the network's size, then resized.
+    """Labels as in isl-org/DPT's run_segmentation.py at the network's size, then resized.
 
-    The logits go bilinearly, corners aligned, to the network's size, as the label head does it;
-    argmax + 1 there; then each pixel of the picture takes the nearest label.
+    The logits are resized bilinearly, corners aligned, to the network's size; argmax + 1 there;
+    then each pixel of the picture takes the nearest label.
 
     Args:
         logits: (B, C, h, w), the label head's before its last upsampling; a pixel's classes side
             by side in memory (channels_last).
         network_size: (height, width) of the network's input.
         size: (height, width) of the result.
-        confidence: whether the probability of the chosen class is wanted too.
+        confidence: whether to return the probability of the chosen class too.
 
     Returns:
         labels (B, *size) uint8, 1..C, the first of equal classes; and their softmax probability
         as uint8, 0..255, or None.
 
-    Raises:
-        ValueError: Triton's version, for logits that are not in channels_last.
     """
     if triton := _triton(logits):
         return triton.classify_upsampled(logits, network_size, size, confidence)

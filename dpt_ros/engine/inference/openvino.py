@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dpt_ros.engine.inference.fold import fold
 from dpt_ros.model.dpt import DPT
-from dpt_ros.model.encoder import fold_weight_standardization
-from dpt_ros.model.heads import MIN_INVERSE_DEPTH
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 
@@ -23,8 +22,7 @@ class OpenVinoModel:
     """A DPT compiled by OpenVINO, once per input shape.
 
     Args:
-        model: float32, in eval mode, on the CPU, not packed; it is kept, and its weight
-            standardisation is folded.
+        model: float32, in eval mode, on the CPU, not packed; it is kept and folded.
         precision: "fp32", or "bf16" for products in bfloat16 where the CPU has them. Depth is
             scaled and inverted in float32 either way.
         threads: how many threads compute; 0 lets OpenVINO choose.
@@ -51,7 +49,7 @@ class OpenVinoModel:
         wrong = [p for p in model.parameters() if p.dtype != torch.float32 or p.is_cuda]
         if model.training or wrong:
             raise ValueError("The network for OpenVINO must be float32, on the CPU, in eval mode.")
-        fold_weight_standardization(model)
+        fold(model)
         self.spec = model.spec
         self.precision = precision
         self._openvino = openvino
@@ -62,7 +60,7 @@ class OpenVinoModel:
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
             # OpenVINO's generated group norm crashes the process in float32 at maps such as
-            # 15x20 (seen in 2026.4); without its generated kernels it takes 0 to 3 % longer.
+            # 15x20 (observed in 2026.4); without its generated kernels it takes 0 to 3 % longer.
             "SNIPPETS_MODE": "DISABLE",
         }
         if threads:
@@ -75,21 +73,22 @@ class OpenVinoModel:
             images: (B, 3, H, W) float32 on the CPU, normalised.
 
         Returns:
-            By task: "depth" (B, H, W) float32, relative inverse depth or metres; "labels":
-            logits (B, C, H / 2, W / 2) float32, before the last upsampling.
+            "inverse_depth" (B, H, W) float32, 1/m from a metric network, else relative; "logits"
+            (B, C, H / 2, W / 2) float32, before the last upsampling; by the network's tasks.
         """
         shape = tuple(images.shape)
         if shape not in self._compiled:
             self._compiled[shape] = self._compile(images)
         # OpenVINO reuses its output buffers: each result is copied before the next call.
         results = self._compiled[shape](images.contiguous().numpy(), share_inputs=True)
-        named = dict(zip(self.spec.tasks, results.values(), strict=True))
-        outputs = {task: torch.from_numpy(value) for task, value in named.items()}
-        if "depth" in outputs:
-            x = self.spec.scale * outputs["depth"] + self.spec.shift
-            outputs["depth"] = (
-                x.clamp(min=MIN_INVERSE_DEPTH).reciprocal() if self.spec.invert else x
-            )
+        names = {"depth": "inverse_depth", "labels": "logits"}
+        outputs = {
+            names[task]: torch.from_numpy(value)
+            for task, value in zip(self.spec.tasks, results.values(), strict=True)
+        }
+        if "inverse_depth" in outputs:
+            # In float32, whatever OpenVINO's precision is.
+            outputs["inverse_depth"] = self.spec.scale * outputs["inverse_depth"] + self.spec.shift
         return outputs
 
     def _compile(self, images: Tensor) -> Any:
@@ -104,11 +103,11 @@ class OpenVinoModel:
 
 @functools.cache
 def _core() -> Any:
-    """The one core of this process, never let go.
+    """The core of this process, never released.
 
-    A core's CPU plugin gives the thread a signal stack, and puts the one it found back when it
-    goes. Cores that go in the order in which they came leave a stack behind that is gone, and the
-    next signal ends the process (seen in 2026.4).
+    A core's CPU plugin installs a signal stack and restores the previous one on release. Cores
+    released in the order of creation restore a stack that is freed already, and the next signal
+    ends the process (observed in 2026.4).
     """
     import openvino
 
@@ -116,19 +115,19 @@ def _core() -> Any:
 
 
 class _Outputs(nn.Module):
-    """What OpenVINO computes, in the order of the spec's tasks."""
+    """The part that OpenVINO computes: outputs in the order of the spec's tasks."""
 
     def __init__(self, model: DPT) -> None:
         super().__init__()
         self.model = model
         heads: dict[str, Callable[[Tensor], Tensor]] = {}
         if model.depth_head is not None:
-            # OpenVINO leaves metres to us, so that bfloat16 never touches them.
+            # Scale and shift are applied in float32 by OpenVinoModel.
             raw = copy.copy(model.depth_head)
             raw.scale, raw.shift, raw.invert = 1.0, 0.0, False
             heads["depth"] = raw
         if model.label_head is not None:
-            heads["labels"] = model.label_head.logits
+            heads["labels"] = model.label_head
         self.heads = [heads[task] for task in model.spec.tasks]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One picture through one network, exactly as the published scripts do it."""
+"""Prediction of one picture, exactly as in the published scripts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def predict_image(model: DPT, rgb: np.ndarray, kitti_crop: bool = False) -> dict
     Args:
         model: from ``create_model``, on any device.
         rgb: (H, W, 3) uint8.
-        kitti_crop: predict the bottom centre 352 x 1216 only, as KITTI's benchmark wants it.
+        kitti_crop: predict the bottom centre 352 x 1216 only, as KITTI's benchmark does.
 
     Returns:
         By task name: "depth" (H, W) float32, relative inverse depth, which can be below 0 where

@@ -112,7 +112,7 @@ def group_norm_stats_kernel(
     channel, real = _columns(slab, CHANNELS, G, D, GS, DP)
     mean = tl.zeros((GS,), tl.float32)
     square = tl.zeros((GS,), tl.float32)
-    seen = 0.0
+    count_before = 0.0
     for tile in range(TILES):
         first = (part * TILES + tile) * ROWS
         row = first + tl.arange(0, ROWS)
@@ -122,13 +122,13 @@ def group_norm_stats_kernel(
         count = (tl.minimum(tl.maximum(rows - first, 0), ROWS) * D).to(tl.float32)
         tile_mean = _group_sum(tl.sum(x, 0), GS, DP) / tl.maximum(count, 1.0)
         difference = tl.where(mask, x - _spread(tile_mean, GS, DP)[None, :], 0.0)
-        total = seen + count
+        total = count_before + count
         weight = count / tl.maximum(total, 1.0)
         change = tile_mean - mean
         mean += change * weight
         square += _group_sum(tl.sum(difference * difference, 0), GS, DP)
-        square += change * change * seen * weight
-        seen = total
+        square += change * change * count_before * weight
+        count_before = total
     group = slab * GS + tl.arange(0, GS)
     target = (image * tl.num_programs(0) + part) * G + group
     tl.store(mean_ptr + target, mean, mask=group < G)
@@ -188,6 +188,15 @@ def group_norm_apply_kernel(
 
 
 @triton.jit
+def _bilinear(x_ptr, top_left, top_right, bottom_left, bottom_right, fy, fx, mask):
+    a = tl.load(x_ptr + top_left, mask=mask, other=0.0).to(tl.float32)
+    b = tl.load(x_ptr + top_right, mask=mask, other=0.0).to(tl.float32)
+    c = tl.load(x_ptr + bottom_left, mask=mask, other=0.0).to(tl.float32)
+    d = tl.load(x_ptr + bottom_right, mask=mask, other=0.0).to(tl.float32)
+    return (1.0 - fy) * ((1.0 - fx) * a + fx * b) + fy * ((1.0 - fx) * c + fx * d)
+
+
+@triton.jit
 def upsample_add_kernel(
     x_ptr,
     skip_ptr,
@@ -226,11 +235,7 @@ def upsample_add_kernel(
     top = ((image * h + y0) * w)[:, None] * C + channel[None, :]
     bottom = ((image * h + y1) * w)[:, None] * C + channel[None, :]
     left, right = (x0 * C)[:, None], (x1 * C)[:, None]
-    a = tl.load(x_ptr + top + left, mask=mask, other=0.0).to(tl.float32)
-    b = tl.load(x_ptr + top + right, mask=mask, other=0.0).to(tl.float32)
-    c = tl.load(x_ptr + bottom + left, mask=mask, other=0.0).to(tl.float32)
-    d = tl.load(x_ptr + bottom + right, mask=mask, other=0.0).to(tl.float32)
-    value = (1.0 - fy) * ((1.0 - fx) * a + fx * b) + fy * ((1.0 - fx) * c + fx * d)
+    value = _bilinear(x_ptr, top + left, top + right, bottom + left, bottom + right, fy, fx, mask)
     target = (image * height * width + pixel)[:, None] * C + channel[None, :]
     if BIAS:
         value += tl.load(bias_ptr + channel, mask=channel < C, other=0.0).to(tl.float32)[None, :]
@@ -257,7 +262,7 @@ def bias_act_kernel(
     RESIDUAL: tl.constexpr,
     RELU: tl.constexpr,
 ):
-    """What a convolution leaves to be done: bias, residual, ReLU."""
+    """Bias, residual and ReLU after a convolution."""
     offset = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = offset < total
     value = tl.load(x_ptr + offset, mask=mask, other=0.0).to(tl.float32)
@@ -375,11 +380,9 @@ def classify_kernel(
     for first in range(0, C, BC):
         channel = (first + tl.arange(0, BC))[None, :]
         mask = inside[:, None] & (channel < READ)
-        a = tl.load(x_ptr + top_left + channel, mask=mask, other=0.0).to(tl.float32)
-        b = tl.load(x_ptr + top_right + channel, mask=mask, other=0.0).to(tl.float32)
-        c = tl.load(x_ptr + bottom_left + channel, mask=mask, other=0.0).to(tl.float32)
-        d = tl.load(x_ptr + bottom_right + channel, mask=mask, other=0.0).to(tl.float32)
-        value = (1.0 - fy) * ((1.0 - fx) * a + fx * b) + fy * ((1.0 - fx) * c + fx * d)
+        value = _bilinear(
+            x_ptr + channel, top_left, top_right, bottom_left, bottom_right, fy, fx, mask
+        )
         value = tl.where(channel < C, value, float("-inf"))
         part = tl.max(value, 1)
         # The first of equal classes wins, in a part and across parts, as in torch.max.

@@ -15,16 +15,11 @@ import numpy as np
 import torch
 import triton
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 from dpt_ros.engine.faults import AccelerationError, first_line, is_out_of_memory
 from dpt_ros.engine.inference import kernels
 from dpt_ros.engine.inference import triton_jit as jit
 from dpt_ros.engine.output.postprocess import resize_labels
-
-ARCHS = (80, 86, 87, 89, 90, 100, 120)
-"""Compute capabilities that :func:`compile_all` knows, times ten."""
 
 # A GroupNorm of one kernel keeps its part of the map in registers: this many values at most.
 _ONE_PASS = 32768
@@ -39,9 +34,7 @@ _MIN_SLAB = 16
 _PROGRAMS = 132
 # Offsets are 32-bit.
 _LIMIT = 2**31
-_TYPE_NAMES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
-_DTYPES = tuple(_TYPE_NAMES)
-_TYPE_NAMES |= {torch.uint8: "*u8", torch.int16: "*i16", torch.int32: "*i32"}
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 Launch = Callable[..., None]
 """Runs a kernel: kernel, grid, arguments, constants, warps, whether products fuse with sums."""
@@ -65,18 +58,14 @@ def run(
             kernel[grid](*args, **meta, num_warps=warps, enable_fp_fusion=fp_fusion)
     except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise
-    except Exception as error:  # whatever Triton, its compiler or its launcher raise
+    except Exception as error:  # any, from Triton, its compiler or its launcher
         if is_out_of_memory(error):
             raise
         raise AccelerationError(
             f"The Triton kernel {kernel.__name__} cannot be used, so plain torch is, which is"
             f" slower: {first_line(error)}",
-            _turn_off,
+            kernels.turn_off_triton,
         ) from error
-
-
-def _turn_off() -> None:
-    kernels.use_triton(False)
 
 
 def group_norm_act(
@@ -162,7 +151,7 @@ def upsample_add(
     bias: Tensor | None = None,
     relu: bool = False,
     launch: Launch = run,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """See :func:`dpt_ros.engine.inference.kernels.upsample_add`."""
     batch, channels, h, w = _nhwc("upsample_add", x)
     height, width = size
@@ -186,7 +175,7 @@ def upsample_add(
         | {"RESIDUAL": residual is not None, "BIAS": bias is not None, "RELU": relu},
         4,
     )
-    return (out, also) if relu else out
+    return out, also
 
 
 def bias_act(
@@ -341,84 +330,3 @@ def _nhwc(name: str, x: Tensor, *others: Tensor | None) -> torch.Size:
                 f"{one.stride()}; move the network to channels_last."
             )
     return x.shape
-
-
-def compile_all(arch: int) -> dict[str, bytes]:
-    """Compile every kernel at DPT-Hybrid's shapes in half precision; needs no GPU.
-
-    Args:
-        arch: compute capability times ten, one of :data:`ARCHS`.
-
-    Returns:
-        The machine code (cubin) by kernel and number of its variant.
-
-    Raises:
-        ValueError: an unknown ``arch``.
-    """
-    cubins: dict[str, bytes] = {}
-    launch = compile_launch(arch, cubins)
-    vector = torch.empty(1024, dtype=torch.float16)
-    for channels, side, add in ((64, 192, False), (256, 96, True), (1024, 24, True)):
-        x = _map(channels, side)
-        group_norm_act(x, vector, vector, 32, 1e-5, x if add else None, launch=launch)
-    x, large = _map(256, 48), _map(256, 96)
-    upsample_add(x, (96, 96), large, large, vector, True, launch=launch)
-    bias_act(x, vector, x, True, launch=launch)
-    tokens = torch.empty((1, 577, 768), dtype=torch.float16)
-    add_layer_norm(tokens, tokens, vector, vector, 1e-6, launch=launch)
-    depth_tail(_map(32, 384), vector, vector, 1.0, 0.1, True, vector, 1e-8, launch=launch)
-    logits = _map(152, 240)[:, :150]
-    classify_upsampled(logits, (480, 480), (480, 480), True, launch=launch)
-    return cubins
-
-
-def compile_launch(arch: int, cubins: dict[str, bytes]) -> Launch:
-    """A launch that compiles a kernel as a GPU would at these arguments, and does not run it.
-
-    Args:
-        arch: compute capability times ten, one of :data:`ARCHS`.
-        cubins: receives the machine code by kernel and number of its variant.
-
-    Raises:
-        ValueError: an unknown ``arch``.
-    """
-    if arch not in ARCHS:
-        raise ValueError(f"arch is {arch}, but must be one of {', '.join(map(str, ARCHS))}.")
-
-    def compile_one(
-        kernel: Any,
-        grid: tuple[int, ...],
-        args: tuple,
-        meta: dict[str, Any],
-        warps: int,
-        fp_fusion: bool = True,
-    ) -> None:
-        signature, attributes = {}, {}
-        for parameter, value in zip(kernel.params, args, strict=False):
-            signature[parameter.name] = _type_name(value)
-            divisible = isinstance(value, Tensor) or (
-                isinstance(value, int) and value % 16 == 0 and not parameter.do_not_specialize
-            )
-            if divisible:
-                attributes[(parameter.num,)] = [["tt.divisibility", 16]]
-        signature |= dict.fromkeys(meta, "constexpr")
-        compiled = triton.compile(
-            ASTSource(kernel, signature, meta, attributes),
-            target=GPUTarget("cuda", arch, 32),
-            options={"num_warps": warps, "enable_fp_fusion": fp_fusion},
-        )
-        name = kernel.__name__.removesuffix("_kernel")
-        cubins[f"{name}_{sum(key.startswith(name) for key in cubins)}"] = compiled.asm["cubin"]
-
-    return compile_one
-
-
-def _map(channels: int, side: int) -> Tensor:
-    shape = (1, channels, side, side)
-    return torch.empty(shape, dtype=torch.float16, memory_format=torch.channels_last)
-
-
-def _type_name(value: Tensor | int | float) -> str:
-    if isinstance(value, Tensor):
-        return _TYPE_NAMES[value.dtype]
-    return "fp32" if isinstance(value, float) else "i32"

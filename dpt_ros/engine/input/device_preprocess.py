@@ -173,7 +173,7 @@ def _demosaic(pixels: Tensor, row: Encoding) -> Tensor:
 
     sideways, upright = moved(0, -1) + moved(0, 1), moved(-1, 0) + moved(1, 0)
     diagonal = moved(-1, -1) + moved(-1, 1) + moved(1, -1) + moved(1, 1)
-    # By whether a pixel shares its row and its column with the colour that is wanted.
+    # By whether a pixel shares its row and its column with the interpolated colour.
     found = {
         (True, True): moved(0, 0),
         (True, False): (sideways + 1) >> 1,

@@ -7,16 +7,14 @@ are not fused with sums, so that both give the same values. Needs triton.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from dpt_ros.engine.inference.triton_kernels import Launch, compile_launch, run
+from dpt_ros.engine.inference.triton_kernels import Launch, run
 from dpt_ros.engine.input.encodings import find_encoding
-from dpt_ros.engine.input.input_plan import TENSOR_DTYPES, InputPlan, make_plan
+from dpt_ros.engine.input.input_plan import InputPlan
 
 _LAYOUTS = {
     layout: number
@@ -131,7 +129,7 @@ def _sample(  # type: ignore[no-untyped-def]
     return red.to(tl.float32), green.to(tl.float32), blue.to(tl.float32)
 
 
-# One machine code per format, whatever the sizes: none of them is worth compiling for.
+# One compiled variant per format: sizes are not worth specialising for.
 @triton.jit(
     do_not_specialize=["picture_samples", "in_height", "in_width", "out_height", "out_width"]
 )
@@ -148,7 +146,7 @@ def preprocess_kernel(  # type: ignore[no-untyped-def]
     y = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     x = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     there = (y < out_height)[:, None] & (x < out_width)[None, :]
-    # Places outside the output look at its last pixel, which is there to be read.
+    # Threads outside the output read its last pixel.
     y = tl.minimum(y, out_height - 1)
     x = tl.minimum(x, out_width - 1)
     if RESIZE:
@@ -214,27 +212,3 @@ def network_input(pixels: Tensor, plan: InputPlan, launch: Launch = run) -> Tens
         False,
     )
     return out.permute(0, 3, 1, 2)
-
-
-def compile_all(arch: int, encodings: Iterable[str]) -> dict[str, bytes]:
-    """Compile the kernel for half precision and a GPU that need not be there.
-
-    Args:
-        arch: compute capability times ten, such as 87 for Jetson Orin.
-        encodings: names of ``ENCODINGS``.
-
-    Returns:
-        Machine code (cubin) by "encoding resize|same".
-    """
-    cubins: dict[str, bytes] = {}
-    for encoding in encodings:
-        row = find_encoding(encoding)
-        shape = (int(12 * row.planes), 12) + ((row.channels,) if row.channels else ())
-        pixels = torch.empty((1, *shape), dtype=TENSOR_DTYPES[row.dtype])
-        for name, side in (("resize", 24), ("same", 12)):
-            normal = ((0.0,) * 3, (1.0,) * 3)
-            plan = make_plan(encoding, shape, (side, side), *normal, "cpu", torch.float16)
-            made: dict[str, bytes] = {}
-            network_input(pixels, plan, compile_launch(arch, made))
-            (cubins[f"{encoding} {name}"],) = made.values()
-    return cubins

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures for people: depth and labels in colour."""
+"""Depth and labels in colour."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _NEAR_TO_FAR = cv2.applyColorMap(255 - _STEPS, cv2.COLORMAP_INFERNO)[0, :, ::-1]
 
 
 def depth_to_color(depth: np.ndarray, far: float) -> np.ndarray:
-    """Depth over a fixed range, so that one colour means one distance in every frame.
+    """Depth in colour over a fixed range., the same in every frame.
 
     Args:
         depth: (H, W) float32, metres; NaN is drawn black, +Inf as ``far``.
-        far: the depth at the dark end, metres.
+        far: the depth at the dark end of the colour map, metres.
 
     Returns:
         (H, W, 3) uint8 RGB, bright where near.
     """
-    # The square root spends more colours where a robot needs them.
+    # The square root gives near depth more of the colours.
     scaled = np.sqrt(np.clip(depth, 0.0, far) / far) * 255
     colors = _look_up(np.nan_to_num(scaled, nan=0.0).astype(np.uint8), _NEAR_TO_FAR)
     colors[np.isnan(depth)] = _UNKNOWN
@@ -44,7 +44,7 @@ def inverse_to_color(inverse: np.ndarray, near: float) -> np.ndarray:
 
 
 def labels_to_color(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """Each class in its colour.
+    """Labels in the colours of their classes.
 
     Args:
         labels: (H, W) uint8 class ids.
@@ -57,12 +57,7 @@ def labels_to_color(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
 
 
 def with_words(picture: np.ndarray, words: str) -> np.ndarray:
-    """The picture with a line of words across its top, in place.
-
-    Args:
-        picture: (H, W, 3) uint8 RGB.
-        words: ASCII.
-    """
+    """Write a line of ASCII text across the top of a picture, (H, W, 3) uint8 RGB, in place."""
     size = picture.shape[1] / 500
     at = (4, 4 + round(24 * size))
     for color, width in ((_UNKNOWN, 4), ((255, 255, 255), 1)):
@@ -71,5 +66,5 @@ def with_words(picture: np.ndarray, words: str) -> np.ndarray:
 
 
 def _look_up(indices: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """``table[indices]`` for (H, W) uint8 and (256, 3) uint8: OpenCV takes a tenth of the time."""
+    """``table[indices]`` for (H, W) uint8 and (256, 3) uint8: OpenCV is ten times as fast."""
     return cv2.applyColorMap(indices, table[:, None])

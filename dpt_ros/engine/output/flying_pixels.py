@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which pixels of a depth image are smeared between what is before and behind an edge."""
+"""Flying pixels: depth interpolated between foreground and background at an edge."""
 
 from __future__ import annotations
 
@@ -12,34 +12,32 @@ from torch.nn.functional import pad
 
 from dpt_ros.engine.frame import CameraModel
 
-_DETAIL = 160  # half the steps of depth that a network draws across a picture's width, at least
-_BEYOND = 1e3  # metres, for what is beyond range
+_DETAIL = 160  # an edge is blurred over at most 2 / _DETAIL of the width
+_BEYOND = 1e3  # metres, of depth beyond range
 
 
 def flying_pixel_mask(depth: Tensor, camera: CameraModel, max_incidence: float) -> Tensor:
-    """Pixels whose surroundings could only be one surface if it were seen at a grazing angle.
+    """Pixels whose depth gradient exceeds that of a surface at the largest angle of incidence.
 
-    A network cannot jump from one depth to another between two pixels; what it draws between them
-    hangs in the air. Of a plane that is seen at the angle of incidence a, the logarithm of depth
-    changes by at most tan(a) / f from one pixel to the next, f in pixels. Where it changes more
-    in the few pixels around one, there is an edge. Time-of-flight cameras have the same trouble
-    and the same cure ("flying pixels").
+    On a plane at the angle of incidence a, the logarithm of depth changes by at most tan(a) / f
+    from one pixel to the next, f in pixels. A larger change within the few pixels over which a
+    network blurs a depth edge is an edge, as with the flying pixels of time-of-flight cameras.
 
     Args:
-        depth: (H, W) float32, metres along optical Z; NaN unknown, +Inf beyond range, which both
-            are far behind everything here.
+        depth: (H, W) float32, metres along optical Z; NaN (unknown) and +Inf (beyond range)
+            count as far.
         camera: rectified intrinsics; those of another size are scaled.
-        max_incidence: degrees between ray and surface normal, below 90.
+        max_incidence: largest angle between ray and surface normal, degrees, below 90.
 
     Returns:
         (H, W) bool on its device.
 
     Raises:
-        ValueError: an angle that is not between 0 and 90.
+        ValueError: ``max_incidence`` is not between 0 and 90.
     """
     if not 0 < max_incidence < 90:
         raise ValueError(
-            f"The angle of incidence is {max_incidence} degrees, but must be between 0 and 90."
+            f"max_incidence is {max_incidence} degrees, but must be between 0 and 90."
         )
     reach = max(1, round(depth.shape[1] / _DETAIL))
     log = depth.nan_to_num(_BEYOND, _BEYOND).clamp(1e-3, _BEYOND).log()
@@ -49,10 +47,9 @@ def flying_pixel_mask(depth: Tensor, camera: CameraModel, max_incidence: float) 
 
 
 def _over_window(best: Callable[[Tensor, Tensor], Tensor], values: Tensor, reach: int) -> Tensor:
-    """(H, W): the largest or smallest within ``reach`` pixels; the border's value goes on.
+    """(H, W): maximum or minimum within ``reach`` pixels, borders replicated.
 
-    A window of twice the size is the best of two: few passes over the image, where torch's
-    max_pool2d looks at every pixel of every window.
+    By doubling the window: few passes, where torch's max_pool2d reads every pixel of each window.
     """
     for _ in range(2):  # columns, then rows, by way of a transposition
         padded = pad(values[None], (reach, reach), mode="replicate")[0]
@@ -66,6 +63,6 @@ def _over_window(best: Callable[[Tensor, Tensor], Tensor], values: Tensor, reach
 
 
 def remove_flying_pixels(depth: Tensor, camera: CameraModel, max_incidence: float) -> Tensor:
-    """``depth`` with NaN where it is ``smeared``."""
+    """``depth`` with NaN at flying pixels; +Inf is kept."""
     known = ~flying_pixel_mask(depth, camera, max_incidence) | (depth == torch.inf)
     return torch.where(known, depth, torch.nan)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many classes in few groups: what a costmap can use of ADE20K's 150 classes."""
+"""Groups of label classes, for costmaps that need fewer than ADE20K's 150 classes."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from dpt_ros.data import class_names as names_of
 
 ADE20K_GROUPS = FOLDER / "groups_ade20k.json"
 NAVIGATION = "navigation"  # stands for ADE20K_GROUPS among lines of groups
-REST = "other"  # the group of all classes that no group names
+REST = "other"  # the group of the remaining classes
 _UNLABELLED = 255
-_MOST_MISTAKES = 8  # that a message lists
-_TINY = 1e-30  # the least share of a pixel's probability; its logarithm is still finite
+_MOST_MISTAKES = 8  # in a message
+_TINY = 1e-30  # lower bound of a probability, so that its logarithm is finite
 
 
 @dataclass(frozen=True)
 class LabelGroups:
-    """Groups of class names, made ready for a network. Group ids count from 1.
+    """Groups of a network's classes. Group ids count from 1.
 
     Args:
-        names: of the groups; that of id k + 1 is at k.
+        names: of the groups; group k + 1 is at index k.
         palette: (256, 3) uint8 RGB, indexed by group id.
-        table: (256,) uint8, group id by class id. 0 (none) and 255 (unlabelled) stay what they
-            are; ids without a class become 0.
+        table: (256,) uint8, group id by class id. 0 (none) and 255 (unlabelled) map to
+            themselves, ids without a class to 0.
     """
 
     names: tuple[str, ...]
@@ -50,20 +50,20 @@ class LabelGroups:
         colors: Mapping[str, Sequence[int]] | None = None,
         known: Sequence[str] = (),
     ) -> LabelGroups:
-        """Look the names up.
+        """Groups from class names.
 
         Args:
-            groups: the classes' names by group, in the order of the group ids. Classes that no
-                group names come into a group "other", which is made if need be.
-            class_names: of the network; that of id k + 1 is at k.
+            groups: class names by group, in the order of the group ids. The remaining classes
+                form the group "other", which is appended if missing.
+            class_names: of the network; class k + 1 is at index k.
             class_palette: (256, 3) uint8 RGB; a group without a colour takes that of its first
                 class.
             colors: RGB by group.
-            known: names that may stand in ``groups`` though this network lacks them.
+            known: names allowed in ``groups`` although this network lacks them.
 
         Raises:
-            ValueError: one sentence per mistake: an unknown class with what it may have meant, a
-                class in two groups, a group without a class, too many groups.
+            ValueError: a sentence per mistake: an unknown class with similar names, a class in
+                two groups, a group without a class, too many groups.
         """
         ids = {name: k for k, name in enumerate(class_names, start=1)}
         problems = _problems(groups, class_names, set(known))
@@ -92,11 +92,11 @@ class LabelGroups:
     def parse(
         cls, lines: Sequence[str], class_names: Sequence[str], class_palette: np.ndarray
     ) -> LabelGroups:
-        """Groups as the parameter ``label_groups`` has them.
+        """Groups from the parameter ``label_groups``.
 
         Args:
             lines: "group: class, class, ..." each; or "navigation" alone, for the groups of
-                ADE20K's classes that come with the package, whichever of them the network knows.
+                ADE20K classes in ``ADE20K_GROUPS``, as far as the network has the classes.
             class_names, class_palette: see ``create``.
 
         Raises:
@@ -108,12 +108,6 @@ class LabelGroups:
         known = names_of("labels_ade20k.json")
         return cls.create(groups, class_names, class_palette, colors, known)
 
-    def of_labels(self, labels: Tensor) -> Tensor:
-        """Group ids of class ids, uint8 of any shape. The look-up table goes to the device of
-        ``labels``; a node keeps ``of_logits`` instead where it has logits."""
-        table = torch.from_numpy(self.table).to(labels.device)
-        return table[labels.int()]
-
     def matrix(self, num_classes: int, device: torch.device | str = "cpu") -> Tensor:
         """(G, C) float32 membership, for ``of_logits``."""
         groups = torch.arange(1, len(self.names) + 1)[:, None]
@@ -122,11 +116,8 @@ class LabelGroups:
 
 
 def of_logits(logits: Tensor, matrix: Tensor) -> Tensor:
-    """Logits of groups: the logarithm of the sum of the classes' exponentials.
-
-    After a softmax a group's probability is then the sum of those of its classes, so that "wall
-    or door" is not beaten by "person" because it is two. Values more than 69 below the largest of
-    the pixel end there.
+    """Logits of groups: log-sum-exp over the classes, so that a group's softmax probability is
+    the sum of its classes'. Values more than 69 below a pixel's largest are clamped there.
 
     Args:
         logits: (B, C, h, w).
@@ -145,10 +136,10 @@ def load_groups(path: str | Path = ADE20K_GROUPS) -> tuple[dict[str, list[str]],
     """Groups and their colours from a JSON file like ``groups_ade20k.json``.
 
     Returns:
-        class names by group, and RGB by group where given.
+        class names by group, and RGB by group, as far as given.
 
     Raises:
-        ValueError: the file is not there or not of that form; the message says what is wrong.
+        ValueError: the file is missing or has another form.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
@@ -165,7 +156,7 @@ def load_groups(path: str | Path = ADE20K_GROUPS) -> tuple[dict[str, list[str]],
     names = [entry["name"] for entry in entries]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
-        raise ValueError(f"The label groups {path} have {' and '.join(sorted(twice))} twice.")
+        raise ValueError(f"The label groups {path} contain {' and '.join(sorted(twice))} twice.")
     groups = {entry["name"]: entry["classes"] for entry in entries}
     return groups, {entry["name"]: entry["color"] for entry in entries if "color" in entry}
 
@@ -174,7 +165,7 @@ def parse_groups(lines: Sequence[str]) -> dict[str, list[str]]:
     """Groups from a parameter's list of strings, "group: class, class, ...".
 
     Raises:
-        ValueError: a line without a colon, or a group that stands twice.
+        ValueError: a line has no colon, or two lines name the same group.
     """
     groups: dict[str, list[str]] = {}
     for line in lines:
@@ -186,7 +177,7 @@ def parse_groups(lines: Sequence[str]) -> dict[str, list[str]]:
                 " alone."
             )
         if name.strip() in groups:
-            raise ValueError(f"The label group {name.strip()!r} stands twice.")
+            raise ValueError(f"The label group {name.strip()!r} is defined twice.")
         groups[name.strip()] = members
     return groups
 
@@ -220,10 +211,10 @@ def _problems(
                 close = difflib.get_close_matches(name, {*class_names, *known}, 3, 0.6)
                 hint = f"did you mean {' or '.join(map(repr, close))}?" if close else names
                 if not close:
-                    names = "nor is it like one."  # to name them all once is enough
+                    names = "no class has a similar name."  # listing them all once is enough
                 problems.append(
-                    f"The label group {group!r} has {name!r}, which is no class of this network:"
-                    f" {hint}"
+                    f"The label group {group!r} contains {name!r}, which is not a class of this"
+                    f" network: {hint}"
                 )
     if len(problems) > _MOST_MISTAKES:
         rest = len(problems) - _MOST_MISTAKES

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Legends of the colours: what is how far, and which class is which."""
+"""Legends of depth colours and class colours."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BAR = 12  # pixels, the height of a bar and the side of a square
 
 
 def title(text: str, width: int) -> np.ndarray:
-    """A line of text, (ROW, width, 3) uint8 RGB."""
+    """A line of text: (ROW, width, 3) uint8 RGB."""
     return _written(_blank(width), text, 6)
 
 
@@ -34,7 +34,7 @@ def depth_legend(width: int, far: float) -> np.ndarray:
     bars = len(ticks) - 1
     widths = [_text_width(word) + 12 for word in words]
     room = width - sum(widths)
-    if room < 4 * bars:  # no place for a bar
+    if room < 4 * bars:  # too narrow for bars
         return _written(line, f"0 to {far:.3g} m", 6)
     x = 0
     for k, word in enumerate(words):
@@ -95,7 +95,7 @@ def _bar(line: np.ndarray, x: int, colors: np.ndarray) -> None:
 
 
 def _written(line: np.ndarray, text: str, x: int) -> np.ndarray:
-    text = text.encode("ascii", "replace").decode()  # the font has no other letters
+    text = text.encode("ascii", "replace").decode()  # OpenCV's font has no other characters
     cv2.putText(line, text, (x, 16), _FONT, _SIZE, _INK, 1, cv2.LINE_AA)
     return line
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Network output -> depth and labels of the camera's size."""
+"""Network output to depth and labels of the image's size."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-# Classes upsampled at a time: 150 full-size maps of a VGA image would take 184 MB.
+# Classes upsampled at a time; all 150 of a VGA image would take 184 MB.
 _CLASSES = 16
 
 
 def on_host(values: torch.Tensor) -> bool:
-    """Whether OpenCV can work on the values, which is faster there than torch is."""
+    """Whether the values are on the CPU, where OpenCV is faster than torch."""
     return values.device.type == "cpu"
 
 
 def resize_depth(depth: torch.Tensor, size: tuple[int, int], exact: bool = True) -> torch.Tensor:
-    """Bicubic to the picture's size (isl-org/DPT run_monodepth.py); it can overshoot below 0.
+    """Resize bicubically (isl-org/DPT run_monodepth.py); it can overshoot below 0.
 
     Args:
         depth: (B, H, W) float32.
         size: (height, width).
-        exact: torch's arithmetic, as published; else what is fastest on the depth's device.
-            OpenCV places its samples within 1e-4 pixels of torch's.
+        exact: use torch, as published; else the fastest on the device. OpenCV's sampling
+            positions differ by up to 1e-4 pixels.
 
     Returns:
         (B, height, width) float32.
@@ -40,7 +40,7 @@ def resize_depth(depth: torch.Tensor, size: tuple[int, int], exact: bool = True)
 
 
 def resize_labels(labels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Nearest to the picture's size, pixel centres aligned: class ids have nothing in between.
+    """Resize by nearest neighbour, pixel centres aligned.
 
     Args:
         labels: (B, H, W) uint8, class ids or confidence.
@@ -62,11 +62,10 @@ def classify(
     Args:
         logits: (B, C, H, W).
         size: (height, width).
-        confidence: whether the probability of the chosen class is wanted too.
+        confidence: whether to compute the softmax probability of the label.
 
     Returns:
-        labels (B, height, width) uint8, 1..C; and their softmax probability as uint8, 0..255,
-        or None.
+        labels (B, height, width) uint8, 1..C; and their probability as uint8, 0..255, or None.
     """
     best, index, total = None, None, None
     for first in range(0, logits.shape[1], _CLASSES):
@@ -81,7 +80,7 @@ def classify(
         index = torch.where(part_best > best, part_index, index)
         new_best = torch.maximum(best, part_best)
         if total is not None:
-            # Softmax over classes that come in parts: rescale the sum whenever the maximum moves.
+            # Online softmax: rescale the sum when the maximum changes.
             total = total * torch.exp(best - new_best)
             total += torch.exp(part - new_best[:, None]).sum(dim=1)
         best = new_best

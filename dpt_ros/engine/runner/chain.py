@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a camera's pixels to finished outputs: tensors in, tensors out, all on one device."""
+"""From a camera's pixels to finished outputs: the steps of a frame, and the order of the steps."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dpt_ros.engine.frame import CameraModel, Frame, OutputRequest
+from dpt_ros.engine.frame import CameraModel, Frame, OutputRequest, Prediction
 from dpt_ros.engine.inference.kernels import classify_upsampled
 from dpt_ros.engine.inference.network import Network, Networks
 from dpt_ros.engine.input.device_preprocess import DeviceInput, rgb
@@ -24,20 +24,24 @@ from dpt_ros.engine.output.flying_pixels import remove_flying_pixels
 from dpt_ros.engine.output.label_groups import of_logits
 from dpt_ros.engine.output.point_cloud import points
 from dpt_ros.engine.output.postprocess import resize_depth
+from dpt_ros.engine.runner.refinement import Refiner
 from dpt_ros.engine.runner.streams import Streams
+from dpt_ros.engine.scale.inverse_depth import limit_depth
 from dpt_ros.engine.settings import Settings
+
+Pixels = Tensor | Sequence[np.ndarray]
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What frames have in common that go through one chain, side by side or one after another.
+    """The properties shared by frames that one chain processes, and that can form a batch.
 
     Args:
         encoding: of the pixels.
         shape: of ``Frame.pixels``.
         dtype: of ``Frame.pixels``: "uint8", "uint16" or "float32".
-        outputs: what is wanted.
-        camera: intrinsics, when points are wanted.
+        outputs: the outputs to compute.
+        camera: intrinsics, if points are requested.
     """
 
     encoding: str
@@ -55,7 +59,7 @@ class Kind:
         return cls(frame.encoding, frame.pixels.shape, frame.pixels.dtype.name, outputs, camera)
 
     def blank(self, source: str, stamp_ns: int) -> Frame:
-        """A black frame of this kind, from a camera that stands still."""
+        """A black frame of this kind from a stationary camera."""
         height, width = picture_size(self.shape, self.encoding)
         guess = CameraModel(width, height, width, width, (width - 1) / 2, (height - 1) / 2)
         return Frame(
@@ -68,19 +72,78 @@ class Kind:
         )
 
 
-class Chain:
-    """The steps of frames of one kind: convert, resize, normalise, predict; then finish.
+class Steps(Protocol):
+    """The steps of a frame that run on the device: a ``Chain``, or its CUDA graphs."""
 
-    On a GPU nothing in either half waits for the device, looks at a value, or copies to or from
-    the host, so that both can be captured in CUDA graphs. On a CPU, OpenCV does the resizing.
+    refined: bool
+
+    def preprocess(self, pixels: Pixels) -> list[Tensor]: ...
+
+    def infer(self, images: list[Tensor]) -> dict[str, Tensor]: ...
+
+    def finish(
+        self, maps: dict[str, Tensor], pixels: Pixels, limit: Tensor | float
+    ) -> dict[str, Tensor]: ...
+
+
+@torch.inference_mode()
+def process(
+    chain: Steps,
+    refiner: Refiner,
+    frames: Sequence[Frame],
+    pixels: Pixels,
+    limit: Tensor | float,
+    settings: Settings,
+    seconds: dict[str, float],
+) -> tuple[dict[str, Tensor], list[Prediction]]:
+    """Process a batch of frames, one per camera: the whole algorithm, one call per step.
+
+    ``Refiner.start_flow`` has been called: optical flow runs on threads beside the networks.
+
+    Args:
+        chain: made for the frames' kind.
+        refiner: keeps the state of the cameras from frame to frame.
+        frames: B of one kind.
+        pixels: of the frames: B arrays, or on a GPU (B, *kind.shape), uint16 viewed as int16.
+        limit: metres beyond which depth is +Inf; a tensor can be changed between graph replays.
+        settings: the live ones.
+        seconds: receives the time spent per step.
+
+    Returns:
+        the outputs of ``Chain.finish``, and a prediction per frame that has no arrays yet.
+    """
+    with _timed(seconds, "preprocess"):
+        images = chain.preprocess(pixels)
+    with _timed(seconds, "network"):
+        maps = chain.infer(images)
+    if not chain.refined:
+        predictions = refiner.unrefined(frames)
+    else:
+        with _timed(seconds, "refine"):
+            flows = refiner.flow(frames, settings)
+            scales = refiner.scale(frames, maps)
+            predictions = refiner.smooth(frames, maps, flows, scales, settings)
+    with _timed(seconds, "postprocess"):
+        outputs = chain.finish(maps, pixels, limit)
+    return outputs, predictions
+
+
+class Chain:
+    """The device's steps for frames of one kind: preprocess, infer, finish.
+
+    On a GPU no step waits for the device, reads a value, or copies to or from the host, so that
+    all can be captured in CUDA graphs. On a CPU, OpenCV resizes.
 
     Args:
         networks: from ``load_networks``.
         kind: of the frames.
-        refined: whether a ``Refiner`` works between the two halves.
+        refined: whether ``Refiner.smooth`` runs between ``infer`` and ``finish``.
         settings: sizes of the network's input and of the outputs; live settings are ignored.
         streams: the lanes of a GPU, on which the label network runs beside the depth network;
-            with a CPU's, the steps of a GPU are taken on the CPU. None takes those of the CPU.
+            ``HostStreams`` run the GPU's steps on a CPU. None for the CPU's own steps.
+
+    Raises:
+        ValueError: the networks compute none of the requested outputs.
     """
 
     def __init__(
@@ -91,236 +154,201 @@ class Chain:
         settings: Settings,
         streams: Streams | None = None,
     ) -> None:
-        self.kind = kind
-        self.refined = refined
-        self._networks = networks
+        self.kind, self.refined = kind, refined
         self._streams = streams
         self._size = picture_size(kind.shape, kind.encoding)
         outputs = kind.outputs
-        has_depth = networks.depth is not None
-        self._gives_depth = has_depth and outputs.any_depth
-        # The temporal filter needs the depth to know where labels belong.
-        self._wants_depth = has_depth and (self._gives_depth or refined)
+        self._gives_depth = networks.depth is not None and outputs.any_depth
         wants_labels = outputs.labels or outputs.confidence or outputs.points
-        self._wants_labels = wants_labels and networks.labels is not None
-        if not self._gives_depth and not self._wants_labels:
-            raise ValueError("Nothing is wanted of the frame that these networks can say.")
-        self._inputs: dict[int, _Input] = {}
-        for network in self._wanted():
-            size = network.input_size(*self._size, settings)
-            self._inputs[id(network)] = _Input(network, kind, size, streams is not None)
+        self._gives_labels = networks.labels is not None and wants_labels
+        if not self._gives_depth and not self._gives_labels:
+            raise ValueError("The networks compute none of the requested outputs.")
+        # The temporal filter needs depth to know which pixels show the same place.
+        self._depth = networks.depth if self._gives_depth or refined else None
+        self._labels = networks.labels if self._gives_labels else None
+        # The label network first; a network of both tasks once.
+        wanted = dict.fromkeys((self._labels, self._depth))
+        self._networks = [network for network in wanted if network is not None]
+        self._sizes = {
+            id(network): network.input_size(*self._size, settings) for network in self._networks
+        }
+        self._device_inputs: list[DeviceInput] = []
+        if streams is not None:
+            self._device_inputs = [self._device_input(network) for network in self._networks]
+        self._groups = networks.groups
+        self._metric = networks.metric
+        # The raw inverse depth of the farthest depth: what 0, beyond range, is inverted as.
+        self._least = networks.depth.spec.shift if networks.depth else 0.0
         self._stride = settings.points_stride
         self._far = settings.points_far
         self._max_incidence = settings.points_max_incidence
         self._full_size = settings.output_size == "input"
 
-    def _wanted(self) -> list[Network]:
-        """The networks to run, labels first; one alone if it does both."""
-        networks = [self._networks.labels] if self._wants_labels else []
-        if self._wants_depth and self._networks.depth not in networks:
-            networks.append(self._networks.depth)
-        return [network for network in networks if network is not None]
+    def _device_input(self, network: Network) -> DeviceInput:
+        spec, kind = network.spec, self.kind
+        size = self._sizes[id(network)]
+        return DeviceInput(
+            kind.encoding, kind.shape, size, spec.mean, spec.std, network.device,
+            network.input_dtype,
+        )  # fmt: skip
 
     @torch.inference_mode()
-    def predict(
-        self, pixels: Tensor | Sequence[np.ndarray], seconds: dict[str, float] | None = None
-    ) -> dict[str, Tensor]:
-        """The first half: what the networks say.
+    def preprocess(self, pixels: Pixels) -> list[Tensor]:
+        """Convert, resize and normalise.
 
         Args:
-            pixels: those of B frames: on a GPU (B, *kind.shape), with uint16 seen as int16.
-            seconds: takes the time spent per step, where the device is the host.
+            pixels: see ``process``.
 
         Returns:
-            "depth" (B, h, w) float32, metres or relative inverse depth, at the network's size;
-            "labels" (B, C, h / 2, w / 2), logits; those that are needed and there.
+            per network (B, 3, h, w) in its ``input_dtype``.
+        """
+        if isinstance(pixels, Tensor):
+            return [prepare(pixels) for prepare in self._device_inputs]
+        pictures = [to_rgb(one, self.kind.encoding) for one in pixels]
+        images = []
+        for network in self._networks:
+            size, spec = self._sizes[id(network)], network.spec
+            parts = [
+                network_input(one, size, spec.mean, spec.std, exact=False) for one in pictures
+            ]
+            images.append(parts[0] if len(parts) == 1 else torch.cat(parts))
+        return images
+
+    @torch.inference_mode()
+    def infer(self, images: list[Tensor]) -> dict[str, Tensor]:
+        """Run the networks.
+
+        Args:
+            images: from ``preprocess``.
+
+        Returns:
+            by name, those that are needed: "inverse_depth" (B, h, w) float32, 1/m from a metric
+            network, else relative; "logits" (B, C, h / 2, w / 2); and for ``Refiner.smooth`` to
+            fill in, "variance" (B, h, w) float32 and "reset_code" (B,) uint8.
         """
         results: dict[int, dict[str, Tensor]] = {}
-        *beside, last = self._wanted()
-        with self._beside() as branch:
-            for network in beside:
-                with branch():
-                    results[id(network)] = self._run(network, pixels, seconds)
-            results[id(last)] = self._run(last, pixels, seconds)
-        said = {}
-        if self._wants_depth:
-            said["depth"] = results[id(self._networks.depth)]["depth"]
-        if self._wants_labels:
-            said["labels"] = results[id(self._networks.labels)]["labels"]
-            if self._networks.groups is not None:
-                said["labels"] = of_logits(said["labels"], self._networks.groups)
-        return said
+        last = len(images) - 1
+        with self._branches() as branch:
+            for k, network in enumerate(self._networks):
+                with branch() if k < last else nullcontext():
+                    tasks = {
+                        "depth": network is self._depth,
+                        "labels": network is self._labels,
+                    }
+                    results[id(network)] = network(images[k], **tasks)
+        maps = {}
+        if self._depth is not None:
+            maps["inverse_depth"] = results[id(self._depth)]["inverse_depth"]
+        if self._labels is not None:
+            logits = results[id(self._labels)]["logits"]
+            maps["logits"] = logits if self._groups is None else of_logits(logits, self._groups)
+        if self.refined:
+            depth = maps["inverse_depth"]
+            maps["variance"] = torch.empty_like(depth)
+            maps["reset_code"] = depth.new_empty(len(depth), dtype=torch.uint8)
+        return maps
 
     @torch.inference_mode()
     def finish(
-        self,
-        said: dict[str, Tensor],
-        pixels: Tensor | Sequence[np.ndarray],
-        limit: Tensor | float,
-        seconds: dict[str, float] | None = None,
+        self, maps: dict[str, Tensor], pixels: Pixels, limit: Tensor | float
     ) -> dict[str, Tensor]:
-        """The second half: outputs of the size that was asked for.
+        """Resize, invert and limit the depth; classify; make points.
 
         Args:
-            said: what ``predict`` returned, refined or not; "variance" (B, h, w) beside it.
-            pixels: as for ``predict``; for the colours of points.
-            limit: metres beyond which depth is +Inf (REP 117); a tensor can be changed between
-                replays of a graph.
-            seconds: as above.
+            maps: from ``infer``, refined or not.
+            pixels, limit: see ``process``.
 
         Returns:
-            "depth" and "deviation" (B, H, W) float32, metres; "inverse" (B, H, W) float32, 1/m or
-            relative; "labels" and "confidence" (B, H, W) uint8; "points" (B, H, W, 5) as
-            ``cloud.points`` gives them; those wanted and possible.
+            those requested and possible: "depth" and "deviation" (B, H, W) float32, metres;
+            "inverse" (B, H, W) float32, 1/m or relative; "labels" and "confidence" (B, H, W)
+            uint8; "points" (B, H, W, 5) as ``point_cloud.points`` returns them; "reset_code" as
+            in ``maps``.
         """
         wanted = self.kind.outputs
         outputs: dict[str, Tensor] = {}
-        with _timed(seconds, "postprocess"):
-            if self._gives_depth:
-                outputs |= self._finish_depth(said["depth"], said.get("variance"), limit)
-            if self._wants_labels:
-                outputs |= self._finish_labels(said["labels"])
-            if wanted.points:
-                outputs["points"] = self._points(pixels, outputs)
-        stride = self._stride
+        if self._gives_depth:
+            outputs |= self._finish_depth(maps["inverse_depth"], maps.get("variance"), limit)
+        if self._gives_labels:
+            outputs |= self._finish_labels(maps["logits"])
+        if wanted.points:
+            outputs["points"] = self._points(pixels, outputs)
         for name in ("labels", "confidence"):
-            if name in outputs and stride > 1:
-                outputs[name] = outputs[name][:, ::stride, ::stride].contiguous()
+            if name in outputs and self._stride > 1:
+                strided = outputs[name][:, :: self._stride, :: self._stride]
+                outputs[name] = strided.contiguous()
         named = {"depth": wanted.depth, "labels": wanted.labels}
-        return {name: value for name, value in outputs.items() if named.get(name, True)}
-
-    def __call__(
-        self, pixels: Tensor | Sequence[np.ndarray], limit: Tensor | float
-    ) -> dict[str, Tensor]:
-        """Both halves, one after the other."""
-        return self.finish(self.predict(pixels), pixels, limit)
+        outputs = {name: value for name, value in outputs.items() if named.get(name, True)}
+        return outputs | ({"reset_code": maps["reset_code"]} if self.refined else {})
 
     @contextmanager
-    def _beside(self) -> Iterator[Callable[[], AbstractContextManager[Any]]]:
-        """Work given in contexts of what this yields runs beside the rest, until it ends."""
+    def _branches(self) -> Iterator[Callable[[], AbstractContextManager[Any]]]:
+        """Yields a context manager whose work runs beside the rest, until this context ends."""
         if self._streams is None:
             yield nullcontext
             return
         try:
             yield self._streams.branch
         finally:
-            # Also after an error: a capture with a branch that was not joined ends as another.
+            # Also after an error, or a capture ends with "unjoined work" instead of its cause.
             self._streams.join()
 
-    def _run(
-        self,
-        network: Network,
-        pixels: Tensor | Sequence[np.ndarray],
-        seconds: dict[str, float] | None,
-    ) -> dict[str, Tensor]:
-        images = self._inputs[id(network)](pixels, seconds)
-        with _timed(seconds, "network"):
-            return network(
-                images,
-                depth=self._wants_depth and network is self._networks.depth,
-                labels=self._wants_labels and network is self._networks.labels,
-            )
-
     def _finish_depth(
-        self, depth: Tensor, variance: Tensor | None, limit: Tensor | float
+        self, inverse_depth: Tensor, variance: Tensor | None, limit: Tensor | float
     ) -> dict[str, Tensor]:
-        if self._full_size:
-            depth = resize_depth(depth, self._size, exact=False)
+        """Inverse depth is inverted here and nowhere before.
+
+        A metric network's before resizing, as published (isl-org/DPT run_monodepth.py). Its 0,
+        beyond range, becomes the farthest depth: +Inf would make NaN of all that resizing mixes.
+        """
         wanted = self.kind.outputs
         outputs = {}
-        if not self._networks.metric:
-            inverse = depth.clamp(min=0)
-            outputs = {"inverse": inverse} if wanted.inverse else {}
-            depth = inverse.reciprocal()
-        # Bicubic upsampling can overshoot below zero at a depth edge: unknown, not negative.
-        depth = torch.where(depth > 0, depth, torch.nan)
-        depth = torch.where(depth > limit, torch.inf, depth)
+        if self._metric:
+            bounded = F.threshold(inverse_depth, 0.0, max(self._least, 1e-8))
+            depth = limit_depth(self._resize(bounded.reciprocal()), limit)
+            if wanted.inverse:
+                outputs["inverse"] = depth.reciprocal()
+        else:
+            inverse_depth = self._resize(inverse_depth).clamp(min=0)
+            depth = limit_depth(inverse_depth.reciprocal(), limit)
+            if wanted.inverse:
+                outputs["inverse"] = inverse_depth
         if wanted.depth or wanted.points:
             outputs["depth"] = depth
-        if wanted.inverse and self._networks.metric:
-            outputs["inverse"] = depth.reciprocal()
         if wanted.deviation and variance is not None:
-            if self._full_size:
-                variance = resize_depth(variance, self._size, exact=False)
-            # First order: what is relative to the inverse depth is relative to the depth.
-            outputs["deviation"] = depth * variance.clamp(min=0).sqrt()
+            # First order: the relative variance of depth is that of inverse depth.
+            outputs["deviation"] = depth * self._resize(variance).clamp(min=0).sqrt()
         return outputs
 
+    def _resize(self, maps: Tensor) -> Tensor:
+        return resize_depth(maps, self._size, exact=False) if self._full_size else maps
+
     def _finish_labels(self, logits: Tensor) -> dict[str, Tensor]:
-        # Decided at the network's size: full-size logits would cost more than the network.
-        own = self._inputs[id(self._networks.labels)].size
+        # Classified at the network's size: full-size logits would cost more than the network.
+        own = self._sizes[id(self._labels)]
         target = self._size if self._full_size else own
         labels, confidence = classify_upsampled(logits, own, target, self.kind.outputs.confidence)
         return {"labels": labels} | ({} if confidence is None else {"confidence": confidence})
 
-    def _points(self, pixels: Tensor | Sequence[np.ndarray], outputs: dict[str, Tensor]) -> Tensor:
-        assert self.kind.camera is not None
+    def _points(self, pixels: Pixels, outputs: dict[str, Tensor]) -> Tensor:
+        """(B, h, w, 5) from the full outputs, in the colours of the pixels."""
+        camera = self.kind.camera
+        assert camera is not None
         if isinstance(pixels, Tensor):
             pictures = rgb(pixels, self.kind.encoding)
         else:
             made = np.stack([to_rgb(one, self.kind.encoding) for one in pixels])
             pictures = torch.from_numpy(made)
-        depth, camera = outputs["depth"], self.kind.camera
-        if self._max_incidence < 90:
-            depth = torch.stack(
-                [remove_flying_pixels(one, camera, self._max_incidence) for one in depth]
-            )
-        if pictures.shape[1:3] != depth.shape[1:]:
-            size = (depth.shape[1], depth.shape[2])
+        size = tuple(outputs["depth"].shape[1:])
+        if pictures.shape[1:3] != size:
             small = F.interpolate(pictures.permute(0, 3, 1, 2).float(), size, mode="area")
             pictures = small.permute(0, 2, 3, 1).to(torch.uint8)
-        labels = outputs.get("labels")
-        return torch.stack(
-            [
-                points(
-                    depth[k],
-                    pictures[k],
-                    None if labels is None else labels[k],
-                    camera,
-                    self._stride,
-                    self._far,
-                )
-                for k in range(len(depth))
-            ]
-        )
-
-
-class _Input:
-    """Pixels to one network's input."""
-
-    def __init__(
-        self, network: Network, kind: Kind, size: tuple[int, int], on_device: bool
-    ) -> None:
-        self.size = size
-        self._spec = network.spec
-        self._encoding = kind.encoding
-        self._device_input = None
-        if on_device:
-            self._device_input = DeviceInput(
-                kind.encoding,
-                kind.shape,
-                size,
-                network.spec.mean,
-                network.spec.std,
-                network.device,
-                network.input_dtype,
-            )
-
-    def __call__(
-        self, pixels: Tensor | Sequence[np.ndarray], seconds: dict[str, float] | None
-    ) -> Tensor:
-        if self._device_input is not None:
-            assert isinstance(pixels, Tensor)
-            return self._device_input(pixels)
-        images = []
-        for one in pixels:
-            assert isinstance(one, np.ndarray)
-            with _timed(seconds, "convert"):
-                picture = to_rgb(one, self._encoding)
-            with _timed(seconds, "preprocess"):
-                mean, std = self._spec.mean, self._spec.std
-                images.append(network_input(picture, self.size, mean, std, exact=False))
-        return images[0] if len(images) == 1 else torch.cat(images)
+        clouds = []
+        for k, depth in enumerate(outputs["depth"]):
+            if self._max_incidence < 90:
+                depth = remove_flying_pixels(depth, camera, self._max_incidence)
+            labels = outputs["labels"][k] if "labels" in outputs else None
+            clouds.append(points(depth, pictures[k], labels, camera, self._stride, self._far))
+        return clouds[0][None] if len(clouds) == 1 else torch.stack(clouds)
 
 
 def depth_limit(networks: Networks, settings: Settings) -> float:
@@ -329,8 +357,7 @@ def depth_limit(networks: Networks, settings: Settings) -> float:
 
 
 @contextmanager
-def _timed(seconds: dict[str, float] | None, step: str) -> Iterator[None]:
+def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
-    if seconds is not None:
-        seconds[step] = seconds.get(step, 0.0) + time.perf_counter() - start
+    seconds[step] = time.perf_counter() - start

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -23,35 +22,36 @@ from dpt_ros.engine.faults import (
 )
 from dpt_ros.engine.frame import Frame, OutputRequest, Prediction
 from dpt_ros.engine.inference.network import Networks
-from dpt_ros.engine.runner.chain import Chain, Kind, depth_limit
-from dpt_ros.engine.runner.host import Ticket, get_or_create, predictions_of, unrefined
-from dpt_ros.engine.runner.refinement import Refined, Refiner, is_refined
+from dpt_ros.engine.runner.chain import Chain, Kind, Pixels, Steps, depth_limit, process
+from dpt_ros.engine.runner.host import Runner, Ticket, fill, get_or_create
+from dpt_ros.engine.runner.refinement import Refiner, is_refined
 from dpt_ros.engine.runner.streams import Streams
 from dpt_ros.engine.settings import Settings
 
-# Runs of a kind before its graphs are recorded: libraries choose their algorithms meanwhile.
+# Eager runs of a kind before its graphs are captured: libraries choose their algorithms there.
 _EAGER_RUNS = 2
 _PERIOD_NS = 33_000_000  # between blank frames
-_USUAL = Kind(
-    "rgb8", (480, 640, 3), "uint8", OutputRequest()
-)  # of a camera that nothing is known of
+# What a camera sends of which nothing is known.
+_USUAL = Kind("rgb8", (480, 640, 3), "uint8", OutputRequest())
 _KINDS_WARMED = 4
-_FULL_CAPTURES = 2  # that meet full memory, one after another, until there are no more
-_SEEN_AS = {"uint8": torch.uint8, "uint16": torch.int16, "float32": torch.float32}
-Refine = Callable[[dict[str, Tensor]], tuple[dict[str, Tensor], list[Refined]]]
+_MAX_FULL_CAPTURES = 2  # captures in a row that run out of memory before graphs are given up
+_OUT_OF_MEMORY = (
+    "The memory of {device} ran out. Everything that could be spared was freed and the frame is"
+    " tried again. Another process may be using the device."
+)
+_VIEWED_AS = {"uint8": torch.uint8, "uint16": torch.int16, "float32": torch.float32}
 
 
-class StreamRunner:
+class StreamRunner(Runner):
     """Uploads, computes and downloads on three lanes, so that frames overlap.
 
-    Each kind of frames and each size of a batch has a ring of buffers, made once, and after its
-    first runs two graphs, of what predicts and of what finishes, which are then replayed.
+    Each kind of frames and batch size has a ring of buffers, allocated once, and after its first
+    runs two graphs, which are then replayed.
 
     Args:
-        networks: from ``load_networks``.
-        settings: sizes of the network's input and of the outputs, and ``cuda_graphs``.
+        networks, settings: see ``Runner``.
         streams: the lanes.
-        say: takes a sentence about anything that is not as it was asked for, once.
+        warn: receives a message when an acceleration is turned off or memory runs out.
     """
 
     in_flight = 3
@@ -62,29 +62,18 @@ class StreamRunner:
         networks: Networks,
         settings: Settings,
         streams: Streams,
-        say: Callable[[str], None],
+        warn: Callable[[str], None],
     ) -> None:
-        self._networks = networks
-        self._settings = settings
+        super().__init__(networks, settings)
         self._streams = streams
-        self._say = say
+        self._warn = warn
         self._graphs = settings.cuda_graphs
-        self._refiner = Refiner(networks, settings)
         self._programs: OrderedDict[tuple[Kind, bool, int], _Program] = OrderedDict()
         self._lost = ""
         self._full_captures = 0
 
-    def reset(self) -> None:
-        """Forget the past of all cameras."""
-        self._refiner.reset()
-
-    def state(self) -> dict[str, Any]:
-        """The past of all cameras: tensors and plain values."""
-        return self._refiner.state()
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a ``state``."""
-        self._refiner.restore(state)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
         # The lanes do not wait for what is written here.
         if self._networks.device.type == "cuda":
             torch.cuda.synchronize(self._networks.device)
@@ -92,22 +81,21 @@ class StreamRunner:
     def warm_up(
         self, known: Mapping[str, Kind], settings: Settings, stop: Callable[[], bool]
     ) -> None:
-        """Take blank frames through, so that the first real ones need not wait for libraries.
+        """Compute blank frames, so that the first real ones need not wait for libraries.
 
-        On the thread that calls ``start``, for cuDNN keeps its plans per thread, and in batches
-        of 1, 2 and 4 as far as there are cameras for them. Frames of these kinds then pay for
-        nothing but the capture of their graphs. Without any, the libraries at least are loaded.
+        cuDNN keeps its plans per thread and size: the batch sizes 1, 2 and 4 as far as there are
+        cameras. Frames of these kinds then only wait for the capture of their graphs.
 
         Args:
-            known: the kinds of frames to come, by source.
+            known: the kinds of frames to come, by source; without any, the libraries are loaded.
             settings: the live ones.
-            stop: asked before every blank frame whether to leave it at that.
+            stop: called before every blank frame; true ends the warm-up.
 
         Raises:
             Exception: as ``start``.
         """
         cameras = Counter(known.values()) or {_USUAL: max(len(settings.cameras), 1)}
-        past, self._refiner = self._refiner, Refiner(self._networks, self._settings)
+        refiner, self._refiner = self._refiner, Refiner(self._networks, self._settings)
         try:
             for kind, count in list(cameras.items())[:_KINDS_WARMED]:
                 for batch in (size for size in (1, 2, 4) if size <= max(count, 1)):
@@ -115,97 +103,94 @@ class StreamRunner:
                         if stop():
                             return
                         frames = [kind.blank(str(k), number * _PERIOD_NS) for k in range(batch)]
-                        ticket = self.start(frames, self._possible(kind.outputs), settings)
+                        ticket = self.start(frames, kind.outputs, settings)
                         ticket.wait()
                         ticket.release()
         finally:
-            self._refiner = past
+            self._refiner = refiner
             if not known:
                 self._programs.clear()
 
-    def _possible(self, outputs: OutputRequest) -> OutputRequest:
-        networks = self._networks
-        return replace(
-            outputs,
-            depth=outputs.depth and networks.depth is not None,
-            labels=outputs.labels and networks.labels is not None,
-        )
-
     @torch.inference_mode()
     def start(self, frames: Sequence[Frame], outputs: OutputRequest, settings: Settings) -> Ticket:
-        """Hand the frames to the device and return at once.
+        """Start the frames on the device, without waiting for it.
 
-        A frame that fails is tried again after what can be done about it: memory that can be
-        spared is freed, an acceleration that cannot be used is turned off. A frame that fails for
-        good leaves no trace in its camera's past.
+        After a fault that has a remedy (memory is freed, an acceleration is turned off) the
+        frames are tried again. A frame that fails does not change its camera's state.
 
         Raises:
             ValueError: the frames cannot be read.
-            torch.OutOfMemoryError: even after everything that can be spared was freed; also for
-                memory of the host that the device reads.
-            RuntimeError: the device refuses the work.
-            DeviceLostError: now and ever after.
+            torch.OutOfMemoryError: of the device, or of page-locked host memory, although all
+                that can be spared was freed.
+            RuntimeError: the device reports an error.
+            DeviceLostError: now and for every later frame.
         """
         if self._lost:
             raise DeviceLostError(self._lost)
         key = (Kind.of(frames[0], outputs), is_refined(self._networks, settings), len(frames))
-        past, freed = None, False
+        snapshot, freed = None, False
         while True:
             try:
-                if past is None:
+                if snapshot is None:
                     if key[1]:
-                        self._refiner.see(frames, settings)
-                    past = self._refiner.snapshot(frames)
+                        self._refiner.start_flow(frames, settings)
+                    snapshot = self._refiner.snapshot(frames)
                 return self._start(key, frames, settings)
             except Exception as error:
-                self._refiner.roll_back(past or {})
+                self._refiner.roll_back(snapshot or {})
                 remedy = _remedy(error)
-                if remedy is None or (freed and remedy.frees):
-                    self._refiner.withdraw(frames)
-                    judged = self._judged(error, self._streams.settle)
-                    if judged is error:
-                        raise
-                    raise judged from error
-            # Outside of the handler: its traceback would keep the memory of the failed work.
-            freed |= remedy.frees
-            remedy.turn_off()
-            self._say(remedy.message.format(device=self._streams.device))
+                if remedy is None or (freed and remedy[1] is None):
+                    self._refiner.withdraw_flow(frames)
+                    self._raise(error, self._streams.synchronize)
+            # Outside of the handler, whose traceback keeps the memory of the failed work alive.
+            warning, turn_off = remedy
+            if turn_off is None:
+                freed, warning = True, warning.format(device=self._streams.device)
+            else:
+                turn_off()
+            self._warn(warning)
             self._free()
 
     def _start(
         self, key: tuple[Kind, bool, int], frames: Sequence[Frame], settings: Settings
     ) -> Ticket:
         program = get_or_create(self._programs, key, lambda: self._program(*key))
-        if self._graphs and program.wants_recording:
-            self._record(program)
+        if self._graphs and program.wants_capture:
+            self._capture(program)
         limit = depth_limit(self._networks, settings)
-        refine = partial(self._refiner.refine, frames, settings=settings) if key[1] else None
-        slot = program.launch(frames, limit, refine)
-        if refine is None:
-            slot.about = unrefined(self._networks, self._settings, frames)
-        return _Flight(frames, program, slot, self._judged)
+        slot = program.launch(frames, limit, self._refiner, settings)
+        return Ticket(partial(self._wait, slot), partial(program.release, slot))
+
+    def _wait(self, slot: _Slot) -> list[Prediction]:
+        try:
+            slot.done.wait()
+        except RuntimeError as error:
+            # Not for the lanes: another thread may be capturing one.
+            self._raise(error, slot.done.wait)
+        fill(slot.predictions, slot.arrays, slot.seconds())
+        return slot.predictions
 
     def _program(self, kind: Kind, refined: bool, batch: int) -> _Program:
         streams = self._streams
         with streams.on("compute"):
             chain = Chain(self._networks, kind, refined, self._settings, streams)
             program = _Program(chain, streams, batch, self.in_flight)
-        # Its memory may be what a frame before it gave back, and other lanes will write to it.
-        streams.settle()
+        # Its memory may have been freed by an earlier frame, and other lanes will write to it.
+        streams.synchronize()
         return program
 
-    def _record(self, program: _Program) -> None:
+    def _capture(self, program: _Program) -> None:
         try:
-            program.record()
+            program.capture()
             self._full_captures = 0
         except Exception as error:
             if any(isinstance(one, AccelerationError) for one in causes(error)):
                 raise
             full = is_out_of_memory(error)
             self._full_captures += full
-            if full and self._full_captures < _FULL_CAPTURES:
+            if full and self._full_captures < _MAX_FULL_CAPTURES:
                 raise
-            # The memory of graphs is their own: it may be too little where that of frames is not.
+            # Graphs need memory of their own: without them there may be enough.
             raise AccelerationError(
                 "The work on a frame cannot be captured in a CUDA graph, so its kernels are"
                 f" launched one by one, which is slower: {innermost_line(error)}",
@@ -217,72 +202,58 @@ class StreamRunner:
 
     def _free(self) -> None:
         try:
-            self._streams.settle()
+            self._streams.synchronize()
         except RuntimeError as error:
-            raise self._judged(error, self._streams.settle) from None
-        # Those on their way keep what they need until they are back.
+            self._raise(error, self._streams.synchronize)
+        # Tickets keep their programs until they are released.
         self._programs.clear()
         if self._streams.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _judged(self, error: Exception, again: Callable[[], None]) -> Exception:
-        """The error to raise for a fault of the device: of full memory, that the device is lost,
-        or as it is.
+    def _raise(self, error: Exception, synchronize: Callable[[], None]) -> NoReturn:
+        """Raise what a fault means: out of memory, the device is lost, or the error as it is.
 
         Args:
             error: what was raised.
-            again: waits for the device, which is lost if it fails.
+            synchronize: waits for the device, which is lost if this fails.
         """
         if is_out_of_memory(error):
-            return torch.OutOfMemoryError(first_line(error))
+            raise torch.OutOfMemoryError(first_line(error)) from error
         if isinstance(error, RuntimeError):
             try:
-                again()
+                synchronize()
             except RuntimeError:
                 self._lost = (
                     f"{self._streams.device} is lost ({first_line(error)}); no frame can be"
                     " computed until this process is started again."
                 )
-                return DeviceLostError(self._lost)
-        return error
+                raise DeviceLostError(self._lost) from error
+        raise error
 
 
-@dataclass(frozen=True)
-class _Remedy:
-    """What can be done about a fault before the frame is tried again."""
-
-    message: str
-    frees: bool
-    turn_off: Callable[[], None] = lambda: None
-
-
-def _remedy(error: Exception) -> _Remedy | None:
+def _remedy(error: Exception) -> tuple[str, Callable[[], None] | None] | None:
+    """A warning, and what turns an acceleration off, or None if memory is to be freed; None for
+    a fault without a remedy."""
     for one in causes(error):
         if isinstance(one, AccelerationError):
-            return _Remedy(str(one).replace("{", "{{").replace("}", "}}"), False, one.turn_off)
-    if not is_out_of_memory(error):
-        return None
-    message = (
-        "The memory of {device} ran out. Everything that could be spared was freed and the frame"
-        " is tried again. Another process may be using the device."
-    )
-    return _Remedy(message, frees=True)
+            return str(one), one.turn_off
+    return (_OUT_OF_MEMORY, None) if is_out_of_memory(error) else None
 
 
 class _Slot:
-    """Buffers of one batch on its way; nothing else uses them until it is back."""
+    """Buffers of one batch; used by nothing else until they are released."""
 
     def __init__(self, streams: Streams, batch: int, kind: Kind) -> None:
         shape = (batch, *kind.shape)
-        self.host_pixels = streams.buffer(shape, _SEEN_AS[kind.dtype])
+        self.host_pixels = streams.buffer(shape, _VIEWED_AS[kind.dtype])
         self.pixels = torch.empty_like(self.host_pixels, device=streams.device)
         self.array = self.host_pixels.numpy().view(kind.dtype)
         self.outputs: dict[str, Tensor] = {}
         self.host_outputs: dict[str, Tensor] = {}
         self.arrays: dict[str, np.ndarray] = {}
-        self.about: list[Refined] = []
+        self.predictions: list[Prediction] = []
         self.begun, self.uploaded, self.computing, self.computed, self.done = (
-            streams.mark() for _ in range(5)
+            streams.event() for _ in range(5)
         )
 
     def make_outputs(self, streams: Streams, like: dict[str, Tensor]) -> None:
@@ -300,143 +271,111 @@ class _Slot:
         }
 
 
-class _Program:
-    """A chain with its buffers and, in time, its graph; for one kind and one size of batch.
+class _CapturedChain:
+    """A chain's steps as two CUDA graphs: preprocess and infer are one, finish is the other.
 
-    A graph reads and writes always the same memory. So a frame's pixels are copied in front of it
-    and its results behind it, on the device and in the same lane, into the frame's own buffers:
-    the next replay cannot overtake the download.
+    Scale and smoothing are in neither, because what they do depends on each camera's past.
+    """
+
+    def __init__(self, chain: Steps, streams: Streams, pixels: Tensor, limit: Tensor) -> None:
+        self.refined = chain.refined
+        self._replay_infer, maps = streams.capture(lambda: chain.infer(chain.preprocess(pixels)))
+        self._replay_finish, self._outputs = streams.capture(
+            lambda: chain.finish(maps, pixels, limit)
+        )
+        self._maps = maps
+
+    def preprocess(self, pixels: Pixels) -> list[Tensor]:
+        return []
+
+    def infer(self, images: list[Tensor]) -> dict[str, Tensor]:
+        self._replay_infer()
+        return self._maps
+
+    def finish(
+        self, maps: dict[str, Tensor], pixels: Pixels, limit: Tensor | float
+    ) -> dict[str, Tensor]:
+        self._replay_finish()
+        return self._outputs
+
+
+class _Program:
+    """A chain with its buffers and, after some runs, its graphs; for one kind and batch size.
+
+    A graph always reads and writes the same memory. So a frame's pixels are copied into it and
+    its results out of it, on the device and in the same lane, from and to the frame's own
+    buffers: the next replay cannot overtake the download.
     """
 
     def __init__(self, chain: Chain, streams: Streams, batch: int, slots: int) -> None:
-        self._chain = chain
+        self._chain: Steps = chain
         self._streams = streams
         self._free = deque(_Slot(streams, batch, chain.kind) for _ in range(slots))
         self._pixels = torch.empty_like(self._free[0].pixels)
         self._limit = torch.full((), torch.inf, device=streams.device)
         self._limit_value = float("inf")
-        self._replays: tuple[Callable[[], None], Callable[[], None]] | None = None
-        self._said: dict[str, Tensor] = {}
-        self._results: dict[str, Tensor] = {}
         self._runs = 0
 
     @property
-    def wants_recording(self) -> bool:
-        return self._replays is None and self._runs >= _EAGER_RUNS
+    def wants_capture(self) -> bool:
+        return isinstance(self._chain, Chain) and self._runs >= _EAGER_RUNS
 
-    def record(self) -> None:
-        chain, streams = self._chain, self._streams
-        predict, said = streams.record(lambda: chain.predict(self._pixels))
-        if chain.refined:
-            with streams.on("compute"):
-                said["variance"] = torch.zeros_like(said["depth"])
-        finish, self._results = streams.record(
-            lambda: chain.finish(said, self._pixels, self._limit)
-        )
-        self._said, self._replays = said, (predict, finish)
+    def capture(self) -> None:
+        self._chain = _CapturedChain(self._chain, self._streams, self._pixels, self._limit)
 
-    def _compute(self, refine: Refine | None, slot: _Slot) -> dict[str, Tensor]:
-        """Predict, refine, finish; the past cannot be in a graph, for it decides what is done.
-
-        What was refined takes the place of what was predicted, so that the second half finds the
-        same memory layout, and loads the same kernels, in a graph and before there is one.
-        """
-        if self._replays is None:
-            said = self._chain.predict(self._pixels)
-        else:
-            self._replays[0]()
-            said = self._said
-        better = said
-        if refine is not None:
-            better, slot.about = refine({k: v for k, v in said.items() if k != "variance"})
-            if "variance" not in said:
-                said["variance"] = torch.empty_like(better["variance"])
-            for name, value in said.items():
-                if value is not better[name]:
-                    value.copy_(better[name])
-        if self._replays is None:
-            results = self._chain.finish(said, self._pixels, self._limit)
-            self._runs += 1
-        else:
-            self._replays[1]()
-            results = self._results
-        if "reset_code" in better:
-            results = results | {"reset_code": better["reset_code"]}
-        return results
-
-    def launch(self, frames: Sequence[Frame], limit: float, refine: Refine | None) -> _Slot:
-        """Give a batch to the lanes; nothing here waits for the device."""
+    def launch(
+        self, frames: Sequence[Frame], limit: float, refiner: Refiner, settings: Settings
+    ) -> _Slot:
+        """Start a batch on the lanes, without waiting for the device."""
         slot = self._free.popleft()
         launched = False
         try:
-            self._fill(slot, frames, limit, refine)
+            self._fill(slot, frames, limit, refiner, settings)
             launched = True
         finally:
             if not launched:
-                # What was begun of the frame may still use its buffers.
+                # What was started of the frame may still use its buffers.
                 self._free.append(slot)
-                self._streams.settle()
+                self._streams.synchronize()
         return slot
 
     def _fill(
-        self, slot: _Slot, frames: Sequence[Frame], limit: float, refine: Refine | None
+        self,
+        slot: _Slot,
+        frames: Sequence[Frame],
+        limit: float,
+        refiner: Refiner,
+        settings: Settings,
     ) -> None:
         streams = self._streams
         for index, frame in enumerate(frames):
             slot.array[index] = frame.pixels
         with streams.on("upload"):
-            streams.set(slot.begun, "upload")
+            streams.record_event(slot.begun, "upload")
             slot.pixels.copy_(slot.host_pixels, non_blocking=True)
-            streams.set(slot.uploaded, "upload")
+            streams.record_event(slot.uploaded, "upload")
         with streams.on("compute"):
-            streams.after(slot.uploaded, "compute")
-            streams.set(slot.computing, "compute")
+            streams.wait_event(slot.uploaded, "compute")
+            streams.record_event(slot.computing, "compute")
             if limit != self._limit_value:
                 self._limit.fill_(limit)
                 self._limit_value = limit
             self._pixels.copy_(slot.pixels)
-            results = self._compute(refine, slot)
+            results, slot.predictions = process(
+                self._chain, refiner, frames, self._pixels, self._limit, settings, {}
+            )
+            self._runs += 1
             if not slot.outputs:
                 slot.make_outputs(streams, results)
             for name, value in results.items():
                 slot.outputs[name].copy_(value)
-            streams.set(slot.computed, "compute")
+            streams.record_event(slot.computed, "compute")
         with streams.on("download"):
-            streams.after(slot.computed, "download")
+            streams.wait_event(slot.computed, "download")
             for name, value in slot.outputs.items():
                 slot.host_outputs[name].copy_(value, non_blocking=True)
-            streams.set(slot.done, "download")
+            streams.record_event(slot.done, "download")
 
     def release(self, slot: _Slot) -> None:
+        slot.predictions = []
         self._free.append(slot)
-
-
-class _Flight:
-    """A batch on the device."""
-
-    def __init__(
-        self,
-        frames: Sequence[Frame],
-        program: _Program,
-        slot: _Slot,
-        judged: Callable[[Exception, Callable[[], None]], Exception],
-    ) -> None:
-        self._frames = frames
-        self._program = program
-        self._slot = slot
-        self._judged = judged
-
-    def wait(self) -> list[Prediction]:
-        try:
-            self._slot.done.wait()
-        except RuntimeError as error:
-            # Not the lanes: another thread may be capturing one.
-            judged = self._judged(error, self._slot.done.wait)
-            if judged is error:
-                raise
-            raise judged from error
-        slot = self._slot
-        return predictions_of(self._frames, slot.arrays, slot.seconds(), slot.about)
-
-    def release(self) -> None:
-        self._program.release(self._slot)

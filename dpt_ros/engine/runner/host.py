@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes batches of frames through their chain: what any device offers, and how a CPU does it."""
+"""Runners take batches of frames through their chain: the interface, and the one of a CPU."""
 
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -15,76 +16,85 @@ from dpt_ros.engine.frame import Frame, OutputRequest, Prediction
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.input.preprocess import to_rgb
 from dpt_ros.engine.output.point_cloud import POINT
-from dpt_ros.engine.runner.chain import Chain, Kind, depth_limit
-from dpt_ros.engine.runner.refinement import Refined, Refiner, is_refined
+from dpt_ros.engine.runner.chain import Chain, Kind, depth_limit, process
+from dpt_ros.engine.runner.refinement import Refiner, is_refined
 from dpt_ros.engine.settings import Settings
-from dpt_ros.engine.smoothing.filter import VERDICTS
+from dpt_ros.engine.smoothing.state import RESET_REASONS
 
-# Kinds of frames kept ready. A camera that changes its size again and again must not fill memory.
-_KINDS_KEPT = 8
+# Chains kept. A camera that changes its size again and again must not fill the memory.
+_CHAINS_KEPT = 8
 _IN_METRES = ("depth", "deviation", "points")
 _Key = TypeVar("_Key")
 _Made = TypeVar("_Made")
 
 
-class Ticket(Protocol):
-    """Frames on their way."""
+@dataclass(frozen=True)
+class Ticket:
+    """A batch of frames that is being computed.
 
-    def wait(self) -> list[Prediction]:
-        """The predictions, when they are there. Other Python threads run meanwhile.
+    Args:
+        wait: returns the predictions when they are done, without the GIL meanwhile; raises what
+            the device reports. Their arrays are valid until ``release``.
+        release: returns the buffers for later frames.
+    """
 
-        Their arrays may be used until ``release``.
-        """
-
-    def release(self) -> None:
-        """Give the buffers back for the next frames."""
+    wait: Callable[[], list[Prediction]]
+    release: Callable[[], None] = lambda: None
 
 
-class Runner(Protocol):
-    """One device's way of taking frames through their chains.
+class Runner(ABC):
+    """Takes frames through their chains on one device.
+
+    Args:
+        networks: from ``load_networks``.
+        settings: sizes of the network's input and of the outputs; live settings are passed with
+            the frames.
 
     Attributes:
         in_flight: how many tickets there may be at a time.
-        max_batch: how many frames of one kind may go together.
+        max_batch: how many frames of one kind may form a batch.
     """
 
     in_flight: int
     max_batch: int
 
-    def start(self, frames: Sequence[Frame], outputs: OutputRequest, settings: Settings) -> Ticket:
-        """Begin with frames of one kind, one per source; called from one thread."""
-
-    def warm_up(
-        self, known: Mapping[str, Kind], settings: Settings, stop: Callable[[], bool]
-    ) -> None:
-        """Make ready for frames to come, by source; on the thread that calls ``start``, and only
-        until ``stop`` says so."""
-
-    def reset(self) -> None:
-        """Forget the past of all cameras; may be called from any thread."""
-
-    def state(self) -> dict[str, Any]:
-        """The past of all cameras, for ``restore``; call it when no ticket is out."""
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on where the one with this state was; same networks and settings."""
-
-
-class HostRunner:
-    """Computes on the CPU, on the caller's thread; publishing goes on beside it.
-
-    Args:
-        networks: from ``load_networks``.
-        settings: sizes of the network's input and of the outputs.
-    """
-
-    in_flight = 2
-    max_batch = 1  # a CPU wins nothing by a batch, and the first frame would wait for the last
-
     def __init__(self, networks: Networks, settings: Settings) -> None:
         self._networks = networks
         self._settings = settings
         self._refiner = Refiner(networks, settings)
+
+    @abstractmethod
+    def start(self, frames: Sequence[Frame], outputs: OutputRequest, settings: Settings) -> Ticket:
+        """Start a batch of one kind, one frame per source; always called from one thread."""
+
+    @abstractmethod
+    def warm_up(
+        self, known: Mapping[str, Kind], settings: Settings, stop: Callable[[], bool]
+    ) -> None:
+        """Prepare for frames of known kinds, by source; called on the thread that calls
+        ``start``, returns early once ``stop()`` is true."""
+
+    def reset(self) -> None:
+        """Forget the past of all cameras; thread-safe."""
+        self._refiner.reset()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of all cameras: tensors and plain values. Call it when no ticket is out."""
+        return self._refiner.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from the result of ``state_dict`` with the same networks and settings."""
+        self._refiner.load_state_dict(state)
+
+
+class HostRunner(Runner):
+    """Computes on the CPU, on the calling thread."""
+
+    in_flight = 2
+    max_batch = 1  # a batch gains nothing on a CPU, and its first frame would wait for the last
+
+    def __init__(self, networks: Networks, settings: Settings) -> None:
+        super().__init__(networks, settings)
         self._chains: OrderedDict[tuple[Kind, bool], Chain] = OrderedDict()
 
     def warm_up(
@@ -92,103 +102,67 @@ class HostRunner:
     ) -> None:
         """Nothing: a CPU's first frame costs little more than the second."""
 
-    def reset(self) -> None:
-        """Forget the past of all cameras."""
-        self._refiner.reset()
-
-    def state(self) -> dict[str, Any]:
-        """The past of all cameras: tensors and plain values."""
-        return self._refiner.state()
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a ``state``."""
-        self._refiner.restore(state)
-
     def start(self, frames: Sequence[Frame], outputs: OutputRequest, settings: Settings) -> Ticket:
-        """Compute the frames; their arrays belong to whoever takes them."""
+        """Compute the frames; the arrays of the predictions are the caller's.
+
+        Raises:
+            ValueError: the frames cannot be read.
+        """
         seconds: dict[str, float] = {}
         begin = time.perf_counter()
         # Once for the networks, the optical flow and the points: none of them converts rgb8.
-        seen = [
+        converted = [
             replace(frame, pixels=to_rgb(frame.pixels, frame.encoding), encoding="rgb8")
             for frame in frames
         ]
         seconds["convert"] = time.perf_counter() - begin
-        key = (Kind.of(seen[0], outputs), is_refined(self._networks, settings))
+        key = (Kind.of(converted[0], outputs), is_refined(self._networks, settings))
         chain = get_or_create(
             self._chains, key, lambda: Chain(self._networks, *key, settings=self._settings)
         )
-        about = unrefined(self._networks, self._settings, frames)
-        pixels = [frame.pixels for frame in seen]
         if chain.refined:
-            self._refiner.see(seen, settings)
-        said = chain.predict(pixels, seconds)
-        if chain.refined:
-            start = time.perf_counter()
-            said, about = self._refiner.refine(seen, said, settings)
-            seconds["refine"] = time.perf_counter() - start
-        results = chain.finish(said, pixels, depth_limit(self._networks, settings), seconds)
-        results |= {"reset_code": said["reset_code"]} if chain.refined else {}
+            self._refiner.start_flow(converted, settings)
+        pixels = [frame.pixels for frame in converted]
+        limit = depth_limit(self._networks, settings)
+        results, predictions = process(
+            chain, self._refiner, converted, pixels, limit, settings, seconds
+        )
         arrays = {name: value.numpy() for name, value in results.items()}
-        return _Done(predictions_of(frames, arrays, seconds, about))
+        for prediction, frame in zip(predictions, frames, strict=True):
+            prediction.frame = frame
+        fill(predictions, arrays, seconds)
+        return Ticket(lambda: predictions)
 
 
-class _Done:
-    def __init__(self, predictions: list[Prediction]) -> None:
-        self._predictions = predictions
+def fill(
+    predictions: list[Prediction], arrays: dict[str, np.ndarray], seconds: dict[str, float]
+) -> None:
+    """Add the arrays of a batch, (B, ...) each, to its predictions.
 
-    def wait(self) -> list[Prediction]:
-        return self._predictions
-
-    def release(self) -> None:
-        pass
-
-
-def unrefined(networks: Networks, settings: Settings, frames: Sequence[Frame]) -> list[Refined]:
-    """What there is to say of frames that nothing refines."""
-    return [Refined(networks.metric and settings.scale_source != "none")] * len(frames)
-
-
-def predictions_of(
-    frames: Sequence[Frame],
-    arrays: dict[str, np.ndarray],
-    seconds: dict[str, float],
-    about: list[Refined],
-) -> list[Prediction]:
-    """One prediction per frame; ``arrays`` hold those of a batch, (B, H, W) each.
-
-    Of a frame without metres only what needs none is kept.
+    A prediction that is not metric gets no arrays in metres.
     """
-    predictions = []
-    for index, frame in enumerate(frames):
-        refined = about[index]
-        parts = {name: array[index] for name, array in arrays.items()}
+    for k, prediction in enumerate(predictions):
+        parts = {name: array[k] for name, array in arrays.items()}
         reset_code = int(parts.pop("reset_code", 0))
+        prediction.reset = prediction.reset or RESET_REASONS[reset_code]
+        prediction.seconds = dict(seconds)
         if "points" in parts:
             parts["points"] = parts["points"].view(POINT)[..., 0]
-        if not refined.metric:
-            parts = {name: part for name, part in parts.items() if name not in _IN_METRES}
-        prediction = Prediction(
-            frame,
-            metric=refined.metric,
-            reset=refined.reset or VERDICTS[reset_code],
-            scale=refined.scale,
-            seconds=dict(seconds),
-            **parts,
-        )
-        maps = [part for name, part in parts.items() if name in ("depth", "inverse", "deviation")]
-        if frame.camera is not None and maps:
-            height, width = maps[0].shape
-            prediction.camera = frame.camera.scaled(width, height)
-        predictions.append(prediction)
-    return predictions
+        for name, part in parts.items():
+            if prediction.metric or name not in _IN_METRES:
+                setattr(prediction, name, part)
+        maps = (prediction.depth, prediction.inverse, prediction.deviation)
+        shapes = [one.shape for one in maps if one is not None]
+        camera = prediction.frame.camera
+        if camera is not None and shapes:
+            prediction.camera = camera.scaled(width=shapes[0][1], height=shapes[0][0])
 
 
 def get_or_create(kept: OrderedDict[_Key, _Made], key: _Key, make: Callable[[], _Made]) -> _Made:
-    """What was made for this key, or is made now; those not used for longest are let go."""
+    """The value of the key, made if it is missing; the least recently used are dropped."""
     if key not in kept:
         kept[key] = make()
-        while len(kept) > _KINDS_KEPT:
+        while len(kept) > _CHAINS_KEPT:
             kept.popitem(last=False)
     kept.move_to_end(key)
     return kept[key]

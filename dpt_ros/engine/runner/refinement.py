@@ -1,224 +1,249 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Between the two halves of a chain: metres first, then steadiness; one past per camera."""
+"""The steps between inference and outputs that depend on a camera's past: flow, scale, smooth."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dpt_ros.engine.frame import CameraModel, Frame
+from dpt_ros.engine.frame import CameraModel, Frame, Prediction
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.input.preprocess import to_rgb
-from dpt_ros.engine.scale.estimator import ScaleEstimator, ScaleSettings
-from dpt_ros.engine.scale.estimator import focal_factor as factor_of
-from dpt_ros.engine.scale.scaled import Scaled
+from dpt_ros.engine.scale.estimator import (
+    ScaledFrame,
+    ScaleEstimator,
+    ScaleSettings,
+    focal_factor,
+)
 from dpt_ros.engine.settings import Settings
 from dpt_ros.engine.smoothing.filter import TemporalFilter, TemporalSettings
-from dpt_ros.engine.smoothing.motion import FlowEstimator
+from dpt_ros.engine.smoothing.motion import Flow, FlowEstimator
 
 # Towards the floor, in the optical frame of a camera that looks ahead (REP 103).
 _LEVEL = np.array([0.0, 1.0, 0.0])
 
 
-@dataclass(frozen=True)
-class Refined:
-    """What is known of one frame beside its maps.
-
-    Args:
-        metric: whether its depth is in metres.
-        reset: why its past was forgotten before its pixels were looked at, "" if it was not.
-        scale: names and values for /diagnostics.
-    """
-
-    metric: bool
-    reset: str = ""
-    scale: dict[str, str] = field(default_factory=dict)
-
-
 @dataclass
-class _Past:
-    """What is kept of one camera."""
+class _CameraState:
+    """What is kept of one camera from frame to frame."""
 
     filter: TemporalFilter
     flow: FlowEstimator
     scale: ScaleEstimator | None = None
     scaled_for: CameraModel | None = None
-    picture: np.ndarray | None = None
+    picture: np.ndarray | None = None  # of the current frame, (H, W, 3) uint8
 
-    def copy(self) -> _Past:
-        """The same past, which stays as it is while frames are taken into this one."""
+    def copy(self) -> _CameraState:
+        """A copy that later frames do not change."""
         scale = None if self.scale is None else self.scale.copy()
         return replace(self, filter=copy(self.filter), scale=scale)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {
-            "filter": self.filter.state(),
-            "flow": self.flow.state(),
-            "scale": None if self.scale is None else self.scale.state(),
+            "filter": self.filter.state_dict(),
+            "flow": self.flow.state_dict(),
+            "scale": None if self.scale is None else self.scale.state_dict(),
             "scaled_for": None if self.scaled_for is None else vars(self.scaled_for).copy(),
         }
 
 
 def is_refined(networks: Networks, settings: Settings) -> bool:
-    """Whether there is anything to do between the halves; depth is needed for all of it."""
+    """Whether depth is to be scaled or smoothed."""
     if networks.depth is None:
         return False
     return settings.smoothing_strength > 0 or settings.scale_source != "none"
 
 
 class Refiner:
-    """Scale and smoothing of all cameras, fed in the order of frames.
+    """Optical flow, scale and temporal filter of all cameras, fed in the order of the frames.
 
     Args:
         networks: from ``load_networks``.
-        settings: where metres come from; live settings are given with the frames.
+        settings: where metres come from; live settings are passed with the frames.
     """
 
     def __init__(self, networks: Networks, settings: Settings) -> None:
         self._networks = networks
         self._settings = settings
-        self._pasts: dict[str, _Past] = {}
-        self._forget = threading.Event()
+        self._cameras: dict[str, _CameraState] = {}
+        self._reset = threading.Event()
 
     def reset(self) -> None:
-        """Forget the past of all cameras before the next frame; may be called from any thread."""
-        self._forget.set()
+        """Forget the past of all cameras before the next frame; thread-safe."""
+        self._reset.set()
 
-    def state(self) -> dict[str, Any]:
-        """The past of all cameras, for ``restore``: tensors on the host and plain values.
+    def state_dict(self) -> dict[str, Any]:
+        """The state of all cameras, by source: tensors on the host and plain values.
 
-        Call it between frames, when the device is done with those before.
+        Call it when no frame is being computed.
         """
-        return {source: past.state() for source, past in self._pasts.items()}
+        return {source: camera.state_dict() for source, camera in self._cameras.items()}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on where the one with this state was; same networks and settings."""
-        self._pasts.clear()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from the result of ``state_dict`` with the same networks and settings."""
+        self._cameras.clear()
         for source, parts in state.items():
-            past = self._pasts[source] = _Past(TemporalFilter(), FlowEstimator())
-            past.filter.restore(parts["filter"], self._networks.device)
-            past.flow.restore(parts["flow"])
+            camera = self._cameras[source] = _CameraState(TemporalFilter(), FlowEstimator())
+            camera.filter.load_state_dict(parts["filter"], self._networks.device)
+            camera.flow.load_state_dict(parts["flow"])
             if parts["scale"] is not None:
-                camera = parts["scaled_for"]
-                past.scaled_for = None if camera is None else CameraModel(**camera)
-                past.scale = self._estimator(past.scaled_for)
-                past.scale.restore(parts["scale"])
+                model = parts["scaled_for"]
+                camera.scaled_for = None if model is None else CameraModel(**model)
+                camera.scale = self._estimator(camera.scaled_for)
+                camera.scale.load_state_dict(parts["scale"])
 
-    def see(self, frames: Sequence[Frame], settings: Settings) -> None:
-        """Begin with the optical flow of frames, on threads beside the networks."""
-        if self._forget.is_set():
-            self._forget.clear()
-            self._pasts.clear()
-        for frame in frames:
-            past = self._pasts.setdefault(frame.source, _Past(TemporalFilter(), FlowEstimator()))
-            past.picture = None
-            if settings.smoothing_strength > 0:
-                past.picture = to_rgb(frame.pixels, frame.encoding)
-                past.flow.submit(past.picture, frame.stamp_ns)
+    def snapshot(self, frames: Sequence[Frame]) -> dict[str, _CameraState | None]:
+        """The states of the frames' cameras, for ``roll_back``."""
+        cameras = ((frame.source, self._cameras.get(frame.source)) for frame in frames)
+        return {source: None if one is None else one.copy() for source, one in cameras}
 
-    def snapshot(self, frames: Sequence[Frame]) -> dict[str, _Past | None]:
-        """The pasts of the frames' cameras, for ``roll_back``."""
-        pasts = ((frame.source, self._pasts.get(frame.source)) for frame in frames)
-        return {source: None if past is None else past.copy() for source, past in pasts}
-
-    def roll_back(self, snapshot: dict[str, _Past | None]) -> None:
-        """Forget the frames refined since; they can be refined again."""
-        for source, past in snapshot.items():
-            if past is None:
-                self._pasts.pop(source, None)
+    def roll_back(self, snapshot: dict[str, _CameraState | None]) -> None:
+        """Forget the frames processed since the snapshot, so that they can be tried again."""
+        for source, camera in snapshot.items():
+            if camera is None:
+                self._cameras.pop(source, None)
             else:
-                self._pasts[source] = past.copy()
+                self._cameras[source] = camera.copy()
 
-    def withdraw(self, frames: Sequence[Frame]) -> None:
-        """Forget frames that were seen and will not be refined."""
+    def start_flow(self, frames: Sequence[Frame], settings: Settings) -> None:
+        """Start the optical flow of frames, on threads beside the networks."""
+        if self._reset.is_set():
+            self._reset.clear()
+            self._cameras.clear()
         for frame in frames:
-            if frame.source in self._pasts:
-                self._pasts[frame.source].flow.withdraw()
+            camera = self._cameras.setdefault(
+                frame.source, _CameraState(TemporalFilter(), FlowEstimator())
+            )
+            camera.picture = None
+            if settings.smoothing_strength > 0:
+                camera.picture = to_rgb(frame.pixels, frame.encoding)
+                camera.flow.submit(camera.picture, frame.stamp_ns)
 
-    def refine(
-        self, frames: Sequence[Frame], said: dict[str, Tensor], settings: Settings
-    ) -> tuple[dict[str, Tensor], list[Refined]]:
-        """Take what the networks say of frames that were seen, and give it back better.
+    def withdraw_flow(self, frames: Sequence[Frame]) -> None:
+        """Forget frames whose flow was started and that will not be processed."""
+        for frame in frames:
+            if frame.source in self._cameras:
+                self._cameras[frame.source].flow.withdraw()
+
+    def flow(self, frames: Sequence[Frame], settings: Settings) -> list[Flow | None]:
+        """Wait for the flow started last; None without smoothing or a frame before."""
+        if settings.smoothing_strength == 0:
+            return [None] * len(frames)
+        return [self._cameras[frame.source].flow.result() for frame in frames]
+
+    def scale(self, frames: Sequence[Frame], maps: dict[str, Tensor]) -> list[ScaledFrame]:
+        """Estimate scale and shift of the inverse depth from anchors, floor and past.
+
+        On a GPU it waits for the networks if there are anchors or a floor to compare with.
 
         Args:
             frames: one per camera.
-            said: as ``Chain.predict`` returns it, with "depth".
+            maps: from ``Chain.infer``.
+        """
+        raw = maps["inverse_depth"]
+        if self._networks.metric:
+            # A metric network's output saturates: beyond that, unknown.
+            raw = torch.where(raw > 1 / self._networks.farthest, raw, 0.0)
+        logits = maps.get("logits")
+        return [
+            self._scale(frame, raw[k], None if logits is None else logits[k])
+            for k, frame in enumerate(frames)
+        ]
+
+    def _scale(self, frame: Frame, raw: Tensor, logits: Tensor | None) -> ScaledFrame:
+        camera = self._cameras[frame.source]
+        if camera.scale is None or camera.scaled_for != frame.camera:
+            # Another focal length: the past fit does not apply.
+            camera.scale = self._estimator(frame.camera)
+            camera.scaled_for = frame.camera
+        labels = None
+        if self._settings.scale_camera_height > 0 and logits is not None:
+            labels = logits.argmax(0).add(1).to(torch.uint8)
+        down = _LEVEL if frame.down is None else frame.down
+        return camera.scale.update(raw, frame.stamp_ns, frame.camera, frame.anchors, labels, down)
+
+    def smooth(
+        self,
+        frames: Sequence[Frame],
+        maps: dict[str, Tensor],
+        flows: Sequence[Flow | None],
+        scales: Sequence[ScaledFrame],
+        settings: Settings,
+    ) -> list[Prediction]:
+        """Filter depth and labels over time, in place; without smoothing, only scale the depth.
+
+        Args:
+            frames: one per camera.
+            maps: from ``Chain.infer``. "inverse_depth" (1/m where metric) and "logits" are
+                replaced; "variance", relative, and "reset_code", an index into
+                ``RESET_REASONS``, are filled in.
+            flows, scales: from ``flow`` and ``scale``.
             settings: the live ones.
 
         Returns:
-            the same with "variance" (B, h, w), relative, and "reset_code" (B,) uint8, an index
-            into ``VERDICTS``; and what there is to say of each frame.
+            a prediction per frame that has no arrays yet.
         """
-        parts = [
-            self._refine(frame, {name: maps[k] for name, maps in said.items()}, settings)
-            for k, frame in enumerate(frames)
+        return [
+            self._smooth(frame, {name: m[k] for name, m in maps.items()}, flow, scaled, settings)
+            for k, (frame, flow, scaled) in enumerate(zip(frames, flows, scales, strict=True))
         ]
-        maps = [part for part, _ in parts]
-        together = {name: torch.stack([one[name] for one in maps]) for name in maps[0]}
-        return together, [about for _, about in parts]
 
-    def _refine(
-        self, frame: Frame, said: dict[str, Tensor], settings: Settings
-    ) -> tuple[dict[str, Tensor], Refined]:
-        past = self._pasts[frame.source]
-        inverse = self._inverse(said["depth"])
-        scaled = self._scale(past, frame, inverse, said.get("labels"))
-        network = scaled.network
-        variance = torch.full_like(network, TemporalSettings().measurement_noise ** 2)
-        reset_code = torch.zeros((), dtype=torch.uint8, device=network.device)
-        correction = (scaled.scale, scaled.shift)
-        reset, refined = "", dict(said)
+    def _smooth(
+        self,
+        frame: Frame,
+        maps: dict[str, Tensor],
+        flow: Flow | None,
+        scaled: ScaledFrame,
+        settings: Settings,
+    ) -> Prediction:
+        camera = self._cameras[frame.source]
+        affine, reset = (scaled.scale, scaled.shift), ""
+        # Before the maps are replaced: the raw inverse depth may lie in them.
+        scale_variance = scaled.relative_variance() if scaled.metric else None
         if settings.smoothing_strength > 0:
-            past.filter.settings = TemporalSettings(
+            camera.filter.settings = TemporalSettings(
                 strength=settings.smoothing_strength,
                 max_gap=settings.smoothing_max_gap,
-                use_flow=False,  # it was begun beside the network
+                use_flow=False,
             )
-            steady = past.filter.update(
-                network,
-                said.get("labels"),
-                past.picture,
+            filtered = camera.filter.update(
+                scaled.raw_inverse_depth,
+                maps.get("logits"),
+                camera.picture,
                 frame.stamp_ns,
                 frame.camera,
-                # Without metres a way travelled cannot be compared with depth.
+                # Without metres the camera's translation cannot be compared with depth.
                 frame.pose() if scaled.metric else None,
-                correction if scaled.metric else None,
-                flow=past.flow.result(),
+                affine if scaled.metric else None,
+                flow=flow,
                 frame_id=frame.frame_id,
             )
-            refined["depth"] = self._as_network(steady.inverse_depth)
-            variance, reset_code, reset = steady.variance, steady.reset_code, steady.reason
-            if steady.logits is not None:
-                refined["labels"] = steady.logits.to(said["labels"].dtype)
-        elif scaled.metric and (correction != (1.0, 0.0) or network is not inverse):
-            refined["depth"] = self._as_network(scaled.inverse)
-        if scaled.metric:
-            variance = variance + scaled.relative_variance(network)
-        refined |= {"variance": variance, "reset_code": reset_code}
-        return refined, Refined(scaled.metric, reset, scaled.diagnostics())
+            maps["inverse_depth"].copy_(filtered.inverse_depth)
+            if filtered.logits is not None:
+                maps["logits"].copy_(filtered.logits)
+            maps["variance"].copy_(filtered.variance)
+            maps["reset_code"].copy_(filtered.reset_code)
+            reset = filtered.reason
+        else:
+            if scaled.metric and affine != (1.0, 0.0):
+                maps["inverse_depth"].copy_(scaled.inverse_depth)
+            maps["variance"].fill_(TemporalSettings().measurement_noise ** 2)
+            maps["reset_code"].zero_()
+        if scale_variance is not None:
+            maps["variance"].add_(scale_variance)
+        return Prediction(frame, metric=scaled.metric, reset=reset, scale=scaled.diagnostics())
 
-    def _scale(self, past: _Past, frame: Frame, network: Tensor, logits: Tensor | None) -> Scaled:
-        s, depth = self._settings, self._networks.depth
-        assert depth is not None
-        if past.scale is None or past.scaled_for != frame.camera:
-            # Another camera, another focal length; what was fitted holds for the old one.
-            past.scale = self._estimator(frame.camera)
-            past.scaled_for = frame.camera
-        labels = None
-        if s.scale_camera_height > 0 and logits is not None:
-            labels = logits.argmax(0).add(1).to(torch.uint8)
-        down = _LEVEL if frame.down is None else frame.down
-        # Waits for the network on a GPU, when there are anchors or a floor to compare with.
-        return past.scale.update(
-            network, frame.stamp_ns, frame.camera, frame.anchors, labels, down
-        )
+    def unrefined(self, frames: Sequence[Frame]) -> list[Prediction]:
+        """Predictions without arrays of frames that are neither scaled nor smoothed."""
+        metric = self._networks.metric and self._settings.scale_source != "none"
+        return [Prediction(frame, metric=metric) for frame in frames]
 
     def _estimator(self, camera: CameraModel | None) -> ScaleEstimator:
         s, depth = self._settings, self._networks.depth
@@ -226,7 +251,7 @@ class Refiner:
         focal = 1.0
         if camera is not None:
             width = depth.input_size(camera.height, camera.width, s)[1]
-            focal = factor_of(depth.spec.focal, camera, width)
+            focal = focal_factor(depth.spec.focal, camera, width)
         return ScaleEstimator(
             ScaleSettings(
                 source=s.scale_source,
@@ -237,13 +262,3 @@ class Refiner:
             focal,
             self._networks.floor,
         )
-
-    def _inverse(self, depth: Tensor) -> Tensor:
-        """Inverse depth; 0, which is unknown, where the network can only say "far"."""
-        if not self._networks.metric:
-            return depth
-        return torch.where(depth < self._networks.farthest, depth.reciprocal(), 0.0)
-
-    def _as_network(self, inverse: Tensor) -> Tensor:
-        """As the depth network says it: metres, or inverse depth."""
-        return inverse.reciprocal() if self._networks.metric else inverse

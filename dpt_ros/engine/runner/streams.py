@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a runner needs of a device: lanes of work, marks between them, and recorded graphs.
+"""What a runner uses of a device: lanes of work, events between them, and graphs.
 
 Three lanes follow one another for every frame (upload, compute, download) while the next frame is
-already in the lane before. On a GPU a lane is a CUDA stream and a mark an event; on the host work
+already in the lane before. On a GPU a lane is a CUDA stream; on the host work
 is done at once, so that the same runner can be tested without a GPU.
 """
 
@@ -24,53 +24,57 @@ _VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
 LANES = ("upload", "compute", "download")
 
 
-class Mark(Protocol):
-    """A point in a lane's work."""
+class Event(Protocol):
+    """A point in a lane's work, as torch.cuda.Event."""
 
     def wait(self) -> None:
-        """Wait until the work before the mark is done; other Python threads run meanwhile."""
+        """Wait until the work before the event is done, without the GIL."""
 
-    def seconds_since(self, earlier: Mark) -> float:
-        """Device time between two marks that are both done."""
+    def seconds_since(self, earlier: Event) -> float:
+        """Device time between two events that are both done."""
 
 
 class Streams(Protocol):
-    """The lanes of one device."""
+    """The lanes of one device: "upload", "compute" and "download"."""
 
     device: torch.device
 
     def buffer(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Host memory that the device can copy from and to by itself."""
+        """Page-locked host memory, as asynchronous copies need it."""
 
-    def mark(self) -> Mark:
-        """A mark to be set again and again."""
+    def event(self) -> Event:
+        """An event, which can be recorded again and again."""
 
     def on(self, lane: str) -> AbstractContextManager[Any]:
-        """Work given in this context goes to the lane."""
+        """Work started in this context runs in the lane."""
 
-    def set(self, mark: Mark, lane: str) -> None:
-        """Set a mark behind what the lane was given so far."""
+    def record_event(self, event: Event, lane: str) -> None:
+        """Record the event behind the work that the lane has been given."""
 
-    def after(self, mark: Mark, lane: str) -> None:
-        """Let the lane wait for a mark; the host does not."""
+    def wait_event(self, event: Event, lane: str) -> None:
+        """Let the lane wait for the event; the host does not."""
 
     def branch(self) -> AbstractContextManager[Any]:
-        """Work given in this context runs beside what the compute lane is given after it."""
+        """Work started in this context runs beside what the compute lane starts after it."""
 
     def join(self) -> None:
-        """Let the compute lane wait for the branches that there are."""
+        """Let the compute lane wait for the branches."""
 
-    def record(
+    def capture(
         self, work: Callable[[], dict[str, Tensor]]
     ) -> tuple[Callable[[], None], dict[str, Tensor]]:
-        """Record the kernels of ``work``: what repeats them, and where their results lie.
+        """Capture the kernels of ``work`` in a graph.
 
-        The results hold nothing until they are repeated for the first time, and each time they
-        are written in place. After an error what was recorded before must be let go.
+        Returns:
+            its replay, and the results, which are undefined until the first replay and written
+            in place by each.
+
+        Raises:
+            Exception: it cannot be captured. Graphs captured before must then be dropped.
         """
 
-    def settle(self) -> None:
-        """Wait for all lanes, after something went wrong."""
+    def synchronize(self) -> None:
+        """Wait on the host for all lanes."""
 
 
 class CudaStreams:
@@ -83,9 +87,9 @@ class CudaStreams:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
-        self._renew()
+        self._make_streams()
 
-    def _renew(self) -> None:
+    def _make_streams(self) -> None:
         # All of one priority: a frame's download must not starve behind the next one's compute,
         # and copies run on engines of their own anyway.
         self._streams = {lane: torch.cuda.Stream(self.device) for lane in (*LANES, "branch")}
@@ -95,28 +99,28 @@ class CudaStreams:
     def buffer(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, pin_memory=True)
 
-    def mark(self) -> Mark:
-        return _CudaMark()
+    def event(self) -> Event:
+        return _CudaEvent()
 
     @contextmanager
     def on(self, lane: str) -> Iterator[None]:
         with torch.cuda.device(self.device), torch.cuda.stream(self._streams[lane]):
             yield
 
-    def set(self, mark: Mark, lane: str) -> None:
-        assert isinstance(mark, _CudaMark)
-        mark.event.record(self._streams[lane])
+    def record_event(self, event: Event, lane: str) -> None:
+        assert isinstance(event, _CudaEvent)
+        event.event.record(self._streams[lane])
 
-    def after(self, mark: Mark, lane: str) -> None:
-        assert isinstance(mark, _CudaMark)
-        self._streams[lane].wait_event(mark.event)
+    def wait_event(self, event: Event, lane: str) -> None:
+        assert isinstance(event, _CudaEvent)
+        self._streams[lane].wait_event(event.event)
 
     @contextmanager
     def branch(self) -> Iterator[None]:
-        """Beside the compute lane while a graph is recorded, and in it otherwise.
+        """Beside the compute lane while a graph is captured, and in it otherwise.
 
-        Kernels launched one by one keep a GPU waiting for Python, so there is nothing to win;
-        and memory that one stream frees must not be given to another that still runs.
+        Launching kernels one by one takes longer than they do, so there is nothing to gain; and
+        memory freed in one stream must not be reused in another that still runs.
         """
         if not torch.cuda.is_current_stream_capturing():
             yield
@@ -128,34 +132,33 @@ class CudaStreams:
             yield
 
     def join(self) -> None:
-        # A stream that is no part of a capture must not be waited for in it.
+        # A capture must not wait for a stream that is not part of it.
         if self._forked:
             self._forked = False
             self._streams["compute"].wait_stream(self._streams["branch"])
 
-    def record(
+    def capture(
         self, work: Callable[[], dict[str, Tensor]]
     ) -> tuple[Callable[[], None], dict[str, Tensor]]:
         if not self._graphs:
-            # The allocator takes a pool for dead once its last graph is, and its name with it.
+            # Once the last graph of a pool is gone, the allocator refuses the pool's id.
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         begun, inner = False, 0
         try:
             with ExitStack() as stack:
                 stack.enter_context(torch.cuda.device(self.device))
-                # Threads of the node that have nothing to do with this may call CUDA meanwhile.
-                capture = torch.cuda.graph(
+                # Other threads of the node may call CUDA meanwhile.
+                captured = torch.cuda.graph(
                     graph,
                     pool=self._pool,
                     stream=self._streams["compute"],
                     capture_error_mode="thread_local",
                 )
-                # A workspace of cuBLAS belongs to a stream and is shared by what is launched
-                # there. Each graph gets its own, inside of its pool: some versions of torch free
-                # the stream's when any graph is destroyed (pytorch issue 193402).
+                # Each graph gets its own cuBLAS workspace, in its pool: some versions of torch
+                # free the stream's when any graph is destroyed (pytorch issue 193402).
                 torch._C._cuda_clearCublasWorkspaces()
-                stack.enter_context(capture)
+                stack.enter_context(captured)
                 begun = True
                 try:
                     results = work()
@@ -165,16 +168,16 @@ class CudaStreams:
         except BaseException as error:
             if begun and id(error) != inner:
                 self._end_capture()
-            # A capture that failed can leave its streams and its pool in the middle of it. What
-            # the old streams had to do is done: a capture begins with waiting for the device.
-            self._renew()
+            # A failed capture can leave its streams and pool capturing. The old streams' work is
+            # done: a capture begins by waiting for the device.
+            self._make_streams()
             raise
         self._graphs.add(graph)
         return graph.replay, results
 
     def _end_capture(self) -> None:
-        """What older versions of torch leave out when the end of a capture fails: until then the
-        allocator would give nothing back (pytorch pull requests 180395 and 190348)."""
+        """Release the pool, which torch before 2.14 does not do if the end of a capture fails
+        (pytorch pull requests 180395 and 190348)."""
         if _VERSION >= (2, 14):
             return
         where = (torch.cuda._utils._get_device_index(self.device, optional=True), self._pool)
@@ -182,12 +185,12 @@ class CudaStreams:
             with suppress(RuntimeError):
                 end(*where)
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         for stream in self._streams.values():
             stream.synchronize()
 
 
-class _CudaMark:
+class _CudaEvent:
     def __init__(self) -> None:
         # Blocking: a wait sleeps instead of keeping a core busy.
         self.event = torch.cuda.Event(enable_timing=True, blocking=True)
@@ -195,30 +198,30 @@ class _CudaMark:
     def wait(self) -> None:
         self.event.synchronize()
 
-    def seconds_since(self, earlier: Mark) -> float:
-        assert isinstance(earlier, _CudaMark)
+    def seconds_since(self, earlier: Event) -> float:
+        assert isinstance(earlier, _CudaEvent)
         return earlier.event.elapsed_time(self.event) * 1e-3
 
 
 class HostStreams:
-    """The same on the host, where all work is done when it is given."""
+    """The same on the host, where work is done when it is started."""
 
     device = torch.device("cpu")
 
     def buffer(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype)
 
-    def mark(self) -> Mark:
-        return _HostMark()
+    def event(self) -> Event:
+        return _HostEvent()
 
     def on(self, lane: str) -> AbstractContextManager[Any]:
         return nullcontext()
 
-    def set(self, mark: Mark, lane: str) -> None:
-        assert isinstance(mark, _HostMark)
-        mark.time = time.perf_counter()
+    def record_event(self, event: Event, lane: str) -> None:
+        assert isinstance(event, _HostEvent)
+        event.time = time.perf_counter()
 
-    def after(self, mark: Mark, lane: str) -> None:
+    def wait_event(self, event: Event, lane: str) -> None:
         pass
 
     def branch(self) -> AbstractContextManager[Any]:
@@ -227,38 +230,38 @@ class HostStreams:
     def join(self) -> None:
         pass
 
-    def record(
+    def capture(
         self, work: Callable[[], dict[str, Tensor]]
     ) -> tuple[Callable[[], None], dict[str, Tensor]]:
-        # As on a GPU: a graph's results are what the work itself made, hold nothing until the
-        # first replay, and are inference tensors if the work makes such.
+        # As on a GPU: the results are the tensors that the work made, inference tensors too, and
+        # undefined until the first replay.
         results, again = work(), work()
         for name, value in results.items():
             if value.data_ptr() != again[name].data_ptr():  # else it is the work's input
-                _spoil(value)
+                _invalidate(value)
 
-        def repeat() -> None:
+        def replay() -> None:
             with torch.inference_mode():
                 for name, value in work().items():
                     results[name].copy_(value)
 
-        return repeat, results
+        return replay, results
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         pass
 
 
 @torch.inference_mode()
-def _spoil(values: Tensor) -> None:
+def _invalidate(values: Tensor) -> None:
     values.fill_(torch.nan if values.is_floating_point() else 255)
 
 
-class _HostMark:
+class _HostEvent:
     time = 0.0
 
     def wait(self) -> None:
         pass
 
-    def seconds_since(self, earlier: Mark) -> float:
-        assert isinstance(earlier, _HostMark)
+    def seconds_since(self, earlier: Event) -> float:
+        assert isinstance(earlier, _HostEvent)
         return self.time - earlier.time

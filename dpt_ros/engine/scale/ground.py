@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The floor under a camera whose height and tilt are known: places with known inverse depth."""
+"""The floor under a camera of known height and tilt: pixels of known inverse depth."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ import numpy as np
 
 from dpt_ros.engine.frame import CameraModel
 
-# Classes, by their ADE20K names, on which a robot stands.
-FLOOR_NAMES = ("floor", "rug", "road", "sidewalk", "path", "runway", "grass")
-_GRID = (20, 15)  # columns and rows of places where the floor is looked at
-_RANGE = 6.0  # metres; there a tilt of 1 degree makes 17 % under a camera 0.6 m high
+_FLOOR_NAMES = ("floor", "rug", "road", "sidewalk", "path", "runway", "grass")
+_GRID = (20, 15)  # columns and rows of pixels where the floor is sampled
+_RANGE = 6.0  # metres; at this range 1 degree of tilt makes 17 % under a camera 0.6 m high
 
 
 def floor_ids(class_names: Sequence[str]) -> tuple[int, ...]:
-    """Ids, counted from 1, of the classes on which a robot stands."""
-    return tuple(k for k, name in enumerate(class_names, start=1) if name in FLOOR_NAMES)
+    """Ids, counted from 1, of the ADE20K classes on which a robot drives."""
+    return tuple(k for k, name in enumerate(class_names, start=1) if name in _FLOOR_NAMES)
 
 
 def down_direction(base_from_camera: np.ndarray) -> np.ndarray:
@@ -34,7 +33,7 @@ def down_direction(base_from_camera: np.ndarray) -> np.ndarray:
 def floor_places(
     camera: CameraModel, down: np.ndarray, camera_height: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where a flat floor would be seen, and its inverse depth there.
+    """Pixels in which a flat floor would appear, and its inverse depth there.
 
     The inverse depth of a plane is linear in the pixel: with the ray (x, y, 1) of a pixel it is
     ``down @ ray / camera_height``. An error of the tilt adds about a constant to it.
@@ -45,16 +44,11 @@ def floor_places(
         camera_height: metres.
 
     Returns:
-        (M,) columns and rows as shares of the picture's size, 0..1; (M,) inverse depth, 1/m.
+        (M,) columns and (M,) rows as shares of the image's size, 0..1; (M,) inverse depth, 1/m.
     """
     x, y = (a.ravel() for a in np.meshgrid(*((np.arange(n) + 0.5) / n for n in _GRID)))
-    rays = np.stack(
-        [
-            (x * camera.width - 0.5 - camera.cx) / camera.fx,
-            (y * camera.height - 0.5 - camera.cy) / camera.fy,
-            np.ones_like(x),
-        ]
-    )
-    inverse = np.asarray(down, np.float64) @ rays / camera_height
-    near = inverse > 1 / _RANGE
-    return x[near], y[near], inverse[near]
+    u, v = x * camera.width - 0.5, y * camera.height - 0.5
+    rays = np.stack([(u - camera.cx) / camera.fx, (v - camera.cy) / camera.fy, np.ones_like(x)])
+    inverse_depth = np.asarray(down, np.float64) @ rays / camera_height
+    near = inverse_depth > 1 / _RANGE
+    return x[near], y[near], inverse_depth[near]

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The steps of the temporal filter on the device: register, reproject, gated Kalman update.
 
-1. ``move``: the camera's motion from odometry, made exact by optical flow, says where every
-   pixel was; where flow contradicts it, something moves by itself, and flow says where it was.
-2. ``register``: scale and shift of the new frame against the past (the flicker of the whole).
-3. ``reproject``: the past, moved to where the camera is now, with its depth along the new axis.
-4. ``clamp``: the past may not lie outside of what its neighbourhood shows now (Karis, "High
+1. ``register``: the camera's motion from odometry, refined by optical flow; scale and shift of
+   the new frame against the state (the global flicker).
+2. ``correspond``: by that motion every pixel's position in the previous frame; where flow
+   contradicts it, something moves by itself, and flow gives the position.
+3. ``reproject``: the state, warped into the new view, with its depth along the new axis.
+4. ``clamp``: the state may not lie outside of its neighbourhood in the new frame (Karis, "High
    quality temporal supersampling", SIGGRAPH 2014).
-5. ``gain``: a Kalman gain per pixel, opened by a gate where past and present disagree, and fully
-   where the present is nearer.
-6. ``labels``: the logits by the same warp and the same gate.
+5. ``kalman_gain``: a gain per pixel, opened by a gate where state and frame disagree, and fully
+   where the frame is nearer.
+6. ``smooth_logits``: the logits by the same warp and the same gate.
 
 Nothing here waits for the device.
 """
@@ -17,9 +18,7 @@ Nothing here waits for the device.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import cv2
 import numpy as np
@@ -27,391 +26,344 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dpt_ros.engine.output import postprocess
+from dpt_ros.engine.output.postprocess import on_host
+from dpt_ros.engine.scale.inverse_depth import apply_affine
 from dpt_ros.engine.smoothing.motion import EgoMotion, refine
 from dpt_ros.engine.smoothing.registration import fit_affine
+from dpt_ros.engine.smoothing.state import FilteredFrame, FilterGains, FilterState, Observation
 
-VERDICTS = ("", "scene cut", "no valid depth")
-FAINT = 1e-6  # 1/m, stands for an inverse depth that is not known
-_SAMPLES = 3000  # places at which a frame is registered
-_UNKNOWN = 1e3  # variance of a past that there is not
-_GATE = (1.5, 3.0)  # deviations between which the past loses its say
-_FARTHER = 1.3  # what is said to be farther has left: doubted sooner, or a ghost stays
-_NEARER = 2.0  # deviations from which something nearer is believed at once
-_NEIGHBOUR = 1.5  # deviations that the past may lie outside of its neighbourhood
-_ELSEWHERE = (1.5, 0.05)  # pixels, and share of the flow, that flow may differ from ego-motion
-_GREY = (4.0, 20.0)  # grey levels: one pixel's noise; another thing
-_LOST = (0.75, 0.25)  # share of places where flow differs, and also fits better: no ego-motion
-_FADE, _LEFT = 0.7, 0.5  # of a mover's trace per frame; the least gain where it has just been
-_DOUBT = (0.25, 0.25)  # gain of depth from which labels lose their past, and over how much
-# Share of samples in line, and correlation of the pictures, below which the scene was cut. In
-# robots' worlds, floors and walls of two scenes alone bring 50 to 70 % of the samples in line.
-_CUT = (0.8, 0.5)
-
-
-@dataclass(frozen=True)
-class Observation:
-    """A frame, on the device.
-
-    Args:
-        raw: (H, W) as it came; depth: the same with ``FAINT`` where it is not known.
-        known: (H, W) 1 where it is known.
-        luma: (H, W) grey levels.
-        flow: (5, H, W) place in the frame before (x, y, normalised), residual, weight along x
-            and y; None if there is no flow.
-        ego: the camera's motion, None if nothing tells it.
-        trust: (6,) of ``refine``.
-        gain: () what makes the luma of the frame before as bright.
-        likeness: () correlation of the two pictures.
-    """
-
-    raw: Tensor
-    depth: Tensor
-    known: Tensor
-    luma: Tensor
-    flow: Tensor | None = None
-    ego: EgoMotion | None = None
-    trust: Tensor | None = None
-    gain: Tensor | None = None
-    correlation: Tensor | float = 1.0
-
-    def at(self, some: Any) -> Observation:
-        """Some of the places: an index into (..., H, W)."""
-        return Observation(
-            self.raw[some[1:]],
-            self.depth[some[1:]],
-            self.known[some[1:]],
-            self.luma[some[1:]],
-            None if self.flow is None else self.flow[some],
-            self.ego,
-            self.trust,
-            self.gain,
-            self.correlation,
-        )
-
-
-@dataclass(frozen=True)
-class FilterGains:
-    """How much the past counts at this frame, from the seconds since the one before.
-
-    Args:
-        noise: relative standard deviation of a frame.
-        aging: relative variance that the past gains.
-        least_gain: of a frame, for depth.
-        label_gain: of a frame, for labels.
-        leak: share of scale and shift that goes back to the frame's own.
-        flow_leak: the same while the camera's motion is not known.
-        moving_gain: the least gain where something moves by itself.
-    """
-
-    noise: float
-    aging: float = 0.0
-    least_gain: float = 1.0
-    label_gain: float = 1.0
-    leak: float = 1.0
-    flow_leak: float = 1.0
-    moving_gain: float = 1.0
-
-
-@dataclass(frozen=True)
-class FilterState:
-    """What is known of a camera's past, on the device.
-
-    Args:
-        maps: (4, H, W): inverse depth; its relative variance; luma; 1 where something moved,
-            fading.
-        logits: (C, h, w), of mean 0, or None.
-        affine: (2,) scale and shift of the frame before.
-        age: () frames since the past began.
-    """
-
-    maps: Tensor
-    logits: Tensor | None
-    affine: Tensor
-    age: Tensor
-
-
-@dataclass(frozen=True)
-class Result:
-    """What comes of a frame.
-
-    Args:
-        depth: (H, W) inverse depth, 1/m; where the frame had none, what it had.
-        gain: (H, W) weight of the frame against the past, 0..1.
-        logits: (C, h, w) smoothed, or None.
-        verdict: () uint8, index into ``VERDICTS``.
-        past: for the next frame.
-    """
-
-    depth: Tensor
-    gain: Tensor
-    logits: Tensor | None
-    reset_code: Tensor
-    past: FilterState
+MIN_INVERSE_DEPTH = 1e-6  # 1/m, stands for an inverse depth that is not valid
+_SAMPLES = 3000  # pixels by which a frame is registered
+_UNKNOWN_VARIANCE = 1e3  # relative, of a state without a measurement
+_GATE = (1.5, 3.0)  # standard deviations between which the state loses its weight
+_FARTHER = 1.3  # factor of the deviation of what is farther: gated sooner, against ghosts
+_NEARER_GATE = 2.0  # standard deviations from which on something nearer is taken at once
+_CLAMP_SLACK = 1.5  # standard deviations that the state may lie outside of its neighbourhood
+_FLOW_TOLERANCE = (1.5, 0.05)  # pixels, and share of the flow, to which flow and ego-motion agree
+_LUMA_NOISE, _LUMA_OUTLIER = 4.0, 20.0  # grey levels
+# Share of pixels where flow differs, and where it also fits better, that refute ego-motion.
+_MAX_DIFFERING, _MAX_WORSE = 0.75, 0.25
+_TRACE_DECAY = 0.7  # of a moving object's trace, per frame
+_TRACE_GAIN = 0.5  # the least gain where something has just moved away
+_LABEL_GATE = (0.25, 0.25)  # depth gain from which on labels lose their state; over how much
+# Share of inliers, and correlation of the images, below which the scene was cut. In robots'
+# worlds, floors and walls of two scenes alone make 50 to 70 % inliers.
+_CUT_INLIERS, _CUT_CORRELATION = 0.8, 0.5
 
 
 def advance(
-    seen: Observation, logits: Tensor | None, own: Tensor, pace: FilterGains, past: FilterState
-) -> Result:
-    """A frame with the past behind it: steps 1 to 6.
+    observation: Observation,
+    logits: Tensor | None,
+    metric_affine: Tensor,
+    gains: FilterGains,
+    state: FilterState,
+) -> tuple[FilteredFrame, FilterState]:
+    """Filter a frame: steps 1 to 6.
 
     Args:
-        seen: the frame.
+        observation: the frame.
         logits: (C, h, w) or None.
-        own: (2,) scale and shift that it would have without a past.
-        pace: how much the past counts.
-        past: what is known from the frames before.
+        metric_affine: (2,) scale and shift that the frame would have by itself.
+        gains: weights of the frame.
+        state: after the previous frame.
+
+    Returns:
+        The filtered frame, and the state after it.
     """
-    base = places(*seen.depth.shape, seen.depth.device)
-    ego, still, fit, fits = register(seen, base, own, past)
-    leak = torch.where(still, pace.leak, pace.flow_leak)
-    leak = torch.maximum(leak, 1 / (past.age + 1))
-    cut = (fits < _CUT[0]) & (seen.correlation < _CUT[1])
-    empty = seen.known.sum() == 0
+    grid = pixel_grid(*observation.raw.shape, observation.raw.device)
+    ego, motion_reliable, fit, inliers = register(observation, grid, metric_affine, state)
+    leak = torch.where(motion_reliable, gains.leak, gains.flow_leak)
+    leak = torch.maximum(leak, 1 / (state.age + 1))
+    cut = (inliers < _CUT_INLIERS) & (observation.correlation < _CUT_CORRELATION)
+    empty = observation.valid.sum() == 0
     reset_code = torch.maximum(cut.to(torch.uint8), 2 * empty.to(torch.uint8))
-    anew = reset_code > 0
-    affine = torch.where(anew, own, torch.lerp(fit, own, leak))
-    now = apply_affine(affine, seen.depth, own)
+    reset = reset_code > 0
+    affine = torch.where(reset, metric_affine, torch.lerp(fit, metric_affine, leak))
+    current = bounded_affine(observation.inverse_depth, affine, metric_affine)
 
-    where, moving = move(seen, ego, still, base, now, past)
-    was = reproject(past.maps, where, ego, still)
-    # What is done to this frame's scale is done to the past, so that no step is seen.
-    was[0] = (was[0] - fit[1]) * (affine[0] / fit[0]) + affine[1]
-    expected = clamp(was[0], now, pace)
-    weight = gain(now, expected, was, where, moving, seen, pace)
-    weight = torch.maximum(weight, anew.float())
-    depth = expected + weight * (now - expected)
-    smooth = labels(logits, past.logits, where, weight, pace)
+    position, moving, _ = correspond(observation, ego, grid, current, state, motion_reliable)
+    warped = reproject(state.maps, position, ego, motion_reliable)
+    # The state follows this frame's change of scale, so that there is no step in the innovation.
+    warped[0] = (warped[0] - fit[1]) * (affine[0] / fit[0]) + affine[1]
+    predicted = clamp(warped[0], current, gains)
+    gain = kalman_gain(current, predicted, warped, position, moving, observation, gains)
+    gain = torch.maximum(gain, reset.float())
+    inverse_depth = predicted + gain * (current - predicted)
+    smoothed = smooth_logits(logits, state.logits, position, gain, gains)
 
-    fading = torch.zeros_like(depth) if moving is None else torch.maximum(moving, _FADE * was[3])
-    age = torch.where(anew, torch.ones_like(past.age), past.age + 1)
-    known = FilterState(remember(depth, weight, seen, fading, pace), centred(smooth), affine, age)
-    return Result(torch.where(seen.known > 0, depth, seen.raw), weight, smooth, reset_code, known)
+    trace = torch.zeros_like(gain) if moving is None else moving.maximum(_TRACE_DECAY * warped[3])
+    age = torch.where(reset, torch.ones_like(state.age), state.age + 1)
+    return _finish(
+        observation, inverse_depth, gain, smoothed, affine, reset_code, trace, age, gains
+    )
 
 
-def begin(seen: Observation, logits: Tensor | None, own: Tensor, pace: FilterGains) -> Result:
-    """A frame without a past: it goes out as it came."""
-    depth = apply_affine(own, seen.depth, own)
-    weight = torch.ones_like(depth)
-    maps = remember(depth, weight, seen, torch.zeros_like(depth), pace)
-    one = torch.ones((), device=depth.device)
-    reset_code = torch.zeros((), dtype=torch.uint8, device=depth.device)
-    known = FilterState(maps, centred(logits), own, one)
-    return Result(torch.where(seen.known > 0, depth, seen.raw), weight, logits, reset_code, known)
+def begin(
+    observation: Observation, logits: Tensor | None, metric_affine: Tensor, gains: FilterGains
+) -> tuple[FilteredFrame, FilterState]:
+    """A frame without a previous one: it comes out as it is. Arguments as of ``advance``."""
+    inverse_depth = bounded_affine(observation.inverse_depth, metric_affine, metric_affine)
+    gain, trace = torch.ones_like(inverse_depth), torch.zeros_like(inverse_depth)
+    age = torch.ones((), device=gain.device)
+    code = torch.zeros((), dtype=torch.uint8, device=gain.device)
+    return _finish(
+        observation, inverse_depth, gain, logits, metric_affine, code, trace, age, gains
+    )
+
+
+def _finish(
+    observation: Observation,
+    inverse_depth: Tensor,
+    gain: Tensor,
+    logits: Tensor | None,
+    affine: Tensor,
+    reset_code: Tensor,
+    trace: Tensor,
+    age: Tensor,
+    gains: FilterGains,
+) -> tuple[FilteredFrame, FilterState]:
+    # After an update with the Kalman gain K the variance is K R.
+    variance = gain * gains.measurement_noise**2
+    known = variance + (1 - observation.valid) * _UNKNOWN_VARIANCE
+    maps = torch.stack([inverse_depth, known, observation.luma, trace])
+    state = FilterState(maps, None if logits is None else centered(logits), affine, age)
+    inverse_depth = torch.where(observation.valid > 0, inverse_depth, observation.raw)
+    return FilteredFrame(inverse_depth, variance, logits, affine, gain, reset_code), state
 
 
 def register(
-    seen: Observation, base: Tensor, own: Tensor, past: FilterState
+    observation: Observation, grid: Tensor, metric_affine: Tensor, state: FilterState
 ) -> tuple[EgoMotion | None, Tensor, Tensor, Tensor]:
-    """Step 2, at some places only.
+    """Step 1, on a subset of the pixels.
+
+    Args:
+        observation, metric_affine, state: see ``advance``.
+        grid: (3, H, W), from ``pixel_grid``.
 
     Returns:
-        The camera's motion, refined by flow; () bool, whether it can be relied on; (2,) scale and
-        shift; (), the share of places in line with them.
+        The camera's motion, refined by flow; () bool, whether it is reliable; (2,) scale and
+        shift; (), the share of inliers, 0..1.
     """
-    step = max(1, round(math.sqrt(base.shape[1] * base.shape[2] / _SAMPLES)))
-    some = (slice(None), slice(step // 2, None, step), slice(step // 2, None, step))
-    few, base = seen.at(some), base[some]
-    now = apply_affine(past.affine, few.depth, own)
-    ego = few.ego
-    still = torch.full((), ego is not None, device=now.device)
-    where, moving = base[:2], torch.zeros_like(now)
-    if ego is not None:
-        if few.flow is not None and few.trust is not None:
-            ego = refine(
-                ego, base.flatten(1), now.flatten(), few.flow[:2].flatten(1),
-                few.flow[3:].flatten(1), few.trust,
-            )  # fmt: skip
-            where = ego.project(base, now)
-            apart, worse = contradiction(few, base, where, past)
-            lost = apart * (worse > 2 * _GREY[0])
-            still = ~((apart.mean() > _LOST[0]) & (lost.mean() > _LOST[1]))
-            moving = apart * (worse > -_GREY[0])
-            use_flow = torch.maximum(moving, (~still).float())
-            where = torch.lerp(where, few.flow[:2], use_flow)
-            moving = moving * still
-        else:
-            where = ego.project(base, now)
-    elif few.flow is not None:
-        where = few.flow[:2]
-    was = reproject(past.maps, where, ego, still)
-    usable = (was[1] < 0.1) & (few.known > 0) & (moving < 0.5)
-    usable &= where.abs().amax(0) <= 1
-    fit, fits = fit_affine(
-        few.depth.flatten(), was[0].flatten(), usable.float().flatten(), past.affine, own
-    )
-    return ego, still, fit, fits
+    step = max(1, round(math.sqrt(grid.shape[1] * grid.shape[2] / _SAMPLES)))
+    subset = (slice(None), slice(step // 2, None, step), slice(step // 2, None, step))
+    observation, grid = observation.at(subset), grid[subset]
+    current = bounded_affine(observation.inverse_depth, state.affine, metric_affine)
+    ego, flow = observation.ego, observation.flow
+    if ego is not None and flow is not None and observation.prior_sigma is not None:
+        ego = refine(
+            ego, grid.flatten(1), current.flatten(), flow[:2].flatten(1), flow[3:].flatten(1),
+            observation.prior_sigma,
+        )  # fmt: skip
+    position, moving, motion_reliable = correspond(observation, ego, grid, current, state)
+    warped = reproject(state.maps, position, ego, motion_reliable)
+    usable = (warped[1] < 0.1) & (observation.valid > 0) & (position.abs().amax(0) <= 1)
+    if moving is not None:
+        usable &= moving < 0.5
+    fit, inliers = fit_affine(
+        observation.inverse_depth.flatten(), warped[0].flatten(), usable.float().flatten(),
+        state.affine, metric_affine,
+    )  # fmt: skip
+    return ego, motion_reliable, fit, inliers
 
 
-def contradiction(
-    seen: Observation, base: Tensor, where: Tensor, past: FilterState
+def flow_disagreement(
+    observation: Observation, grid: Tensor, position: Tensor, state: FilterState
 ) -> tuple[Tensor, Tensor]:
-    """How flow contradicts the camera's motion, which says ``where`` places were.
+    """Where optical flow disagrees with the camera's motion.
+
+    Args:
+        observation: with flow, at the pixels of the grid.
+        grid: (3, ...), from ``pixel_grid``.
+        position: (2, ...) in the previous frame by the camera's motion, normalised.
+        state: after the previous frame.
 
     Returns:
         (...) 1 where the two differ; (...) by how many grey levels the camera's motion fits worse.
     """
-    assert seen.flow is not None
-    assert seen.gain is not None
-    height, width = past.maps.shape[1:]
-    across, down = (width - 1) / 2, (height - 1) / 2
-    apart = where - seen.flow[:2]
-    apart = (across * apart[0]).square() + (down * apart[1]).square()
-    path = seen.flow[:2] - base[:2]
-    length = ((across * path[0]).square() + (down * path[1]).square()).sqrt()
-    luma = sample(past.maps[2:3], where)[0]
-    worse = (luma * seen.gain - seen.luma).abs() - seen.flow[2]
-    return (apart > (_ELSEWHERE[0] + _ELSEWHERE[1] * length).square()).float(), worse
+    assert observation.flow is not None
+    assert observation.exposure_gain is not None
+    height, width = state.maps.shape[1:]
+    half_width, half_height = (width - 1) / 2, (height - 1) / 2
+    error = position - observation.flow[:2]
+    error = (half_width * error[0]).square() + (half_height * error[1]).square()
+    path = observation.flow[:2] - grid[:2]
+    length = ((half_width * path[0]).square() + (half_height * path[1]).square()).sqrt()
+    luma = sample(state.maps[2:3], position)[0]
+    worse = (luma * observation.exposure_gain - observation.luma).abs() - observation.flow[2]
+    tolerance = _FLOW_TOLERANCE[0] + _FLOW_TOLERANCE[1] * length
+    return (error > tolerance.square()).float(), worse
 
 
-def move(
-    seen: Observation,
+def correspond(
+    observation: Observation,
     ego: EgoMotion | None,
-    still: Tensor,
-    base: Tensor,
-    now: Tensor,
-    past: FilterState,
-) -> tuple[Tensor, Tensor | None]:
-    """Step 1, at every place.
+    grid: Tensor,
+    current: Tensor,
+    state: FilterState,
+    motion_reliable: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Step 2: positions of the pixels in the previous frame.
+
+    Args:
+        observation, state: see ``advance``.
+        ego: the camera's motion.
+        grid: (3, H, W), from ``pixel_grid``.
+        current: (H, W) inverse depth, 1/m.
+        motion_reliable: () bool, whether ``ego`` is reliable; None to decide it by a subset of the
+            pixels.
 
     Returns:
-        (2, H, W) where it was, normalised; (H, W) 1 where it moves by itself, None if nothing
-        could tell.
+        (2, H, W) positions, normalised; (H, W) 1 where something moves by itself, None if that is
+        not known; whether the camera's motion is reliable.
     """
+    flow, whole = observation.flow, motion_reliable is not None
+    if motion_reliable is None:
+        motion_reliable = torch.full((), ego is not None, device=current.device)
     if ego is None:
-        return (base[:2] if seen.flow is None else seen.flow[:2]), None
-    where = ego.project(base, now)
-    if seen.flow is None:
-        return where, None
-    apart, worse = contradiction(seen, base, where, past)
-    moving = apart * (worse > -_GREY[0])
-    moving = max_pool3x3(-max_pool3x3(-moving))  # single pixels are noise
-    where = torch.lerp(where, seen.flow[:2], torch.maximum(moving, (~still).float()))
-    return where, moving * still
+        return (grid if flow is None else flow)[:2], None, motion_reliable
+    position = ego.project(grid, current)
+    if flow is None:
+        return position, None, motion_reliable
+    differs, worse = flow_disagreement(observation, grid, position, state)
+    moving = differs * (worse > -_LUMA_NOISE)
+    if whole:
+        moving = max_pool3x3(-max_pool3x3(-moving))  # opening: single pixels are noise
+    else:
+        refuted = differs * (worse > 2 * _LUMA_NOISE)
+        motion_reliable = ~((differs.mean() > _MAX_DIFFERING) & (refuted.mean() > _MAX_WORSE))
+    position = torch.lerp(position, flow[:2], torch.maximum(moving, (~motion_reliable).float()))
+    return position, moving * motion_reliable, motion_reliable
 
 
-def reproject(maps: Tensor, where: Tensor, ego: EgoMotion | None, still: Tensor) -> Tensor:
-    """Step 3: the past where it is seen now, with the inverse depth that it must have now: what
-    the camera came nearer to has grown."""
-    was = sample(maps, where)
+def reproject(
+    maps: Tensor, position: Tensor, ego: EgoMotion | None, motion_reliable: Tensor
+) -> Tensor:
+    """Step 3: the state's maps (4, ...) at positions (2, ...), normalised, with the inverse depth
+    that static points have after the camera's motion."""
+    warped = sample(maps, position)
     if ego is not None:
-        was[0] = torch.where(still, ego.advance(where, was[0]), was[0])
-    return was
+        warped[0] = torch.where(motion_reliable, ego.advance(position, warped[0]), warped[0])
+    return warped
 
 
-def clamp(expected: Tensor, now: Tensor, pace: FilterGains) -> Tensor:
-    """Step 4: what the past says, within the 3x3 neighbourhood of now and some noise."""
-    slack = _NEIGHBOUR * pace.noise * now
+def clamp(predicted: Tensor, current: Tensor, gains: FilterGains) -> Tensor:
+    """Step 4: the predicted inverse depth (H, W), 1/m, within the range of the current one's 3x3
+    neighbourhoods and some noise."""
+    slack = _CLAMP_SLACK * gains.measurement_noise * current
     return torch.minimum(
-        torch.maximum(expected, -max_pool3x3(-now) - slack), max_pool3x3(now) + slack
+        torch.maximum(predicted, -max_pool3x3(-current) - slack), max_pool3x3(current) + slack
     )
 
 
-def gain(
-    now: Tensor,
-    expected: Tensor,
-    was: Tensor,
-    where: Tensor,
+def kalman_gain(
+    current: Tensor,
+    predicted: Tensor,
+    warped: Tensor,
+    position: Tensor,
     moving: Tensor | None,
-    seen: Observation,
-    pace: FilterGains,
+    observation: Observation,
+    gains: FilterGains,
 ) -> Tensor:
-    """Step 5: weight of the present, (H, W), 0..1.
+    """Step 5: weight of the frame, (H, W), 0..1.
 
-    Something nearer is looked for before the clamp: it would hide half of the step.
+    Something nearer is compared before the clamp, which would hide half of the step.
+
+    Args:
+        current: (H, W) inverse depth of the frame, 1/m.
+        predicted: (H, W) of the state, clamped.
+        warped: (4, H, W), from ``reproject``.
+        position: (2, H, W), moving: (H, W) or None, from ``correspond``.
+        observation, gains: see ``advance``.
     """
-    outside = (where.abs().amax(0) > 1).float()
-    variance = was[1] + pace.aging + outside * _UNKNOWN
-    total = variance + pace.noise**2
-    unit = 1 / (now * total.sqrt())
-    nearer = (now - expected) * unit
+    outside = (position.abs().amax(0) > 1).float()
+    variance = warped[1] + gains.process_noise + outside * _UNKNOWN_VARIANCE
+    total = variance + gains.measurement_noise**2
+    unit = 1 / (current * total.sqrt())
+    nearer = (current - predicted) * unit
     deviation = torch.maximum(nearer, -_FARTHER * nearer)
-    weight = (variance / total).clamp(min=pace.least_gain)
-    doubt = ((deviation - _GATE[0]) / (_GATE[1] - _GATE[0])).clamp(0, 1)
-    weight = weight + (1 - weight) * doubt
-    believe = ((now - was[0]) * unit > _NEARER).float()
+    gain = (variance / total).clamp(min=gains.min_gain)
+    gate = ((deviation - _GATE[0]) / (_GATE[1] - _GATE[0])).clamp(0, 1)
+    gain = gain + (1 - gain) * gate
+    replaced = ((current - warped[0]) * unit > _NEARER_GATE).float()
+    flow = observation.flow
     if moving is not None:
-        assert seen.flow is not None
-        weight = torch.maximum(weight, pace.moving_gain * moving)
-        # where something has just been that is no longer there
-        weight = torch.maximum(weight, _LEFT * was[3] * (1 - moving))
-        believe = torch.maximum(believe, moving * (seen.flow[2] > _GREY[1]))
-    elif seen.ego is None and seen.flow is not None:
-        believe = torch.maximum(believe, (seen.flow[2] > _GREY[1]).float())
-    return torch.maximum(weight, believe)
+        assert flow is not None
+        gain = torch.maximum(gain, gains.moving_gain * moving)
+        gain = torch.maximum(gain, _TRACE_GAIN * warped[3] * (1 - moving))
+        replaced = torch.maximum(replaced, moving * (flow[2] > _LUMA_OUTLIER))
+    elif observation.ego is None and flow is not None:
+        replaced = torch.maximum(replaced, (flow[2] > _LUMA_OUTLIER).float())
+    return torch.maximum(gain, replaced)
 
 
-def labels(
+def smooth_logits(
     logits: Tensor | None,
-    past: Tensor | None,
-    where: Tensor,
-    weight: Tensor,
-    pace: FilterGains,
+    previous: Tensor | None,
+    position: Tensor,
+    gain: Tensor,
+    gains: FilterGains,
 ) -> Tensor | None:
-    """Step 6: an average of log-odds that forgets, where the depth's past was believed."""
-    if logits is None or past is None or past.shape != logits.shape:
+    """Step 6: a moving average of log-odds, (C, h, w), gated as the depth.
+
+    Args:
+        logits: (C, h, w) of the frame; previous: of the state; or None.
+        position: (2, H, W) in the previous frame, normalised.
+        gain: (H, W) of the depth.
+        gains: weights of the frame.
+    """
+    if logits is None or previous is None or previous.shape != logits.shape:
         return logits
     size = logits.shape[-2:]
-    maps = torch.cat([where, weight[None]])
+    maps = torch.cat([position, gain[None]])
     if maps.shape[-2:] != size:
-        # corners on corners, as the head upsamples the logits
+        # corners aligned, as the head upsamples the logits
         maps = F.interpolate(maps[None], size, mode="bilinear", align_corners=True)[0]
-    belief = (1 - (maps[2] - _DOUBT[0]) / _DOUBT[1]).clamp(0, 1) * (1 - pace.label_gain)
-    fresh = centred(logits)
-    assert fresh is not None
-    return torch.lerp(fresh, sample(past, maps[:2]), belief)
+    weight = (1 - (maps[2] - _LABEL_GATE[0]) / _LABEL_GATE[1]).clamp(0, 1)
+    return torch.lerp(
+        centered(logits), sample(previous, maps[:2]), weight * (1 - gains.label_gain)
+    )
 
 
 @lru_cache(maxsize=16)
-def places(height: int, width: int, device: torch.device) -> Tensor:
-    """(3, H, W): every pixel's normalised x and y, and 1."""
+def pixel_grid(height: int, width: int, device: torch.device) -> Tensor:
+    """(3, H, W): every pixel's x and y, normalised to -1..1 with corners aligned, and 1."""
     with torch.inference_mode(False):
         y = torch.linspace(-1, 1, height, device=device).view(-1, 1).expand(height, width)
         x = torch.linspace(-1, 1, width, device=device).expand(height, width)
         return torch.stack([x, y, torch.ones_like(x)])
 
 
-def remember(
-    depth: Tensor, weight: Tensor, seen: Observation, moving: Tensor, pace: FilterGains
-) -> Tensor:
-    """The maps of the next past. After an update with the Kalman gain K the variance is K R."""
-    variance = weight * pace.noise**2 + (1 - seen.known) * _UNKNOWN
-    return torch.stack([depth, variance, seen.luma, moving])
-
-
-def centred(logits: Tensor | None) -> Tensor | None:
-    """Logits of mean 0: log-odds that can be averaged. What is not a number counts as 0."""
-    if logits is None:
-        return None
+def centered(logits: Tensor) -> Tensor:
+    """Logits (C, h, w) of mean 0: log-odds that can be averaged; NaN counts as 0."""
     values = torch.nan_to_num(logits.float(), 0.0, 0.0, 0.0)
     return values - values.mean(0, keepdim=True)
 
 
-def apply_affine(affine: Tensor, depth: Tensor, own: Tensor) -> Tensor:
-    """Scale and shift; a shift that fits the near may not send the far behind the camera."""
-    usual = torch.addcmul(own[1], own[0], depth)
-    mapped = torch.addcmul(affine[1], affine[0], depth)
-    usual = usual.clamp(min=FAINT)
+def bounded_affine(inverse_depth: Tensor, affine: Tensor, metric_affine: Tensor) -> Tensor:
+    """Inverse depth (...) by an affine map (2,), within 0.3 to 3 times of that by another: a
+    shift that fits what is near may not send what is far behind the camera."""
+    usual = apply_affine(inverse_depth, metric_affine).clamp(min=MIN_INVERSE_DEPTH)
+    mapped = apply_affine(inverse_depth, affine)
     return torch.minimum(torch.maximum(mapped, 0.3 * usual), 3 * usual)
 
 
-def sample(maps: Tensor, where: Tensor) -> Tensor:
-    """(C, H, W) at places (2, ...), normalised; beyond the border its nearest value."""
-    grid = where.permute(1, 2, 0)[None]
+def sample(maps: Tensor, position: Tensor) -> Tensor:
+    """(C, H, W) at positions (2, ...), normalised; the nearest value beyond the border."""
+    grid = position.permute(1, 2, 0)[None]
     return F.grid_sample(
         maps[None], grid, mode="bilinear", padding_mode="border", align_corners=True
     )[0]
 
 
 def max_pool3x3(values: Tensor) -> Tensor:
-    """(H, W): the largest of every 3x3 neighbourhood."""
-    if postprocess.on_host(values):
+    """(H, W): the maximum of every 3x3 neighbourhood."""
+    if on_host(values):
         return torch.from_numpy(cv2.dilate(values.numpy(), np.ones((3, 3), np.uint8)))
     return F.max_pool2d(values[None], 3, 1, 1)[0]
 
 
 def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """(C, h, w) to another size, pixel centres aligned."""
+    """(C, h, w) to another (height, width), pixel centres aligned."""
     if tuple(maps.shape[-2:]) == size:
         return maps
     return F.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0]

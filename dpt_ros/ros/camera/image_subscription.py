@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
-import platform
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -37,20 +35,6 @@ _BEHIND_A_NETWORK = (
     "if the publisher is on another machine, behind a link that loses packets, start it with"
     " share/dpt_ros/config/fastdds_network.xml"
 )
-
-
-def keep_large_buffers() -> None:
-    """Have glibc's malloc keep image-sized buffers instead of returning them to the system.
-
-    Call it before the first message: receiving an image then takes half the CPU, because its
-    pages are not faulted in again. Has no effect with other C libraries.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
-    libc = ctypes.CDLL(None)
-    libc.mallopt(m_mmap_threshold, 32 << 20)
-    libc.mallopt(m_trim_threshold, 512 << 20)
 
 
 class ImageInput:

@@ -16,7 +16,7 @@ from dpt_ros.engine.frame import OutputRequest, Prediction
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.messages.prediction import LABEL_INFO, PredictionMessages
-from dpt_ros.ros.share import shared_memory_room
+from dpt_ros.ros.share import shared_memory_size
 
 
 class CameraPublishers:
@@ -112,7 +112,7 @@ class CameraPublishers:
 
     def review(self) -> None:
         """Look for best-effort subscribers of outputs that are too large for them."""
-        room = shared_memory_room()
+        room = shared_memory_size()
         starved = []
         for topic, size in list(self._sizes.items()):
             publisher = self._publishers.get(topic)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folding keeps what a network says."""
+"""Folding keeps the output of a network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dpt_ros.model import create_model
 
 
 @pytest.mark.parametrize("name", ["dpt_hybrid_ade20k", "dpt_hybrid_embedded"])
-def test_a_folded_network_says_the_same_and_has_nothing_left_to_fold(name):
+def test_a_folded_network_gives_the_same_and_has_nothing_left_to_fold(name):
     torch.manual_seed(1)
     model = create_model(name, weights="random", fold=False)
     for module in model.modules():

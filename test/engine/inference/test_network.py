@@ -11,11 +11,11 @@ import torch
 
 from dpt_ros.engine.inference.fold import fold
 from dpt_ros.engine.inference.gpu_modules import fuse
-from dpt_ros.engine.inference.network import EMBEDDED, NetworkError, load_networks
+from dpt_ros.engine.inference.loading import NetworkError, load_networks
 from dpt_ros.engine.input.preprocess import network_input
 from dpt_ros.engine.settings import Settings
 from dpt_ros.model import DPT, create_model, save_checkpoint
-from dpt_ros.model.zoo import SMALL, ZOO
+from dpt_ros.model.zoo import EMBEDDED_NAME, SMALL, ZOO
 from dpt_ros.world import World
 
 RANDOM = {"depth_weights": "random", "label_weights": "random"}
@@ -26,26 +26,26 @@ def _empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DPT_ROS_CACHE", str(tmp_path / "cache"))
 
 
-def test_without_a_download_auto_is_the_embedded_network_for_both_and_says_so():
+def test_without_a_download_auto_is_the_embedded_network_with_a_warning():
     networks = load_networks(Settings())
     assert networks.depth is networks.labels
-    assert networks.depth_name == networks.label_name == EMBEDDED
+    assert networks.depth_name == networks.label_name == EMBEDDED_NAME
     assert networks.metric
     assert networks.farthest == pytest.approx(0.98 * 50.0)
     assert networks.class_names[:2] == ("wall", "floor")
-    assert sum("synthetic world only" in note for note in networks.notes) == 2
+    assert sum("synthetic world only" in text for text in networks.warnings) == 2
     assert not networks.random
 
 
-def test_auto_takes_the_network_that_a_file_says_it_holds(tmp_path: Path) -> None:
+def test_auto_takes_the_network_that_a_file_describes(tmp_path: Path) -> None:
     file = tmp_path / "mine.safetensors"
     save_checkpoint(DPT(replace(ZOO["dpt_hybrid_nyu"], geometry=SMALL)), file)
     networks = load_networks(Settings(depth_weights=str(file), label_network="none"))
     assert networks.depth_name == "dpt_hybrid_nyu"
-    assert any("dpt_hybrid_nyu, as" in note for note in networks.notes)
+    assert any("dpt_hybrid_nyu, as" in text for text in networks.warnings)
 
 
-def test_auto_prefers_a_downloaded_network_and_says_so(monkeypatch):
+def test_auto_prefers_a_downloaded_network(monkeypatch):
     asked = []
 
     def at_hand(name: str) -> Path | None:
@@ -58,10 +58,10 @@ def test_auto_prefers_a_downloaded_network_and_says_so(monkeypatch):
     assert asked == ["dpt_hybrid_nyu", "dpt_hybrid_kitti"]
 
 
-def test_random_weights_are_used_only_on_request_and_said():
+def test_random_weights_are_used_only_on_request_with_a_warning():
     networks = load_networks(Settings(**RANDOM))
     assert networks.random
-    assert any("predictions mean nothing" in note for note in networks.notes)
+    assert any("predictions mean nothing" in text for text in networks.warnings)
 
 
 def test_a_network_for_one_task_leaves_the_other_out():
@@ -73,8 +73,8 @@ def test_a_network_for_one_task_leaves_the_other_out():
 
 def test_a_file_is_taken_by_path(tmp_path):
     path = tmp_path / "mine.safetensors"
-    save_checkpoint(create_model(EMBEDDED, weights="random"), path)
-    networks = load_networks(Settings(depth_network=EMBEDDED, depth_weights=str(path)))
+    save_checkpoint(create_model(EMBEDDED_NAME, weights="random"), path)
+    networks = load_networks(Settings(depth_network=EMBEDDED_NAME, depth_weights=str(path)))
     assert networks.depth is not networks.labels
     assert not networks.random
 
@@ -126,9 +126,9 @@ def test_a_gpu_that_is_not_there_is_named_with_those_that_are():
 
 
 @pytest.mark.parametrize("kind", ["room", "yard"])
-def test_half_precision_says_what_single_precision_says(kind):
+def test_half_precision_agrees_with_single_precision(kind):
     # In float16 on the CPU: the rounding is a GPU's, the time is not.
-    model = create_model(EMBEDDED)
+    model = create_model(EMBEDDED_NAME)
     fold(model)
     fuse(model)
     rgb = World(kind, 9001, 192, 144).frame(5).rgb
@@ -142,10 +142,11 @@ def test_half_precision_says_what_single_precision_says(kind):
     assert same >= 0.995
 
 
-def test_openvino_says_what_torch_says():
+def test_openvino_agrees_with_torch():
     pytest.importorskip("openvino")
     images = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(1))
-    expected = load_networks(Settings(label_network="none")).depth(images)["depth"]
+    expected = load_networks(Settings(label_network="none")).depth(images)
     networks = load_networks(Settings(label_network="none", backend="openvino", threads=1))
-    error = (networks.depth(images)["depth"] - expected).abs() / expected
+    actual, expected = networks.depth(images)["inverse_depth"], expected["inverse_depth"]
+    error = (actual - expected).abs() / expected
     assert error.max() < 1e-3

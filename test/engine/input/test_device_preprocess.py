@@ -244,15 +244,15 @@ def test_the_kernel_gives_the_values_of_the_plain_path_in_the_interpreter():
 
 def test_the_kernel_compiles_for_every_gpu_generation(tmp_path, monkeypatch):
     pytest.importorskip("triton")
-    from dpt_ros.engine.inference.triton_kernels import ARCHS
-    from dpt_ros.engine.input.triton_preprocess import compile_all
+
+    from helpers.cubins import ARCHS, preprocess_cubins
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     for arch in ARCHS:
-        cubins = compile_all(arch, ["mono8"])
+        cubins = preprocess_cubins(arch, ["mono8"])
         assert set(cubins) == {"mono8 resize", "mono8 same"}
         assert all(cubin.startswith(b"\x7fELF") for cubin in cubins.values())
-    assert len(compile_all(87, ONE_OF_EACH_KIND)) == 2 * len(ONE_OF_EACH_KIND)
+    assert len(preprocess_cubins(87, ONE_OF_EACH_KIND)) == 2 * len(ONE_OF_EACH_KIND)
 
 
 @pytest.mark.gpu

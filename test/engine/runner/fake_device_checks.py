@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.fake_device import CUDA, FakeGpu, fake_gpu
-from helpers.rehearsed_frames import ALL, CAMERA, DEFAULT, cloud, frame
+from helpers.runner_frames import ALL, CAMERA, DEFAULT, cloud, video_frame
 
 from dpt_ros.engine.frame import Frame, OutputRequest
 from dpt_ros.engine.input.encodings import ENCODINGS
@@ -22,10 +22,10 @@ from dpt_ros.engine.settings import Settings
 # Launches of one frame by step, at 64x48 and with all outputs. A change may lower them only.
 BUDGET = {
     (1, "predict"): 175,
-    (1, "refine"): 602,
+    (1, "refine"): 589,
     (1, "finish"): 54,
     (2, "predict"): 343,
-    (2, "refine"): 602,
+    (2, "refine"): 589,
     (2, "finish"): 54,
 }
 
@@ -55,15 +55,15 @@ def steps(
         pixels = torch.empty((len(batch), *kind.shape), dtype=dtype, device=CUDA)
         limit = torch.empty((), device=CUDA)
         by_step = {}
-        refiner.see(batch, settings)
+        refiner.start_flow(batch, settings)
         before = counts.total()
-        said = chain.predict(pixels)
+        maps = chain.infer(chain.preprocess(pixels))
         by_step["predict"], before = since(before), counts.total()
-        better, _ = refiner.refine(batch, said, settings)
+        with torch.inference_mode():
+            flows, scales = refiner.flow(batch, settings), refiner.scale(batch, maps)
+            refiner.smooth(batch, maps, flows, scales, settings)
         by_step["refine"], before = since(before), counts.total()
-        # As the runner: the second half reads the memory that the first half wrote.
-        said["variance"] = better["variance"]
-        chain.finish(said, pixels, limit)
+        chain.finish(maps, pixels, limit)
         by_step["finish"] = since(before)
         found.append(by_step)
     return found
@@ -72,7 +72,7 @@ def steps(
 @pytest.mark.parametrize("networks", [1, 2])
 def test_a_frame_stays_on_its_device_waits_for_nothing_and_keeps_to_its_budget(networks):
     with fake_gpu(networks == 1) as gpu:
-        _, second, third = steps(gpu, [[frame(k)] for k in range(3)], ALL, DEFAULT)
+        _, second, third = steps(gpu, [[video_frame(k)] for k in range(3)], ALL, DEFAULT)
         assert gpu.counts.waits == []
     assert second["predict"] == third["predict"]  # the first makes the positions
     budget = {step: most for (count, step), most in BUDGET.items() if count == networks}
@@ -82,8 +82,8 @@ def test_a_frame_stays_on_its_device_waits_for_nothing_and_keeps_to_its_budget(n
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_a_batch_waits_for_nothing_and_predicts_in_as_many_launches_as_one_frame(count):
     with fake_gpu() as gpu:
-        (one,) = steps(gpu, [[frame(0)]], ALL, DEFAULT)
-        batches = [[frame(k, str(camera)) for camera in range(count)] for k in range(2)]
+        (one,) = steps(gpu, [[video_frame(0)]], ALL, DEFAULT)
+        batches = [[video_frame(k, str(camera)) for camera in range(count)] for k in range(2)]
         _, many = steps(gpu, batches, ALL, DEFAULT)
         assert gpu.counts.waits == []
     assert many["predict"] <= one["predict"] + 8
@@ -91,7 +91,7 @@ def test_a_batch_waits_for_nothing_and_predicts_in_as_many_launches_as_one_frame
 
 def test_anchors_are_the_one_wait_of_a_frame():
     with fake_gpu() as gpu:
-        steps(gpu, [[frame(k, anchors=cloud(k))] for k in range(3)], ALL, DEFAULT)
+        steps(gpu, [[video_frame(k, anchors=cloud(k))] for k in range(3)], ALL, DEFAULT)
         assert gpu.counts.waits == ["cpu"] * 3
 
 
@@ -100,7 +100,7 @@ def test_every_encoding_is_read_on_the_device(encoding):
     form = ENCODINGS[encoding]
     rows = int(48 * form.planes)
     shape = (rows, 64, form.channels) if form.channels else (rows, 64)
-    seen = frame(0, pixels=np.zeros(shape, form.dtype), encoding=encoding)
+    seen = video_frame(0, pixels=np.zeros(shape, form.dtype), encoding=encoding)
     settings = replace(DEFAULT, smoothing_strength=0.0)
     with fake_gpu() as gpu:
         steps(gpu, [[seen]], ALL, settings)
@@ -125,7 +125,7 @@ def test_every_encoding_is_read_on_the_device(encoding):
 def test_every_way_of_finishing_stays_on_the_device(changes, size):
     camera = CAMERA.scaled(size[1], size[0])
     pixels = np.zeros((*size, 3), np.uint8)
-    seen = [[frame(k, pixels=pixels, camera=camera)] for k in range(2)]
+    seen = [[video_frame(k, pixels=pixels, camera=camera)] for k in range(2)]
     with fake_gpu(shared=False) as gpu:
         steps(gpu, seen, ALL, replace(DEFAULT, **changes))
         assert gpu.counts.waits == []

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from helpers.cuda_model import Cuda, modelled_cuda
+from helpers.cuda_rules import Cuda, modelled_cuda
 
 from dpt_ros.engine.faults import innermost_line
 from dpt_ros.engine.runner.streams import CudaStreams
@@ -45,7 +45,7 @@ def test_graphs_that_come_and_go_never_use_a_dead_pool_or_freed_workspace(cuda):
     for number in range(12):
         with streams.on("compute"):
             work(cuda, streams)()  # launched one by one, as before every capture
-        alive.append(streams.record(work(cuda, streams))[0])
+        alive.append(streams.capture(work(cuda, streams))[0])
         if number % 3 == 2:
             del alive[: 1 + number % 2]  # programs that are let go
         if number == 7:
@@ -62,16 +62,16 @@ def test_graphs_that_come_and_go_never_use_a_dead_pool_or_freed_workspace(cuda):
 @pytest.mark.parametrize("where", ["branch", "beside"])
 def test_an_error_in_a_capture_shows_its_cause_and_the_next_capture_works(cuda, where):
     streams = CudaStreams(torch.device("cuda"))
-    keep, _ = streams.record(work(cuda, streams))
+    keep, _ = streams.capture(work(cuda, streams))
     before = dict(streams._streams), streams._pool
     with pytest.raises(RuntimeError) as caught:
-        streams.record(work(cuda, streams, where))
+        streams.capture(work(cuda, streams, where))
     assert "previous error" in str(caught.value)  # not "unjoined work"
     assert innermost_line(caught.value) == "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"
     assert streams._pool != before[1]
     assert all(streams._streams[lane] is not stream for lane, stream in before[0].items())
-    streams.settle()
-    again, _ = streams.record(work(cuda, streams))
+    streams.synchronize()
+    again, _ = streams.capture(work(cuda, streams))
     again()
     keep()
     assert cuda.violations == 0
@@ -84,7 +84,7 @@ def test_joining_without_a_branch_waits_for_nothing(cuda):
         streams.join()
         return {}
 
-    streams.record(alone)[0]()
+    streams.capture(alone)[0]()
     streams.join()
 
 

@@ -13,14 +13,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.rehearsal import (
+from helpers.gpu_rehearsal import (
     Kernels,
     RehearsalStreams,
     RehearsedNetwork,
-    embedded_networks,
     rehearsal,
 )
-from helpers.rehearsed_frames import ALL, DEFAULT, frame, run, same
+from helpers.networks import embedded_networks
+from helpers.runner_frames import ALL, DEFAULT, run, same_video, video_frame
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpt_ros.engine.faults import AccelerationError, DeviceLostError, is_out_of_memory
@@ -28,7 +28,7 @@ from dpt_ros.engine.frame import OutputRequest
 from dpt_ros.engine.inference import kernels
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.pipeline import Pipeline
-from dpt_ros.engine.runner.chain import Kind
+from dpt_ros.engine.runner.chain import Chain, Kind
 from dpt_ros.engine.runner.cuda import StreamRunner
 from dpt_ros.engine.runner.host import HostRunner
 
@@ -77,8 +77,8 @@ class Faulty(RehearsalStreams):
         self.fail("buffer")
         return super().buffer(shape, dtype)
 
-    def mark(self):
-        made = super().mark()
+    def event(self):
+        made = super().event()
         made.wait = self.wait
         return made
 
@@ -87,9 +87,9 @@ class Faulty(RehearsalStreams):
         if self.dead:
             raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
-    def set(self, mark, lane: str) -> None:
+    def record_event(self, event, lane: str) -> None:
         self.fail(lane)
-        super().set(mark, lane)
+        super().record_event(event, lane)
 
     @contextmanager
     def branch(self) -> Iterator[None]:
@@ -98,13 +98,13 @@ class Faulty(RehearsalStreams):
                 self.fail("branch")
             yield
 
-    def record(self, work: Callable[[], dict[str, torch.Tensor]]):
+    def capture(self, work: Callable[[], dict[str, torch.Tensor]]):
         def faulty() -> dict[str, torch.Tensor]:
             if self._kernels.capturing:
                 self.fail("capture")
             return work()
 
-        replay, results = super().record(faulty)
+        replay, results = super().capture(faulty)
         self.fail("instantiate")
 
         def repeat() -> None:
@@ -113,7 +113,7 @@ class Faulty(RehearsalStreams):
 
         return repeat, results
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         if self.dead:
             raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
@@ -158,8 +158,8 @@ class Rehearsed:
     def frames(self, count: int) -> None:
         for _ in range(count):
             with self.made.paused():
-                expected = run(self.plain, [frame(self.number)], ALL, DEFAULT)[0]
-            same(run(self.runner, [frame(self.number)], ALL, DEFAULT)[0], expected)
+                expected = run(self.plain, [video_frame(self.number)], ALL, DEFAULT)[0]
+            same_video(run(self.runner, [video_frame(self.number)], ALL, DEFAULT)[0], expected)
             self.number += 1
 
 
@@ -192,7 +192,7 @@ def test_full_memory_is_recognised_in_everybodys_words(both, error):
     assert len(both.notes) == 1
     both.streams.plan("compute", error, times=2)
     with pytest.raises(torch.OutOfMemoryError):
-        run(both.runner, [frame(both.number)], ALL, DEFAULT)
+        run(both.runner, [video_frame(both.number)], ALL, DEFAULT)
     both.frames(4)
 
 
@@ -227,7 +227,7 @@ def test_another_fault_fails_its_frame_alone_and_leaves_no_trace(both, after, st
     both.frames(after)
     both.streams.plan(stage, error)
     with pytest.raises(type(error), match=r"invalid argument|EXECUTION_FAILED"):
-        both.runner.start([frame(both.number)], ALL, DEFAULT)
+        both.runner.start([video_frame(both.number)], ALL, DEFAULT)
     both.frames(4)  # compared with a host that never saw the frame
     assert both.notes == []
 
@@ -236,12 +236,12 @@ def test_another_fault_fails_its_frame_alone_and_leaves_no_trace(both, after, st
 def test_a_fault_that_shows_when_the_results_are_waited_for_is_the_frames_own(both, error):
     both.frames(3)
     both.streams.plan("wait", error)
-    ticket = both.runner.start([frame(both.number)], ALL, DEFAULT)
+    ticket = both.runner.start([video_frame(both.number)], ALL, DEFAULT)
     with pytest.raises(RuntimeError) as caught:
         ticket.wait()
     assert isinstance(caught.value, torch.OutOfMemoryError) == is_out_of_memory(error)
     ticket.release()
-    run(both.runner, [frame(both.number + 1)], ALL, DEFAULT)
+    run(both.runner, [video_frame(both.number + 1)], ALL, DEFAULT)
 
 
 @pytest.mark.parametrize("error", OTHER, ids=str)
@@ -251,9 +251,9 @@ def test_a_device_that_does_not_come_back_is_lost(both, stage, error):
     both.streams.plan(stage, error)
     both.streams.dead = True
     with pytest.raises(DeviceLostError, match=r"cpu is lost \(.*\); .* started again"):
-        both.runner.start([frame(both.number)], ALL, DEFAULT).wait()
+        both.runner.start([video_frame(both.number)], ALL, DEFAULT).wait()
     with pytest.raises(DeviceLostError):
-        both.runner.start([frame(both.number)], ALL, DEFAULT)
+        both.runner.start([video_frame(both.number)], ALL, DEFAULT)
 
 
 @pytest.mark.parametrize(
@@ -348,7 +348,7 @@ def test_a_failed_frame_keeps_nothing_alive_and_the_next_ones_flow(both, stage):
         for number, expected in enumerate(("prediction", "error", "prediction")):
             if expected == "error":
                 both.streams.plan(stage, OTHER[1])
-            pipeline.submit(frame(number), ALL)
+            pipeline.submit(video_frame(number), ALL)
             assert arrived.acquire(timeout=30)
             assert outcomes[-1] == expected
             if expected == "error":
@@ -360,18 +360,18 @@ def test_a_failed_frame_keeps_nothing_alive_and_the_next_ones_flow(both, stage):
 
 
 def test_warming_up_leaves_nothing_but_the_capture_to_the_first_real_frame(both, rehearsed):
-    kind = Kind.of(frame(0), ALL)
+    kind = Kind.of(video_frame(0), ALL)
     both.runner.warm_up({"": kind}, DEFAULT, lambda: False)
     variants = set(rehearsed.variants)
     both.frames(1)
     assert rehearsed.variants == variants
     (program,) = both.runner._programs.values()
-    assert program._replays is not None
+    assert not isinstance(program._chain, Chain)  # but its graphs
     both.frames(3)  # and the blank frames are in nobody's past
 
 
 def test_warming_up_takes_the_batches_that_there_are_cameras_for(both):
-    kind = Kind.of(frame(0), ALL)
+    kind = Kind.of(video_frame(0), ALL)
     both.runner.warm_up(dict.fromkeys(("front", "rear", "left"), kind), DEFAULT, lambda: False)
     assert sorted(batch for _, _, batch in both.runner._programs) == [1, 2]
     both.runner._free()
@@ -394,11 +394,11 @@ def test_warming_up_takes_the_same_steps_as_frames_with_odometry(both):
             work()
         return seen
 
-    kind = Kind.of(frame(0), OutputRequest())
+    kind = Kind.of(video_frame(0), OutputRequest())
     warm = names(lambda: both.runner.warm_up({"": kind}, DEFAULT, lambda: False))
     settings = replace(DEFAULT, cuda_graphs=False)
     real = names(
-        lambda: [run(both.runner, [frame(k)], OutputRequest(), settings) for k in range(3)]
+        lambda: [run(both.runner, [video_frame(k)], OutputRequest(), settings) for k in range(3)]
     )
     assert real <= warm
 
@@ -451,7 +451,7 @@ def test_cameras_that_wait_together_are_all_given_out(both):
     )
     try:
         for name in names:
-            pipeline.submit(frame(0, name), ALL)
+            pipeline.submit(video_frame(0, name), ALL)
         begin.set()
         for _ in names:
             assert arrived.acquire(timeout=30)

@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers.host_frames import (
+from helpers.networks import embedded_networks
+from helpers.runner_frames import (
     EVERYTHING,
     SMALL,
     SMOOTH,
     frame,
     gpu_runner,
-    make_networks,
     on_streams,
     one,
     picture,
@@ -24,13 +24,19 @@ from helpers.host_frames import (
 )
 
 from dpt_ros.engine.frame import CameraModel, OutputRequest
-from dpt_ros.engine.inference.network import NetworkError, Networks, load_networks
+from dpt_ros.engine.inference.loading import NetworkError, load_networks
+from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.output.flying_pixels import flying_pixel_mask
 from dpt_ros.engine.pipeline import make_runner
 from dpt_ros.engine.runner.cuda import StreamRunner
 from dpt_ros.engine.runner.host import HostRunner, Runner
 from dpt_ros.engine.runner.streams import HostStreams
 from dpt_ros.engine.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def networks() -> Networks:
+    return embedded_networks()
 
 
 def test_a_prediction_has_what_was_asked_for_and_nothing_else(networks):
@@ -80,7 +86,7 @@ def test_the_camera_of_a_prediction_fits_its_depth(networks):
 
 
 def test_two_networks_say_together_what_each_says_alone(networks):
-    apart = make_networks(shared=False)
+    apart = embedded_networks(shared=False)
     expected = one(networks, frame(5), EVERYTHING)
     actual = one(apart, frame(5), EVERYTHING)
     np.testing.assert_array_equal(actual.labels, expected.labels)
@@ -105,7 +111,7 @@ def test_the_steps_of_a_gpu_say_what_those_of_the_cpu_say(networks, size):
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_every_run_before_and_after_recording_says_the_same_of_its_own_frame(networks, shared):
-    runner = on_streams(make_networks(shared=shared))
+    runner = on_streams(embedded_networks(shared=shared))
     for number in range(7):
         seen = frame(number)
         same(run(runner, seen, EVERYTHING)[0], one(networks, seen, EVERYTHING))
@@ -306,7 +312,7 @@ def test_a_camera_that_keeps_changing_its_size_does_not_fill_the_memory(networks
 
 @pytest.fixture(scope="module")
 def on_gpu() -> Networks:
-    return make_networks(torch.device("cuda"), torch.float16, shared=False)
+    return embedded_networks(shared=False, device=torch.device("cuda"), dtype=torch.float16)
 
 
 @pytest.mark.gpu

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 import torch
-from helpers.host_frames import (
+from helpers.networks import embedded_networks
+from helpers.runner_frames import (
     EVERYTHING,
     SMALL,
     frame,
     gpu_runner,
-    make_networks,
     on_streams,
     one,
     run,
@@ -30,7 +30,7 @@ from dpt_ros.engine.runner.streams import HostStreams
 
 @pytest.fixture(scope="module")
 def networks() -> Networks:
-    return make_networks()
+    return embedded_networks()
 
 
 @dataclass
@@ -49,26 +49,26 @@ class Faulty(HostStreams):
             self.times -= 1
             raise self.error
 
-    def record(self, work: Callable[[], dict[str, torch.Tensor]]):
-        self._fault("record")
-        return super().record(work)
+    def capture(self, work: Callable[[], dict[str, torch.Tensor]]):
+        self._fault("capture")
+        return super().capture(work)
 
-    def set(self, mark, lane: str) -> None:
+    def record_event(self, event, lane: str) -> None:
         if lane == "upload":
             self._fault(lane)
 
-    def after(self, mark, lane: str) -> None:
+    def wait_event(self, event, lane: str) -> None:
         self._fault(lane)
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         self.settled += 1
         if self.dead:
             raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
 
-def test_a_graph_that_cannot_be_recorded_is_said_once_and_frames_go_on(networks):
+def test_a_graph_that_cannot_be_captured_is_a_warning_once_and_frames_go_on(networks):
     notes: list[str] = []
-    streams = Faulty("record", RuntimeError("operation not permitted when stream is capturing"))
+    streams = Faulty("capture", RuntimeError("operation not permitted when stream is capturing"))
     runner = on_streams(networks, streams, notes)
     for number in range(6):
         seen = frame(number)
@@ -78,7 +78,7 @@ def test_a_graph_that_cannot_be_recorded_is_said_once_and_frames_go_on(networks)
     assert "operation not permitted" in notes[0]
 
 
-@pytest.mark.parametrize("stage", ["record", "upload", "compute", "download"])
+@pytest.mark.parametrize("stage", ["capture", "upload", "compute", "download"])
 def test_out_of_memory_frees_what_it_can_and_tries_the_frame_again(networks, stage):
     notes: list[str] = []
     runner = on_streams(networks, Faulty(stage, torch.OutOfMemoryError("full")), notes)
@@ -132,7 +132,7 @@ input()
 
 @pytest.mark.gpu
 def test_memory_that_another_process_takes_fails_frames_until_it_is_back():
-    networks = make_networks(torch.device("cuda"), torch.float16, shared=False)
+    networks = embedded_networks(shared=False, device=torch.device("cuda"), dtype=torch.float16)
     runner = gpu_runner(networks, [])
     expected = run(runner, frame(1), EVERYTHING)[0]
     large = frame(2, pixels=np.zeros((4000, 4000, 3), np.uint8), camera=None)

@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers.host_frames import (
+import torch
+from helpers.networks import embedded_networks
+from helpers.runner_frames import (
     EVERYTHING,
     SMALL,
     SMOOTH,
     frame,
-    make_networks,
     one,
     picture,
     run,
@@ -19,6 +20,7 @@ from helpers.host_frames import (
 
 from dpt_ros.engine.frame import CameraModel, OutputRequest
 from dpt_ros.engine.inference.network import Networks
+from dpt_ros.engine.runner.chain import Chain, Kind, depth_limit
 from dpt_ros.engine.runner.cuda import StreamRunner
 from dpt_ros.engine.runner.host import HostRunner, Runner
 from dpt_ros.engine.runner.streams import HostStreams
@@ -27,7 +29,7 @@ from dpt_ros.engine.settings import Settings
 
 @pytest.fixture(scope="module")
 def networks() -> Networks:
-    return make_networks(shared=True)
+    return embedded_networks(shared=True)
 
 
 def make(kind: type, networks: Networks, settings: Settings) -> Runner:
@@ -69,6 +71,25 @@ def test_beyond_the_range_points_are_as_far_away_as_asked_for(networks, kind):
     away = np.sqrt(sum(said.points[k].astype(float) ** 2 for k in "xyz"))
     np.testing.assert_allclose(away[beyond], 30.0, rtol=1e-5)
     np.testing.assert_array_equal(said.points["z"][~beyond], said.depth[~beyond])
+
+
+@pytest.mark.parametrize("streams", [None, HostStreams()])
+def test_what_scale_and_filter_leave_beyond_range_stays_infinite_when_it_is_resized(
+    networks, streams
+):
+    wanted = OutputRequest(inverse=True, labels=False, deviation=True)
+    kind = Kind.of(frame(1, pixels=picture(1, 100, 160)), wanted)
+    chain = Chain(networks, kind, True, SMALL, streams)
+    inverse = torch.full((1, 48, 80), 0.2)
+    inverse[..., 40:] = 0.0  # beyond range
+    maps = {"inverse_depth": inverse, "variance": torch.full_like(inverse, 0.01)}
+    limit = depth_limit(networks, SMALL)
+    outputs = chain.finish(maps | {"reset_code": torch.zeros(1)}, picture(1, 100, 160), limit)
+    near, far = outputs["depth"][0, :, :74], outputs["depth"][0, :, 86:]
+    torch.testing.assert_close(near, torch.full_like(near, 5.0))
+    assert (far == torch.inf).all()
+    assert (outputs["inverse"][0, :, 86:] == 0).all()
+    assert (outputs["deviation"][0, :, 86:] == torch.inf).all()
 
 
 @pytest.mark.parametrize("encoding", ["bgr8", "mono8"])

@@ -9,24 +9,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers.rehearsal import (
+from helpers.gpu_rehearsal import (
     Kernels,
     RehearsalStreams,
     RehearsedNetwork,
-    embedded_networks,
     rehearsal,
 )
-from helpers.rehearsed_frames import (
+from helpers.networks import embedded_networks
+from helpers.runner_frames import (
     ALL,
     DEFAULT,
     HEIGHT,
     PERIOD,
     WIDTH,
     cloud,
-    frame,
-    picture,
+    moving_picture,
     run,
-    same,
+    same_video,
+    video_frame,
 )
 
 from dpt_ros.engine.frame import CameraModel, Frame, OutputRequest
@@ -75,7 +75,7 @@ def rehearse(
             expected = [run(plain, [one], outputs, settings)[0] for one in batch]
         actual = run(streams, batch, outputs, settings)
         for mine, theirs in zip(actual, expected, strict=True):
-            same(mine, theirs)
+            same_video(mine, theirs)
     assert len(said) == len(notes), said
     for found, part in zip(said, notes, strict=True):
         assert part in found
@@ -109,7 +109,7 @@ SETTINGS = {
 @pytest.mark.parametrize("shared", [True, False], ids=["one network", "two networks"])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_mode_gives_every_frame(host_networks, gpu_networks, rehearsed, name, shared):
-    batches = [[frame(k)] for k in range(FRAMES)]
+    batches = [[video_frame(k)] for k in range(FRAMES)]
     settings = SETTINGS[name]
     rehearse(host_networks, gpu_networks[shared], rehearsed, batches, settings=settings)
     assert rehearsed.calls["classify_kernel"] > 0
@@ -120,7 +120,7 @@ def test_every_mode_gives_every_frame(host_networks, gpu_networks, rehearsed, na
 def test_anchors_give_the_metres_of_the_host(
     host_networks, gpu_networks, rehearsed, anchors, graphs
 ):
-    batches = [[frame(k, anchors=anchors(k) if k != 3 else None)] for k in range(6)]
+    batches = [[video_frame(k, anchors=anchors(k) if k != 3 else None)] for k in range(6)]
     settings = replace(DEFAULT, cuda_graphs=graphs)
     rehearse(host_networks, gpu_networks[True], rehearsed, batches, settings=settings)
 
@@ -132,7 +132,10 @@ def test_cameras_that_come_and_go_keep_their_own_past(
     names = ("front", "rear", "left", "right")
     groups = [names[: 1 + k % 4] for k in range(8)] + [names[k % 4 :] for k in range(8)]
     batches = [
-        [frame(k, source, anchors=cloud(k) if source == "rear" else None) for source in group]
+        [
+            video_frame(k, source, anchors=cloud(k) if source == "rear" else None)
+            for source in group
+        ]
         for k, group in enumerate(groups)
     ]
     settings = replace(DEFAULT, smoothing_strength=strength)
@@ -149,7 +152,7 @@ def test_every_encoding_goes_through(host_networks, gpu_networks, rehearsed, enc
     most = {np.uint8: 255, np.uint16: 65535, np.float32: 1}[form.dtype]
     pixels = (pixels * most).astype(form.dtype)
     assert picture_size(pixels.shape, encoding) == (HEIGHT, WIDTH)
-    batches = [[frame(k, pixels=pixels, encoding=encoding)] for k in range(4)]
+    batches = [[video_frame(k, pixels=pixels, encoding=encoding)] for k in range(4)]
     settings = SETTINGS["smoothing off"]
     rehearse(host_networks, gpu_networks[True], rehearsed, batches, settings=settings)
 
@@ -159,7 +162,7 @@ def test_pictures_of_other_sizes_are_resized_both_ways(
     host_networks, gpu_networks, rehearsed, size
 ):
     camera = CameraModel(size[1], size[0], 150.0, 150.0, size[1] / 2, size[0] / 2)
-    batches = [[frame(k, pixels=picture(k, *size), camera=camera)] for k in range(4)]
+    batches = [[video_frame(k, pixels=moving_picture(k, *size), camera=camera)] for k in range(4)]
     # The host rounds a resized picture to 8 bits, the device does not.
     outputs = OutputRequest(labels=True, confidence=False)
     rehearse(host_networks, gpu_networks[False], rehearsed, batches, outputs)
@@ -172,7 +175,7 @@ def test_labels_in_groups_go_through(rehearsed):
     parts = {"groups": groups.matrix(10), "class_names": groups.names}
     host, gpu = embedded_networks(**parts), embedded_networks(RehearsedNetwork, False, **parts)
     for count in (1, 3):
-        batches = [[frame(k, str(c)) for c in range(count)] for k in range(FRAMES)]
+        batches = [[video_frame(k, str(c)) for c in range(count)] for k in range(FRAMES)]
         rehearse(host, gpu, rehearsed, batches)
 
 
@@ -186,7 +189,7 @@ def test_labels_in_groups_go_through(rehearsed):
     ],
 )
 def test_what_nobody_asks_for_may_be_left_out(host_networks, gpu_networks, rehearsed, outputs):
-    batches = [[frame(k)] for k in range(FRAMES)]
+    batches = [[video_frame(k)] for k in range(FRAMES)]
     plain, settings = HostRunner(host_networks, DEFAULT), DEFAULT
     streams = StreamRunner(gpu_networks[False], DEFAULT, RehearsalStreams(rehearsed), print)
     for batch in batches:
@@ -206,7 +209,7 @@ def test_a_network_that_cannot_be_compiled_runs_without(host_networks, rehearsed
 
     monkeypatch.setattr(torch, "compile", refuse)
     gpu = embedded_networks(RehearsedNetwork, compiled=True)
-    batches = [[frame(k)] for k in range(FRAMES)]
+    batches = [[video_frame(k)] for k in range(FRAMES)]
     notes = ["torch.compile fails for dpt_hybrid_embedded"]
     rehearse(host_networks, gpu, rehearsed, batches, notes=notes)
 
@@ -217,10 +220,10 @@ def test_three_frames_in_flight_do_not_write_over_each_other(
     streams = StreamRunner(gpu_networks[True], DEFAULT, RehearsalStreams(rehearsed), print)
     plain = HostRunner(host_networks, DEFAULT)
     for first in range(0, 9, 3):
-        batch = [frame(first + k) for k in range(3)]
+        batch = [video_frame(first + k) for k in range(3)]
         tickets = [streams.start([one], ALL, DEFAULT) for one in batch]
         for one, ticket in zip(batch, tickets, strict=True):
             with rehearsed.paused():
                 expected = run(plain, [one], ALL, DEFAULT)[0]
-            same(ticket.wait()[0], expected)
+            same_video(ticket.wait()[0], expected)
             ticket.release()

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.host_frames import EVERYTHING, SMALL, SMOOTH, frame, one, picture, same
-from helpers.rehearsal import Kernels, RehearsedNetwork, embedded_networks, rehearsal
+from helpers.gpu_rehearsal import Kernels, RehearsedNetwork, rehearsal
+from helpers.networks import embedded_networks
+from helpers.runner_frames import EVERYTHING, SMALL, SMOOTH, frame, one, picture, same
 from helpers.stream_order import OrderedStreams, drive
 
 from dpt_ros.engine.frame import Frame, OutputRequest
@@ -34,21 +35,24 @@ class Careless(OrderedStreams):
         super().__init__()
         self.left_out = left_out
 
-    def after(self, mark: Any, lane: str) -> None:
+    def wait_event(self, event: Any, lane: str) -> None:
         if self.left_out != f"{lane} waits":
-            super().after(mark, lane)
+            super().wait_event(event, lane)
 
-    def host_waits(self, mark: Any) -> None:
+    def host_waits(self, event: Any) -> None:
         if self.left_out != "host waits":
-            super().host_waits(mark)
+            super().host_waits(event)
 
-    def check_done(self, *marks: Any) -> None:
+    def check_done(self, *events: Any) -> None:
         if self.left_out != "host waits":  # what it leads to is to be found, not this
-            super().check_done(*marks)
+            super().check_done(*events)
 
-    def settle(self) -> None:
-        if self.left_out not in ("settle", f"settle in {sys._getframe(1).f_code.co_name}"):
-            super().settle()
+    def synchronize(self) -> None:
+        if self.left_out not in (
+            "synchronize",
+            f"synchronize in {sys._getframe(1).f_code.co_name}",
+        ):
+            super().synchronize()
 
     @contextmanager
     def branch(self) -> Iterator[None]:
@@ -79,18 +83,18 @@ class Full(Careless):
             if self.left == 0:
                 raise self.error
 
-    def after(self, mark: Any, lane: str) -> None:
+    def wait_event(self, event: Any, lane: str) -> None:
         self._fault(lane)
-        super().after(mark, lane)
+        super().wait_event(event, lane)
 
-    def set(self, mark: Any, lane: str) -> None:
-        super().set(mark, lane)
+    def record_event(self, event: Any, lane: str) -> None:
+        super().record_event(event, lane)
         if lane == "upload":
             self._fault(lane)
 
-    def record(self, work: Callable[[], dict[str, torch.Tensor]]):
-        self._fault("record")
-        return super().record(work)
+    def capture(self, work: Callable[[], dict[str, torch.Tensor]]):
+        self._fault("capture")
+        return super().capture(work)
 
 
 @pytest.fixture(scope="module")
@@ -205,8 +209,8 @@ def test_what_is_computed_beside_the_clocks_is_right(networks, rehearsed):
         ("compute", 2),
         ("download", 4),
         ("download", 1),
-        ("record", 1),
-        ("record", 2),
+        ("capture", 1),
+        ("capture", 2),
     ],
 )
 def test_a_frame_tried_again_after_full_memory_waits_for_what_was_begun_of_it(
@@ -221,7 +225,7 @@ def test_a_frame_tried_again_after_full_memory_waits_for_what_was_begun_of_it(
 
 def test_a_frame_that_fails_leaves_its_slot_when_the_device_is_done_with_it(networks):
     found = {}
-    for left_out in ("", "settle"):
+    for left_out in ("", "synchronize"):
         streams = Full("compute", 1, left_out)
         streams.error = RuntimeError("no such kernel")
         runner = StreamRunner(networks, SMALL, streams, print)
@@ -235,7 +239,7 @@ def test_a_frame_that_fails_leaves_its_slot_when_the_device_is_done_with_it(netw
         found[left_out] = list(streams.races)
         del flying  # or their memory would be taken to be another's already
     assert found[""] == []
-    assert matches(found["settle"], "begin write into buffer .* a read: upload copy_")
+    assert matches(found["synchronize"], "begin write into buffer .* a read: upload copy_")
 
 
 @pytest.mark.parametrize(
@@ -244,9 +248,13 @@ def test_a_frame_that_fails_leaves_its_slot_when_the_device_is_done_with_it(netw
         ("compute waits", "one camera", "compute copy_ of .* a write: upload copy_"),
         ("download waits", "one camera", "download copy_ of .* a write: compute copy_"),
         ("host waits", "one camera", "finish read of buffer .* a write: download copy_"),
-        ("settle in _program", "ten sizes in turn", "upload copy_ of .* its former owner: comp"),
-        ("fork", "one camera", "branch .* is done once, while a graph is recorded, not in it"),
-        ("join", "one camera", "a graph is recorded with a branch that is not joined"),
+        (
+            "synchronize in _program",
+            "ten sizes in turn",
+            "upload copy_ of .* its former owner: comp",
+        ),
+        ("fork", "one camera", "branch .* is done once, while a graph is captured, not in it"),
+        ("join", "one camera", "a graph is captured with a branch that is not joined"),
         ("join", "one camera", "compute .* a write: branch"),
     ],
 )
@@ -271,9 +279,9 @@ def test_memory_that_another_lane_still_uses_when_it_is_given_back_is_found():
     with streams.watch:
         with streams.on("upload"):
             lent = torch.ones(8)
-        copied = streams.mark()
-        streams.set(copied, "upload")
-        streams.after(copied, "compute")
+        copied = streams.event()
+        streams.record_event(copied, "upload")
+        streams.wait_event(copied, "compute")
         with streams.on("compute"):
             lent.sum()
         del lent
@@ -287,7 +295,7 @@ def test_a_graph_that_reads_what_was_given_back_is_found():
     with streams.watch:
         with streams.on("compute"):
             held = [torch.ones(8)]
-        replay, _ = streams.record(lambda: {"sum": held[0] + 1})
+        replay, _ = streams.capture(lambda: {"sum": held[0] + 1})
         replay()
         assert streams.races == []
         held[0] = torch.zeros(8)

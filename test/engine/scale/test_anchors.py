@@ -198,7 +198,7 @@ def test_wrong_shapes_are_refused_with_a_sentence():
         project_points(np.zeros((5, 3)), np.full((4, 4), np.nan), CAMERA, 0)
     with pytest.raises(ValueError, match=r"must be \(N,\)"):
         project_scan(np.zeros((5, 2)), 0, 1, 0, 1, np.eye(4), CAMERA, 0)
-    with pytest.raises(ValueError, match="camera_info says 320x240"):
+    with pytest.raises(ValueError, match="is 20x10, but its camera_info is for 320x240"):
         project_depth(np.zeros((10, 20), np.float32), CAMERA, np.eye(4), CAMERA, 0)
 
 

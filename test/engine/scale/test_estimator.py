@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from dpt_ros.engine.frame import CameraModel
 from dpt_ros.engine.scale.anchors import Anchors, project_scan
 from dpt_ros.engine.scale.estimator import ScaleEstimator, ScaleSettings, focal_factor
 from dpt_ros.engine.scale.ground import down_direction, floor_ids, floor_places
-from dpt_ros.engine.scale.scaled import apply_correction
+from dpt_ros.engine.scale.inverse_depth import limit_depth, metric_inverse_depth
 from dpt_ros.metrics.depth import depth_metrics
 from dpt_ros.model.zoo import ZOO
 from dpt_ros.world import CLASSES, KINDS, World
@@ -40,7 +42,7 @@ def anchors_of(inverse, stamp_ns, rng, noise=0.01, count=60):
 
 
 def middle(scaled):
-    return float(np.median(scaled.inverse))
+    return float(np.median(scaled.inverse_depth))
 
 
 # --- over time
@@ -51,13 +53,13 @@ def test_a_relative_network_has_no_metres_before_the_first_fit():
     network = (truth - 0.05) * 800
     estimator = ScaleEstimator(metric=False)
     first = estimator.update(network, 0, CAMERA)
-    assert (first.metric, first.source, first.state) == (False, "none", "no metres yet")
+    assert (first.metric, first.source, first.state) == (False, "none", "not metric yet")
     assert np.isinf(first.sigma)
     assert (first.scale, first.shift) == (1.0, 0.0)
-    np.testing.assert_array_equal(first.inverse, network)
+    np.testing.assert_array_equal(first.inverse_depth, network)
     second = estimator.update(network, FRAME, CAMERA, anchors_of(truth, FRAME, rng))
     assert (second.metric, second.source, second.state) == (True, "anchors", "fitted")
-    np.testing.assert_allclose(second.inverse, truth, rtol=0.03)
+    np.testing.assert_allclose(second.inverse_depth, truth, rtol=0.03)
     assert all(isinstance(value, str) for value in second.diagnostics().values())
 
 
@@ -99,7 +101,7 @@ def test_anchors_of_another_time_are_left_out_with_the_reason():
     found = ScaleEstimator().update(
         truth * 1.4, 10**9, CAMERA, anchors_of(truth, 10**9 - 400_000_000, rng)
     )
-    assert (found.scale, found.state) == (1.0, "as the network says")
+    assert (found.scale, found.state) == (1.0, "uncorrected")
     assert found.reason == "anchors 0.40 s from the frame"
     assert found.pairs == 0
 
@@ -168,19 +170,23 @@ def test_a_clock_that_jumps_back_keeps_the_correction():
     found = estimator.update(truth * 1.3, 10**12, CAMERA, anchors_of(truth, 10**12, rng))
     again = estimator.update(truth * 1.3, 0, CAMERA)
     assert (again.scale, again.shift, again.state) == (found.scale, found.shift, "held")
-    estimator.reset()
-    assert estimator.correction == (1.0, 0.0)
 
 
 def test_unknown_and_beyond_range_stay_what_they_are():
     network = torch.tensor([[np.nan, 0.0, np.inf, 0.5, 0.01, -1.0]])
-    assert apply_correction(network, (2.0, 3.0))[0, 5] == 0
-    out = apply_correction(network, (2.0, -0.1))
+    assert metric_inverse_depth(network, (2.0, 3.0))[0, 5] == 0
+    out = metric_inverse_depth(network, (2.0, -0.1))
     assert torch.isnan(out[0, 0])
     assert out[0, 1:].tolist() == [0.0, np.inf, pytest.approx(0.9), 0.0, 0.0]
     torch.testing.assert_close(
-        apply_correction(network, torch.tensor([2.0, -0.1])), out, equal_nan=True
+        metric_inverse_depth(network, torch.tensor([2.0, -0.1])), out, equal_nan=True
     )
+
+
+def test_depth_is_nan_where_unknown_and_infinite_beyond_range():
+    depth = torch.tensor([np.nan, -1.0, 0.0, 3.0, 5.0, np.inf])
+    expected = torch.tensor([np.nan, np.nan, np.nan, 3.0, np.inf, np.inf])
+    torch.testing.assert_close(limit_depth(depth, 4.0), expected, equal_nan=True)
 
 
 def test_a_picture_of_nothing_is_no_failure():
@@ -188,22 +194,9 @@ def test_a_picture_of_nothing_is_no_failure():
     for value in (np.nan, 0.0, np.inf):
         network = np.full((240, 320), value, np.float32)
         found = ScaleEstimator().update(network, 0, CAMERA, anchors_of(scene(), 0, rng))
-        assert found.state == "as the network says"
+        assert found.state == "uncorrected"
         assert found.reason == "too few pairs"
-        np.testing.assert_array_equal(found.inverse, network)
-
-
-def test_sampling_and_observing_apart_is_the_same_as_update():
-    truth, rng = scene(), np.random.default_rng(0)
-    anchors = anchors_of(truth, 0, rng)
-    network = torch.from_numpy(truth * 1.4)
-    whole, parts = ScaleEstimator(), ScaleEstimator()
-    expected = whole.update(network, 0, CAMERA, anchors)
-    samples = parts.sample(network, 0, CAMERA, anchors)
-    parts.observe(samples.values.numpy(), samples, 0)
-    assert parts.correction == (expected.scale, expected.shift)
-    assert isinstance(expected.inverse, torch.Tensor)
-    assert isinstance(whole.update(truth, FRAME, CAMERA).inverse, np.ndarray)
+        np.testing.assert_array_equal(found.inverse_depth, network)
 
 
 def test_the_variance_of_the_depth_is_that_of_drawn_corrections():
@@ -215,7 +208,7 @@ def test_the_variance_of_the_depth_is_that_of_drawn_corrections():
     drawn = rng.multivariate_normal([found.scale, found.shift], found.covariance, 20_000)
     inverse = drawn[:, :1] * x + drawn[:, 1:]
     expected = inverse.var(0) / (found.scale * x + found.shift) ** 2
-    variance = found.relative_variance(torch.from_numpy(x).float()).numpy()
+    variance = replace(found, raw_inverse_depth=torch.from_numpy(x)).relative_variance().numpy()
     np.testing.assert_allclose(variance, expected, rtol=0.05)
 
 
@@ -226,7 +219,7 @@ def test_anchors_of_a_larger_picture_are_looked_up_where_they_are():
     found = ScaleEstimator().update(truth * 1.4, 0, CAMERA, large)
     assert found.state == "fitted"
     assert found.residual == pytest.approx(0.01, rel=0.5)
-    np.testing.assert_allclose(found.inverse, truth, rtol=0.05)
+    np.testing.assert_allclose(found.inverse_depth, truth, rtol=0.05)
 
 
 @pytest.mark.parametrize("across", [True, False], ids=["upright", "level"])
@@ -252,7 +245,7 @@ def test_the_ground_is_left_alone_where_it_was_not_asked_for_or_has_no_height():
     for settings_ in (ScaleSettings(), ScaleSettings(source="anchors", camera_height=0.6)):
         estimator = ScaleEstimator(settings_, floor=(FLOOR,))
         found = estimator.update(network, 0, CAMERA, None, floor_labels(), down)
-        assert (found.source, found.state, found.pairs) == ("network", "as the network says", 0)
+        assert (found.source, found.state, found.pairs) == ("network", "uncorrected", 0)
     estimator = ScaleEstimator(ScaleSettings(source="ground", camera_height=0.6), floor=(FLOOR,))
     anchors = anchors_of(scene() * 2, 0, np.random.default_rng(0))
     found = estimator.update(network, 0, CAMERA, anchors, floor_labels(), down)
@@ -264,11 +257,11 @@ def test_an_estimator_that_is_restored_goes_on_as_the_other():
     one, other = ScaleEstimator(), ScaleEstimator()
     for k in range(3):
         one.update(truth * 1.4, k * FRAME, CAMERA, anchors_of(truth, k * FRAME, rng))
-    other.restore(one.state())
+    other.load_state_dict(one.state_dict())
     for k in (3, 4):
         anchors = anchors_of(truth, k * FRAME, rng) if k == 4 else None
         a, b = (e.update(truth * 1.4, k * FRAME, CAMERA, anchors) for e in (one, other))
-        np.testing.assert_array_equal(a.inverse, b.inverse)
+        np.testing.assert_array_equal(a.inverse_depth, b.inverse_depth)
         assert a.diagnostics() == b.diagnostics()
 
 
@@ -279,8 +272,8 @@ def test_a_gpu_says_the_same():
     network = torch.from_numpy(truth * 1.4)
     here = ScaleEstimator().update(network, 0, CAMERA, anchors)
     there = ScaleEstimator().update(network.cuda(), 0, CAMERA, anchors)
-    assert there.inverse.is_cuda
-    torch.testing.assert_close(there.inverse.cpu(), here.inverse)
+    assert there.inverse_depth.is_cuda
+    torch.testing.assert_close(there.inverse_depth.cpu(), here.inverse_depth)
 
 
 # --- sources
@@ -309,7 +302,7 @@ def test_what_is_not_labelled_floor_is_not_taken_for_it():
     estimator = ScaleEstimator(ScaleSettings(camera_height=0.6), floor=(FLOOR,))
     labels = np.ones((240, 320), np.uint8)
     found = estimator.update(truth * 1.4, 0, CAMERA, None, labels, np.array([0.0, 1.0, 0.0]))
-    assert (found.source, found.state) == ("network", "as the network says")
+    assert (found.source, found.state) == ("network", "uncorrected")
     assert found.reason == "too few pairs"
 
 
@@ -361,19 +354,13 @@ def test_a_missing_scan_is_no_reason_where_none_was_asked_for():
 
 def test_a_source_that_was_not_asked_for_is_not_used():
     truth, rng = scene(), np.random.default_rng(0)
-    for source, state in (("network", "as the network says"), ("none", "no metres asked for")):
+    for source, state in (("network", "uncorrected"), ("none", "disabled")):
         estimator = ScaleEstimator(ScaleSettings(source=source))
         found = estimator.update(truth, 0, CAMERA, anchors_of(truth * 2, 0, rng))
         assert (found.scale, found.state, found.metric) == (1.0, state, source == "network")
 
 
-def test_a_source_that_cannot_be_had_is_refused():
-    with pytest.raises(ValueError, match="must be one of auto, network"):
-        ScaleEstimator(ScaleSettings(source="gps"))
-    with pytest.raises(ValueError, match="relative inverse depth"):
-        ScaleEstimator(ScaleSettings(source="network"), metric=False)
-    with pytest.raises(ValueError, match=r"needs scale\.camera_height"):
-        ScaleEstimator(ScaleSettings(source="ground"))
+def test_what_is_not_a_map_is_refused():
     with pytest.raises(ValueError, match="must be"):
         ScaleEstimator().update(np.zeros((1, 2, 3), np.float32), 0)
 
@@ -392,7 +379,7 @@ def test_metres_scale_with_the_focal_length():
     world = World("room", 3, 640, 480).camera
     assert focal_factor(trained["dpt_hybrid_embedded"], world, 320) == pytest.approx(1.0, abs=1e-4)
     found = ScaleEstimator(focal=2.0).update(scene(), 0)
-    np.testing.assert_allclose(found.inverse, scene() / 2)
+    np.testing.assert_allclose(found.inverse_depth, scene() / 2)
 
 
 def test_down_is_down_and_the_floor_is_where_it_is_seen():
@@ -455,7 +442,7 @@ def abs_rel(predictions, with_scan, camera_height, flicker):
             found = estimator.update(
                 network, view.stamp_ns, view.camera, anchors if with_scan else None, labels, down
             )
-            said = 1 / np.maximum(found.inverse, 1e-3)
+            said = 1 / found.inverse_depth.clamp(min=1e-3).numpy()
             errors.append(depth_metrics(said, view.depth)["abs_rel"])
     return np.mean(errors)
 

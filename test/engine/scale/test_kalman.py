@@ -27,9 +27,11 @@ def wall(inverse, error, network=0.5):
 
 def test_the_first_fit_of_a_relative_network_is_taken_whole():
     correction = Correction(None, 1.0, (0.1, 0.1))
-    assert correction.take(wall(0.5, 0.02), limit_step=True) == "no spread"
+    assert correction.update(wall(0.5, 0.02), limit_step=True) == "no spread"
     assert not correction.known
-    assert correction.take(fit(0.002, 0.07, (200.0, 0.47)), limit_step=True, slope=True) == ""
+    assert (
+        correction.update(fit(0.002, 0.07, (200.0, 0.47)), limit_step=True, scale_only=True) == ""
+    )
     assert (correction.scale, correction.shift) == pytest.approx((0.002, 0.07))
     assert (correction.known, correction.fitted, correction.center) == (True, True, 0.47)
 
@@ -40,7 +42,7 @@ def test_one_number_is_weighed_by_its_own_error(error):
     prior = correction.covariance
     at = np.array([0.5, 1.0])
     before = at @ prior @ at
-    assert correction.take(wall(0.6, error), limit_step=False) == ""
+    assert correction.update(wall(0.6, error), limit_step=False) == ""
     assert correction.scale * 0.5 + correction.shift == pytest.approx(
         0.5 + 0.1 * before / (before + error**2), rel=0.01
     )
@@ -52,34 +54,34 @@ def test_a_step_is_bounded_where_the_pairs_are_and_of_the_scale_by_itself():
     for scale, shift in ((3.0, 0.0), (3.0, -1.0), (0.3, 0.35)):
         correction = metric(scale_error=2.0)
         one = fit(scale, shift, scale_error=1e-4, shift_error=1e-4)
-        correction.take(one, limit_step=True)
+        correction.update(one, limit_step=True)
         assert abs(np.log(correction.scale)) < 0.17
         assert abs(np.log((0.5 * correction.scale + correction.shift) / 0.5)) < 0.17
         whole = metric(scale_error=2.0)
-        whole.take(one, limit_step=False)
+        whole.update(one, limit_step=False)
         assert abs(np.log(whole.scale)) > 0.5
 
 
 def test_a_fit_that_is_nearly_all_shift_is_refused_and_changes_nothing():
     correction = metric(scale_error=2.0)
-    before = correction.state()
+    before = correction.state_dict()
     nearly = fit(0.005, 0.497, scale_error=1e-6, shift_error=1e-6)
-    assert correction.take(nearly, limit_step=False) == "not plausible"
-    assert correction.state() == before
-    assert correction.take(Fit("too few pairs", 3), limit_step=False) == "too few pairs"
-    assert correction.state() == before
+    assert correction.update(nearly, limit_step=False) == "not plausible"
+    assert correction.state_dict() == before
+    assert correction.update(Fit("too few pairs", 3), limit_step=False) == "too few pairs"
+    assert correction.state_dict() == before
 
 
 def test_the_error_that_all_fits_share_does_not_average_out():
     shared = np.diag([0.05**2, 0.0])
     correction = metric()
     for _ in range(200):
-        correction.take(fit(), limit_step=True, systematic=shared)
+        correction.update(fit(), limit_step=True, systematic=shared)
     assert correction.sigma == pytest.approx(0.05, rel=0.1)
     assert correction.covariance[0, 0] ** 0.5 == pytest.approx(0.05, rel=0.1)
     # Fits that do not share it are believed as if there had been only one of the others.
     for _ in range(5):
-        correction.take(fit(scale=1.05), limit_step=True)
+        correction.update(fit(scale=1.05), limit_step=True)
     assert correction.scale == pytest.approx(1.05, abs=0.01)
     assert correction.sigma < 0.02
 
@@ -88,16 +90,16 @@ def test_the_error_that_all_fits_share_does_not_average_out():
 def test_without_fits_doubt_grows_by_the_walk_and_not_beyond_the_prior(center):
     relative, network = Correction(None, 1.0, (0.1, 0.1)), metric()
     for correction in (relative, network):
-        correction.take(fit(center=(center, center)), limit_step=False)
+        correction.update(fit(center=(center, center)), limit_step=False)
     for correction, walk, most in (
         (relative, (0.1, 0.1 * center), (0.5, 0.5 * center)),
         (network, WALK, (0.25, 0.03)),
     ):
         start = np.diag(correction.covariance)
-        correction.grow(0.1)
+        correction.predict(0.1)
         grown = np.diag(correction.covariance) - start
         np.testing.assert_allclose(grown, 0.1 * np.square(walk), rtol=1e-6)
-        correction.grow(1e9)
+        correction.predict(1e9)
         np.testing.assert_allclose(np.sqrt(np.diag(correction.covariance)), most, rtol=0.1)
 
 
@@ -105,11 +107,11 @@ def test_one_that_is_restored_goes_on_as_the_other():
     one, other = metric(), metric()
     shared = np.diag([0.02**2, 0.0])
     for scale in (1.1, 1.4, 0.9):
-        one.take(fit(scale), limit_step=True, systematic=shared)
-        one.grow(0.1)
-    other.restore(one.state())
+        one.update(fit(scale), limit_step=True, systematic=shared)
+        one.predict(0.1)
+    other.load_state_dict(one.state_dict())
     for correction in (one, other):
-        correction.grow(0.2)
-        correction.take(fit(1.2), limit_step=True)
-    assert other.state() == one.state()
+        correction.predict(0.2)
+        correction.update(fit(1.2), limit_step=True)
+    assert other.state_dict() == one.state_dict()
     assert (other.scale, other.sigma) == (one.scale, one.sigma)

@@ -25,15 +25,15 @@ def scan_of(truth, network):
 
 def taken(local, columns, seen, true, seconds):
     """The table of logarithms after these anchors, zeros for none."""
-    local.take(columns, seen, true, seconds, limit_step=True)
-    return np.array(local.state() or 0.0)
+    local.update(columns, seen, true, seconds, limit_step=True)
+    return np.array(local.state_dict() or 0.0)
 
 
 def test_a_wall_that_is_too_near_and_a_box_that_is_too_far_are_both_set_right():
     truth = walls()
     network = truth * torch.where(truth < 0.4, 1.15, 0.9)
     local = LocalCorrection()
-    local.take(*scan_of(truth, network), 0.0, limit_step=False)
+    local.update(*scan_of(truth, network), 0.0, limit_step=False)
     bent = local.apply(network, (1.0, 0.0))
     inside = torch.ones(320, dtype=torch.bool)
     inside[190:210] = False
@@ -46,7 +46,7 @@ def test_rows_without_anchors_are_corrected_with_their_wall():
     truth = walls()
     network = truth * 1.15
     local = LocalCorrection()
-    local.take(*scan_of(truth, network), 0.0, False)
+    local.update(*scan_of(truth, network), 0.0, False)
     bent = local.apply(network, (1.0, 0.0))
     torch.testing.assert_close(bent[0], bent[150])
 
@@ -58,7 +58,7 @@ def test_other_depths_and_columns_are_left_alone():
     columns, seen, true = scan_of(truth, network)
     left = columns < 0.4
     local = LocalCorrection()
-    local.take(columns[left], seen[left], true[left], 0.0, limit_step=False)
+    local.update(columns[left], seen[left], true[left], 0.0, limit_step=False)
     bent = local.apply(network, (1.0, 0.0))
     torch.testing.assert_close(bent[:100, :100], network[:100, :100], rtol=1e-3, atol=0)
     torch.testing.assert_close(bent[:, 220:], network[:, 220:], rtol=1e-3, atol=0)
@@ -70,7 +70,7 @@ def test_the_far_end_of_a_wall_is_not_corrected_by_anchors_at_the_near_one():
     columns, seen, true = scan_of(truth, network)
     left = columns < 0.4
     local = LocalCorrection()
-    local.take(columns[left], seen[left], true[left], 0.0, limit_step=False)
+    local.update(columns[left], seen[left], true[left], 0.0, limit_step=False)
     bent = local.apply(network, (1.0, 0.0))
     torch.testing.assert_close(bent[:, 240:], network[:, 240:], rtol=1e-3, atol=0)
     assert (bent / truth - 1)[:, :110].abs().max() < 0.03
@@ -82,7 +82,7 @@ def test_scale_and_shift_come_on_top():
     network = (truth * 1.1 - shift) / scale
     local = LocalCorrection()
     columns, seen, true = scan_of(truth, network)
-    local.take(columns, seen * scale + shift, true, 0.0, limit_step=False)
+    local.update(columns, seen * scale + shift, true, 0.0, limit_step=False)
     bent = local.apply(network, (scale, shift)) * scale + shift
     assert (bent / truth - 1)[:, :180].abs().max() < 0.03
 
@@ -91,8 +91,8 @@ def test_an_anchor_of_something_else_changes_nothing():
     truth = walls()
     local = LocalCorrection()
     columns, seen, _ = scan_of(truth, truth)
-    local.take(columns, seen, seen * 3, 0.0, limit_step=False)
-    assert local.state() is None
+    local.update(columns, seen, seen * 3, 0.0, limit_step=False)
+    assert local.state_dict() is None
 
 
 def test_from_frame_to_frame_it_moves_by_small_steps_and_fades_without_anchors():
@@ -108,23 +108,21 @@ def test_from_frame_to_frame_it_moves_by_small_steps_and_fades_without_anchors()
     none = (np.zeros(0), np.zeros(0), np.zeros(0))
     faded = [taken(local, *none, 0.3) for _ in range(40)]
     assert 0 < np.abs(faded[0]).max() < np.abs(tables[-1]).max()
-    assert local.state() is None
+    assert local.state_dict() is None
 
 
-def test_after_a_reset_there_is_no_correction_left():
+def test_without_anchors_there_is_no_correction():
     truth = walls()
     local = LocalCorrection()
-    local.take(*scan_of(truth, truth * 1.2), 0.0, limit_step=False)
-    local.reset()
-    assert local.state() is None
+    assert local.state_dict() is None
     assert local.apply(truth, (1.0, 0.0)) is truth
 
 
 def test_one_that_goes_on_from_a_state_is_the_same():
     truth = walls()
     local, other = LocalCorrection(), LocalCorrection()
-    local.take(*scan_of(truth, truth * 1.2), 0.0, False)
-    other.restore(local.state())
+    local.update(*scan_of(truth, truth * 1.2), 0.0, False)
+    other.load_state_dict(local.state_dict())
     torch.testing.assert_close(
         other.apply(truth, (1.0, 0.0)), local.apply(truth, (1.0, 0.0)), rtol=0, atol=0
     )
@@ -134,7 +132,7 @@ def test_what_scale_and_shift_send_beyond_range_is_left_to_them():
     network = torch.tensor([[0.02, 0.5]] * 4)
     local = LocalCorrection()
     far = np.full(80, 0.03), np.full(80, 0.02)  # the farthest that the table knows
-    local.take(COLUMNS, *far, 0.0, limit_step=False)
+    local.update(COLUMNS, *far, 0.0, limit_step=False)
     bent = local.apply(network, (1.0, -0.03))
     torch.testing.assert_close(bent[:, 0], network[:, 0])
 
@@ -145,7 +143,7 @@ def test_unknown_and_beyond_range_stay_and_the_rest_stays_positive(seed, count, 
     rng = np.random.default_rng(seed)
     network = torch.from_numpy(rng.choice([0.0, np.nan, 0.01, 0.3, 5.0], (24, 32)))
     local = LocalCorrection()
-    local.take(rng.random(count), rng.random(count) + 0.01, rng.random(count) + 0.01, 0.1, False)
+    local.update(rng.random(count), rng.random(count) + 0.01, rng.random(count) + 0.01, 0.1, False)
     bent = local.apply(network, (1.0, shift))
     same = ~(network > 0) | (network + shift <= 0)
     torch.testing.assert_close(bent[same], network[same], equal_nan=True)

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import pytest
 import torch
-from helpers.clips import CAMERA, FRAME, H, W, feed, noisy, picture, settled, slope
+from helpers.filter_clips import CAMERA, FRAME, H, W, feed, noisy, picture, settled, slope
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dpt_ros import engine
 from dpt_ros.engine.frame import CameraModel
 from dpt_ros.engine.smoothing.filter import TemporalFilter, TemporalSettings
 from dpt_ros.engine.smoothing.motion import (
@@ -208,7 +211,7 @@ def test_anchors_turn_relative_depth_into_metres_from_the_first_frame_on() -> No
         factor = float(np.exp(0.1 * rng.normal()))
         relative = (slope() - 0.1) / (2.0 * factor)
         steady = feed(steadier, k, relative.astype(np.float32), picture(),
-                      anchors=(2.0 * factor, 0.1))  # fmt: skip
+                      metric_affine=(2.0 * factor, 0.1))  # fmt: skip
         np.testing.assert_allclose(steady.inverse_depth.numpy(), slope(), rtol=0.03)
 
 
@@ -416,13 +419,24 @@ def test_any_size_and_rate_gives_finite_depth(
         ("rgb", np.ones((20, 20, 4), np.uint8)),
         ("rgb", np.ones((4, 20, 3), np.uint8)),
         ("odom_from_camera", np.eye(3)),
-        ("anchors", (1.0, float("nan"))),
+        ("metric_affine", (1.0, float("nan"))),
     ],
 )
 def test_a_wrong_argument_is_named(name: str, value: object) -> None:
     given = {"inverse_depth": slope(), "logits": None, "rgb": picture(), "stamp_ns": 0}
     with pytest.raises(ValueError, match=name):
         TemporalFilter().update(**(given | {name: value}))  # type: ignore[arg-type]
+
+
+def test_the_old_names_work_and_tell_the_new_ones() -> None:
+    scaled = feed(TemporalFilter(), 0, slope(), picture(), metric_affine=(2.0, 0.1))
+    with pytest.warns(DeprecationWarning, match="use metric_affine") as warned:
+        old = TemporalFilter().update(slope(), None, picture(), 0, anchors=(2.0, 0.1))
+    assert warned[0].filename == __file__
+    assert torch.equal(old.inverse_depth, scaled.inverse_depth)
+    with pytest.warns(DeprecationWarning, match=r"from dpt_ros\.engine\."):
+        module = importlib.import_module("dpt_ros.engine.temporal")
+    assert module.TemporalFilter is engine.TemporalFilter is TemporalFilter
 
 
 def test_a_wrong_setting_is_named() -> None:

@@ -8,33 +8,31 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers.clips import CAMERA, FRAME, H, W, feed, noisy, picture, settled, slope
+from helpers.filter_clips import CAMERA, FRAME, H, W, feed, noisy, picture, settled, slope
 
-from dpt_ros.engine.smoothing.filter import TemporalFilter, TemporalSettings, _places_before
+from dpt_ros.engine.smoothing.filter import TemporalFilter, TemporalSettings, _flow_maps
 from dpt_ros.engine.smoothing.motion import Flow, FlowEstimator
+from dpt_ros.engine.smoothing.state import FilterGains, FilterState, Observation
 from dpt_ros.engine.smoothing.steps import (
-    FilterGains,
-    FilterState,
-    Observation,
     clamp,
-    contradiction,
-    gain,
-    labels,
-    places,
+    flow_disagreement,
+    kalman_gain,
+    pixel_grid,
+    smooth_logits,
 )
 
 NOISE = 0.05
-PACE = FilterGains(noise=NOISE, least_gain=0.1, label_gain=0.25, moving_gain=0.3)
-HERE = places(8, 8, torch.device("cpu"))
+GAINS = FilterGains(NOISE, min_gain=0.1, label_gain=0.25, moving_gain=0.3)
+HERE = pixel_grid(8, 8, torch.device("cpu"))
 
 
 def flat(value: float) -> torch.Tensor:
     return torch.full((8, 8), value)
 
 
-def seen(flow: torch.Tensor | None = None) -> Observation:
+def observed(flow: torch.Tensor | None = None) -> Observation:
     one = flat(1.0)
-    return Observation(one, one, one, flat(100.0), flow, gain=torch.tensor(1.0))
+    return Observation(one, one, one, flat(100.0), flow, exposure_gain=torch.tensor(1.0))
 
 
 def weight(now: float, was: float, variance: float = 0.0, **given: float) -> float:
@@ -43,7 +41,7 @@ def weight(now: float, was: float, variance: float = 0.0, **given: float) -> flo
     maps = torch.stack([flat(was), flat(variance), flat(100.0), flat(given.get("left", 0.0))])
     moving = flat(given["moving"]) if "moving" in given else None
     where = HERE[:2] + given.get("outside", 0.0)
-    found = gain(flat(now), flat(was), maps, where, moving, seen(flow), PACE)
+    found = kalman_gain(flat(now), flat(was), maps, where, moving, observed(flow), GAINS)
     return float(found[4, 4])
 
 
@@ -76,7 +74,7 @@ def test_what_moves_by_itself_and_where_it_was_are_believed_sooner() -> None:
 def test_the_past_is_kept_within_its_neighbourhood() -> None:
     now = flat(2.0)
     now[3, 3] = 3.0
-    high, low = (clamp(flat(value), now, PACE) for value in (9.0, 0.1))
+    high, low = (clamp(flat(value), now, GAINS) for value in (9.0, 0.1))
     assert float(high[6, 6]) == pytest.approx(2.0 * (1 + 1.5 * NOISE))
     assert float(high[4, 4]) == pytest.approx(3.0 + 2.0 * 1.5 * NOISE)
     assert float(low[4, 4]) == pytest.approx(2.0 * (1 - 1.5 * NOISE))
@@ -93,8 +91,8 @@ def test_flow_contradicts_the_camera_beyond_a_pixel_and_a_half_and_some_of_the_w
         flow[0] += way * pixel
         where = flow[:2].clone()
         where[1] += apart * pixel
-        brighter = replace(seen(flow), gain=torch.tensor(0.8))
-        differs, worse = contradiction(brighter, HERE, where, past)
+        brighter = replace(observed(flow), exposure_gain=torch.tensor(0.8))
+        differs, worse = flow_disagreement(brighter, HERE, where, past)
         return float(differs.mean()), float(worse.mean())
 
     assert of(1.4, 0.0)[0] == 0
@@ -108,12 +106,12 @@ def test_labels_keep_their_past_as_far_as_depth_does() -> None:
     fresh = torch.stack([flat(1.0), flat(-1.0)])
     past = -fresh
     for weight_, belief in ((0.1, 0.75), (0.375, 0.375), (0.6, 0.0)):
-        found = labels(fresh, past, HERE[:2], flat(weight_), PACE)
+        found = smooth_logits(fresh, past, HERE[:2], flat(weight_), GAINS)
         assert found is not None
         assert float(found[0, 4, 4]) == pytest.approx(1 - 2 * belief, abs=1e-5)
     for other in (None, torch.zeros(3, 8, 8), torch.zeros(2, 4, 4)):
-        assert labels(fresh, other, HERE[:2], flat(0.1), PACE) is fresh
-    assert labels(None, past, HERE[:2], flat(0.1), PACE) is None
+        assert smooth_logits(fresh, other, HERE[:2], flat(0.1), GAINS) is fresh
+    assert smooth_logits(None, past, HERE[:2], flat(0.1), GAINS) is None
 
 
 # --- the whole filter
@@ -156,8 +154,8 @@ def test_flow_of_any_size_tells_the_pixel_where_a_place_was() -> None:
     empty = np.zeros(size, np.float32)
     luma, weight = np.zeros(size, np.uint8), np.ones((2, *size), np.float32)
     flow = Flow(displacement, empty, weight, luma, FRAME, 0)
-    found = _places_before(flow, Observation(one, one, one, one))
-    here = places(16, 40, torch.device("cpu"))
+    found = _flow_maps(flow, Observation(one, one, one, one))
+    here = pixel_grid(16, 40, torch.device("cpu"))
     x, y = (found[:2] - here[:2]) * torch.tensor([39 / 2, 15 / 2])[:, None, None]
     torch.testing.assert_close(x, torch.full((16, 40), 6.0))
     torch.testing.assert_close(y, torch.full((16, 40), 2.0))
@@ -260,10 +258,10 @@ def test_a_filter_that_is_restored_goes_on_as_the_other(known: bool) -> None:
         assert found.logits is not None
         return found.inverse_depth.numpy().tobytes() + found.logits.numpy().tobytes()
 
-    assert TemporalFilter().state() == {}
+    assert TemporalFilter().state_dict() == {}
     for k in range(3):
         step(one, k, noisy(slope(), rng))
-    other.restore(one.state(), torch.device("cpu"))
+    other.load_state_dict(one.state_dict(), torch.device("cpu"))
     for k in (3, 4):
         inverse = noisy(slope(), rng)
         assert step(one, k, inverse) == step(other, k, inverse)

@@ -13,14 +13,14 @@ import pytest
 
 pytest.importorskip("rclpy")
 
+from helpers.places import ROOT
 from helpers.ros_processes import (
     BEST_EFFORT,
     RELIABLE,
-    ROOT,
     Domain,
-    camera_picture,
     ros_domain,
 )
+from helpers.stock_camera import camera_picture
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import QoSProfile
 from rclpy.serialization import serialize_message
@@ -28,7 +28,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header, String
 
 from dpt_ros.engine.frame import CameraModel, Frame, Prediction
-from dpt_ros.engine.inference.network import load_networks
+from dpt_ros.engine.inference.loading import load_networks
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.camera.camera_topics import CameraTopics
 from dpt_ros.ros.camera.frame_builder import Arrival

@@ -4,46 +4,30 @@
 from __future__ import annotations
 
 import argparse
+import os
+import random
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from dpt_ros.apps.bench.arguments import CPU_METHOD as METHOD
-from dpt_ros.apps.bench.arguments import cpu_parser
+from dpt_ros.apps.bench.arguments import CPU_ARMS, CPU_METHOD, cpu_parser
 from dpt_ros.apps.bench.network.roofline import count_work
-from dpt_ros.apps.bench.network.rounds import quiet_rounds, ratio
-from dpt_ros.apps.bench.report import (
-    Summary,
-    environment,
-    environment_lines,
-    summarize,
-    table,
-    write_json,
-)
+from dpt_ros.apps.bench.report import CpuWatch, introduce, summarize, table, write_json
 from dpt_ros.engine.inference.fold import fold
 from dpt_ros.engine.inference.gpu_modules import fuse
 from dpt_ros.engine.inference.network import Network
 from dpt_ros.model import DPT, create_model
 
-REFERENCE = "torch eager fp32"
-_CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One way to run the network; milliseconds."""
-
-    arm: str
-    time: Summary
-    speedup: float
-    error: float
+REFERENCE = CPU_ARMS[0]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -51,62 +35,95 @@ def main(argv: Sequence[str]) -> int:
     args = cpu_parser().parse_args(argv)
     args.threads = args.threads or torch.get_num_threads()
     torch.set_num_threads(args.threads)
-    machine = environment()
-    print(METHOD, environment_lines(machine), sep="\n\n", end="\n\n", flush=True)
+    about = introduce(CPU_METHOD)
     rows, conditions = _measure(args)
     title = f"{args.network} {args.size}, {args.threads} threads"
     print(f"{title}: {conditions}\n")
-    print(_table(rows), end="\n\n")
-    counts = network_counts(args.network) | kernel_counts()
+    header = ("arm", "p50 (ms)", "max (ms)", "speed-up", "AbsRel to the first")
+    cells = []
+    for row in rows:
+        milliseconds = [f"{row['time'][name]:.1f}" for name in ("p50", "max")]
+        cells.append([row["arm"], *milliseconds, row["speedup"], f"{row['error']:.1e}"])
+    print(table(header, cells), end="\n\n")
+    counts = network_counts(args.network)
     print(table(("without a clock", "count"), list(counts.items())))
     if args.json:
-        content = {"method": METHOD, "environment": machine, "case": title}
-        content |= {"conditions": conditions, "counts": counts}
-        write_json(args.json, content | {"results": [asdict(row) for row in rows]})
+        content = {"case": title, "conditions": conditions, "counts": counts, "results": rows}
+        write_json(args.json, about | content)
     return 0
 
 
-def _measure(args: argparse.Namespace) -> tuple[list[Row], str]:
+def _measure(args: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
+    """A row per arm, in milliseconds, and under which conditions."""
     height, width = (int(side) for side in args.size.split("x"))
     images = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(1))
     calls: dict[str, Callable[[], Tensor]] = {}
     errors: dict[str, float] = {}
     expected: Tensor | None = None
     for name in args.arms:
-        module = _NEEDS.get(name)
-        if module and not find_spec(module):
-            print(f"{name}: not installed (pip install {module})")
+        needed = next((package for word, package in _NEEDED.items() if word in name), None)
+        if needed and not find_spec(needed):
+            print(f"{name}: not installed (pip install {needed})")
             continue
         start = time.perf_counter()
-        run = _ARMS[name](args, images)
-        calls[name] = run
+        calls[name] = run = _ARMS[name](args, images)
         run()
         depth = run().double()
         print(f"{name}: ready after {time.perf_counter() - start:.1f} s", flush=True)
         expected = depth if expected is None else expected
         scale = expected.abs().clamp(min=1e-3 * float(expected.abs().max()))
         errors[name] = float(((depth - expected).abs() / scale).mean())
-    timed = {name: _timed(call) for name, call in calls.items()}
-    times, thrown, load = quiet_rounds(timed, args.rounds, args.load, args.seconds)
+    times, discarded, load = quiet_rounds(calls, args.rounds, args.load, args.seconds)
     kept = len(next(iter(times.values())))
     rows = []
     for name, values in times.items():
-        known = kept and REFERENCE in times
-        speedup = ratio(times, REFERENCE, name) if known else float("nan")
-        rows.append(Row(name, summarize(values * 1e3), speedup, errors[name]))
+        speedup = ratio(times, REFERENCE, name) if kept and REFERENCE in times else float("nan")
+        summary = asdict(summarize(values * 1e3))
+        rows.append({"arm": name, "time": summary, "speedup": speedup, "error": errors[name]})
     return (
         rows,
-        f"{kept} rounds kept, {thrown} thrown out, load of others {load:.0%} in those kept",
+        f"{kept} rounds kept, {discarded} discarded, load of others {load:.0%} in those kept",
     )
 
 
-def _timed(call: Callable[[], Any]) -> Callable[[], float]:
-    def timed() -> float:
-        start = time.perf_counter()
-        call()
-        return time.perf_counter() - start
+def quiet_rounds(
+    arms: Mapping[str, Callable[[], object]], rounds: int, most_load: float, seconds: float
+) -> tuple[dict[str, np.ndarray], int, float]:
+    """Run every arm once per round, in random order, on a machine that others may use too.
 
-    return timed
+    Rounds in which others used a larger share of the machine than ``most_load`` are discarded;
+    after ``seconds`` fewer ``rounds`` must do.
+
+    Returns:
+        (rounds,) float64 seconds per arm of the quiet rounds, how many rounds were discarded, and
+        the mean load of others in those that count.
+    """
+    order = random.Random(0)
+    kept: list[dict[str, float]] = []
+    loads: list[float] = []
+    discarded = 0
+    end = time.monotonic() + seconds
+    with tqdm(total=rounds, desc="quiet rounds", leave=False, disable=None) as bar:
+        while len(kept) < rounds and time.monotonic() < end:
+            watch, times = CpuWatch({"own": os.getpid()}), {}
+            for name in order.sample(list(arms), len(arms)):
+                start = time.perf_counter()
+                arms[name]()
+                times[name] = time.perf_counter() - start
+            load = watch.percent()["other"] / 100
+            if load > most_load:
+                discarded += 1
+                continue
+            kept.append(times)
+            loads.append(load)
+            bar.update()
+    result = {name: np.array([times[name] for times in kept]) for name in arms}
+    return result, discarded, float(np.mean(loads)) if loads else float("nan")
+
+
+def ratio(times: Mapping[str, np.ndarray], slow: str, fast: str) -> float:
+    """How many times as fast: the median of the ratios inside the rounds."""
+    return float(np.median(times[slow] / times[fast]))
 
 
 def _model(args: argparse.Namespace, folded: bool = False) -> DPT:
@@ -115,7 +132,7 @@ def _model(args: argparse.Namespace, folded: bool = False) -> DPT:
     return model.requires_grad_(False)
 
 
-def _eager(args: argparse.Namespace, images: Tensor, dtype: torch.dtype) -> Callable[[], Tensor]:
+def _eager(dtype: torch.dtype, args: argparse.Namespace, images: Tensor) -> Callable[[], Tensor]:
     model = _model(args)
     if dtype != torch.float32:
         fold(model)
@@ -129,10 +146,15 @@ def _eager(args: argparse.Namespace, images: Tensor, dtype: torch.dtype) -> Call
 
 
 def _ours(
-    args: argparse.Namespace, images: Tensor, dtype: torch.dtype, backend: str = "torch"
+    dtype: torch.dtype, backend: str, args: argparse.Namespace, images: Tensor
 ) -> Callable[[], Tensor]:
-    network = Network(_model(args), _CPU, dtype, backend, args.threads)
-    return lambda: network(images)["depth"]
+    network = Network(_model(args), torch.device("cpu"), dtype, backend, args.threads)
+
+    def call() -> Tensor:
+        inverse_depth = network(images)["inverse_depth"]
+        return inverse_depth.reciprocal() if network.spec.invert else inverse_depth
+
+    return call
 
 
 def _onnxruntime(args: argparse.Namespace, images: Tensor) -> Callable[[], Tensor]:
@@ -149,22 +171,21 @@ def _onnxruntime(args: argparse.Namespace, images: Tensor) -> Callable[[], Tenso
     return lambda: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
 
 
-_ARMS: dict[str, Callable[[argparse.Namespace, Tensor], Callable[[], Tensor]]] = {
-    REFERENCE: lambda a, x: _eager(a, x, torch.float32),
-    "torch eager bf16, folded, channels_last": lambda a, x: _eager(a, x, torch.bfloat16),
-    "ONNX Runtime fp32": _onnxruntime,
-    "ours fp32": lambda a, x: _ours(a, x, torch.float32),
-    "ours bf16": lambda a, x: _ours(a, x, torch.bfloat16),
-    "ours, OpenVINO fp32": lambda a, x: _ours(a, x, torch.float32, "openvino"),
-    "ours, OpenVINO bf16": lambda a, x: _ours(a, x, torch.bfloat16, "openvino"),
-}
-_NEEDS = {"ONNX Runtime fp32": "onnxruntime"} | {
-    f"ours, OpenVINO {precision}": "openvino" for precision in ("fp32", "bf16")
-}
+_MAKERS: tuple[Callable[[argparse.Namespace, Tensor], Callable[[], Tensor]], ...] = (
+    partial(_eager, torch.float32),
+    partial(_eager, torch.bfloat16),
+    _onnxruntime,
+    partial(_ours, torch.float32, "torch"),
+    partial(_ours, torch.bfloat16, "torch"),
+    partial(_ours, torch.float32, "openvino"),
+    partial(_ours, torch.bfloat16, "openvino"),
+)
+_ARMS = dict(zip(CPU_ARMS, _MAKERS, strict=True))
+_NEEDED = {"ONNX Runtime": "onnxruntime", "OpenVINO": "openvino"}
 
 
 def network_counts(name: str, size: tuple[int, int] = (384, 384)) -> dict[str, int]:
-    """What one forward at ``size`` does, plain, folded and fused; views left out."""
+    """Operations of one forward at ``size``, plain, folded and fused; views left out."""
     counts: dict[str, int] = {}
     with torch.device("meta"):
         model = create_model(name, "random", fold=False)
@@ -176,29 +197,3 @@ def network_counts(name: str, size: tuple[int, int] = (384, 384)) -> dict[str, i
         counts[f"ATen operations, {step}"] = work.operations
         counts[f"GFLOP, {step}"] = round(work.flops / 1e9)
     return counts
-
-
-def kernel_counts() -> dict[str, int]:
-    """How many of our GPU kernels compile for each generation; needs triton, but no GPU."""
-    if not find_spec("triton"):
-        return {}
-    from dpt_ros.engine.inference import triton_kernels
-    from dpt_ros.engine.input import triton_preprocess
-
-    return {
-        f"kernels compiled for sm_{arch}": len(
-            triton_kernels.compile_all(arch) | triton_preprocess.compile_all(arch, ["rgb8"])
-        )
-        for arch in triton_kernels.ARCHS
-    }
-
-
-def _table(rows: list[Row]) -> str:
-    header = ("arm", "p50 (ms)", "max (ms)", "speed-up", "AbsRel to the first")
-    return table(
-        header,
-        [
-            (r.arm, f"{r.time.p50:.1f}", f"{r.time.max:.1f}", r.speedup, f"{r.error:.1e}")
-            for r in rows
-        ],
-    )

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -36,18 +37,22 @@ class Work:
     """What one forward does.
 
     Args:
-        operations: how many ATen operations run, views left out.
-        by_name: of those, how many of each name.
+        by_name: how many ATen operations of each name run, views left out.
         heavy: floating-point operations and bytes of each convolution, matrix product and
-            attention: everything that flop_counter knows. The rest can be fused into them.
+            attention: the operations of flop_counter. The rest can be fused into them.
     """
 
-    operations: int = 0
     by_name: Counter[str] = field(default_factory=Counter)
     heavy: list[tuple[int, int]] = field(default_factory=list)
 
     @property
+    def operations(self) -> int:
+        """How many ATen operations run, views left out."""
+        return sum(self.by_name.values())
+
+    @property
     def flops(self) -> int:
+        """Floating-point operations of ``heavy``."""
         return sum(flops for flops, _ in self.heavy)
 
     def floor(self, flops_per_second: float, bytes_per_second: float) -> float:
@@ -58,12 +63,10 @@ class Work:
 class _Counting(TorchDispatchMode):
     def __init__(self, work: Work, bytes_per_value: int) -> None:
         super().__init__()
-        self._work = work
-        self._bytes = bytes_per_value
-        self._inside = False
+        self._work, self._bytes, self._inside = work, bytes_per_value, False
 
     def as_one(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """``function``, counted as one operation whatever it is made of."""
+        """``function``, counted as one operation whatever it consists of."""
 
         def counted(*args: Any, **kwargs: Any) -> Any:
             self._count(name)
@@ -77,22 +80,21 @@ class _Counting(TorchDispatchMode):
 
     def _count(self, name: str) -> None:
         if not self._inside:
-            self._work.operations += 1
             self._work.by_name[name] += 1
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
         name = func.overloadpacket.__name__
         if not func.is_view and name not in _NOTHING:
             self._count(name)
         flops = flop_registry.get(func.overloadpacket)
         if flops is not None:
-            tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-            tensors += [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-            traffic = self._bytes * sum(tensor.numel() for tensor in tensors)
-            self._work.heavy.append((flops(*args, **(kwargs or {}), out_val=out), traffic))
+            leaves = tree_leaves((args, kwargs, out))
+            values = sum(leaf.numel() for leaf in leaves if isinstance(leaf, Tensor))
+            self._work.heavy.append((flops(*args, **kwargs, out_val=out), self._bytes * values))
         return out
 
 
@@ -135,13 +137,12 @@ def copy_bandwidth(device: torch.device, size: int = 1 << 30) -> float:
 
 
 def _best_seconds(work: Callable[[], Any], device: torch.device, repeats: int = 20) -> float:
+    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
     times = []
     for _ in range(repeats):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait()
         start = time.perf_counter()
         work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait()
         times.append(time.perf_counter() - start)
     return min(times[2:])

@@ -20,59 +20,35 @@ _KEPT_SCHEDULE = 0.98
 
 @dataclass(frozen=True)
 class Account:
-    """What became of the frames of one run, all cameras together; warm-up left out.
+    """What became of the frames of one run, all cameras together, warm-up left out."""
 
-    ``sent`` is ``returned`` + ``lost`` + ``dropped``.
-
-    Args:
-        sent: frames published.
-        returned: frames of which every output asked for arrived.
-        lost: frames of which nobody says anything: lost on the way there or back.
-        dropped: frames that the arm says it dropped, because a newer one came or they failed.
-        late: of those returned, how many took longer than a period.
-        out_of_order: of those returned, how many arrived after a newer one of their camera.
-        latency: stamp -> last output received, milliseconds.
-        jitter: absolute second difference of arrival times (as ros2_benchmark), milliseconds.
-    """
-
-    sent: int
-    returned: int
-    lost: int
-    dropped: int
-    late: int
-    out_of_order: int
-    latency: Summary
-    jitter: Summary
+    sent: int  # published: returned + lost + dropped
+    returned: int  # every requested output arrived
+    lost: int  # not reported: lost on the way there or back
+    dropped: int  # the arm reports them as replaced by a newer one, or failed
+    late: int  # of those returned: took longer than a period
+    out_of_order: int  # of those returned: arrived after a newer one of their camera
+    latency: Summary  # stamp -> last output received, milliseconds
+    jitter: Summary  # absolute second difference of arrival times (as ros2_benchmark), ms
 
 
 @dataclass(frozen=True)
 class Trace:
-    """One camera's frames in one run.
+    """One camera's frames in one run."""
 
-    Args:
-        sent: (N,) int64, stamps as published, ascending, those of the warm-up first.
-        warm_up: how many of them were warm-up.
-        outputs: per output topic, (M, 2) int64: stamp and time of arrival, in order of arrival.
-    """
-
-    sent: np.ndarray
-    warm_up: int
-    outputs: Mapping[str, np.ndarray]
+    sent: np.ndarray  # (N,) int64, stamps as published, ascending, those of the warm-up first
+    warm_up: int  # how many of them were warm-up
+    outputs: Mapping[str, np.ndarray]  # per topic (M, 2) int64: stamp, arrival; as they arrived
 
     def arrivals(self) -> np.ndarray:
-        """(K, 2) int64: stamp and arrival of the last output of each frame that is complete.
-
-        Frames come in the order of arrival. What was not sent in this run is left out, and so is
-        what arrived a second time.
-        """
-        known = set(self.sent.tolist())
-        complete: dict[int, int] = dict.fromkeys(known, 0)
+        """(K, 2) int64: stamp and arrival of the last output of each complete frame, in the order
+        of arrival; without stamps of other runs and without repetitions."""
+        complete: dict[int, int] = dict.fromkeys(self.sent.tolist(), 0)
         for arrived in self.outputs.values():
-            first: dict[int, int] = {}
-            for stamp, time in arrived.tolist():
-                if stamp in complete:
-                    first.setdefault(stamp, time)
-            complete = {stamp: max(complete[stamp], time) for stamp, time in first.items()}
+            first = dict(arrived[::-1].tolist())
+            complete = {
+                s: max(complete[s], t) for s, t in reversed(first.items()) if s in complete
+            }
         rows = sorted(complete.items(), key=lambda row: row[1])
         return np.array(rows, np.int64).reshape(-1, 2)
 
@@ -84,26 +60,17 @@ class Trace:
 
 def latencies(traces: Sequence[Trace]) -> np.ndarray:
     """Milliseconds from stamp to arrival of every frame returned after the warm-up."""
-    rows = np.concatenate([trace.measured() for trace in traces])
-    return (rows[:, 1] - rows[:, 0]) * 1e-6
+    return np.concatenate([np.diff(trace.measured())[:, 0] for trace in traces]) * 1e-6
 
 
 def jitter(arrived: np.ndarray) -> np.ndarray:
-    """The absolute second difference of arrival times.
-
-    Args:
-        arrived: (K,) int64, nanoseconds, in order.
-
-    Returns:
-        (max(K - 2, 0),) float64, milliseconds.
-    """
+    """The absolute second difference, ms, of arrival times in order, (K,) int64 nanoseconds."""
     return np.abs(np.diff(arrived, n=2)) * 1e-6
 
 
 def out_of_order(stamps: np.ndarray) -> int:
     """How many of ``stamps``, in order of arrival, came after a newer one."""
-    newest = np.maximum.accumulate(stamps)
-    return int((stamps < newest).sum())
+    return int((stamps < np.maximum.accumulate(stamps)).sum())
 
 
 def missing(traces: Sequence[Trace]) -> int:
@@ -112,53 +79,43 @@ def missing(traces: Sequence[Trace]) -> int:
 
 
 def account(traces: Sequence[Trace], period: float, dropped: int) -> Account:
-    """Settle a run.
+    """The `Account` of a run.
 
-    An arm counts its drops over the whole run, warm-up included, and does not say which frames
-    they were. So missing frames beyond that count are held to be lost in the measured part: no
-    loss hides in the warm-up.
+    An arm counts its drops over the whole run, warm-up included, and does not report which frames
+    they were. So missing frames beyond that count are taken as lost in the measured part: no loss
+    is hidden in the warm-up.
 
     Args:
         traces: one per camera.
         period: seconds between the frames of a camera.
-        dropped: frames that the arm says it dropped, warm-up included.
+        dropped: frames that the arm reports as dropped, warm-up included.
     """
     measured = [trace.measured() for trace in traces]
     sent = sum(len(trace.sent) - trace.warm_up for trace in traces)
     returned = sum(map(len, measured))
     lost = min(sent - returned, max(missing(traces) - dropped, 0))
-    spent = latencies(traces)
-    return Account(
-        sent=sent,
-        returned=returned,
-        lost=lost,
-        dropped=sent - returned - lost,
-        late=int((spent > period * 1e3).sum()),
-        out_of_order=sum(out_of_order(rows[:, 0]) for rows in measured),
-        latency=summarize(spent),
-        jitter=summarize(np.concatenate([jitter(rows[:, 1]) for rows in measured])),
-    )
+    late = int((latencies(traces) > period * 1e3).sum())
+    disordered = sum(out_of_order(rows[:, 0]) for rows in measured)
+    return _account((sent, returned, lost, sent - returned - lost, late, disordered), traces)
 
 
 def together(accounts: Sequence[Account], traces: Sequence[Trace]) -> Account:
-    """Several runs of one arm as one: counts added, percentiles of all frames.
+    """Several runs of one arm, and all their traces, as one: counts added, percentiles of all."""
+    names = ("sent", "returned", "lost", "dropped", "late", "out_of_order")
+    return _account([sum(getattr(a, name) for a in accounts) for name in names], traces)
 
-    Args:
-        accounts: of the runs.
-        traces: of all of them.
-    """
-    counts = ("sent", "returned", "lost", "dropped", "late", "out_of_order")
-    added = {name: sum(getattr(one, name) for one in accounts) for name in counts}
-    # Differences are taken inside a run: between two runs lies a pause.
+
+def _account(counts: Sequence[int], traces: Sequence[Trace]) -> Account:
+    # Differences are taken inside a camera's run: between two runs is a pause.
     steps = np.concatenate([jitter(trace.measured()[:, 1]) for trace in traces])
-    return Account(**added, latency=summarize(latencies(traces)), jitter=summarize(steps))
+    sent, returned, lost, dropped, late, disordered = counts
+    summaries = summarize(latencies(traces)), summarize(steps)
+    return Account(sent, returned, lost, dropped, late, disordered, *summaries)
 
 
 def achieved_rate(sent: np.ndarray) -> float:
     """Frames per second of the stamps of one camera; NaN for less than two."""
-    if len(sent) < 2:
-        return float("nan")
-    return float((len(sent) - 1) / ((sent[-1] - sent[0]) * 1e-9))
+    return float(1e9 / np.diff(sent).mean()) if len(sent) > 1 else float("nan")
 
 
 def sustains(trial: Account, achieved: float, rate: float) -> bool:
@@ -179,34 +136,20 @@ def peak_rate(holds: Callable[[float], bool], start: float, limit: float = PEAK_
         The highest rate that held; 0 when not even 1/64 of ``start`` did.
     """
     low, high = 0.0, start
-    if holds(start):
-        low = start
-        while low < limit and holds(high := min(2 * low, limit)):
-            low = high
-        if low >= limit:
-            return low
-    else:
-        while low == 0.0:
-            if high <= start / 64:
-                return 0.0
-            if holds(high / 2):
-                low = high / 2
-            else:
-                high /= 2
-    while high > 1.05 * low:
-        middle = (low * high) ** 0.5
-        if holds(middle):
-            low = middle
+    while low < limit and holds(high):
+        low, high = high, min(2 * high, limit)
+    while low == 0.0 and high > start / 64:
+        if holds(high / 2):
+            low = high / 2
         else:
-            high = middle
+            high /= 2
+    while low and high > 1.05 * low:
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if holds(middle) else (low, middle)
     return low
 
 
 def choose_rate(answer: float, rates: Sequence[float]) -> float:
-    """The highest of ``rates`` whose period leaves a third more than the time of an answer.
-
-    Args:
-        answer: seconds from stamp to depth, at the 90th percentile.
-        rates: to choose from, frames per second, falling; the last is taken if none fits.
-    """
+    """The highest of ``rates`` (falling) whose period is a third longer than ``answer``, seconds
+    from stamp to depth; the last one if none is."""
     return next((rate for rate in rates if 1.33 * answer <= 1.0 / rate), rates[-1])

@@ -5,16 +5,15 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
-from dpt_ros.apps.bench.arguments import NODE_METHOD as METHOD
-from dpt_ros.apps.bench.arguments import node_parser
+from dpt_ros.apps.bench.arguments import NODE_METHOD, node_parser
 from dpt_ros.apps.bench.node.arrivals import (
     PEAK_LIMIT,
     Account,
@@ -23,9 +22,9 @@ from dpt_ros.apps.bench.node.arrivals import (
     sustains,
     together,
 )
-from dpt_ros.apps.bench.node.processes import BenchError
-from dpt_ros.apps.bench.node.session import ARMS, Case, Run, Session, profile_words
-from dpt_ros.apps.bench.report import environment, environment_lines, table, write_json
+from dpt_ros.apps.bench.node.processes import BenchError, Case
+from dpt_ros.apps.bench.node.session import ARMS, Run, Session, profile_text
+from dpt_ros.apps.bench.report import introduce, table, write_json
 
 _RATES = (30.0, 20.0, 15.0, 10.0, 5.0, 2.0, 1.0, 0.5)
 _PEAK_SECONDS = 4.0
@@ -38,63 +37,22 @@ _HEADER = (
 )
 
 
-@dataclass(frozen=True)
-class Result:
-    """All runs of a case.
-
-    Args:
-        case: what went through.
-        rate: frames per second of each camera.
-        rate_words: how the rate was chosen.
-        start_seconds: from the start of the node's process to its first depth.
-        runs: in the order in which they were made.
-        peaks: highest rate with less than 5 % missing, by arm; empty if not asked for.
-    """
-
-    case: Case
-    rate: float
-    rate_words: str
-    start_seconds: float
-    runs: tuple[Run, ...]
-    peaks: dict[str, float]
-
-    def of(self, arm: str) -> list[Run]:
-        """The runs of one arm."""
-        return [run for run in self.runs if run.arm == arm]
-
-    def total(self, arm: str) -> Account:
-        """All runs of an arm as one."""
-        runs = self.of(arm)
-        return together([run.account for run in runs], [t for run in runs for t in run.traces])
-
-    def added(self, percentile: str) -> list[float]:
-        """Node minus echo per pair of runs, milliseconds."""
-        pairs = zip(self.of("node"), self.of("echo"), strict=True)
-        return [
-            getattr(node.account.latency, percentile) - getattr(echo.account.latency, percentile)
-            for node, echo in pairs
-        ]
-
-
 def main(argv: Sequence[str]) -> int:
-    """Measure every case asked for; print tables and, if asked, write JSON."""
+    """Measure the requested cases; print tables and, if requested, write JSON."""
     args = node_parser().parse_args(argv)
     cases = [
-        Case(cameras, size[0], size[1], transport, outputs, profile)
-        for profile, outputs, transport, size, cameras in itertools.product(
+        Case(cameras, width, height, transport, outputs, profile)
+        for profile, outputs, transport, (width, height), cameras in itertools.product(
             args.profile, args.outputs, args.transport, args.size, args.cameras
         )
     ]
-    machine = environment()
-    print(METHOD, environment_lines(machine), sep="\n\n")
-    for profile in args.profile:
-        print(f"profile   {profile_words(profile)}")
-    print(flush=True)
-    results = []
+    about = introduce(NODE_METHOD)
+    profiles = [profile_text(profile) for profile in args.profile]
+    print(*(f"profile   {text}" for text in profiles), "", sep="\n", flush=True)
+    results: list[dict[str, Any]] = []
     try:
         for case in cases:
-            results.append(measure(case, args))
-            print(report(results[-1], args), end="\n\n", flush=True)
+            results.append(_measure(case, args))
     except BenchError as error:
         print(f"dpt_bench node: {error}", file=sys.stderr)
         return 1
@@ -103,10 +61,8 @@ def main(argv: Sequence[str]) -> int:
         return 130
     finally:
         if args.json and results:
-            profiles = [profile_words(profile) for profile in args.profile]
-            content = {"method": METHOD, "profiles": profiles, "parameters": _parameters(args)}
-            found = [_as_json(result) for result in results]
-            write_json(args.json, {"environment": machine, **content, "results": found})
+            given = {"profiles": profiles, "parameters": _parameters(args), "results": results}
+            write_json(args.json, about | given)
     return 0
 
 
@@ -127,114 +83,102 @@ def _parameters(args: argparse.Namespace, labels: bool = True) -> dict[str, str]
     }
 
 
-def measure(case: Case, args: argparse.Namespace) -> Result:
-    """Start a case's processes, find its rate, and make its runs.
+def _measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
+    """Start a case's processes, find its rate, make its runs, print them; all numbers for JSON.
 
     Raises:
         BenchError: the node does not start, or a process ends.
     """
     gpu = int(args.device.partition(":")[2] or 0)
-    with Session(case, _parameters(args, case.labels), args.load, gpu) as session:
-        bar = tqdm(total=2 * args.runs, desc=case.words(), unit="run", leave=False, disable=None)
-        with bar:
-            session.wait_for_depth()
-            rate, words = args.rate, "as asked for"
-            if rate is None:
-                answer = session.answer_seconds("node")
-                rate = choose_rate(answer, _RATES)
-                words = (
-                    f"chosen, because the node answers in {answer * 1e3:.0f} ms (p90) at 10 Hz;"
-                    " set another with --rate"
-                )
-            runs = []
-            for _, arm in itertools.product(range(args.runs), ARMS):
-                runs.append(session.run(arm, rate, args.seconds, args.warm_up))
-                bar.update()
-            peaks = {arm: _peak(session, arm, rate) for arm in ARMS} if args.peak else {}
-        return Result(case, rate, words, session.start_seconds, tuple(runs), peaks)
+    with (
+        Session(case, _parameters(args, case.labels), args.load, gpu) as session,
+        tqdm(total=2 * args.runs, desc=case.title(), leave=False, disable=None) as bar,
+    ):
+        session.wait_for_depth()
+        rate, rate_words = args.rate, "as requested"
+        if rate is None:
+            answer = session.answer_seconds("node")
+            rate = choose_rate(answer, _RATES)
+            rate_words = (
+                f"chosen, because the node needs {answer * 1e3:.0f} ms (p90) for a frame at 10 Hz;"
+                " set another with --rate"
+            )
+        runs: dict[str, list[Run]] = {arm: [] for arm in ARMS}
+        for _, arm in itertools.product(range(args.runs), ARMS):
+            runs[arm].append(session.run(arm, rate, args.seconds, args.warm_up))
+            bar.update()
+        peaks = {arm: _peak(session, arm, rate) for arm in ARMS} if args.peak else {}
+    total = {
+        arm: together([run.account for run in own], [trace for run in own for trace in run.traces])
+        for arm, own in runs.items()
+    }
+    added = {
+        name: [
+            getattr(node.account.latency, name) - getattr(echo.account.latency, name)
+            for node, echo in zip(runs["node"], runs["echo"], strict=True)
+        ]
+        for name in ("p50", "p90", "p99")
+    }
+    in_order = [run for pair in zip(*runs.values(), strict=True) for run in pair]
+    rows = [_row(str(k // 2 + 1), run.arm, run.account, run) for k, run in enumerate(in_order)]
+    rows += [_row("all", arm, total[arm]) for arm in ARMS]
+    spread = "; ".join(
+        f"{name} {np.median(added[name]):.2f} ms ({min(added[name]):.2f} to"
+        f" {max(added[name]):.2f})"
+        for name in ("p50", "p99")
+    )
+    warm_up = in_order[0].warm_up
+    print(
+        f"{case.title()}; {rate:g} Hz, {rate_words}.\n"
+        f"Runs per arm: {args.runs}, of {args.seconds:g} s each, after a warm-up of"
+        f" {warm_up / rate:.2g} s ({warm_up} frames a camera) that does not count. First"
+        f" depth {session.start_seconds:.1f} s after the node's process was started.\n\n"
+        f"{table(_HEADER, rows)}\n\n"
+        f"node - echo, median of the pairs of runs (lowest to highest): {spread}"
+    )
+    lag = max(run.lag.p99 for run in in_order)
+    if lag > 100 / rate:
+        print(
+            f"The camera itself was up to {lag:.1f} ms behind its schedule (p99): this machine is"
+            " too busy to send at this rate, so read the times with care."
+        )
+    if peaks:
+        found = (
+            f"{arm} {'at least ' if peak >= PEAK_LIMIT else ''}{peak:.4g} Hz"
+            for arm, peak in peaks.items()
+        )
+        print(
+            f"Highest rate with less than 5 % missing, runs of {_PEAK_SECONDS:g} s or more, found"
+            f" within 5 %: {', '.join(found)} per camera."
+        )
+    print(flush=True)
+    return {
+        "case": asdict(case),
+        "rate": rate,
+        "rate_words": rate_words,
+        "start_seconds": session.start_seconds,
+        "runs": [run.as_json() for run in in_order],
+        "total": {arm: asdict(one) for arm, one in total.items()},
+        "node_minus_echo_ms": added,
+        "peak_rate": peaks,
+    }
 
 
 def _peak(session: Session, arm: str, start: float) -> float:
     def holds(rate: float) -> bool:
-        seconds = max(_PEAK_SECONDS, _PEAK_FRAMES / rate)
-        trial = session.run(arm, rate, seconds, _WARM_UP)
+        trial = session.run(arm, rate, max(_PEAK_SECONDS, _PEAK_FRAMES / rate), _WARM_UP)
         return sustains(trial.account, trial.achieved, rate)
 
     return peak_rate(holds, start)
 
 
-def report(result: Result, args: argparse.Namespace) -> str:
-    """The tables and remarks on one case."""
-    rows = [
-        _row(str(number // len(ARMS) + 1), run.arm, run.account, run)
-        for number, run in enumerate(result.runs)
-    ]
-    rows += [_row("all", arm, result.total(arm)) for arm in ARMS]
-    warm_up = result.runs[0].warm_up
-    lag = max(run.lag.p99 for run in result.runs)
-    lines = [
-        f"{result.case.words()}; {result.rate:g} Hz, {result.rate_words}.",
-        f"Runs per arm: {args.runs}, of {args.seconds:g} s each, after a warm-up of"
-        f" {warm_up / result.rate:.2g} s ({warm_up} frames a camera) that does not count. First"
-        f" depth {result.start_seconds:.1f} s after the node's process was started.",
-        "",
-        table(_HEADER, rows),
-        "",
-        "node - echo, median of the pairs of runs (lowest to highest): "
-        + "; ".join(f"{name} {_spread(result.added(name))}" for name in ("p50", "p99")),
-    ]
-    if lag > 100 / result.rate:
-        lines.append(
-            f"The camera itself was up to {lag:.1f} ms behind its schedule (p99): this machine is"
-            " too busy to send at this rate, so read the times with care."
-        )
-    if result.peaks:
-        peaks = ", ".join(f"{arm} {_peak_words(rate)}" for arm, rate in result.peaks.items())
-        lines.append(
-            f"Highest rate with less than 5 % missing, runs of {_PEAK_SECONDS:g} s or more, found"
-            f" within 5 %: {peaks} per camera."
-        )
-    return "\n".join(lines)
-
-
-def _peak_words(rate: float) -> str:
-    return f"at least {rate:.4g} Hz" if rate >= PEAK_LIMIT else f"{rate:.4g} Hz"
-
-
 def _row(number: str, arm: str, account: Account, run: Run | None = None) -> list[Any]:
     spent = account.latency
-    counts = [account.sent, account.returned, account.lost, account.dropped]
-    order = [account.late, account.out_of_order]
-    row = [number, arm, *counts, *order, spent.p50, spent.p90, spent.p99, spent.max]
+    row = [number, arm, account.sent, account.returned, account.lost, account.dropped]
+    row += [account.late, account.out_of_order, spent.p50, spent.p90, spent.p99, spent.max]
     row.append(account.jitter.mean)
-    if run is None:
-        return row + [None] * (len(_HEADER) - len(row))
-    cpu = [run.cpu[name] for name in ("camera", f"arm ({arm})", "monitor", "other")]
-    return row + [round(value) if value == value else None for value in cpu] + [_gpu(run)]
-
-
-def _gpu(run: Run) -> int | None:
-    used = run.gpu.get("utilization (%)")
-    return None if used is None else round(used)
-
-
-def _spread(values: Sequence[float]) -> str:
-    middle = statistics.median(values)
-    return f"{middle:.2f} ms ({min(values):.2f} to {max(values):.2f})"
-
-
-def _as_json(result: Result) -> dict[str, Any]:
-    runs = []
-    for run in result.runs:
-        content = {name: value for name, value in vars(run).items() if name != "traces"}
-        runs.append({**content, "account": asdict(run.account), "lag": asdict(run.lag)})
-    return {
-        "case": asdict(result.case),
-        "rate": result.rate,
-        "rate_words": result.rate_words,
-        "start_seconds": result.start_seconds,
-        "runs": runs,
-        "total": {arm: asdict(result.total(arm)) for arm in ARMS},
-        "node_minus_echo_ms": {name: result.added(name) for name in ("p50", "p90", "p99")},
-        "peak_rate": result.peaks,
-    }
+    percent: list[float | None] = [None] * 5
+    if run is not None:
+        names = ("camera", f"arm ({arm})", "monitor", "other")
+        percent = [*(run.cpu[name] for name in names), run.gpu.get("utilization (%)")]
+    return row + [None if p is None or p != p else round(p) for p in percent]

@@ -10,8 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from types import TracebackType
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -24,8 +23,8 @@ from dpt_ros.apps.bench.node.arrivals import (
     latencies,
     missing,
 )
-from dpt_ros.apps.bench.node.processes import BenchError, CpuWatch, Program, Worker, camera_names
-from dpt_ros.apps.bench.report import GpuWatch, Summary, summarize
+from dpt_ros.apps.bench.node.processes import BenchError, Case, Program, Worker
+from dpt_ros.apps.bench.report import CpuWatch, GpuWatch, Summary, summarize
 from dpt_ros.ros.share import transport_environment
 
 ARMS = ("echo", "node")
@@ -41,137 +40,82 @@ _numbers = itertools.count()
 
 
 @dataclass(frozen=True)
-class Case:
-    """What goes through the node.
-
-    Args:
-        cameras: how many, triggered together.
-        width, height: of their images.
-        transport: "raw" (rgb8) or "jpeg".
-        outputs: "depth" or "depth+labels".
-        profile: of Fast DDS, "shipped" or "default".
-    """
-
-    cameras: int = 1
-    width: int = 640
-    height: int = 480
-    transport: str = "raw"
-    outputs: str = "depth"
-    profile: str = "shipped"
-
-    @property
-    def labels(self) -> bool:
-        """Whether labels are asked for."""
-        return self.outputs == "depth+labels"
-
-    def words(self) -> str:
-        """For the head of a table."""
-        cameras = "1 camera" if self.cameras == 1 else f"{self.cameras} cameras"
-        return (
-            f"{cameras}, {self.width}x{self.height} {self.transport}, {self.outputs},"
-            f" {self.profile} Fast DDS profile"
-        )
-
-
-@dataclass(frozen=True)
 class Run:
-    """A run of one arm.
+    """A run of one arm."""
 
-    Args:
-        arm: "echo" or "node".
-        rate: asked of each camera, frames per second.
-        achieved: what the slowest camera really sent, frames per second.
-        warm_up: frames of each camera that were sent before the measured ones.
-        account: what became of the measured frames.
-        lag: of the cameras behind their schedule, milliseconds.
-        cpu: percent of one core per process; "other": everything else, percent of the machine.
-        gpu: means over the run; empty without a GPU.
-        diagnostics: the arm's own words after the run.
-        traces: per camera.
-    """
+    arm: str  # "echo" or "node"
+    rate: float  # requested of each camera, frames per second
+    achieved: float  # what the slowest camera really sent
+    warm_up: int  # frames of each camera that were sent before the measured ones
+    account: Account  # what became of the measured frames
+    lag: Summary  # of the cameras behind their schedule, milliseconds
+    cpu: dict[str, float]  # of ``CpuWatch``
+    gpu: dict[str, float]  # of ``GpuWatch``
+    diagnostics: dict[str, Any]  # of the arm, after the run
+    traces: list[Trace]  # per camera
 
-    arm: str
-    rate: float
-    achieved: float
-    warm_up: int
-    account: Account
-    lag: Summary
-    cpu: dict[str, float]
-    gpu: dict[str, float]
-    diagnostics: dict[str, Any]
-    traces: tuple[Trace, ...]
+    def as_json(self) -> dict[str, Any]:
+        """All of it but the traces."""
+        found = {**vars(self), "account": asdict(self.account), "lag": asdict(self.lag)}
+        del found["traces"]
+        return found
 
 
 class Session:
-    """Camera, node, echo and monitor of one case; start and end with ``with``.
+    """Camera, node, echo and monitor of one case; a context manager that ends them.
 
     Args:
-        case: what goes through the node.
-        parameters: of the node, by name.
+        case, parameters: what goes through the node, and its parameters by name.
         load: busy processes beside it.
         gpu: index of the GPU to watch.
 
     Attributes:
-        start_seconds: from the start of the node's process to its first depth, while the camera
-            runs at 10 Hz; known after ``wait_for_depth``.
+        start_seconds: from the start of the node's process to its first depth at 10 Hz; known
+            after ``wait_for_depth``.
     """
 
     def __init__(
         self, case: Case, parameters: Mapping[str, str], load: int = 0, gpu: int = 0
     ) -> None:
-        self._case = case
-        self._gpu = gpu
+        self._case, self._gpu = case, gpu
         self.start_seconds = math.nan
-        root = f"/dpt_bench_{os.getpid()}_{next(_numbers)}"
-        self._node_names = {arm: f"{root[1:]}_{arm}" for arm in ARMS}
-        self._namespaces = {arm: f"{root}/{arm}" for arm in ARMS}
-        self._names = camera_names(case.cameras)
+        root = f"dpt_bench_{os.getpid()}_{next(_numbers)}"
+        self._node_names = {arm: f"{root}_{arm}" for arm in ARMS}
+        self._namespaces = {arm: f"/{root}/{arm}" for arm in ARMS}
         self._programs: dict[str, Program] = {}
         self._load: list[subprocess.Popen[bytes]] = []
-        started = False
         try:
             self._start(parameters, load)
-            started = True
-        finally:
-            if not started:
-                self.close()
+        except BaseException:
+            self.close()
+            raise
 
     def _start(self, parameters: Mapping[str, str], load: int) -> None:
         case, env = self._case, case_environment(self._case.profile)
-        shared = ["--cameras", str(case.cameras), "--width", str(case.width)]
-        shared += ["--height", str(case.height), "--transport", case.transport]
-        shared += ["--labels"] if case.labels else []
-        both = ["--namespace", *self._namespaces.values()]
-        self._camera = Worker("camera", *both, *shared, env=env)
+        both, echo = list(self._namespaces.values()), self._namespaces["echo"]
+        self._camera = Worker("camera", case, both, env, "bench_camera")
         self._programs["camera"] = self._camera
-        self._monitor = Worker("monitor", *both, *shared, env=env)
+        self._monitor = Worker("monitor", case, both, env, "bench_monitor")
         self._programs["monitor"] = self._monitor
-        echo = ["--namespace", self._namespaces["echo"], "--name", self._node_names["echo"]]
-        echo += shared
-        self._programs["echo"] = Program("dpt_ros.apps.bench.node.echo", *echo, env=env)
-        # Pictures are made first, so that they take no time from the start of the node.
-        self._camera.ask("matched", timeout=_START, namespace=self._namespaces["echo"])
-        self._monitor.ask("clear", timeout=_START)
+        self._programs["echo"] = Worker("echo", case, [echo], env, self._node_names["echo"])
+        # Images are made first, so that they take no time from the start of the node.
+        self._camera.call("run", timeout=_START, namespace=echo, rate=1.0, frames=0)
+        self._monitor.call("clear", timeout=_START)
         given = {"image_transport": {"raw": "raw", "jpeg": "compressed"}[case.transport]}
         if case.cameras > 1:
-            given["cameras"] = f"[{', '.join(self._names)}]"
+            given["cameras"] = f"[{', '.join(case.names)}]"
         words = ["--ros-args", "-r", f"__node:={self._node_names['node']}"]
         words += ["-r", f"__ns:={self._namespaces['node']}"]
         for name, value in {**given, **parameters}.items():
             words += ["-p", f"{name}:={value}"]
-        self._programs["node"] = Program("dpt_ros.ros.dpt_node", *words, env=env)
+        self._programs["node"] = Program("dpt_node", "dpt_ros.ros.dpt_node", *words, env=env)
         busy = (sys.executable, "-c", "while True: pass")
         self._load = [subprocess.Popen(busy) for _ in range(load)]
 
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -184,42 +128,29 @@ class Session:
         for program in self._programs.values():
             program.close()
 
-    def node_log(self) -> str:
-        """The end of what the node printed."""
-        return self._programs["node"].log()
-
     def wait_for_depth(self) -> None:
         """Send images at 10 Hz until both arms answer for every camera.
 
         Raises:
-            BenchError: the node ended, says that it cannot configure, or gives nothing in time.
+            BenchError: the node ended, cannot configure, or publishes no depth in time.
         """
         for arm in ARMS:
             deadline = time.monotonic() + _START
-            while not self._all_answer(arm):
-                self._camera.ask(
-                    "run", namespace=self._namespaces[arm], rate=_PROBE_RATE, frames=5
-                )
+            while not all(map(len, arrived := self._outputs(arm))):
+                namespace = self._namespaces[arm]
+                self._camera.call("run", namespace=namespace, rate=_PROBE_RATE, frames=5)
                 self._programs[arm].check()
-                if arm == "node":
-                    self._check_state()
+                status = self._status(arm)["status"].get("networks")
+                if status and status["level"] == _ERROR:
+                    raise BenchError(f"The node cannot start. {status['message']}")
                 if time.monotonic() > deadline:
                     log = self._programs[arm].log()
                     raise BenchError(f"The {arm} published no depth within {_START:.0f} s:\n{log}")
+        first = min(rows[0, 1] for rows in arrived)  # of the node, the last arm
+        self.start_seconds = float(first - self._programs["node"].started) * 1e-9
 
-    def _all_answer(self, arm: str) -> bool:
-        arrived = self._arrivals(arm)
-        if not all(len(rows) for outputs in arrived.values() for rows in outputs.values()):
-            return False
-        if arm == "node":
-            first = min(rows[0, 1] for outputs in arrived.values() for rows in outputs.values())
-            self.start_seconds = float(first - self._programs["node"].started) * 1e-9
-        return True
-
-    def _check_state(self) -> None:
-        status = self._ask_status("node")["status"].get("networks")
-        if status and status["level"] == _ERROR:
-            raise BenchError(f"The node cannot start. {status['message']}")
+    def _outputs(self, arm: str) -> list[np.ndarray]:
+        return [rows for outputs in self._arrivals(arm).values() for rows in outputs.values()]
 
     def answer_seconds(self, arm: str, seconds: float = 2.0) -> float:
         """Time from stamp to depth at 10 Hz, 90th percentile, seconds."""
@@ -229,98 +160,79 @@ class Session:
         return run.account.latency.p90 * 1e-3
 
     def run(self, arm: str, rate: float, seconds: float, warm_up: float) -> Run:
-        """Send frames to one arm and settle what became of them.
+        """Send frames to one arm at ``rate``, Hz of each camera, and find out what became of them.
 
-        Args:
-            arm: "echo" or "node".
-            rate: frames per second of each camera.
-            seconds: that count.
-            warm_up: seconds before them that do not; at least three frames.
+        ``seconds`` count, the ``warm_up`` seconds (at least three frames) before them do not.
         """
         first = max(math.ceil(warm_up * rate), 3)
         frames = max(math.ceil(seconds * rate), 3)
         before = self._fresh_status(arm)
-        self._monitor.ask("clear")
+        self._monitor.call("clear")
         namespace = self._namespaces[arm]
         self._camera.send("run", namespace=namespace, rate=rate, frames=first + frames)
         time.sleep(first / rate)
-        watched = ("camera", arm, "monitor")
+        watched = {"camera": "camera", f"arm ({arm})": arm, "monitor": "monitor"}
         with GpuWatch(self._gpu) as gpu:
-            watch = CpuWatch({name: self._programs[name].process.pid for name in watched})
+            watch = CpuWatch({k: self._programs[v].process.pid for k, v in watched.items()})
             time.sleep(frames / rate)
             cpu = watch.percent()
-        cpu[f"arm ({arm})"] = cpu.pop(arm)
-        done = self._camera.answer(timeout=60 + 10 * (first + frames) / rate)
+        done = self._camera.result(timeout=60 + 10 * (first + frames) / rate)
         traces, dropped, after = self._settle(arm, done["sent"], first, before)
+        achieved = min(achieved_rate(trace.sent[first:]) for trace in traces)
+        settled, lag = account(traces, 1.0 / rate, dropped), np.array(done["lag"][first:]) * 1e-6
         return Run(
-            arm=arm,
-            rate=rate,
-            achieved=min(achieved_rate(trace.sent[first:]) for trace in traces),
-            warm_up=first,
-            account=account(traces, 1.0 / rate, dropped),
-            lag=summarize(np.array(done["lag"][first:]) * 1e-6),
-            cpu=cpu,
-            gpu=gpu.means,
-            diagnostics=after,
-            traces=tuple(traces),
+            arm, rate, achieved, first, settled, summarize(lag), cpu, gpu.means, after, traces
         )
 
     def _settle(
         self, arm: str, sent: Sequence[Sequence[int]], warm_up: int, before: dict[str, Any]
     ) -> tuple[list[Trace], int, dict[str, Any]]:
-        """Wait until every frame is accounted for, or nothing new is heard for a while."""
-        stamps = [np.array(one, np.int64) for one in sent]
-        news, quiet_since = -1, time.monotonic()
+        """Wait until every frame is accounted for, or nothing new has arrived for a while."""
+        stamps = dict(zip(self._case.names, (np.array(s, np.int64) for s in sent), strict=True))
+        last_left, quiet_since = -1, time.monotonic()
         while True:
             after = self._fresh_status(arm)
             arrived = self._arrivals(arm)
-            traces = [
-                Trace(one, warm_up, arrived[name])
-                for one, name in zip(stamps, self._names, strict=True)
-            ]
+            traces = [Trace(one, warm_up, arrived[name]) for name, one in stamps.items()]
             dropped = dropped_frames(after) - dropped_frames(before)
             left = missing(traces) - dropped
-            if left <= 0:
-                return traces, dropped, after
-            if left != news:
-                news, quiet_since = left, time.monotonic()
-            spent = latencies(traces)
-            slowest = float(spent.max()) * 1e-3 if spent.size else 0.0
-            if time.monotonic() - quiet_since > max(_PATIENCE, 2 * slowest):
+            if left != last_left:
+                last_left, quiet_since = left, time.monotonic()
+            slowest = latencies(traces).max(initial=0.0) * 1e-3
+            quiet = time.monotonic() - quiet_since
+            if left <= 0 or quiet > max(_PATIENCE, 2 * slowest):
                 return traces, dropped, after
             time.sleep(_POLL)
 
     def _arrivals(self, arm: str) -> dict[str, dict[str, np.ndarray]]:
-        found = self._monitor.ask("arrivals", namespace=self._namespaces[arm])
+        found = self._monitor.call("arrivals", namespace=self._namespaces[arm])
         return {
             name: {kind: np.array(rows, np.int64).reshape(-1, 2) for kind, rows in outputs.items()}
             for name, outputs in found.items()
         }
 
-    def _ask_status(self, arm: str) -> dict[str, Any]:
-        return dict(self._monitor.ask("status", name=self._node_names[arm]))
+    def _status(self, arm: str) -> dict[str, Any]:
+        return dict(self._monitor.call("status", name=self._node_names[arm]))
 
     def _fresh_status(self, arm: str) -> dict[str, Any]:
-        """An arm's diagnostics of a moment after this call."""
+        """An arm's diagnostics, published after this call."""
         since, deadline = time.monotonic_ns() + 50_000_000, time.monotonic() + 70.0
         while True:
-            answer = self._ask_status(arm)
-            if answer["heard"] > since:
+            answer = self._status(arm)
+            if answer["received"] > since:
                 return dict(answer["status"])
             self._programs[arm].check()
             if time.monotonic() > deadline:
                 raise BenchError(
-                    f"The {arm} reports nothing on /diagnostics, so frames cannot be counted."
+                    f"No diagnostics of the {arm} on /diagnostics within 70 s, so its dropped"
+                    " frames cannot be counted."
                 )
             time.sleep(_POLL)
 
 
 def dropped_frames(status: Mapping[str, Any]) -> int:
-    """Frames that an arm says it left out, all cameras and reasons together.
-
-    Those that gave way to newer ones before they were taken count, and so do those that failed;
-    what the middleware lost does not.
-    """
+    """Frames that an arm reports as dropped or failed, all cameras together; what the middleware
+    lost does not count."""
     kinds = ("dropped: ", "error: ", "missed: not taken in time")
     return sum(
         int(value)
@@ -331,12 +243,8 @@ def dropped_frames(status: Mapping[str, Any]) -> int:
 
 
 def case_environment(profile: str) -> dict[str, str]:
-    """The environment of all processes of a case.
-
-    Args:
-        profile: "shipped" (a profile of the user's own, if the environment names one, is kept) or
-            "default", without any.
-    """
+    """The environment of all processes: with the "shipped" profile (one that the environment
+    names already is kept) or, for "default", without any."""
     env = dict(os.environ)
     if profile == "shipped":
         env.update(transport_environment())
@@ -347,8 +255,8 @@ def case_environment(profile: str) -> dict[str, str]:
     return env
 
 
-def profile_words(profile: str) -> str:
-    """What the processes are really given, for the report."""
+def profile_text(profile: str) -> str:
+    """The profile's file, for the report."""
     env = case_environment(profile)
     files = [env[name] for name in _PROFILE_VARIABLES if name in env]
-    return f"{profile}: {files[0] if files else 'Fast DDS as it comes'}"
+    return f"{profile}: {files[0] if files else 'the defaults of Fast DDS'}"

@@ -13,36 +13,24 @@ from dpt_ros.metrics.temporal_truth import Truth
 
 @dataclass(frozen=True)
 class Magnitudes:
-    """How large the errors are. Standard deviations, relative to the inverse depth where not said
-    otherwise.
+    """Standard deviations of the errors, relative to the inverse depth unless stated otherwise.
 
-    Args:
-        scale: of the frame's scale.
-        shift: of the frame's shift, relative to the median inverse depth of the first frame.
-        field: of a smooth field that changes from frame to frame.
-        flutter: of the displacement of depth edges and label boundaries, pixels of a picture 320
-            wide.
-        bias: of an error that sticks to the scene.
-        white: of each pixel by itself.
-        rho: correlation of two frames 1/30 s apart, of all but ``bias`` and ``white``.
-        odometry_turn, odometry_share, odometry_shift: per frame, degrees about each axis, share
-            of the distance, metres along each axis.
-        label_field, label_bias: of the logits of each class, for a margin of 1 between the right
-            class and the others: changing, and sticking to the scene.
+    All but ``bias``, ``label_bias`` and ``white`` change over time, with correlation ``rho``
+    between two frames 1/30 s apart.
     """
 
-    scale: float = 0.04
-    shift: float = 0.02
-    field: float = 0.035
-    flutter: float = 0.9
-    bias: float = 0.04
-    white: float = 0.006
+    scale: float = 0.04  # of the frame's scale
+    shift: float = 0.02  # of its shift, relative to the first frame's median inverse depth
+    field: float = 0.035  # of a smooth field
+    flutter: float = 0.9  # displacement of edges and boundaries, pixels of an image 320 wide
+    bias: float = 0.04  # fixed to the scene
+    white: float = 0.006  # of each pixel by itself
     rho: float = 0.6
-    odometry_turn: float = 0.03
-    odometry_share: float = 0.02
-    odometry_shift: float = 0.001
-    label_field: float = 0.215
-    label_bias: float = 0.16
+    odometry_turn: float = 0.03  # degrees about each axis and frame
+    odometry_share: float = 0.02  # of the distance
+    odometry_shift: float = 0.001  # metres along each axis and frame
+    label_field: float = 0.215  # of each class's logits, for a margin of 1 of the right class
+    label_bias: float = 0.16  # the same, fixed to the scene
 
 
 class _Fields:
@@ -53,17 +41,15 @@ class _Fields:
         self, rng: np.random.Generator, count: int, waves: tuple[int, int], size: tuple[int, int]
     ) -> None:
         self._rng = rng
-        self._rows = _cosines(waves[0], size[0])
-        self._columns = _cosines(waves[1], size[1])
+        self._rows, self._columns = map(_cosines, waves, size)
         self._amplitudes = rng.standard_normal((count, *waves)).astype(np.float32)
 
     def step(self, rho: float) -> np.ndarray:
         """(count, H, W) float32 now, then a step of the process."""
         fields = self._rows @ self._amplitudes @ self._columns.T
         fresh = self._rng.standard_normal(self._amplitudes.shape).astype(np.float32)
-        self._amplitudes = (
-            np.float32(rho) * self._amplitudes + np.float32(np.sqrt(1 - rho * rho)) * fresh
-        )
+        share = np.float32(np.sqrt(1 - rho * rho))
+        self._amplitudes = np.float32(rho) * self._amplitudes + share * fresh
         return fields
 
 
@@ -74,26 +60,20 @@ def _cosines(waves: int, size: int) -> np.ndarray:
 
 
 class NoisyNetwork:
-    """A network's stand-in: the truth with errors, the same for the same seed.
+    """Predictions made of the truth and errors, the same for the same seed.
 
-    The smooth field has wavelengths from a quarter of the picture; the scene-fixed bias is a
-    function of the place in odom, with wavelengths of 1.5 to 5 m.
-
-    Args:
-        seed: of the errors.
-        num_classes: C, of the logits.
-        magnitudes: how large the errors are.
+    The smooth field has wavelengths from a quarter of the image; the bias is a function of the
+    position in odom, with wavelengths of 1.5 to 5 m. ``num_classes``: C of the logits.
     """
 
     def __init__(self, seed: int, num_classes: int, magnitudes: Magnitudes = Magnitudes()) -> None:
         self._rng = np.random.default_rng([seed, 11])
         self._magnitudes, self._classes = magnitudes, num_classes
         self._state = self._rng.standard_normal(2)
-        self._fields: tuple[_Fields, _Fields, _Fields] | None = None
+        self._fields: tuple[_Fields, ...] = ()
         self._waves = _waves(self._rng, 6)
         self._label_waves = [_waves(self._rng, 3) for _ in range(num_classes)]
-        self._shift = 0.0
-        self._stamp = 0
+        self._shift, self._stamp = 0.0, 0
 
     def predict(self, truth: Truth) -> tuple[np.ndarray, np.ndarray]:
         """Inverse depth (H, W) float32, 1/m, and logits (C, H / 2, W / 2) float32 of the next
@@ -102,7 +82,7 @@ class NoisyNetwork:
         height, width = truth.depth.shape
         inverse = (1 / truth.depth).astype(np.float32)
         half = (height // 2, width // 2)
-        if self._fields is None:
+        if not self._fields:
             self._fields = (
                 _Fields(rng, 1, (6, 8), (height, width)),
                 _Fields(rng, 2, (24, 32), (height, width)),
@@ -126,13 +106,9 @@ class NoisyNetwork:
         error += m.white * rng.standard_normal(inverse.shape, np.float32)
         depth = depth * (1 + error) * (1 + m.scale * self._state[0])
         depth = np.maximum(depth + self._shift * self._state[1] * (inverse > 0), 0)
-        labels = cv2.remap(
-            truth.labels, *place, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE
-        )
-        # corner to corner, as DPT's head resizes
-        rows = np.linspace(0, height - 1, half[0], dtype=np.float32)[:, None]
-        columns = np.linspace(0, width - 1, half[1], dtype=np.float32)
-        at = np.repeat(columns[None], half[0], 0), np.repeat(rows, half[1], 1)
+        near = cv2.INTER_NEAREST
+        labels = cv2.remap(truth.labels, *place, near, borderMode=cv2.BORDER_REPLICATE)
+        at = corner_map((height, width), half)
         right = [
             cv2.remap(cv2.blur((labels == k).astype(np.float32), (3, 3)), *at, cv2.INTER_LINEAR)
             for k in range(1, self._classes + 1)
@@ -141,6 +117,13 @@ class NoisyNetwork:
         fixed = np.stack([_at(waves, coarse) for waves in self._label_waves])
         logits = np.stack(right) + m.label_field * noise + m.label_bias * fixed
         return depth.astype(np.float32), (8 * logits).astype(np.float32)
+
+
+def corner_map(size: tuple[int, ...], small: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Columns and rows, (h, w) float32, to resize (H, W) corner to corner, as DPT's head does."""
+    pairs = zip(size, small, strict=True)
+    rows, columns = (np.linspace(0, a - 1, b, dtype=np.float32) for a, b in pairs)
+    return np.repeat(columns[None], small[0], 0), np.repeat(rows[:, None], small[1], 1)
 
 
 def _points(truth: Truth) -> np.ndarray:
@@ -170,35 +153,26 @@ def _at(waves: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 class NoisyOdometry:
-    """Odometry that errs a little more with every frame, as wheels and gyros do.
+    """Odometry whose errors add up, as those of wheels and gyros do.
 
     Args:
         seed: of the errors.
         factor: multiplies them.
         jump_every: frames between jumps of 0.3 m and 5 degrees, 0 for none.
-        magnitudes: how large the errors are.
     """
 
-    def __init__(
-        self,
-        seed: int,
-        factor: float = 1.0,
-        jump_every: int = 0,
-        magnitudes: Magnitudes = Magnitudes(),
-    ) -> None:
+    def __init__(self, seed: int, factor: float = 1.0, jump_every: int = 0) -> None:
         self._rng = np.random.default_rng([seed, 12])
-        self._factor, self._every, self._magnitudes = factor, jump_every, magnitudes
-        self._true: np.ndarray | None = None
-        self._said = np.eye(4)
-        self._count = 0
+        self._factor, self._every, self._count = factor, jump_every, 0
+        self._true = self._estimate = np.eye(4)
 
     def pose(self, odom_from_camera: np.ndarray) -> np.ndarray:
-        """What odometry says when this (4, 4) is true."""
-        if self._true is None:
-            self._said = odom_from_camera.copy()
+        """The estimate for a true pose, both (4, 4)."""
+        if self._count == 0:
+            self._estimate = odom_from_camera
         else:
             move = np.linalg.inv(self._true) @ odom_from_camera
-            m, factor, rng = self._magnitudes, self._factor, self._rng
+            m, factor, rng = Magnitudes(), self._factor, self._rng
             way = float(np.linalg.norm(move[:3, 3]))
             turn = rng.standard_normal(3) * np.radians(m.odometry_turn) * factor
             shift = rng.standard_normal(3) * m.odometry_shift * factor
@@ -208,10 +182,10 @@ class NoisyOdometry:
                 shift[0] += 0.3
             error = np.eye(4)
             error[:3, :3], error[:3, 3] = cv2.Rodrigues(turn)[0], shift
-            self._said = self._said @ move @ error
+            self._estimate = self._estimate @ move @ error
         self._true = odom_from_camera.copy()
         self._count += 1
-        return self._said.copy()
+        return self._estimate.copy()
 
 
 def scan(truth: Truth, rng: np.random.Generator, points: int = 58) -> tuple[np.ndarray, ...]:
@@ -232,20 +206,18 @@ def scan(truth: Truth, rng: np.random.Generator, points: int = 58) -> tuple[np.n
 
 
 def theil_sen(inverse: np.ndarray, measured: np.ndarray) -> tuple[float, float]:
-    """(scale, shift) that lead from inverse depth to measured inverse depth, both (N,), 1/m.
+    """(scale, shift) from inverse depth to measured inverse depth, both (N,), 1/m (Theil-Sen).
 
-    The median of the slopes of all pairs that differ by 20 % of the median; with fewer than 60
-    such pairs, as before a flat wall, the median ratio and no shift. (1, 0) with fewer than 8
-    points.
+    The median slope of all pairs that differ by 20 % of the median; with fewer than 60 such pairs,
+    as in front of a flat wall, the median ratio and no shift. (1, 0) with fewer than 8 points.
     """
     if len(inverse) < 8:
         return 1.0, 0.0
     i, j = np.triu_indices(len(inverse), 1)
     spread = inverse[i] - inverse[j]
     wide = np.abs(spread) > 0.2 * np.median(inverse)
-    scale = (
-        float(np.median(((measured[i] - measured[j])[wide]) / spread[wide])) if wide.any() else 0
-    )
-    if wide.sum() < 60 or scale <= 0.05:
-        return float(np.median(measured / inverse)), 0.0
-    return scale, float(np.median(measured - scale * inverse))
+    if wide.sum() >= 60:
+        scale = float(np.median((measured[i] - measured[j])[wide] / spread[wide]))
+        if scale > 0.05:
+            return scale, float(np.median(measured - scale * inverse))
+    return float(np.median(measured / inverse)), 0.0

@@ -1,22 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of what the temporal filter does: a strip of frames, a slice through time, off | on."""
+"""Images of the effect of the temporal filter: a strip of frames, and an animation, off and on."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from dpt_ros.apps.bench.temporal.run import (
-    CONDITIONS,
-    Job,
-    filter_smoother,
-    label_image,
-    odometry,
-    predict,
-)
+from dpt_ros.apps.bench.temporal.run import Job, filter_smoother, label_image, predict
 from dpt_ros.apps.bench.temporal.shots import make_shot
 from dpt_ros.data import palette
 from dpt_ros.engine.output.color import depth_to_color, labels_to_color, with_words
@@ -24,140 +18,109 @@ from dpt_ros.engine.output.legend import bar_legend, class_legend, depth_legend
 from dpt_ros.world import CLASSES, View
 
 _FLICKER = 0.12  # relative change that is drawn brightest
+_COLORS = palette("labels_world.json")
+_SLICE = "error of a row over time"
+Images = dict[str, np.ndarray]  # by title, (H, W, 3) uint8 RGB; the slice has a column
 
 
-_CLASSES = dict(enumerate(CLASSES, start=1))
-
-
-@dataclass(frozen=True)
-class Film:
-    """A video before and after the filter.
-
-    Args:
-        views: the frames and their truth.
-        raw, steady: inverse depth of each, (H, W), 1/m.
-        raw_labels, steady_labels: (H, W) uint8 of each.
-        far: metres at the dark end of the colours.
-    """
-
-    views: list[View]
-    raw: list[np.ndarray]
-    steady: list[np.ndarray]
-    raw_labels: list[np.ndarray]
-    steady_labels: list[np.ndarray]
-    far: float
-
-
-def film(job: Job, source: str) -> Film:
-    """Run the filter over the first condition of a job, for one of its sources."""
+def draw(job: Job, source: str, strip: Path | None, gif: Path | None) -> None:
+    """Run the filter over the first condition of a job, and write what files are given."""
     job = replace(job, frames=min(job.frames, 60))
     shot = make_shot(job.shot, job.seed, job.frames, job.width, job.height)
-    poses = odometry(CONDITIONS[job.conditions[0]][1], shot, job.seed)
-    smooth = filter_smoother(poses, [], job.settings, job.device)
-    found = Film(shot.views, [], [], [], [], _far(shot.views))
+    depth = np.concatenate([view.depth[::8, ::8].ravel() for view in shot.views])
+    far = float(np.percentile(depth[np.isfinite(depth)], 98))
+    smooth = filter_smoother(job.conditions[0], shot, job, [])
+    frames: list[Images] = []
+    before: dict[str, np.ndarray] = {}
     for k, given in enumerate(predict(source, shot, job.seed, True, job.cache)):
-        inverse, labels = smooth(k, shot.views[k], given)
+        view = shot.views[k]
+        steady, labels = smooth(k, view, given)
         assert given.logits is not None
-        size = (job.height, job.width)
-        chosen = label_image(given.logits, size)
-        found.raw.append(given.anchored)
-        found.steady.append(inverse.copy())
-        found.raw_labels.append(chosen)
-        found.steady_labels.append(chosen if labels is None else labels.copy())
-    return found
+        plain = label_image(given.logits, view.depth.shape)
+        images = {"camera": view.rgb}
+        for which, inverse, ids in (
+            ("off", given.anchored, plain),
+            ("on", steady, plain if labels is None else labels),
+        ):
+            ratio = (inverse / np.maximum(1 / view.depth, 1e-3)).astype(np.float32)
+            with np.errstate(divide="ignore"):
+                shown = (1 / np.maximum(inverse, 0)).astype(np.float32)
+            images[f"depth, {which}"] = depth_to_color(shown, far)
+            images[f"flicker, {which}"] = _flicker(view, ratio, before.get(which, ratio))
+            images[f"labels, {which}"] = labels_to_color(ids, _COLORS)
+            row = view.camera.height * 6 // 10
+            error = np.where(np.isfinite(view.depth[row]), ratio[row] - 1, 0)
+            level = np.clip(error / (4 * _FLICKER) + 0.5, 0, 1)
+            images[f"{which}: {_SLICE}"] = _colored(level[:, None], cv2.COLORMAP_TWILIGHT_SHIFTED)
+            before[which] = ratio
+        frames.append(images)
+    if strip:
+        _write_strip(frames, far, strip)
+    if gif:
+        period = (shot.views[1].stamp_ns - shot.views[0].stamp_ns) * 1e-6
+        _write_animation(frames, far, period, gif)
 
 
-def _far(views: list[View]) -> float:
-    depth = np.concatenate([view.depth[::8, ::8].ravel() for view in views])
-    return float(np.percentile(depth[np.isfinite(depth)], 98))
-
-
-def _depth(inverse: np.ndarray, far: float) -> np.ndarray:
-    with np.errstate(divide="ignore"):
-        return depth_to_color((1 / np.maximum(inverse, 0)).astype(np.float32), far)
-
-
-def _flicker(film: Film, values: list[np.ndarray], k: int) -> np.ndarray:
-    """How much the error changed since the last frame, along the true flow, as a picture."""
-    view = film.views[k]
-    height, width = view.depth.shape
-    place = view.flow + np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1)
-    place = place.astype(np.float32)
-    truth = np.maximum(1 / view.depth, 1e-3)
-    before = np.maximum(1 / film.views[k - 1].depth, 1e-3)
-    change = values[k] / truth - cv2.remap(
-        (values[k - 1] / before).astype(np.float32), place, None, cv2.INTER_NEAREST
-    )
+def _flicker(view: View, ratio: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """Change of predicted / true inverse depth since the last frame, along the true flow."""
+    place = view.flow + np.stack(np.meshgrid(*map(np.arange, ratio.shape[::-1])), -1)
+    moved = cv2.remap(before, place.astype(np.float32), None, cv2.INTER_NEAREST)
     seen = view.flow_valid & np.isfinite(view.depth)
-    level = np.where(seen, np.clip(np.abs(change) / _FLICKER, 0, 1) * 255, 0)
-    return cv2.applyColorMap(level.astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
+    level = np.where(seen, np.clip(np.abs(ratio - moved) / _FLICKER, 0, 1), 0)
+    return _colored(level, cv2.COLORMAP_INFERNO)
 
 
-def strip(film: Film, file: Path, columns: int = 6) -> None:
-    """Write a strip of frames: picture, depth off and on, flicker off and on; and a slice through
-    time, off and on."""
-    count = len(film.views)
-    chosen = np.linspace(count // 3, count - 1, columns).astype(int)
-    width = film.views[0].camera.width
-    rows = [
-        ("camera", [film.views[k].rgb.copy() for k in chosen]),
-        ("depth, off", [_depth(film.raw[k], film.far) for k in chosen]),
-        ("depth, on", [_depth(film.steady[k], film.far) for k in chosen]),
-        ("flicker, off", [_flicker(film, film.raw, k) for k in chosen]),
-        (
-            f"flicker, on (bright: {_FLICKER:.0%})",
-            [_flicker(film, film.steady, k) for k in chosen],
-        ),
-        ("labels, off", [_labels(film.raw_labels[k]) for k in chosen]),
-        ("labels, on", [_labels(film.steady_labels[k]) for k in chosen]),
-    ]
+def _colored(level: np.ndarray, colors: int) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of levels from 0 to 1."""
+    image = cv2.applyColorMap((level * 255).astype(np.uint8), colors)
+    return np.ascontiguousarray(image[..., ::-1])
+
+
+def _titled(images: Sequence[np.ndarray], title: str) -> np.ndarray:
+    """Images side by side."""
+    return np.hstack([with_words(images[0].copy(), title), *images[1:]])
+
+
+def _legends(width: int, far: float) -> list[np.ndarray]:
+    classes = dict(enumerate(CLASSES, start=1))
+    return [depth_legend(width, far), class_legend(width, classes, _COLORS)]
+
+
+def _write_strip(frames: list[Images], far: float, file: Path, columns: int = 6) -> None:
+    """Frames side by side, a row per title; the slice shows all of them.
+
+    Raises:
+        ValueError: images cannot be written in the format of ``file``.
+    """
+    chosen = np.linspace(len(frames) // 3, len(frames) - 1, columns).astype(int)
+    height, width = frames[0]["camera"].shape[:2]
     lines = []
-    for words, pictures in rows:
-        line = [np.ascontiguousarray(picture) for picture in pictures]
-        with_words(line[0], words)
-        lines.append(np.hstack(line))
-    wide = width * columns
-    for words, values in (("off", film.raw), ("on", film.steady)):
-        # what one row of the picture reads, relative to the truth: time runs to the right
-        row = film.views[0].camera.height * 6 // 10
-        truth = np.stack([1 / view.depth[row] for view in film.views], 1)
-        read = np.stack([value[row] for value in values], 1)
-        error = np.divide(read, truth, out=np.ones_like(read), where=truth > 0) - 1
-        level = np.clip(error / (4 * _FLICKER) + 0.5, 0, 1) * 255
-        picture = cv2.applyColorMap(level.astype(np.uint8), cv2.COLORMAP_TWILIGHT_SHIFTED)[
-            ..., ::-1
-        ]
-        size = (wide, film.views[0].camera.height)
-        picture = cv2.resize(np.ascontiguousarray(picture), size, interpolation=cv2.INTER_NEAREST)
-        corner = np.ascontiguousarray(picture[:, :width])
-        picture[:, :width] = with_words(corner, f"{words}: error of a row over time")
-        lines.append(picture)
-    image = np.vstack(lines)
-    image = cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-    image = np.vstack([image, *_legends(film, image.shape[1])])
-    _write(file, image)
-
-
-def _legends(film: Film, width: int) -> list[np.ndarray]:
-    levels = np.arange(256, dtype=np.uint8)[None]
-    flicker, error = (
-        cv2.applyColorMap(levels, colors)[0, :, ::-1]
+    for title in sorted(frames[0], key=lambda title: (_SLICE in title, title.split(",")[0])):
+        images = [frames[k][title] for k in chosen]
+        if _SLICE in title:
+            slice_of_all = np.hstack([frame[title] for frame in frames])
+            size = (width * columns, height)
+            image = cv2.resize(slice_of_all, size, interpolation=cv2.INTER_NEAREST)
+            images = np.split(image, columns, 1)
+        lines.append(_titled(images, title))
+    image = cv2.resize(np.vstack(lines), None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    bars = [
+        _colored(np.linspace(0, 1, 256)[None], colors)[0]
         for colors in (cv2.COLORMAP_INFERNO, cv2.COLORMAP_TWILIGHT_SHIFTED)
-    )
-    return [
-        depth_legend(width, film.far),
-        bar_legend(width, "flicker 0", f"{_FLICKER:.0%} and more", flicker),
-        bar_legend(width, f"error {-2 * _FLICKER:.0%}", f"{2 * _FLICKER:+.0%}", error),
-        class_legend(width, _CLASSES, palette("labels_world.json")),
     ]
+    wide, limit = image.shape[1], 2 * _FLICKER
+    legends = _legends(wide, far)
+    legends += [bar_legend(wide, "flicker 0", f"{_FLICKER:.0%} and more", bars[0])]
+    legends += [bar_legend(wide, f"error {-limit:.0%}", f"{limit:+.0%}", bars[1])]
+    if not cv2.haveImageWriter(str(file)):
+        raise ValueError(f"{file} cannot be written: give a file that ends in .png or .jpg.")
+    cv2.imwrite(str(file), np.vstack([image, *legends])[..., ::-1])
 
 
-def _labels(labels: np.ndarray) -> np.ndarray:
-    return labels_to_color(labels, palette("labels_world.json"))
-
-
-def animation(film: Film, file: Path, width: int = 240) -> None:
-    """Write a GIF: depth off and on; below, labels off and on. At most 15 frames/s, to stay small.
+def _write_animation(
+    frames: list[Images], far: float, period: float, file: Path, width: int = 240
+) -> None:
+    """A GIF: depth off and on; below, labels off and on. At most 15 frames/s, to stay small.
 
     Raises:
         ImportError: Pillow is not installed; the message says how to get it.
@@ -168,44 +131,23 @@ def animation(film: Film, file: Path, width: int = 240) -> None:
         raise ImportError(
             "An animation needs Pillow: pip install pillow, or leave out --gif."
         ) from error
-    camera = film.views[0].camera
-    size = (width, width * camera.height // camera.width)
-
-    def small(picture: np.ndarray, words: str) -> np.ndarray:
-        picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-        return with_words(np.ascontiguousarray(picture), words)
-
-    gap = (film.views[1].stamp_ns - film.views[0].stamp_ns) * 1e-6
-    every = max(round(66 / gap), 1)
-    frames = []
-    legends = (
-        depth_legend(2 * width, film.far),
-        class_legend(2 * width, _CLASSES, palette("labels_world.json")),
-    )
-    for k in range(0, len(film.views), every):
-        panels = (
-            small(_depth(film.raw[k], film.far), "depth, off"),
-            small(_depth(film.steady[k], film.far), "depth, on"),
-            small(_labels(film.raw_labels[k]), "labels, off"),
-            small(_labels(film.steady_labels[k]), "labels, on"),
-        )
-        frames.append(np.vstack([np.hstack(panels[:2]), np.hstack(panels[2:]), *legends]))
-    # one palette for all frames, so that colours do not flicker by themselves
-    sample = Image.fromarray(np.vstack(frames[:: max(len(frames) // 4, 1)]))
+    height, wide = frames[0]["camera"].shape[:2]
+    size = (width, width * height // wide)
+    every = max(round(66 / period), 1)
+    pictures = []
+    for images in frames[::every]:
+        small = {t: cv2.resize(i, size, interpolation=cv2.INTER_AREA) for t, i in images.items()}
+        halves = [
+            np.hstack([with_words(small[t], t) for t in (f"{name}, off", f"{name}, on")])
+            for name in ("depth", "labels")
+        ]
+        pictures.append(np.vstack([*halves, *_legends(2 * width, far)]))
+    # One palette for all frames, so that the colours are constant.
+    sample = Image.fromarray(np.vstack(pictures[:: max(len(pictures) // 4, 1)]))
     colors = sample.quantize(128, dither=Image.Dither.NONE)
-    pictures = [
-        Image.fromarray(frame).quantize(palette=colors, dither=Image.Dither.NONE)
-        for frame in frames
-    ]
-    shown = max(round(gap * every / 10) * 10, 20)  # GIF counts in hundredths of a second
-    rest = pictures[1:]
-    pictures[0].save(
-        file, save_all=True, append_images=rest, duration=shown, loop=0, optimize=True
+    first, *rest = (
+        Image.fromarray(picture).quantize(palette=colors, dither=Image.Dither.NONE)
+        for picture in pictures
     )
-
-
-def _write(file: Path, rgb: np.ndarray) -> None:
-    done, data = cv2.imencode(file.suffix or ".png", np.ascontiguousarray(rgb[..., ::-1]))
-    if not done:
-        raise ValueError(f"Pictures cannot be written as {file.suffix}: use .png or .jpg.")
-    file.write_bytes(data.tobytes())
+    shown = max(round(period * every / 10) * 10, 20)  # GIF counts in hundredths of a second
+    first.save(file, save_all=True, append_images=rest, duration=shown, loop=0, optimize=True)

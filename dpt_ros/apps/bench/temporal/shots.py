@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Videos for the temporal filter: a moving, turning or standing camera among people who walk,
-exposure steps, cuts, and things that come and go, in worlds no shipped network has seen."""
+"""Videos for the temporal filter: a moving, turning or standing camera among walking people,
+exposure steps, cuts, and objects that appear, in worlds that no shipped network was trained on."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -12,22 +13,12 @@ from dpt_ros.world import KINDS, Noise, View, World
 from dpt_ros.world.classes import BOX, COLUMN
 from dpt_ros.world.furniture import Scene
 from dpt_ros.world.geometry import Pose, Round, Surface
-from dpt_ros.world.motion import Drive, look
+from dpt_ros.world.motion import look
 
 FIRST_SEED = 1_000_000  # training took 0 to 1799
-# name: how the camera moves, frames per second
-SHOTS = {
-    "moving": ("moving", 30.0),
-    "turning": ("turning", 30.0),
-    "standing": ("standing", 30.0),
-    "exposure": ("moving", 30.0),
-    "15 fps": ("moving", 15.0),
-    "7.5 fps": ("moving", 7.5),
-    "cut": ("moving", 30.0),
-    "step": ("step", 30.0),
-    "minute": ("moving", 10.0),
-}
-STEP = 12  # frames that a thing stays, and stays away
+_RATES = {"15 fps": 15.0, "7.5 fps": 7.5, "minute": 10.0}  # frames per second, else 30
+SHOTS = ("moving", "turning", "standing", "exposure", "15 fps", "7.5 fps", "cut", "step", "minute")
+STEP = 12  # frames that an object stays, and stays away
 # share of the picture that people fill: enough to measure, and whole people rather than legs
 _ENOUGH, _MOST = 0.06, 0.15
 _HIDDEN = np.array([0.0, 0.0, -1000.0])
@@ -35,103 +26,64 @@ _HIDDEN = np.array([0.0, 0.0, -1000.0])
 
 @dataclass(frozen=True)
 class Shot:
-    """A rendered video.
-
-    Args:
-        views: its frames.
-        cuts: indices of frames that have nothing to do with the one before.
-        steps: (frame, whether something appeared in it), for the step response.
-    """
+    """A rendered video."""
 
     views: list[View]
-    cuts: tuple[int, ...] = ()
-    steps: tuple[tuple[int, bool], ...] = ()
-
-
-class _Standing:
-    """A drive that stands at one pose."""
-
-    def __init__(self, pose: Pose) -> None:
-        self._pose = pose
-
-    def pose(self, seconds: float) -> Pose:
-        return self._pose
-
-
-class _Turning:
-    """A robot that turns on the spot, to and fro: at most 0.6 rad/s."""
-
-    def __init__(self, drive: Drive, start: float, toward: float) -> None:
-        self._drive, self._start, self._toward = drive, start, toward
-
-    def pose(self, seconds: float) -> Pose:
-        place = self._drive.pose(self._start).position
-        tremor = np.array([1.3, 2.9, 5.3]) * 2 * np.pi * seconds
-        yaw = self._toward + 0.5 * np.sin(1.2 * (seconds - self._start))
-        pitch, roll = np.radians(5 + 0.3 * np.sin(tremor[0])), np.radians(0.3 * np.sin(tremor[1]))
-        place[2] += 0.003 * np.sin(tremor[2])
-        return look(place, yaw, float(pitch), float(roll))
+    cuts: tuple[int, ...] = ()  # frames that have nothing to do with the one before
+    steps: tuple[tuple[int, bool], ...] = ()  # frame, whether an object appeared in it or left
 
 
 def make_shot(name: str, seed: int, frames: int, width: int, height: int) -> Shot:
-    """Render a video.
-
-    Args:
-        name: one of ``SHOTS``.
-        seed: chooses world and moment; not negative.
-        frames: how many.
-        width, height: pixels.
+    """Render one of ``SHOTS``; ``seed`` (not negative) chooses the world and the moment.
 
     Raises:
-        ValueError: there is no such name.
+        ValueError: there is no shot of that name.
     """
     if name not in SHOTS:
         raise ValueError(f"Unknown shot {name!r}. Available: {', '.join(SHOTS)}.")
+    first = FIRST_SEED + 10 * seed
+    motion = name if name in ("turning", "standing", "step") else "moving"
+    fps = _RATES.get(name, 30.0)
     if name == "cut":
         half = frames // 2
-        one = _film("moving", FIRST_SEED + 10 * seed, half, 30.0, width, height)
-        two = _film("moving", FIRST_SEED + 10 * seed + 7, frames - half, 30.0, width, height)
-        # odometry knows nothing of the cut
+        one = _render(motion, first, half, fps, width, height)
+        two = _render(motion, first + 7, frames - half, fps, width, height)
+        # odometry goes on as if there were no cut
         onto = one[-1].odom_from_camera @ np.linalg.inv(two[0].odom_from_camera)
-        late = one[-1].stamp_ns + round(1e9 / 30) - two[0].stamp_ns
-        two = [
-            replace(v, odom_from_camera=onto @ v.odom_from_camera, stamp_ns=v.stamp_ns + late)
-            for v in two
-        ]
-        return Shot(one + two, (half,))
-    motion, fps = SHOTS[name]
-    views = _film(motion, FIRST_SEED + 10 * seed, frames, fps, width, height)
-    if name == "exposure":
-        # the gain halves and doubles again every third of a second
-        views = [
-            v if k // 10 % 2 == 0 else replace(v, rgb=_darker(v.rgb)) for k, v in enumerate(views)
-        ]
+        late = one[-1].stamp_ns + round(1e9 / fps) - two[0].stamp_ns
+        for v in two:
+            pose = onto @ v.odom_from_camera
+            one.append(replace(v, odom_from_camera=pose, stamp_ns=v.stamp_ns + late))
+        return Shot(one, (half,))
+    views = _render(motion, first, frames, fps, width, height)
+    if name == "exposure":  # the gain halves and doubles again every third of a second
+        for k, view in enumerate(views):
+            if k // 10 % 2:
+                views[k] = replace(view, rgb=(view.rgb * np.float32(0.55)).astype(np.uint8))
     steps = tuple((k, k // STEP % 2 == 1) for k in range(STEP, frames - STEP // 2, STEP))
     return Shot(views, (), steps if name == "step" else ())
 
 
-def _darker(rgb: np.ndarray) -> np.ndarray:
-    return (rgb * np.float32(0.55)).astype(np.uint8)
-
-
-def _film(motion: str, seed: int, frames: int, fps: float, width: int, height: int) -> list[View]:
+def _render(
+    motion: str, seed: int, frames: int, fps: float, width: int, height: int
+) -> list[View]:
     kind = KINDS[seed // 10 % len(KINDS)]
     for later in range(10):
         noise = Noise() if motion in ("moving", "turning") else Noise(shake=0, exposure=0.05)
         world = World(kind, seed + 7919 * later, width, height, fps, noise)
-        scout = World(kind, seed + 7919 * later, 64, 48, fps, Noise(0, 0, 0, 0))
-        _hurry(scout.scene)
-        _hurry(world.scene)
-        start = _direct(motion, scout, frames)
+        preview = World(kind, seed + 7919 * later, 64, 48, fps, Noise(0, 0, 0, 0))
+        _set_walking_speed(preview.scene)
+        _set_walking_speed(world.scene)
+        start = _best_start(motion, preview, frames)
         if start is None:
             continue
-        for each in (scout, world):
-            _direct_at(motion, each, start)
+        for each in (preview, world):
+            _face_people(motion, each, start)
         break
     else:
         raise ValueError(f"No {kind} near seed {seed} shows people to a {motion} camera.")
     first = round(start * fps)
-    column = _column(scout) if motion == "step" else None
+    column = _column(preview) if motion == "step" else None
     if column is not None:
         world.scene.rounds.append(column)
     views = []
@@ -145,36 +97,37 @@ def _film(motion: str, seed: int, frames: int, fps: float, width: int, height: i
     return [replace(view, stamp_ns=view.stamp_ns - origin) for view in views]
 
 
-def _hurry(scene: Scene) -> None:
-    """Everybody walks 1.2 m/s, on small rounds at most 1.5 rad/s."""
+def _set_walking_speed(scene: Scene) -> None:
+    """All people walk at 1.2 m/s, on small circles at most at 1.5 rad/s."""
     for k, walker in enumerate(scene.walkers):
         speed = min(1.2, 0.75 * sum(walker.radii))
         scene.walkers[k] = replace(walker, speed=speed * np.sign(walker.speed))
 
 
-def _direct(motion: str, scout: World, frames: int) -> float | None:
-    """The second of the drive at which people are seen best; None if nobody ever is."""
-    drive, seconds = scout.scene.drive, frames / scout.fps
+def _best_start(motion: str, preview: World, frames: int) -> float | None:
+    """The second of the drive at which people are seen best; None if they are never seen."""
+    drive, seconds = preview.scene.drive, frames / preview.fps
     best, found = 0.01, None
     for start in np.arange(0, 60, 2.5):
-        scout.scene.drive = drive
+        preview.scene.drive = drive
         if motion == "moving":
             early, late = drive.pose(start), drive.pose(start + min(seconds, 2.0))
             if np.dot(early.rotation[:, 2], late.rotation[:, 2]) < np.cos(0.5):
                 continue  # a turn
-        _direct_at(motion, scout, start)
-        at = start * scout.fps + np.array([0.1, 0.5, 0.9]) * frames
-        shares = [scout.frame(int(i)).movers.mean() for i in at]
-        worth = float(np.mean(np.minimum(shares, _ENOUGH)))
-        if max(shares) < _MOST and worth > best:
-            best, found = worth, float(start)
+        _face_people(motion, preview, start)
+        at = start * preview.fps + np.array([0.1, 0.5, 0.9]) * frames
+        shares = [preview.frame(int(i)).movers.mean() for i in at]
+        score = float(np.mean(np.minimum(shares, _ENOUGH)))
+        if max(shares) < _MOST and score > best:
+            best, found = score, float(start)
         if best > 0.8 * _ENOUGH:
             break
-    scout.scene.drive = drive
+    preview.scene.drive = drive
     return found
 
 
-def _direct_at(motion: str, world: World, start: float) -> None:
+def _face_people(motion: str, world: World, start: float) -> None:
+    """Replace the drive by one that stands or turns at its place at ``start``, facing people."""
     if motion == "moving" or not world.scene.walkers:
         return
     drive = world.scene.drive
@@ -182,35 +135,34 @@ def _direct_at(motion: str, world: World, start: float) -> None:
     middles = np.array([walker.center for walker in world.scene.walkers])
     way = middles[np.argmin(np.hypot(*(middles - place[:2]).T))] - place[:2]
     toward = float(np.arctan2(way[1], way[0]))
-    if motion == "turning":
-        world.scene.drive = _Turning(drive, start, toward)  # type: ignore[assignment]
-    else:
-        pose = look(place, toward, np.radians(5.0))
-        world.scene.drive = _Standing(pose)  # type: ignore[assignment]
+
+    def turning(seconds: float) -> Pose:
+        """On the spot, to and fro: at most 0.6 rad/s."""
+        position = drive.pose(start).position
+        tremor = np.array([1.3, 2.9, 5.3]) * 2 * np.pi * seconds
+        yaw = toward + 0.5 * np.sin(1.2 * (seconds - start))
+        pitch, roll = np.radians(5 + 0.3 * np.sin(tremor[0])), np.radians(0.3 * np.sin(tremor[1]))
+        position[2] += 0.003 * np.sin(tremor[2])
+        return look(position, yaw, float(pitch), float(roll))
+
+    def standing(seconds: float) -> Pose:
+        return look(place, toward, np.radians(5.0))
+
+    pose = turning if motion == "turning" else standing
+    world.scene.drive = SimpleNamespace(pose=pose)  # type: ignore[assignment]
 
 
 def _column(world: World) -> Round:
-    """A column in view, at 40 % of the distance of what is there."""
-    pose = world.scene.drive.pose(0.0)
+    """A column in view, at 40 % of the distance of the scene, with the surface of one there."""
+    scene, pose = world.scene, world.scene.drive.pose(0.0)
     depth = world.frame(0).depth[world.camera.height // 2]
-    depth = depth[np.isfinite(depth)]
-    distance = max(0.4 * float(np.median(depth)), 0.7)
+    distance = max(0.4 * float(np.median(depth[np.isfinite(depth)])), 0.7)
     place = pose.position + distance * pose.rotation[:, 2] + 0.2 * distance * pose.rotation[:, 0]
     radius, tall = 0.12 * distance, 2 * place[2]
-    return Round(
-        np.array([place[0], place[1], tall / 2]),
-        np.diag([radius, radius, tall / 2]),
-        True,
-        _look(world.scene),
-    )
-
-
-def _look(scene: Scene) -> Surface:
-    """That of a column that stands there already, or of a box."""
-    columns = [part.surface for part in scene.rounds if part.walker < 0]
-    if columns:
-        return columns[0]
-    table = scene.rectangles.freeze()
-    boxes = np.flatnonzero(table.label == BOX)
-    k = int(boxes[0]) if len(boxes) else 0
-    return Surface(COLUMN, int(table.texture[k]), (0.5, 0.5))
+    surfaces = [part.surface for part in scene.rounds if part.walker < 0]
+    if not surfaces:  # that of a box
+        table = scene.rectangles.freeze()
+        box = int(np.argmax(table.label == BOX))
+        surfaces = [Surface(COLUMN, int(table.texture[box]), (0.5, 0.5))]
+    center = np.array([place[0], place[1], tall / 2])
+    return Round(center, np.diag([radius, radius, tall / 2]), True, surfaces[0])

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The camera, the echo and the monitor of the node's benchmark, each a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import struct
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.serialization import deserialize_message
+from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Header
+
+from dpt_ros.apps.bench.node.processes import Case, topic
+from dpt_ros.ros.compatibility import subscribe, subscription_events
+from dpt_ros.ros.messages.image import image_message, jpeg_message
+from dpt_ros.ros.process import keep_large_buffers
+from dpt_ros.world import World
+
+_IMAGES = 8
+# A header and the four bytes before it that name the byte order; our frame ids are short.
+_HEADER_BYTES = 64
+# A relative network publishes depth/inverse and a metric one depth/image, so both are one output.
+_OUTPUTS = {"depth/image": "depth", "depth/inverse": "depth", "semantic/labels": "labels"}
+
+
+def _qos(depth: int) -> QoSProfile:
+    return QoSProfile(depth=depth, reliability=ReliabilityPolicy.RELIABLE)
+
+
+class Camera:
+    """Cameras that are triggered together, and publish one after the other."""
+
+    def __init__(self, node: Node, case: Case, namespaces: Sequence[str]) -> None:
+        raw = case.transport == "raw"
+        kind = Image if raw else CompressedImage
+        self._publishers = {
+            namespace: [
+                node.create_publisher(kind, case.image_topic(namespace, name), _qos(5))
+                for name in case.names
+            ]
+            for namespace in namespaces
+        }
+        world = World("room", 0, case.width, case.height, 10.0)
+        self._messages = []
+        for number in range(_IMAGES):
+            rgb, header = world.frame(number).rgb, Header(frame_id="camera_optical_frame")
+            self._messages.append(
+                image_message(rgb, "rgb8", header) if raw else jpeg_message(rgb, header)
+            )
+
+    def run(self, namespace: str, rate: float, frames: int) -> dict[str, Any]:
+        """Publish at ``rate``, Hz, whatever comes back; what is overdue is sent at once.
+
+        Returns:
+            ``sent``: the stamps per camera, monotonic nanoseconds, read just before publishing;
+            ``lag``: how far behind the schedule each trigger was, nanoseconds.
+        """
+        publishers = self._publishers[namespace]
+        sent: list[list[int]] = [[] for _ in publishers]
+        lag = []
+        start = time.monotonic_ns() + 10_000_000
+        for number in range(frames):
+            due = start + round(number * 1e9 / rate)
+            if (left := due - time.monotonic_ns()) > 0:
+                time.sleep(left * 1e-9)
+            lag.append(time.monotonic_ns() - due)
+            msg = self._messages[number % _IMAGES]
+            stamp = msg.header.stamp
+            for publisher, stamps in zip(publishers, sent, strict=True):
+                now = time.monotonic_ns()
+                stamp.sec, stamp.nanosec = divmod(now, 1_000_000_000)
+                publisher.publish(msg)
+                stamps.append(now)
+        return {"sent": sent, "lag": lag}
+
+
+class Echo:
+    """Images of one camera in, outputs of their size out, nothing computed.
+
+    It has the node's topics, message types, sizes and QoS. It reads the header from the serialised
+    image and sends arrays that exist already, so it costs what rclpy and DDS cost and no more.
+    """
+
+    def __init__(self, node: Node, case: Case, namespace: str, camera: str) -> None:
+        size = (case.height, case.width)
+        outputs = {"depth/image": (np.full(size, 2.0, np.float32), "32FC1")}
+        if case.labels:
+            outputs["semantic/labels"] = (np.ones(size, np.uint8), "mono8")
+        self._outputs = [
+            (
+                node.create_publisher(Image, topic(namespace, camera, name), _qos(10)),
+                image_message(*content, Header()),
+            )
+            for name, content in outputs.items()
+        ]
+        self._last_number = self._missed = self._lost = 0
+        subscribe(
+            node,
+            Image if case.transport == "raw" else CompressedImage,
+            case.image_topic(namespace, camera),
+            self._answer,
+            _qos(1),
+            raw=True,
+            event_callbacks=subscription_events(message_lost=self._count_lost),
+        )
+
+    def _answer(self, data: bytes, info: Mapping[str, Any]) -> None:
+        header = deserialize_message(data[:_HEADER_BYTES], Header)
+        for publisher, msg in self._outputs:
+            msg.header = header
+            publisher.publish(msg)
+        number = info.get("publication_sequence_number") or 0
+        self._missed += max(number - (self._last_number or number - 1) - 1, 0)
+        self._last_number = number
+
+    def _count_lost(self, event: Any) -> None:
+        self._lost += event.total_count_change
+
+    def status(self, name: str) -> DiagnosticStatus:
+        """The counts, as the node publishes them."""
+        counts = {
+            "missed: not taken in time": max(self._missed - self._lost, 0),
+            "missed: lost on the way": self._lost,
+        }
+        values = [KeyValue(key=key, value=str(count)) for key, count in counts.items()]
+        return DiagnosticStatus(name=name, values=values)
+
+
+class Monitor:
+    """Records the arrivals and the diagnostics of all arms."""
+
+    def __init__(self, node: Node, case: Case, namespaces: Sequence[str]) -> None:
+        kinds = ("depth", "labels") if case.labels else ("depth",)
+        self._arrived: dict[str, dict[str, dict[str, list[tuple[int, int]]]]] = {
+            namespace: {name: {kind: [] for kind in kinds} for name in case.names}
+            for namespace in namespaces
+        }
+        self._status: dict[str, dict[str, Any]] = defaultdict(dict)
+        self._received: dict[str, int] = defaultdict(int)
+        node.create_subscription(DiagnosticArray, "/diagnostics", self._take_status, 10)
+        deep = _qos(100)  # so that nothing is lost here
+        for namespace, cameras in self._arrived.items():
+            for name, arrived in cameras.items():
+                for output, kind in _OUTPUTS.items():
+                    if kind in arrived:
+                        place, record = topic(namespace, name, output), _recorder(arrived[kind])
+                        node.create_subscription(Image, place, record, deep, raw=True)
+
+    def _take_status(self, msg: DiagnosticArray) -> None:
+        for status in msg.status:
+            name, _, part = status.name.partition(": ")
+            name = name.rpartition("/")[2]  # unique without its namespace
+            self._received[name] = time.monotonic_ns()
+            self._status[name][part] = {
+                "level": status.level[0],
+                "message": status.message,
+                "values": {pair.key: pair.value for pair in status.values},
+            }
+
+    def clear(self) -> None:
+        """Forget the arrivals."""
+        for cameras in self._arrived.values():
+            for outputs in cameras.values():
+                for arrived in outputs.values():
+                    arrived.clear()
+
+    def arrivals(self, namespace: str) -> dict[str, dict[str, list[tuple[int, int]]]]:
+        """Per camera and output: stamp and time of arrival, nanoseconds, since ``clear``."""
+        return self._arrived[namespace]
+
+    def status(self, name: str) -> dict[str, Any]:
+        """The newest diagnostics of the node of that name, and when they came (0: never)."""
+        return {"received": self._received[name], "status": self._status[name]}
+
+
+def _recorder(arrived: list[tuple[int, int]]) -> Callable[[bytes], None]:
+    def record(data: bytes) -> None:
+        now = time.monotonic_ns()
+        # The stamp of a serialised message that begins with a header (CDR).
+        seconds, rest = struct.unpack_from("<iI" if data[1] & 1 else ">iI", data, 4)
+        arrived.append((seconds * 1_000_000_000 + rest, now))
+
+    return record
+
+
+def _serve(**commands: Callable[..., Any]) -> None:
+    """Run a `Worker`'s commands until its input ends."""
+    for line in sys.stdin:
+        command, given = json.loads(line)
+        print(json.dumps(commands[command](**given)), flush=True)
+
+
+def _spin(node: Node) -> None:
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    gc.freeze()
+    with contextlib.suppress(KeyboardInterrupt, ExternalShutdownException):
+        executor.spin()
+
+
+def main() -> None:
+    """Serve as the role of the command line until the input ends or Ctrl-C."""
+    role, given = sys.argv[1], json.loads(sys.argv[2])
+    case, namespaces, name = Case(**given["case"]), given["namespaces"], given["name"]
+    keep_large_buffers()
+    with contextlib.suppress(KeyboardInterrupt, ExternalShutdownException):
+        rclpy.init()
+        node = Node(name)
+        if role == "camera":
+            camera = Camera(node, case, namespaces)
+            gc.freeze()
+            _serve(run=camera.run)
+        elif role == "echo":
+            echoes = {
+                f"{name}: {camera or 'image'}": Echo(node, case, namespaces[0], camera)
+                for camera in case.names
+            }
+            publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 1)
+
+            def publish() -> None:
+                status = [echo.status(title) for title, echo in echoes.items()]
+                publisher.publish(DiagnosticArray(status=status))
+
+            node.create_timer(1.0, publish)
+            _spin(node)
+        else:
+            monitor = Monitor(node, case, namespaces)
+            threading.Thread(target=_spin, args=(node,), daemon=True).start()
+            _serve(clear=monitor.clear, arrivals=monitor.arrivals, status=monitor.status)
+    rclpy.try_shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The networks that the settings name: chosen, loaded, brought to their device and checked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from dpt_ros.data import class_names, palette
+from dpt_ros.engine.faults import first_line, is_out_of_memory
+from dpt_ros.engine.inference import kernels
+from dpt_ros.engine.inference.cpu_modules import supports_bf16
+from dpt_ros.engine.inference.network import Network, Networks
+from dpt_ros.engine.output.label_groups import LabelGroups
+from dpt_ros.engine.scale.ground import floor_ids
+from dpt_ros.engine.settings import Settings
+from dpt_ros.model.zoo import EMBEDDED_NAME, list_models, unknown_model
+
+if TYPE_CHECKING:
+    from dpt_ros.model import DPT
+
+# What ``auto`` prefers among the checkpoints that are already on this machine.
+_PREFERRED = {
+    "depth": ("dpt_hybrid_nyu", "dpt_hybrid_kitti", "dpt_hybrid_midas", "dpt_large_midas"),
+    "labels": ("dpt_hybrid_ade20k", "dpt_large_ade20k"),
+}
+_PARAMETERS = {
+    "depth": ("depth_network", "depth_weights"),
+    "labels": ("label_network", "label_weights"),
+}
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class NetworkError(Exception):
+    """The networks cannot be loaded; the message gives the reason and what to do."""
+
+
+def load_networks(settings: Settings) -> Networks:
+    """Choose, load, check and warm up the networks that the settings ask for.
+
+    Raises:
+        NetworkError: a device, a name or a file is wrong; the message says what to do.
+    """
+    device = choose_device(settings.device)
+    precision = _precision(settings, device)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    warnings = _backend_warnings(settings, device, precision)
+    weights = {"depth": settings.depth_weights, "labels": settings.label_weights}
+    names = {
+        "depth": _choose("depth", settings.depth_network, weights["depth"], warnings),
+        "labels": _choose("labels", settings.label_network, weights["labels"], warnings),
+    }
+    if not any(names.values()):
+        raise NetworkError(
+            "depth_network and label_network are both none, so there is nothing to compute; "
+            "name at least one network."
+        )
+    loaded: dict[tuple[str, str], Network] = {}
+    chosen: dict[str, Network | None] = {"depth": None, "labels": None}
+    for task, name in names.items():
+        if name is None:
+            continue
+        key = (name, weights[task])
+        if key not in loaded:
+            model = _create(name, weights[task], settings, task)
+            loaded[key] = _on_device(model, device, _DTYPES[precision], settings)
+        if task not in loaded[key].spec.tasks:
+            raise NetworkError(
+                f"{name} predicts {' and '.join(loaded[key].spec.tasks)}, not {task}; "
+                f"set {_PARAMETERS[task][0]} to another network or to none."
+            )
+        chosen[task] = loaded[key]
+    _check_scale(chosen["depth"], settings)
+    warnings += dict.fromkeys(text for network in loaded.values() for text in network.warnings)
+    random = "random" in [weights[task] for task, name in names.items() if name]
+    if random:
+        warnings.append("Weights are random as asked: the predictions mean nothing.")
+    return Networks(
+        depth=chosen["depth"],
+        labels=chosen["labels"],
+        device=device,
+        precision=precision,
+        random=random,
+        warnings=tuple(warnings),
+        **_classes(chosen["labels"], settings, device),
+    )
+
+
+def _precision(settings: Settings, device: torch.device) -> str:
+    """The number format, checked together with the other settings that depend on the device."""
+    precision, on_cpu = settings.precision, device.type == "cpu"
+    if precision == "auto":
+        precision = "fp32" if on_cpu else "fp16"
+    if precision == "fp16" and on_cpu:
+        raise NetworkError(
+            "precision is fp16, but a CPU computes half precision slower than single; "
+            "set precision to auto, fp32 or bf16, or device to cuda."
+        )
+    if settings.backend == "openvino" and not on_cpu:
+        raise NetworkError(
+            f"backend is openvino, which runs on the CPU, but device is {device}; set device to"
+            " cpu or backend to torch."
+        )
+    if settings.compile and on_cpu:
+        raise NetworkError(
+            "compile is true, but on a CPU torch.compile is slower than the modules built in; set"
+            " compile to false, and backend to openvino for more speed."
+        )
+    return precision
+
+
+def _backend_warnings(settings: Settings, device: torch.device, precision: str) -> list[str]:
+    warnings = []
+    if precision == "bf16" and device.type == "cpu" and not supports_bf16():
+        warnings.append("precision is bf16, which this CPU emulates: fp32 is faster here.")
+    if settings.compile:
+        warnings.append("torch.compile is on: the first frame of a new size waits for it.")
+    if device.type == "cuda":
+        try:
+            slower = kernels.probe(device)
+        except RuntimeError as error:
+            raise _unusable(device, error, "any work") from error
+        warnings += [slower] if slower else []
+    return warnings
+
+
+def _classes(network: Network | None, settings: Settings, device: torch.device) -> dict[str, Any]:
+    """The fields of ``Networks`` about labels."""
+    if network is None:
+        return {"class_names": (), "palette": np.zeros((256, 3), np.uint8)}
+    names, colors = class_names(network.spec.class_names), palette(network.spec.class_names)
+    floor, groups = floor_ids(names), None
+    if settings.label_groups:
+        try:
+            grouped = LabelGroups.parse(settings.label_groups, names, colors)
+        except ValueError as error:
+            raise NetworkError(f"label_groups: {error}") from error
+        groups = grouped.matrix(len(names), device)
+        names, colors = grouped.names, grouped.palette
+        # A group is floor if half of its classes are: "other" is not, for one rug in it.
+        of_class = grouped.table.tolist()
+        counts = Counter(of_class[k] for k in floor)
+        floor = tuple(k for k, n in counts.items() if 2 * n >= of_class.count(k))
+    return {"class_names": names, "palette": colors, "groups": groups, "floor": floor}
+
+
+def _check_scale(depth: Network | None, settings: Settings) -> None:
+    source = settings.scale_source
+    if source == "network" and depth is not None and not depth.spec.invert:
+        raise NetworkError(
+            f"scale.source is network, but {depth.spec.name} predicts relative inverse depth; set"
+            " scale.source to auto, anchors or ground, or take a metric network."
+        )
+    if source == "ground" and not settings.scale_camera_height:
+        raise NetworkError(
+            "scale.source is ground, which needs scale.camera_height: set it, in metres."
+        )
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that a setting stands for.
+
+    Args:
+        name: "auto" (the GPU if there is one), "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        NetworkError: torch finds no such GPU.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise NetworkError(
+                f"device is {name}, but torch {torch.__version__} finds no usable GPU; check the "
+                "driver with nvidia-smi and that torch was built for CUDA, or set device to cpu."
+            )
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise NetworkError(
+                f"device is {name}, but there are only {torch.cuda.device_count()} GPUs, "
+                "counted from 0."
+            )
+    return device
+
+
+def _choose(task: str, name: str, weights: str, warnings: list[str]) -> str | None:
+    """The network's name that a setting stands for, None for no network."""
+    if name == "none":
+        return None
+    if name != "auto":
+        return name
+    from dpt_ros.model import cached_checkpoint
+
+    network, file = _PARAMETERS[task]
+    if not weights:
+        for candidate in _PREFERRED[task]:
+            if cached_checkpoint(candidate):
+                warnings.append(f"{network}: {candidate}, found among the downloads.")
+                return candidate
+    elif weights not in ("download", "random"):
+        from dpt_ros.model.describe import DescriptionError, described_spec
+
+        try:
+            described = described_spec(Path(weights).expanduser())
+        except DescriptionError as error:
+            raise NetworkError(f"{file}: {error}") from error
+        if described is not None:
+            warnings.append(f"{network}: {described.name}, as named in {weights}.")
+            return described.name
+    warnings.append(
+        f"{network}: {EMBEDDED_NAME}, the small network that comes with the package, trained on a "
+        f"synthetic world only; for a published one set {network} to {_PREFERRED[task][0]} and "
+        f"{file} to download."
+    )
+    return EMBEDDED_NAME
+
+
+def _create(name: str, weights: str, settings: Settings, task: str) -> DPT:
+    network, file = _PARAMETERS[task]
+    try:
+        from dpt_ros.model import create_model
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        raise NetworkError(
+            "torch and torchvision do not fit together (operator torchvision::nms is missing): "
+            "install both from the same source and for the same device."
+        ) from error
+    if name not in list_models():
+        raise NetworkError(f"{network}: {unknown_model(name)}")
+    try:
+        return create_model(name, weights=weights or None, weight_std=settings.weight_std)
+    except (ValueError, OSError) as error:
+        raise NetworkError(f"{name} cannot be loaded ({file}): {error}") from error
+
+
+def _on_device(
+    model: DPT, device: torch.device, dtype: torch.dtype, settings: Settings
+) -> Network:
+    spec = model.spec
+    weights = sum(p.numel() for p in model.parameters()) * dtype.itemsize
+    try:
+        network = Network(
+            model, device, dtype, settings.backend, settings.threads, settings.compile
+        )
+        height, width = network.input_size(spec.net_height, spec.net_width, settings)
+        network.check(height, width)
+    except ImportError as error:
+        raise NetworkError(str(error)) from error
+    except RuntimeError as error:
+        if device.type != "cuda":
+            raise
+        what = f"{spec.name} (its weights alone take {weights >> 20} MiB)"
+        raise _unusable(device, error, what) from error
+    return network
+
+
+def _unusable(device: torch.device, error: RuntimeError, what: str) -> NetworkError:
+    """The error to raise when a GPU fails while something is loaded onto it."""
+    if not is_out_of_memory(error):
+        return NetworkError(
+            f"{device} fails: {first_line(error)} If it was lost while this process ran, only a"
+            " new process can use it again."
+        )
+    free, total = torch.cuda.mem_get_info(device)
+    peak = torch.cuda.max_memory_allocated(device)
+    return NetworkError(
+        f"The memory of {device} is too small for {what}: this process had {peak >> 20} MiB in use"
+        f" when it ran out, and {free >> 20} of {total >> 20} MiB are free. End other processes"
+        " that use the device, or choose a smaller network or input."
+    )

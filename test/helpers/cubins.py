@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Triton kernels compiled for GPUs that need not be there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from dpt_ros.engine.inference import triton_kernels as kernels
+from dpt_ros.engine.inference.triton_kernels import Launch
+from dpt_ros.engine.input.encodings import find_encoding
+from dpt_ros.engine.input.input_plan import TENSOR_DTYPES, make_plan
+from dpt_ros.engine.input.triton_preprocess import network_input
+
+ARCHS = (80, 86, 87, 89, 90, 100, 120)
+"""Compute capabilities of the GPUs that are supported, times ten."""
+
+_TYPE_NAMES = {
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float32: "*fp32",
+    torch.uint8: "*u8",
+    torch.int16: "*i16",
+    torch.int32: "*i32",
+}
+
+
+def network_cubins(arch: int) -> dict[str, bytes]:
+    """Compile every kernel at DPT-Hybrid's shapes in half precision; needs no GPU.
+
+    Args:
+        arch: compute capability times ten, one of :data:`ARCHS`.
+
+    Returns:
+        The machine code (cubin) by kernel and number of its variant.
+    """
+    cubins: dict[str, bytes] = {}
+    launch = compile_launch(arch, cubins)
+    vector = torch.empty(1024, dtype=torch.float16)
+    for channels, side, add in ((64, 192, False), (256, 96, True), (1024, 24, True)):
+        x = _map(channels, side)
+        kernels.group_norm_act(x, vector, vector, 32, 1e-5, x if add else None, launch=launch)
+    x, large = _map(256, 48), _map(256, 96)
+    kernels.upsample_add(x, (96, 96), large, large, vector, True, launch=launch)
+    kernels.bias_act(x, vector, x, True, launch=launch)
+    tokens = torch.empty((1, 577, 768), dtype=torch.float16)
+    kernels.add_layer_norm(tokens, tokens, vector, vector, 1e-6, launch=launch)
+    kernels.depth_tail(_map(32, 384), vector, vector, 1.0, 0.1, True, vector, 1e-8, launch=launch)
+    logits = _map(152, 240)[:, :150]
+    kernels.classify_upsampled(logits, (480, 480), (480, 480), True, launch=launch)
+    return cubins
+
+
+def compile_launch(arch: int, cubins: dict[str, bytes]) -> Launch:
+    """A launch that compiles a kernel as a GPU would at these arguments, and does not run it.
+
+    Args:
+        arch: compute capability times ten, one of :data:`ARCHS`.
+        cubins: receives the machine code by kernel and number of its variant.
+    """
+
+    def compile_one(
+        kernel: Any,
+        grid: tuple[int, ...],
+        args: tuple,
+        meta: dict[str, Any],
+        warps: int,
+        fp_fusion: bool = True,
+    ) -> None:
+        signature, attributes = {}, {}
+        for parameter, value in zip(kernel.params, args, strict=False):
+            signature[parameter.name] = _type_name(value)
+            divisible = isinstance(value, Tensor) or (
+                isinstance(value, int) and value % 16 == 0 and not parameter.do_not_specialize
+            )
+            if divisible:
+                attributes[(parameter.num,)] = [["tt.divisibility", 16]]
+        signature |= dict.fromkeys(meta, "constexpr")
+        compiled = triton.compile(
+            ASTSource(kernel, signature, meta, attributes),
+            target=GPUTarget("cuda", arch, 32),
+            options={"num_warps": warps, "enable_fp_fusion": fp_fusion},
+        )
+        name = kernel.__name__.removesuffix("_kernel")
+        cubins[f"{name}_{sum(key.startswith(name) for key in cubins)}"] = compiled.asm["cubin"]
+
+    return compile_one
+
+
+def _map(channels: int, side: int) -> Tensor:
+    shape = (1, channels, side, side)
+    return torch.empty(shape, dtype=torch.float16, memory_format=torch.channels_last)
+
+
+def _type_name(value: Tensor | int | float) -> str:
+    if isinstance(value, Tensor):
+        return _TYPE_NAMES[value.dtype]
+    return "fp32" if isinstance(value, float) else "i32"
+
+
+def preprocess_cubins(arch: int, encodings: Iterable[str]) -> dict[str, bytes]:
+    """Compile the kernel for half precision and a GPU that need not be there.
+
+    Args:
+        arch: compute capability times ten, such as 87 for Jetson Orin.
+        encodings: names of ``ENCODINGS``.
+
+    Returns:
+        Machine code (cubin) by "encoding resize|same".
+    """
+    cubins: dict[str, bytes] = {}
+    for encoding in encodings:
+        row = find_encoding(encoding)
+        shape = (int(12 * row.planes), 12) + ((row.channels,) if row.channels else ())
+        pixels = torch.empty((1, *shape), dtype=TENSOR_DTYPES[row.dtype])
+        for name, side in (("resize", 24), ("same", 12)):
+            normal = ((0.0,) * 3, (1.0,) * 3)
+            plan = make_plan(encoding, shape, (side, side), *normal, "cpu", torch.float16)
+            made: dict[str, bytes] = {}
+            network_input(pixels, plan, compile_launch(arch, made))
+            (cubins[f"{encoding} {name}"],) = made.values()
+    return cubins

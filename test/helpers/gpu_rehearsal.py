@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A GPU rehearsed on the CPU: at least as strict as the real one, wherever its rules can be told.
+
+The networks are those of a GPU (fused, channels_last). Each call of a Triton kernel goes through
+its real wrapper, which checks types, shapes and memory layouts and makes the results' memory;
+instead of the launch, the plain twin computes the values. OpenCV is not used on maps. What is
+captured runs under the rules of a captured graph: its results hold nothing until a replay and are
+written in place by each, nothing may ask for a value meanwhile, and a kernel variant may not be
+loaded first by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dpt_ros.engine.inference import kernels
+from dpt_ros.engine.inference.network import Network
+from dpt_ros.engine.input import device_preprocess
+from dpt_ros.engine.input.device_preprocess import DeviceInput
+from dpt_ros.engine.input.input_plan import InputPlan
+from dpt_ros.engine.output import postprocess
+from dpt_ros.engine.runner.streams import HostStreams
+from helpers.plain_torch import plain_torch
+
+_WAITS = ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "item", "unique2")
+
+
+class RehearsedNetwork(Network):
+    """A network prepared as for a GPU."""
+
+    _prepare_for_cpu = Network._prepare_for_gpu
+
+
+class Kernels:
+    """The Triton kernels with their launches left out.
+
+    Attributes:
+        variants: of the kernels launched so far: what Triton compiles and loads once each.
+        capturing: whether a graph is being captured.
+        broken: a kernel's name whose launch fails, "" for none.
+        active: whether CPU tensors are treated as a GPU's.
+        calls: launches by kernel.
+    """
+
+    def __init__(self) -> None:
+        from dpt_ros.engine.inference import triton_kernels
+
+        self._wrappers = triton_kernels
+        self.variants: set[Any] = set()
+        self.capturing = False
+        self.broken = ""
+        self.active = True
+        self.calls: dict[str, int] = {}
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within, the CPU is a CPU."""
+        self.active = False
+        try:
+            yield
+        finally:
+            self.active = True
+
+    def enabled(self) -> bool:
+        """Whether Triton's versions are used."""
+        return self.active and kernels.triton_enabled()
+
+    def launch(
+        self,
+        kernel: Any,
+        grid: tuple[int, ...],
+        args: tuple,
+        meta: dict[str, Any],
+        warps: int,
+        fp_fusion: bool = True,
+    ) -> None:
+        name = kernel.__name__
+        assert all(0 < side < 2**31 for side in grid), (name, grid)
+        assert all(side < 2**16 for side in grid[1:]), (name, grid)
+        if name == self.broken:
+            self._fail(kernel, args)
+        variant = (name, *sorted(meta.items()), *_specialisation(kernel, args), warps, fp_fusion)
+        if self.capturing and variant not in self.variants:
+            raise RuntimeError(
+                f"operation not permitted when stream is capturing: {name} is loaded first"
+            )
+        self.variants.add(variant)
+        self.calls[name] = self.calls.get(name, 0) + 1
+
+    def _fail(self, kernel: Any, args: tuple) -> None:
+        # The real launcher, whose kernel cannot run where no GPU is.
+        self._wrappers.run(kernel, (1,), args, {}, 4)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        wrapper, plain = getattr(self._wrappers, name), getattr(kernels, name)
+
+        def call(*args: Any) -> Any:
+            made = wrapper(*args, launch=self.launch)
+            with plain_torch():
+                # "least" is the wrapper's own: plain torch knows it.
+                values = plain(*args[:7]) if name == "depth_tail" else plain(*args)
+            for into, value in zip(_tensors(made), _tensors(values), strict=True):
+                assert into.dtype == value.dtype, (name, into.dtype, value.dtype)
+                assert into.shape == value.shape, (name, into.shape, value.shape)
+                into.copy_(value)
+            return made
+
+        return call
+
+    def network_input(self, pixels: Tensor, plan: InputPlan) -> Tensor:
+        """The preprocessing kernel, in the same way."""
+        from dpt_ros.engine.input import triton_preprocess
+
+        made = triton_preprocess.network_input(pixels, plan, self.launch)
+        return made.copy_(device_preprocess.network_input(pixels, plan))
+
+
+class RehearsalStreams(HostStreams):
+    """The host's lanes under a GPU's rules of capture."""
+
+    def __init__(self, rehearsed: Kernels) -> None:
+        self._kernels = rehearsed
+        self._forked = False
+
+    @contextmanager
+    def branch(self) -> Iterator[None]:
+        self._forked = self._kernels.capturing
+        yield
+
+    def join(self) -> None:
+        self._forked = False
+
+    def capture(
+        self, work: Callable[[], dict[str, Tensor]]
+    ) -> tuple[Callable[[], None], dict[str, Tensor]]:
+        captured = False
+
+        def strictly() -> dict[str, Tensor]:
+            nonlocal captured
+            if captured:
+                return work()
+            self._kernels.capturing = True
+            try:
+                with _NoWaits():
+                    results = work()
+            except BaseException:
+                # The end of a capture hides what went wrong inside of it.
+                raise RuntimeError(
+                    "CUDA error: capturing stream has unjoined work"
+                    if self._forked
+                    else "CUDA error: operation failed due to a previous error during capture"
+                ) from None
+            finally:
+                self._kernels.capturing, captured = False, True
+            if self._forked:
+                raise RuntimeError("CUDA error: capturing stream has unjoined work")
+            return results
+
+        return super().capture(strictly)
+
+
+class _NoWaits(TorchDispatchMode):
+    """Refuses what a capturing stream refuses: whatever brings a value to the host."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        masks = name in ("index", "index_put", "index_put_") and any(
+            one is not None and one.dtype in (torch.bool, torch.uint8) for one in args[1]
+        )
+        if name in _WAITS or masks:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {name}")
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def rehearsal() -> Iterator[Kernels]:
+    """Within, CPU tensors are treated as a GPU's."""
+    rehearsed = Kernels()
+
+    def triton_of(x: Tensor) -> Kernels | None:
+        usable = rehearsed.enabled() and not torch.compiler.is_compiling()
+        return rehearsed if usable else None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "_enabled", True)  # put back at the end, whoever turned it off
+        patch.setattr(kernels, "_triton", triton_of)
+        patch.setattr(postprocess, "on_host", lambda values: not rehearsed.active)
+        patch.setattr(
+            DeviceInput,
+            "_triton_kernel",
+            lambda plan: rehearsed.network_input if rehearsed.enabled() else None,
+        )
+        yield rehearsed
+
+
+def _specialisation(kernel: Any, args: tuple) -> list[Any]:
+    """What Triton makes a machine code of its own for, beside constants and number of warps."""
+    free = {kernel.arg_names.index(name) for name in getattr(kernel, "do_not_specialize", ())
+            if isinstance(name, str)}  # fmt: skip
+    found: list[Any] = []
+    for index, value in enumerate(args):
+        if isinstance(value, Tensor):
+            found.append((value.dtype, value.data_ptr() % 16 == 0))
+        elif isinstance(value, float):
+            found.append("float")
+        elif index in free:
+            found.append("int")
+        else:
+            found.append(value if value == 1 else ("int", value % 16 == 0, value >= 2**31))
+    return found
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    parts = values if isinstance(values, tuple) else (values,)
+    return [one for one in parts if one is not None]
