@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The storage files of a bag: which there are, what they are, and copies that can be read.
+"""The storage files of a bag: which exist, what they are, and readable copies of them.
 
-What a file holds is told by its first bytes; the name decides only where these say nothing.
+The kind of a file is told by its first bytes, and by its name only where these are unknown.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ METADATA = "metadata.yaml"
 MCAP, SQLITE = ".mcap", ".db3"
 _COMPRESSED = (".zstd", ".zst")
 _MAGICS = {MCAP: b"\x89MCAP0\r\n", SQLITE: b"SQLite format 3\0"}
-# What SQLite has not yet moved into the database (or has to take back) when its writer is killed.
+# What SQLite has not yet moved into the database (or has to revert) when its writer is killed.
 _JOURNALS = ("-wal", "-journal")
 
 
@@ -52,7 +52,7 @@ def storage_of(path: Path) -> str:
 
 
 def no_bag(path: Path) -> str:
-    """A sentence on what a path is that is no bag."""
+    """The error message on a path that is no bag."""
     return other_kind(path) or (
         f"{path} is no bag: expected a folder with {METADATA}, or a file named *.mcap, *.db3,"
         " *.mcap.zstd or *.db3.zstd."
@@ -60,7 +60,7 @@ def no_bag(path: Path) -> str:
 
 
 def other_kind(path: Path) -> str:
-    """A sentence on a path that is something else than a bag, with what to do; "" if unknown."""
+    """The error message on a path that is another kind of file; "" if unknown."""
     old = [path] if path.is_file() else sorted(path.glob("*.bag"))
     if any(_begins(file, b"#ROSBAG V") for file in old):
         return (
@@ -72,10 +72,10 @@ def other_kind(path: Path) -> str:
 
 
 def storage_files(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The storage files of a folder, and those that others stand for.
+    """The storage files of a folder, and their copies.
 
-    Of files that differ by their suffixes alone (x.db3, x.db3.zstd) one is the other's copy: a
-    recorder removes its file when the compressed one is complete, so the plain one is taken.
+    Files that differ by their suffixes alone (x.db3, x.db3.zstd) are copies: a recorder removes
+    its file when the compressed one is complete, so the uncompressed one is read.
 
     Returns:
         files in the order of the numbers in their names; copies.
@@ -95,7 +95,7 @@ def storage_files(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def other_form(path: Path) -> Path | None:
-    """The storage file that has the contents of a missing one: compressed, or unpacked since."""
+    """The compressed or uncompressed form of a missing storage file."""
     plain = _unpacked_name(path.name)
     for name in (plain, *(plain + suffix for suffix in _COMPRESSED)):
         if (other := path.with_name(name)).is_file():
@@ -105,14 +105,14 @@ def other_form(path: Path) -> Path | None:
 
 @contextmanager
 def readable(
-    file: Path, note: Callable[[str], None], remark: Callable[[str], None]
+    file: Path, problem: Callable[[str], None], warn: Callable[[str], None]
 ) -> Iterator[Path]:
-    """A storage file as its reader takes it: unpacked, and with its journal worked in.
+    """A storage file as its reader needs it: uncompressed, with its journal applied.
 
     Args:
-        file: as it lies in the bag; it is not changed.
-        note: takes a sentence on what cannot be read.
-        remark: takes a sentence on what was read in another way than usual.
+        file: of the bag; it is not changed.
+        problem: takes a message on what cannot be read.
+        warn: takes a message on what was read in another way than usual.
     """
     journals = [file.with_name(file.name + suffix) for suffix in _JOURNALS]
     journals = [journal for journal in journals if journal.is_file() and journal.stat().st_size]
@@ -128,20 +128,20 @@ def readable(
             try:
                 with closing(sqlite3.connect(copy)) as database:
                     database.execute("PRAGMA journal_mode=DELETE").fetchall()
-                remark(
-                    f"{name} was left beside {file.name}: the recorder was ended before it could"
-                    " close the file. Both are read together, from private copies."
+                warn(
+                    f"{name} was left beside {file.name}: the recorder ended before it could close"
+                    " the file. Both are read together, from temporary copies."
                 )
             except sqlite3.DatabaseError as error:
-                note(f"{name} cannot be read ({error}), and its messages are left out.")
+                problem(f"{name} cannot be read ({error}), and its messages are ignored.")
                 shutil.copyfile(file, copy)
         else:
             with zstd.open(file, "rb") as packed, copy.open("wb") as out:
                 try:
                     shutil.copyfileobj(packed, out, 1 << 20)
                 except (zstd.ZstdError, EOFError) as error:
-                    words = str(error) or type(error).__name__
-                    note(f"{file.name} can be unpacked in part only: {words.rstrip('.')}.")
+                    text = str(error) or type(error).__name__
+                    problem(f"Only a part of {file.name} can be unpacked: {text.rstrip('.')}.")
         yield copy
 
 

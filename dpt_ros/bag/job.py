@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is to be made of a bag, and all that the result depends on."""
+"""The conversion of one bag: what to do, its result, and everything that it depends on."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import torch
 
 from dpt_ros.bag.outputs import MAPS
 from dpt_ros.bag.reader import BagReader
-from dpt_ros.bag.topics import Asked, Camera
+from dpt_ros.bag.topics import Camera, ChosenTopics
 from dpt_ros.engine.inference.loading import load_networks
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.settings import Settings, parameter_name
 
-# Settings that say when or where, not what.
-_NO_MATTER = ("image_reliability", "max_age", "diagnostics_period", "autostart", "threads")
+# Settings that do not change the output.
+_WITHOUT_EFFECT = ("image_reliability", "max_age", "diagnostics_period", "autostart", "threads")
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Job:
         out: folder to write.
         settings: as of the node.
         own: of each camera by its name, settings in the place of the common ones.
-        asked: topics that the user names.
+        chosen: topics set by the user.
         outputs: endings of the topics to write, see ``ALL_OUTPUTS``.
         with_input: copy all messages of the input.
         storage: "mcap" or "sqlite3".
         packed: compress with zstd.
-        overwrite: begin anew, whatever was written before.
+        overwrite: replace an output of dpt_bag.
         file_frames: frames in one file of the bag; 0 for a choice by the bag's length.
     """
 
@@ -45,7 +45,7 @@ class Job:
     out: Path
     settings: Settings = field(default_factory=Settings)
     own: dict[str, dict[str, Any]] = field(default_factory=dict)
-    asked: Asked = field(default_factory=Asked)
+    chosen: ChosenTopics = field(default_factory=ChosenTopics)
     outputs: tuple[str, ...] = MAPS
     with_input: bool = False
     storage: str = "mcap"
@@ -56,15 +56,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a job.
+    """The result of a job.
 
     Args:
         frames: in the bag that was written.
         computed: of these, by this run.
         failed: images that could not be read.
         seconds: that this run took, without loading the networks.
-        outcome: a word or two: "done", "done before", "damaged" (what can be read is done).
-        notes: sentences on what of the input cannot be read.
+        outcome: "done", "done before", or "damaged" (what could be read is done).
+        problems: what of the input could not be read.
     """
 
     frames: int
@@ -72,7 +72,7 @@ class Result:
     failed: int
     seconds: float
     outcome: str
-    notes: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
 
 
 @lru_cache(maxsize=1)
@@ -85,7 +85,7 @@ def networks_for(settings: Settings) -> Networks:
     torch.manual_seed(0)  # for weights that are random
     networks = load_networks(settings)
     if networks.device.type == "cuda":
-        # Timing decides between algorithms, and their bits differ.
+        # Benchmarks choose between algorithms by time, and their bits differ.
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
     return networks
@@ -94,24 +94,20 @@ def networks_for(settings: Settings) -> Networks:
 def made_from(
     job: Job, reader: BagReader, cameras: list[Camera], networks: Networks
 ) -> dict[str, Any]:
-    """All that the output is made from."""
+    """Everything that the output is made from; weights and input by name, size and checksum."""
     settings = asdict(job.settings)
-    files = {
-        name: Path(settings[name])
-        for name in ("depth_weights", "label_weights")
-        if Path(settings[name]).is_file()
-    }
-    settings |= {name: file.name for name, file in files.items()}
+    weights = weights_paths(job.settings)
+    settings |= {name: path.name for name, path in weights.items()}
     settings["device"] = networks.device.type
-    # By the names that a user gives them, for they are named where they differ.
+    # By the names that users set them by, for the message on differences.
     names = {spec.name: parameter_name(spec) for spec in fields(job.settings)}
-    parameters = {names[k]: v for k, v in settings.items() if k not in _NO_MATTER}
+    parameters = {names[k]: v for k, v in settings.items() if k not in _WITHOUT_EFFECT}
     parameters |= {f"{c}.{names[k]}": v for c, own in job.own.items() for k, v in own.items()}
     topics = [[channel.topic, channel.msgtype] for channel in reader.channels.values()]
     return {
         "parameters": parameters,
         "networks": [networks.depth_name, networks.label_name],
-        "weights": [_mark(file) for file in files.values()],
+        "weights": [_mark(file) for path in weights.values() for file in _files(path)],
         "cameras": [asdict(camera) for camera in cameras],
         "outputs": list(job.outputs),
         "input topics": topics if job.with_input else False,
@@ -122,8 +118,25 @@ def made_from(
     }
 
 
+def weights_paths(settings: Settings) -> dict[str, Path]:
+    """The files and folders of weights, by the names of their settings."""
+    names = ("depth_weights", "label_weights")
+    given = {name: getattr(settings, name) for name in names}
+    paths = {
+        name: Path(value).expanduser()
+        for name, value in given.items()
+        if value not in ("", "download", "random")
+    }
+    return {name: path for name, path in paths.items() if path.exists()}
+
+
+def _files(path: Path) -> list[Path]:
+    """The file, or the files of a folder of weights."""
+    return sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+
+
 def _mark(path: Path) -> list[Any]:
-    """Tells a file from another one: name, size, and a checksum of its ends."""
+    """Identifies a file: name, size, and a checksum of its ends."""
     size, ends = path.stat().st_size, 1 << 16
     with path.open("rb") as file:
         check = zlib.crc32(file.read(ends))
@@ -133,7 +146,7 @@ def _mark(path: Path) -> list[Any]:
 
 
 def machine(networks: Networks) -> dict[str, Any]:
-    """What else decides about bits."""
+    """What else the bytes of the output depend on."""
     on_gpu = networks.device.type == "cuda"
     try:
         ours = version("dpt_ros")

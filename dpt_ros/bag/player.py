@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plays a bag's messages at the pace they were recorded, where ``ros2 bag`` is missing."""
+"""Plays a bag at the rate it was recorded, where ``ros2 bag`` is not installed."""
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import sys
@@ -23,13 +24,10 @@ from dpt_ros.bag.player_command import player_arguments
 from dpt_ros.bag.reader import BagError, BagReader
 from dpt_ros.bag.salvage import Channel
 from dpt_ros.ros.messages.error import one_line
+from dpt_ros.ros.share import transport_environment
 
-_SETTLED = 1.0  # seconds; longer than a node takes to choose its QoS by what is published
+_SETTLED = 1.0  # seconds; longer than a node takes to adapt its QoS to the publishers
 _DELIVERY = Duration(seconds=2)
-
-
-class NoSubscriber(Exception):
-    """Nobody came to listen in time."""
 
 
 def play(
@@ -39,28 +37,28 @@ def play(
     also: Sequence[str] = (),
     rate: float = 1.0,
     wait: float = 30.0,
-    say: Callable[[str], None] = lambda sentence: None,
+    warn: Callable[[str], None] = lambda message: None,
 ) -> list[tuple[int, int]]:
-    """Publish the messages of ``topics``, unchanged, as serialised in the bag.
+    """Publish the messages of ``topics`` as serialised in the bag.
 
     Args:
         node: publishes, under its namespace and remaps.
         reader: of the bag.
         topics: names as in the bag; without a leading slash they are published under the node's
-            namespace. Of an image that the bag has compressed only, that is played. The first
-            one's subscriber is waited for.
-        also: the same, of topics that need not be there.
+            namespace. Where the bag has an image as CompressedImage only, that is played. Playing
+            starts when the first topic has a subscriber.
+        also: more topics, which may be missing.
         rate: 2.0 plays twice as fast as recorded.
         wait: seconds to wait for that subscriber.
-        say: takes a sentence about a topic of ``also`` that cannot be played.
+        warn: takes a message about a topic of ``also`` that cannot be played.
 
     Returns:
         (time in the bag, time of publishing by time.monotonic_ns), nanoseconds, per message of
         the first topic.
 
     Raises:
-        NoSubscriber: nobody subscribed to the first topic in time.
-        BagError: a topic is not in the bag, or holds what is no message.
+        BagError: a topic is not in the bag or its type not installed, or the first topic had no
+            subscriber in time.
     """
     names = _names(reader, topics, also)
     publishers: dict[str, Publisher] = {}
@@ -71,7 +69,7 @@ def play(
         except BagError as error:
             if not {name, name.removesuffix("/compressed")}.isdisjoint(topics):
                 raise
-            say(f"{topic} is not played. {error}")
+            warn(f"{topic} is not played. {error}")
             continue
         publishers[topic] = node.create_publisher(kind, name, _profile(channel))
     first = next(iter(names))
@@ -89,16 +87,16 @@ def play(
             sent.append((message.time, time.monotonic_ns()))
         publishers[message.topic].publish(message.data)
     else:
-        for publisher in publishers.values():  # what is on its way would end with the publisher
+        for publisher in publishers.values():  # undelivered messages would end with the publisher
             publisher.wait_for_all_acked(_DELIVERY)
     return sent
 
 
 def _names(reader: BagReader, topics: Sequence[str], also: Sequence[str]) -> dict[str, str]:
-    """Names to publish under, by topic of the bag, in the order asked for.
+    """Names to publish under, by topic of the bag, in the order given.
 
     Raises:
-        BagError: one of ``topics`` is not there.
+        BagError: one of ``topics`` is missing.
     """
     there = {topic.lstrip("/"): topic for topic in reader.channels}
     names: dict[str, str] = {}
@@ -112,14 +110,14 @@ def _names(reader: BagReader, topics: Sequence[str], also: Sequence[str]) -> dic
             missing += [name] if name in topics else []
     if missing:
         raise BagError(
-            f"{reader.path} has no topic {', '.join(sorted(missing))}; it has"
+            f"{reader.path} has no topic {', '.join(sorted(missing))}; its topics are"
             f" {', '.join(sorted(reader.channels))}."
         )
     return names
 
 
 def _profile(channel: Channel) -> QoSProfile:
-    """As recorded: what was latched (tf_static) is there for who comes later."""
+    """Transient local where it was recorded as such (tf_static)."""
     offered = [getattr(qos, "durability", None) for qos in channel.qos]
     profile = QoSProfile(depth=10)
     if offered and all(durability == QosDurability.TRANSIENT_LOCAL for durability in offered):
@@ -128,31 +126,33 @@ def _profile(channel: Channel) -> QoSProfile:
 
 
 def _message_class(name: str) -> Any:
-    """The class of a type as a bag names it, which may name anything."""
+    """The class of a type's name, which comes from the bag and is not trusted."""
     package, _, message = name.partition("/msg/")
-    # Other packages are not even imported: that alone can run a program.
+    # Other packages are not imported: that could run any program.
     if not re.fullmatch(r"[a-z][a-z0-9_]*_(msgs|interfaces)", package):
-        raise BagError(one_line(f"The bag has messages of '{name}', which is no type of ROS."))
+        raise BagError(
+            one_line(f"The bag has messages of '{name}', which is no message type of ROS.")
+        )
     try:
         return getattr(import_module(f"{package}.msg"), message)
     except (ImportError, AttributeError) as error:
         raise BagError(
-            one_line(f"The bag has messages of '{name}', which are not installed here.")
+            one_line(f"The bag has messages of '{name}', which is not installed.")
         ) from error
 
 
 def _wait_for_subscriber(publisher: Publisher, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     since, before = time.monotonic(), 0
-    # A while without change: a subscriber that has just come may still renew its QoS.
+    # Until the number is steady: a new subscriber may still change its QoS.
     while not before or time.monotonic() - since < _SETTLED:
         count = publisher.get_subscription_count()
         if count != before:
             since, before = time.monotonic(), count
         if not count and time.monotonic() > deadline:
-            raise NoSubscriber(
-                f"Nobody subscribed to {publisher.topic_name} within {seconds:g} s; start the "
-                "node first, and give it the same namespace and ROS_DOMAIN_ID."
+            raise BagError(
+                f"{publisher.topic_name} had no subscriber within {seconds:g} s; start the node"
+                " first, with the same namespace and ROS_DOMAIN_ID."
             )
         time.sleep(0.02)
 
@@ -160,13 +160,15 @@ def _wait_for_subscriber(publisher: Publisher, seconds: float) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Play the bag that the arguments name. Returns the exit code."""
     args, ros_args = player_arguments(argv)
+    # Fast DDS reads it when the first node is made.
+    os.environ.update(transport_environment())
     rclpy.init(args=ros_args)
     node = Node("bag_player")
     try:
         reader = BagReader(args.bag)
-        sent = play(node, reader, args.topics, args.also, args.rate, args.wait, _say)
-    except (NoSubscriber, BagError, OSError) as error:
-        _say(str(error))
+        sent = play(node, reader, args.topics, args.also, args.rate, args.wait, _print)
+    except (BagError, OSError) as error:
+        _print(str(error))
         return 1
     except (KeyboardInterrupt, ExternalShutdownException):
         return 0
@@ -176,13 +178,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         rclpy.try_shutdown()
     if args.times:
         args.times.write_text("".join(f"{bag},{wall}\n" for bag, wall in sent))
-    for sentence in (*reader.remarks, *reader.notes):
-        _say(sentence)
-    return 3 if reader.notes else 0
+    for message in (*reader.warnings, *reader.problems):
+        _print(message)
+    return 3 if reader.problems else 0
 
 
-def _say(sentence: str) -> None:
-    print(f"dpt_bag_player: {sentence}", file=sys.stderr, flush=True)
+def _print(message: str) -> None:
+    print(f"dpt_bag_player: {message}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

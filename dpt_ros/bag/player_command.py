@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line of dpt_bag_player; its help does not wait for rclpy."""
+"""The command line of dpt_bag_player; its help does not import rclpy."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def player_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    """The arguments of dpt_bag_player, and those that are ROS's.
+    """The arguments of dpt_bag_player, and the ROS arguments.
 
     Raises:
         SystemExit: 0 after --help, 2 with an error message for a mistake.
     """
     parser = argparse.ArgumentParser(
         prog="dpt_bag_player",
-        description="Play a bag's messages at the pace they were recorded, where ros2 bag is"
-        " missing.",
+        description="Play a bag at the rate it was recorded, where ros2 bag is not installed.",
         epilog="Example: dpt_bag_player my_bag --topics image camera_info --also odom. Exit codes:"
         " 0 done; 1 not done; 2 wrong arguments; 3 done, but parts of the bag could not be read.",
     )

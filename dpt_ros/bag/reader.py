@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one reader of recorded bags (rosbag2: mcap, sqlite3, zstd), whole ones and damaged ones.
+"""Reads recorded bags (rosbag2: mcap, sqlite3, zstd), intact and damaged ones.
 
-It hands on the bytes of messages, which needs no definitions of their types. What metadata.yaml
-and the names of files say is used where the files themselves say nothing else.
+Messages stay serialised, so that definitions of their types are not needed. metadata.yaml and the
+names of files are used where the files themselves do not give the information.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ else:
     from backports import zstd
 
 MAX_MESSAGE = 1 << 30  # bytes of a message that was compressed; the largest image has half of it
+_BAD_YAML = (yaml.YAMLError, ValueError, RecursionError)
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
@@ -52,14 +53,14 @@ class Message(NamedTuple):
 
 
 class BagError(Exception):
-    """A bag cannot be used; the text is a sentence on one line.
+    """A bag cannot be used.
 
     Args:
-        sentence: texts of the bag in it may be long and have control characters.
+        message: texts of the bag in it may be long and have control characters.
     """
 
-    def __init__(self, sentence: str) -> None:
-        super().__init__(one_line(sentence))
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 class BagReader:
@@ -70,8 +71,8 @@ class BagReader:
 
     Attributes:
         channels: by topic, of those in CDR. A topic of several types has its first one.
-        notes: sentences on what cannot be read, in the order in which it was found.
-        remarks: sentences on what was read in another way than usual, or does not belong to ROS 2.
+        problems: what cannot be read, in the order in which it was found.
+        warnings: what was read in another way than usual, or is not of ROS 2.
 
     Raises:
         BagError: there is no bag, or nothing in it can be read.
@@ -80,9 +81,9 @@ class BagReader:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.channels: dict[str, Channel] = {}
-        self.notes: list[str] = []
-        self.remarks: list[str] = []
-        self._counted = False  # whether metadata says how many messages there are
+        self.problems: list[str] = []
+        self.warnings: list[str] = []
+        self._counted = False  # whether metadata has the number of messages
         if not path.exists():
             raise BagError(f"{path} does not exist.")
         if not is_bag(path):
@@ -94,55 +95,51 @@ class BagReader:
         others = self._leave_out_others()
         if not self.channels:
             kinds = [f"{f.name} is {kind}." for f in self.files if (kind := kind_of_file(f))]
-            why = " ".join(kinds or [*others, *self.notes])
+            why = " ".join(kinds or [*others, *self.problems])
             raise BagError(f"Nothing of {path} can be read. {why}".strip())
 
-    def _remark(self, sentence: str) -> None:
-        sentence = one_line(sentence)
-        if sentence not in self.remarks:
-            self.remarks.append(sentence)
+    def _warn(self, message: str) -> None:
+        _add_once(self.warnings, message)
 
-    def _note(self, sentence: str) -> None:
-        sentence = one_line(sentence)
-        if sentence not in self.notes:
-            self.notes.append(sentence)
+    def _problem(self, message: str) -> None:
+        _add_once(self.problems, message)
 
     def _from_folder(self) -> list[Path]:
         files, copies = storage_files(self.path)
         if copies:
-            self._remark(
-                f"{', '.join(copy.name for copy in copies)} is left out: the same recording is"
-                " there in another form."
+            self._warn(
+                f"{', '.join(copy.name for copy in copies)} is ignored: the same recording exists"
+                " in another form."
             )
         return files
 
     def _leave_out_others(self) -> list[str]:
-        """Take out the topics whose messages are not those of ROS 2; a sentence if there are."""
+        """Remove topics whose messages are not CDR; the warnings on them."""
         others = [c for c in self.channels.values() if c.encoding != CDR]
         if not others:
             return []
         for channel in others:
             del self.channels[channel.topic]
         named = ", ".join(f"{c.topic} ({c.msgtype or '?'}, {c.encoding or '?'})" for c in others)
-        self._remark(f"Not messages of ROS 2 (CDR), left out: {named}.")
+        self._warn(f"Ignored, because not messages of ROS 2 (CDR): {named}.")
         if any(channel.encoding == "ros1" for channel in others):
-            self._remark("Messages of ROS 1 can be converted: rosbags-convert --src IN --dst OUT.")
-        return self.remarks
+            self._warn("Convert messages of ROS 1: rosbags-convert --src IN --dst OUT.")
+        return self.warnings
 
     def _from_metadata(self) -> list[Path]:
-        """The files and channels that metadata.yaml names; none if it cannot be used."""
+        """The files of metadata.yaml, whose channels are added; none if it cannot be used."""
         path = self.path / METADATA
         if not path.exists():
-            self._note(
-                f"{METADATA} is missing, so files are read by their names and nobody knows how"
-                " many messages there should be."
+            self._problem(
+                f"{METADATA} is missing, so files are found by their names and missing messages"
+                " cannot be counted."
             )
             return []
         try:
-            about = yaml.safe_load(path.read_text())["rosbag2_bagfile_information"]
-            files = self._named(about["relative_file_paths"])
+            metadata = yaml.safe_load(path.read_text())["rosbag2_bagfile_information"]
+            files = self._named(metadata["relative_file_paths"])
             there = {file: file if file.is_file() else other_form(file) for file in files}
-            for entry in about["topics_with_message_count"]:
+            for entry in metadata["topics_with_message_count"]:
                 topic, count = entry["topic_metadata"], entry["message_count"]
                 digest = topic.get("type_description_hash") or ""
                 encoding = topic.get("serialization_format") or CDR
@@ -153,27 +150,19 @@ class BagReader:
                     raise ValueError(topic)
                 count += self._count_of(channel.topic)
                 self.channels[channel.topic] = replace(channel, count=count)
-        except (
-            yaml.YAMLError,
-            OSError,
-            KeyError,
-            TypeError,
-            ValueError,
-            AttributeError,
-            RecursionError,
-        ) as error:
+        except (*_BAD_YAML, OSError, KeyError, TypeError, AttributeError) as error:
             self.channels.clear()
-            self._note(
-                f"{METADATA} is damaged ({type(error).__name__}), so files are read by their"
-                " names and nobody knows how many messages there should be."
+            self._problem(
+                f"{METADATA} is damaged ({type(error).__name__}), so files are found by their"
+                " names and missing messages cannot be counted."
             )
             return []
         self._counted = True
         for file, other in there.items():
             if other is None:
-                self._note(f"{file.name}, which {METADATA} names, is missing.")
+                self._problem(f"{file.name}, listed in {METADATA}, is missing.")
             elif other != file:
-                self._remark(f"{other.name} stands for {file.name}, which {METADATA} names.")
+                self._warn(f"{other.name} is read instead of {file.name}, listed in {METADATA}.")
         return [other for other in there.values() if other is not None]
 
     def _named(self, names: Iterable[str]) -> list[Path]:
@@ -191,24 +180,24 @@ class BagReader:
         return self.channels[topic].count if topic in self.channels else 0
 
     def _learn_types(self) -> None:
-        """Take definitions from the first file that can be read; without metadata, from all."""
+        """Read definitions from the first readable file; without metadata, from all."""
         for file in self.files:
             try:
                 with self._opened(file) as (_, bag):
                     found = bag.channels
             except ValueError as error:
-                self._note(str(error))
+                self._problem(str(error))
                 continue
             for channel in found:
                 if channel.is_sound:
                     self._add(channel)
                 else:
-                    self._note(f"{file.name}: the description of a topic is damaged.")
+                    self._problem(f"{file.name}: the description of a topic is damaged.")
             if self._counted and found:
                 return
 
     def _add(self, channel: Channel) -> None:
-        """Take what a file says of a topic beside what is known of it."""
+        """Merge a file's description of a topic with what is known of it."""
         if self._counted:
             channel = replace(channel, count=0)
         known = self.channels.get(channel.topic)
@@ -224,20 +213,20 @@ class BagReader:
         self.channels[channel.topic] = channel
 
     def count(self, topics: Collection[str]) -> int | None:
-        """How many messages of these topics there should be; None if nobody knows."""
+        """How many messages of these topics there should be; None if that is not known."""
         counts = [self.channels[topic].count for topic in topics]
         return sum(counts) if self._counted or all(counts) else None
 
     def messages(self, topics: Collection[str]) -> Iterator[Message]:
         """The messages of some topics in the order of recording.
 
-        What cannot be read is left out; when this ends, ``notes`` says what.
+        What cannot be read is skipped, and listed in ``problems`` at the end.
         """
         read: Counter[str] = Counter()
         packed = timeless = 0
         for file in self.files:
             for message in self._messages(file, topics):
-                # In SQLite any value can be a time; and not every number can be written again.
+                # In SQLite any value can be a time; not every number can be written again.
                 if not (isinstance(message.time, int) and 0 <= message.time < 1 << 63):
                     timeless += 1
                     continue
@@ -250,13 +239,15 @@ class BagReader:
                 read[message.topic] += 1
                 yield message
         if packed:
-            self._note(f"{packed} compressed messages are damaged or too large and are left out.")
+            self._problem(
+                f"{packed} compressed messages are damaged or too large and are ignored."
+            )
         if timeless:
-            self._note(f"{timeless} messages have no time of recording and are left out.")
+            self._problem(f"{timeless} messages have no valid time of recording and are ignored.")
         for topic in sorted(topics) if self._counted else ():
             if read[topic] < self.channels[topic].count:
                 missing = self.channels[topic].count - read[topic]
-                self._note(
+                self._problem(
                     f"{missing} of {self.channels[topic].count} messages of {topic} cannot be"
                     " read."
                 )
@@ -265,31 +256,31 @@ class BagReader:
         try:
             with self._opened(file) as (local, bag):
                 messages = bag.messages(topics)
-                if isinstance(bag, _Whole):
+                if isinstance(bag, _Intact):
                     done = 0
                     try:
                         for message in messages:
                             yield Message(*message)
                             done += 1
                         return
-                    except Exception as error:  # a damaged file can make a reader raise anything
-                        self._note(f"{file.name} is damaged: {_words(error)}")
-                    # Both orders are that of time, so what came already comes first here, too.
+                    except Exception as error:  # rosbags raises anything for a damaged file
+                        self._problem(f"{file.name} is damaged: {_text(error)}")
+                    # Both orders are that of time, so what was read comes first here, too.
                     messages = islice(self._salvaged(local).messages(topics), done, None)
                 for message in messages:
                     yield Message(*message)
         except ValueError as error:
-            self._note(str(error))
+            self._problem(str(error))
 
     @contextmanager
-    def _opened(self, file: Path) -> Iterator[tuple[Path, _Whole | SalvagedFile]]:
-        """A file as it can be read, and what reads it."""
-        with readable(file, self._note, self._remark) as local:
+    def _opened(self, file: Path) -> Iterator[tuple[Path, _Intact | SalvagedFile]]:
+        """A readable form of a file, and its reader."""
+        with readable(file, self._problem, self._warn) as local:
             try:
-                whole = _Whole(local)
+                whole = _Intact(local)
             except Exception as error:  # as above
-                # rosbags also refuses whole files, for topics that are not ROS 2's.
-                yield local, self._salvaged(local, f"{file.name} is damaged: {_words(error)}")
+                # rosbags also refuses intact files, for topics that are not of ROS 2.
+                yield local, self._salvaged(local, f"{file.name} is damaged: {_text(error)}")
                 return
             with whole:
                 yield local, whole
@@ -297,20 +288,25 @@ class BagReader:
     def _salvaged(self, local: Path, damage: str = "") -> SalvagedFile:
         bag = salvage(local, storage_of(local))
         if bag.problems and damage:
-            self._note(damage)
+            self._problem(damage)
         for problem in bag.problems:
-            self._note(problem)
+            self._problem(problem)
         return bag
 
 
-class _Whole:
-    """A storage file that is as it should be, so far."""
+def _add_once(messages: list[str], message: str) -> None:
+    if (message := one_line(message)) not in messages:
+        messages.append(message)
+
+
+class _Intact:
+    """A storage file as rosbags reads it, without damage so far."""
 
     def __init__(self, path: Path) -> None:
         self._reader = Reader.STORAGE_PLUGINS[storage_of(path)](path)
         self._reader.open()
 
-    def __enter__(self) -> _Whole:
+    def __enter__(self) -> _Intact:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -335,15 +331,15 @@ class _Whole:
         connections = [
             c for c in self._reader.connections if c.topic in topics and _encoding(c) == CDR
         ]
-        if connections:  # none would mean all
+        if connections:  # rosbags takes none for all
             for connection, time, data in self._reader.messages(connections):
-                if not isinstance(data, bytes):  # which of a number would be so many bytes
-                    raise TypeError("a message is no bytes")
+                if not isinstance(data, bytes):
+                    raise TypeError("the data of a message are not bytes")
                 yield connection.topic, time, data
 
 
 def _unpacked(data: bytes) -> bytes | None:
-    """What is in a message that was compressed; None if it is damaged or a size bomb."""
+    """A decompressed message; None if it is damaged or too large."""
     unpacker = zstd.ZstdDecompressor()
     try:
         content = unpacker.decompress(data, MAX_MESSAGE)
@@ -357,13 +353,13 @@ def _encoding(connection: Connection) -> str:
 
 
 def _is_sound(qos: Qos) -> bool:
-    """Whether what YAML says of a QoS profile can be written again."""
+    """Whether a QoS profile from YAML can be written again."""
     times = (*qos.deadline, *qos.lifespan, *qos.liveliness_lease_duration)
     return all(isinstance(number, int) for number in (qos.depth, *times)) and isinstance(
         qos.avoid_ros_namespace_conventions, bool
     )
 
 
-def _words(error: Exception) -> str:
+def _text(error: Exception) -> str:
     text = str(error) or type(error).__name__
     return text if text.endswith(".") else f"{text}."

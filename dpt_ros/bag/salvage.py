@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads what can be read of bag files that rosbags refuses: damaged ones, and ones with other
-messages than those of ROS 2 in them.
+"""Reads bag files that rosbags refuses: damaged ones, and ones with messages not of ROS 2.
 
-MCAP is a sequence of records: an opcode, a length, and so many bytes (mcap.dev/spec). Chunks hold
-most records, may be compressed, and are read one by one, so that a broken one costs itself only.
-A SQLite table is a tree of pages, so that rows are asked for one by one.
+MCAP is a sequence of records: opcode, length, content (mcap.dev/spec). Most records are in chunks,
+which may be compressed and are read one by one, so that a damaged one costs only itself.
+A SQLite table is a tree of pages, so its rows are read one by one.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ _CHUNK = struct.Struct("<QQQI")
 _MESSAGE = struct.Struct("<HIQQ")
 _SCHEMA, _CHANNEL, _MESSAGE_RECORD, _CHUNK_RECORD = 3, 4, 5, 6
 _OPCODES = range(1, 16)
-_MISSES = 20_000  # rows in a row that are not there, after which there are no more
+_MISSES = 20_000  # consecutive missing rows after which reading ends
 _SMALLEST_ROW = 8  # bytes
 
 
@@ -63,7 +62,7 @@ class Channel:
 
     @property
     def is_sound(self) -> bool:
-        """Whether what a file says of it is text, and can be written to another file."""
+        """Whether it can be written to another file: everything is valid text."""
         texts = (self.topic, self.msgtype, self.definition, self.digest, self.encoding)
         return all(isinstance(text, str) and _is_utf8(text) for text in texts)
 
@@ -80,10 +79,10 @@ class _Part:
 
 
 class SalvagedFile(ABC):
-    """What can be read of a file.
+    """The readable part of a file.
 
     Attributes:
-        problems: sentences on what cannot; none of a file that is whole.
+        problems: what cannot be read; empty for an intact file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -100,17 +99,17 @@ class SalvagedFile(ABC):
         """Topic, time of recording and bytes of each CDR message, in the order of time."""
 
     def _topic(self, number: int, topics: Collection[str]) -> str:
-        """The topic of a number, "" unless it is among some and its messages are CDR."""
+        """The topic of a number, "" unless it is one of these and its messages are CDR."""
         channel = self._by_number.get(number)
         wanted = channel is not None and channel.topic in topics and channel.encoding == CDR
         return channel.topic if channel is not None and wanted else ""
 
 
 def salvage(path: Path, storage: str) -> SalvagedFile:
-    """What can be read of a file of a storage, ".mcap" or ".db3".
+    """The readable part of a file of a storage, ".mcap" or ".db3".
 
     Raises:
-        ValueError: nothing can be read of it; a sentence.
+        ValueError: nothing can be read of it.
     """
     return SalvagedMcap(path) if storage == ".mcap" else SalvagedSqlite(path)
 
@@ -124,30 +123,32 @@ class SalvagedMcap(SalvagedFile):
         self._schemas: dict[int, tuple[str, str]] = {}
         with path.open("rb") as file:
             if file.read(len(_MAGIC)) != _MAGIC:
-                raise ValueError(f"{path.name} is no MCAP file: it does not begin like one.")
+                raise ValueError(
+                    f"{path.name} is no MCAP file: its first bytes are not those of MCAP."
+                )
             self._walk(file, path.stat().st_size)
             broken = sum(not self._learn(file, part) for part in self._parts)
         if broken:
             self.problems.append(
-                f"{path.name}: {broken} of {len(self._parts)} chunks are damaged, and what cannot"
-                " be told apart in them is left out."
+                f"{path.name}: {broken} of {len(self._parts)} chunks are damaged; their"
+                " unreadable records are ignored."
             )
         if not self._by_number:
-            raise ValueError(f"{path.name}: nothing can be read, not even which topics it had.")
+            raise ValueError(f"{path.name}: nothing can be read, not even its topics.")
 
     def _walk(self, file: BinaryIO, size: int) -> None:
-        """Find the records, up to the end or to what is none."""
+        """Find the records, up to the end or to bytes that are no record."""
         at = len(_MAGIC)
         while at + _RECORD.size <= size:
             file.seek(at)
             opcode, length = _RECORD.unpack(file.read(_RECORD.size))
             at += _RECORD.size
-            if opcode == 2:  # the footer: all is there
+            if opcode == 2:  # the footer: the file is complete
                 return
             if opcode not in _OPCODES:
                 self.problems.append(
-                    f"{self.path.name}: {size - at} of {size} bytes, from {at} on, cannot be told"
-                    " apart and are left out."
+                    f"{self.path.name}: {size - at} of {size} bytes, from {at} on, are not MCAP"
+                    " records and are ignored."
                 )
                 return
             inside = file.read(min(length, size - at, _CHUNK.size))
@@ -165,7 +166,7 @@ class SalvagedMcap(SalvagedFile):
         self.problems.append(f"{self.path.name} ends early, after {size} bytes.")
 
     def _learn(self, file: BinaryIO, part: _Part) -> bool:
-        """Take the channels of a part; whether all of it can be read."""
+        """Read the channels of a part; whether all of it can be read."""
         if part.opcode == _MESSAGE_RECORD:
             return True
         content, good = _content(file, part)
@@ -205,7 +206,7 @@ class SalvagedMcap(SalvagedFile):
     def _messages(
         self, file: BinaryIO, part: _Part, topics: Collection[str]
     ) -> Iterator[tuple[int, int, int, str, bytes]]:
-        # Without this the merging would read every part at once to learn where it begins.
+        # Without this, merging would read every part at once to know its first time.
         yield part.start, 0, 0, "", b""
         content, _ = _content(file, part)
         found = []
@@ -218,7 +219,7 @@ class SalvagedMcap(SalvagedFile):
 
 
 def _content(file: BinaryIO, part: _Part) -> tuple[bytes, bool]:
-    """The records of a part, and whether they are all there."""
+    """The records of a part, and whether they are complete."""
     if part.opcode == _MESSAGE_RECORD:
         file.seek(part.at - _RECORD.size)
         return file.read(_RECORD.size + part.size), True
@@ -239,7 +240,7 @@ def _content(file: BinaryIO, part: _Part) -> tuple[bytes, bool]:
 
 
 def _decompress(compression: str, packed: bytes) -> bytes:
-    """What was compressed, or its beginning where the rest is missing."""
+    """Decompressed bytes, or their beginning where the rest is missing."""
     if compression == "zstd":
         return bytes(zstd.ZstdDecompressor().decompress(packed))
     if compression == "lz4":
@@ -250,7 +251,7 @@ def _decompress(compression: str, packed: bytes) -> bytes:
 
 
 def _records(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """Opcode and body of the records that are whole."""
+    """Opcode and body of the complete records."""
     at = 0
     while at + _RECORD.size <= len(content):
         opcode, length = _RECORD.unpack_from(content, at)
@@ -264,7 +265,7 @@ def _records(content: bytes) -> Iterator[tuple[int, bytes]]:
 def _is_utf8(text: str) -> bool:
     try:
         text.encode()
-    except UnicodeEncodeError:  # half a character, as YAML can have it
+    except UnicodeEncodeError:  # a lone surrogate, which YAML allows
         return False
     return True
 
@@ -278,7 +279,7 @@ def _string(body: bytes, at: int) -> tuple[str, int]:
 
 
 class SalvagedSqlite(SalvagedFile):
-    """A SQLite file with broken pages, cut off, or with definitions that nobody wrote."""
+    """A SQLite file that is damaged, truncated, or without definitions."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -309,14 +310,14 @@ class SalvagedSqlite(SalvagedFile):
 
     @staticmethod
     def _numbers(database: sqlite3.Connection, size: int) -> Iterable[int]:
-        """Numbers of the rows there should be in a file of this size."""
+        """Numbers of the rows that a file of this size may have."""
         try:
             (last,) = database.execute("SELECT max(id) FROM messages").fetchone()
         except sqlite3.DatabaseError:
             return _until_gone(database)
         if last is None:
             return ()
-        # A row that is damaged can have any number; going on to that would take for ever.
+        # A damaged row can have any number; counting up to that could take for ever.
         if isinstance(last, int) and last <= size // _SMALLEST_ROW:
             return range(1, last + 1)
         return _until_gone(database)
@@ -341,7 +342,7 @@ class SalvagedSqlite(SalvagedFile):
 
 def _database(path: Path) -> sqlite3.Connection:
     database = sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True)
-    # Else not one page is read of a file that is shorter than it says.
+    # Else SQLite reads nothing of a truncated file.
     database.execute("PRAGMA writable_schema=ON")
     return database
 
@@ -354,7 +355,7 @@ def _is_whole(database: sqlite3.Connection) -> bool:
 
 
 def _until_gone(database: sqlite3.Connection) -> Iterator[int]:
-    """Numbers from 1 until for long there was no row that can be read."""
+    """Numbers from 1 on, until ``_MISSES`` rows in a row cannot be read."""
     number = missed = 0
     while missed < _MISSES:
         number += 1

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node's parameters where no node is: from its parameter file, and NAME:=VALUE."""
+"""The node's parameters without a node: from a parameter file, and NAME:=VALUE."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,7 @@ from rclpy.parameter import Parameter
 
 from dpt_ros.engine.settings import Settings, check, common_name
 from dpt_ros.ros.messages.error import one_line
-from dpt_ros.ros.parameters import unknown_name
-
-# What a parameter file may hold for rclpy itself.
-_OF_RCLPY = ("use_sim_time", "start_type_description_service", "qos_overrides.")
+from dpt_ros.ros.parameters import is_of_rclpy, unknown_name
 
 
 def read_settings(
@@ -24,14 +21,14 @@ def read_settings(
     """Settings as the node would have them.
 
     Args:
-        file: a ROS parameter file, of the node dpt or of all nodes.
-        given: "NAME:=VALUE", stronger than the file.
+        file: a ROS parameter file, for the node dpt or for all nodes.
+        given: "NAME:=VALUE", which override the file.
 
     Returns:
-        The settings, and by camera the attributes of Settings that it has for itself.
+        The settings, and by camera the attributes of Settings that are set for it alone.
 
     Raises:
-        ValueError: a sentence about what is wrong.
+        ValueError: a parameter or the file is wrong.
     """
     values = _from_file(file) if file is not None else {}
     for text in given:
@@ -41,12 +38,12 @@ def read_settings(
         try:
             values[name] = yaml.safe_load(value)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
-            words = _words(error)
-            raise ValueError(one_line(f"-p {text}: the value is no YAML ({words}).")) from error
+            why = _single_spaced(error)
+            raise ValueError(one_line(f"-p {text}: the value is not YAML ({why}).")) from error
     common = {name: value for name, value in values.items() if name == common_name(name)}
-    for name in common:
+    for name, value in common.items():
         try:
-            Settings.parse({name: common[name]})
+            Settings.parse({name: value})
         except ValueError as error:
             known = "is not a parameter" not in str(error)
             raise ValueError(str(error) if known else one_line(unknown_name(name))) from error
@@ -64,7 +61,7 @@ def read_settings(
     return settings, own
 
 
-def _words(error: Exception) -> str:
+def _single_spaced(error: Exception) -> str:
     """The text of an error, which YAML's readers write on several lines."""
     return " ".join(str(error).split())
 
@@ -73,14 +70,12 @@ def _from_file(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"{file} does not exist.")
     try:
-        # Not by rclpy's own reader: Humble has none, and that of Jazzy refuses usual files.
-        there = yaml.safe_load(file.read_text()) or {}
-        names = [name for name in ("/**", "dpt", "/dpt") if name in there]
+        # Not by rclpy's own reader: Humble has none, and Jazzy's refuses valid files.
+        nodes = yaml.safe_load(file.read_text()) or {}
+        names = [name for name in ("/**", "dpt", "/dpt") if name in nodes]
         if not names:
-            raise RuntimeError(f"it is for {', '.join(map(str, there)) or 'no node'}, not for dpt")
-        values: dict[str, Any] = {}
-        for name in names:
-            values |= _flat(there[name]["ros__parameters"])
+            raise RuntimeError(f"it is for {', '.join(map(str, nodes)) or 'no node'}, not for dpt")
+        flat = [value for name in names for value in _flat(nodes[name]["ros__parameters"])]
     except (
         RuntimeError,
         yaml.YAMLError,
@@ -90,19 +85,17 @@ def _from_file(file: Path) -> dict[str, Any]:
         ValueError,
     ) as error:
         raise ValueError(
-            one_line(f"{file} is no parameter file of the node dpt: {_words(error)}.")
+            one_line(f"{file} is no parameter file for the node dpt: {_single_spaced(error)}.")
         ) from error
-    return {name: v for name, v in values.items() if not name.startswith(_OF_RCLPY)}
+    return {name: value for name, value in flat if not is_of_rclpy(name)}
 
 
-def _flat(given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values by full name, {"scale.source": ...}, as rclpy would take them."""
-    values: dict[str, Any] = {}
+def _flat(given: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Full names and values, ("scale.source", ...), as rclpy reads them."""
     for name, value in given.items():
         if isinstance(value, dict):
-            values |= _flat(value, f"{prefix}{name}.")
+            yield from _flat(value, f"{prefix}{name}.")
         else:
             found = Parameter(prefix + name, value=value).value
             plain = isinstance(found, str | bool | int | float)
-            values[prefix + name] = found if plain else list(found)
-    return values
+            yield prefix + name, found if plain else list(found)

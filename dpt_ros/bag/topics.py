@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which topics of a bag are what to the node: images, calibration, odometry, anchors."""
+"""Assigns the topics of a bag to the node's: images, calibration, odometry, anchors."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ from dataclasses import dataclass, field
 
 from dpt_ros.bag.reader import BagError
 from dpt_ros.bag.salvage import Channel
+from dpt_ros.bag.types import type_name
 from dpt_ros.engine.settings import Settings
+from dpt_ros.ros.camera.anchor_projector import ANCHOR_TYPES
 
 IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 CAMERA_INFO, ODOMETRY = "sensor_msgs/msg/CameraInfo", "nav_msgs/msg/Odometry"
-_ANCHORS = {
-    "sensor_msgs/msg/LaserScan": "anchors/scan",
-    "sensor_msgs/msg/PointCloud2": "anchors/points",
-    IMAGE: "anchors/depth",
-}
-# What these words name is an image message, but no picture of a camera.
+_ANCHORS = {type_name(kind): topic for topic, kind in ANCHOR_TYPES.items()}
+# Image messages under names with these words are not from a camera.
 _NO_PICTURE = re.compile("depth|label|semantic|segment|mask|disparity|truth|confidence", re.I)
 
 
@@ -32,7 +30,7 @@ class Camera:
         compressed: whether these are CompressedImage.
         info: topic of its CameraInfo, "" if there is none.
         odom: topic of nav_msgs/Odometry, "" for none.
-        anchors: topics by their names in the node's contract: anchors/scan, ...
+        anchors: by the node's names, anchors/scan, ...
     """
 
     name: str
@@ -49,14 +47,14 @@ class Camera:
 
     @property
     def topics(self) -> list[str]:
-        """All that is read for it."""
-        beside = [self.info, self.odom, *self.anchors.values()]
-        return [self.image, *(topic for topic in beside if topic)]
+        """All topics that are read for it."""
+        topics = (self.image, self.info, self.odom, *self.anchors.values())
+        return [topic for topic in topics if topic]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Topics that the user names; what is empty is looked for."""
+class ChosenTopics:
+    """Topics set by the user; the empty ones are searched for."""
 
     images: tuple[str, ...] = ()
     infos: tuple[str, ...] = ()
@@ -65,50 +63,52 @@ class Asked:
 
 
 def choose_cameras(
-    channels: Mapping[str, Channel], asked: Asked, settings: Settings
+    channels: Mapping[str, Channel], chosen: ChosenTopics, settings: Settings
 ) -> tuple[list[Camera], list[str]]:
-    """The cameras of a bag, and sentences on what is missing for them.
+    """The cameras of a bag, and warnings on what is missing for them.
 
     Raises:
-        BagError: a topic is not there or of the wrong type, or there are several and none is
-            named; the text has the choices.
+        BagError: a topic is missing or of the wrong type, or there are several and none is set;
+            the text has the choices.
     """
-    images = asked.images or _find_images(channels, settings)
+    images = chosen.images or _find_images(channels, settings)
     for topic in images:
         _check(channels, topic, "--image", (IMAGE, COMPRESSED))
     if len(set(images)) < len(images):
-        raise BagError("--image names a topic twice.")
+        raise BagError("--image is given twice with the same topic.")
     names = _names(images, settings.cameras)
-    if asked.infos and len(asked.infos) != len(images):
+    if chosen.infos and len(chosen.infos) != len(images):
         raise BagError(
-            f"There are {len(images)} images but {len(asked.infos)} --camera-info; give one for"
-            " each, in the same order."
+            f"There are {len(images)} topics of images, but {len(chosen.infos)} --camera-info;"
+            " give one for each, in the same order."
         )
-    cameras, notes = [], []
+    cameras, warnings = [], []
     for k, (topic, name) in enumerate(zip(images, names, strict=True)):
-        info = asked.infos[k] if asked.infos else _info_beside(channels, topic, len(images))
+        info = chosen.infos[k] if chosen.infos else _info_beside(channels, topic, len(images))
         if info:
             _check(channels, info, "--camera-info", (CAMERA_INFO,))
         else:
-            notes.append(
-                f"{topic} has no camera_info beside it: no points, and no metres from anchors or"
-                " the floor. --camera-info TOPIC names it."
+            warnings.append(
+                f"No camera_info found for {topic}: no points, and no metres from anchors or the"
+                " floor. Set it with --camera-info TOPIC."
             )
-        odom = _odometry(channels, name, asked.odom, settings, notes)
-        anchors = _anchors(channels, name, asked.anchors, settings)
+        odom = _odometry(channels, name, chosen.odom, settings, warnings)
+        anchors = _anchors(channels, name, chosen.anchors, settings)
         compressed = channels[topic].msgtype == COMPRESSED
         cameras.append(Camera(name, topic, compressed, info, odom, anchors))
-    return cameras, notes
+    return cameras, warnings
 
 
 def _check(channels: Mapping[str, Channel], topic: str, option: str, types: Sequence[str]) -> None:
     of_type = [c.topic for c in channels.values() if c.msgtype in types]
     if topic not in channels:
-        raise BagError(f"{option} {topic}: the bag has no such topic; it has {_listed(of_type)}.")
+        raise BagError(
+            f"{option} {topic}: the bag has no such topic; available: {_listed(of_type)}."
+        )
     if topic not in of_type:
         raise BagError(
             f"{option} {topic} is of type {channels[topic].msgtype}, but must be"
-            f" {' or '.join(types)}; such are {_listed(of_type)}."
+            f" {' or '.join(types)}; available: {_listed(of_type)}."
         )
 
 
@@ -117,7 +117,7 @@ def _listed(topics: Collection[str]) -> str:
 
 
 def _find_images(channels: Mapping[str, Channel], settings: Settings) -> tuple[str, ...]:
-    """Topics with the node's own names, else the only one that can be a camera's."""
+    """The topics with the node's names, else the only one that can be of a camera."""
     end = "/compressed" if settings.image_transport == "compressed" else ""
     own = [f"/{name}/image{end}" for name in settings.cameras] or [f"/image{end}"]
     if all(name in channels for name in own):
@@ -126,11 +126,11 @@ def _find_images(channels: Mapping[str, Channel], settings: Settings) -> tuple[s
     known = {c.topic for c in channels.values() if c.msgtype in types}
     known = {topic for topic in known if not topic.endswith("/compressedDepth")}
     found = {topic for topic in known if not _NO_PICTURE.search(topic)} or known
-    # Of the same pictures, raw and compressed, one is enough.
+    # Of the same images, raw and compressed, one is taken.
     raw = {topic for topic in found if f"{topic}/compressed" in found}
     found -= raw if end else {f"{topic}/compressed" for topic in raw}
     if not found:
-        raise BagError(f"The bag has no images; its topics are {_listed(channels)}.")
+        raise BagError(f"The bag has no topic of images; its topics are {_listed(channels)}.")
     if len(found) > 1:
         raise BagError(
             f"The bag has several topics of images; choose with --image: {_listed(found)}."
@@ -139,12 +139,12 @@ def _find_images(channels: Mapping[str, Channel], settings: Settings) -> tuple[s
 
 
 def _names(images: Sequence[str], given: Sequence[str]) -> list[str]:
-    """Names of the cameras, as the parameter ``cameras`` allows them."""
+    """Names of the cameras, valid for the parameter ``cameras``."""
     if given:
         if len(given) != len(images):
             raise BagError(
-                f"cameras has {len(given)} names, but there are {len(images)} images; name as"
-                " many images with --image, in the same order."
+                f"cameras has {len(given)} names, but there are {len(images)} topics of images;"
+                " give --image once for each name, in the same order."
             )
         return list(given)
     if len(images) == 1:
@@ -161,7 +161,7 @@ def _names(images: Sequence[str], given: Sequence[str]) -> list[str]:
 
 
 def _info_beside(channels: Mapping[str, Channel], image: str, images: int) -> str:
-    """camera_info in the image's namespace; of a lone camera, the only one there is."""
+    """camera_info in the image's namespace; for a single camera, the only one of the bag."""
     beside = image.removesuffix("/compressed").rpartition("/")[0] + "/camera_info"
     infos = [c.topic for c in channels.values() if c.msgtype == CAMERA_INFO]
     if beside in infos:
@@ -170,35 +170,39 @@ def _info_beside(channels: Mapping[str, Channel], image: str, images: int) -> st
 
 
 def _odometry(
-    channels: Mapping[str, Channel], name: str, asked: str, settings: Settings, notes: list[str]
+    channels: Mapping[str, Channel],
+    name: str,
+    chosen: str,
+    settings: Settings,
+    warnings: list[str],
 ) -> str:
-    """The topic of odometry, if the temporal filter has a use for it."""
-    if asked:
-        _check(channels, asked, "--odom", (ODOMETRY,))
+    """The topic of odometry, if the temporal filter uses it."""
+    if chosen:
+        _check(channels, chosen, "--odom", (ODOMETRY,))
     if not settings.smoothing_strength or settings.pose_source == "none":
         return ""
     if settings.pose_source == "tf":
-        notes.append(
-            "pose_source is tf, which dpt_bag does not read: motion comes from optical flow. Set"
-            " pose_source to odom, and camera_in_base, to use odometry of the bag."
+        warnings.append(
+            "pose_source is tf, which dpt_bag does not read: motion is estimated by optical flow."
+            " To use odometry of the bag, set pose_source to odom, and camera_in_base."
         )
         return ""
     known = [c.topic for c in channels.values() if c.msgtype == ODOMETRY]
-    for topic in (asked, f"/{name}/odom", "/odom"):
+    for topic in (chosen, f"/{name}/odom", "/odom"):
         if topic in known:
             return topic
     if len(known) > 1:
-        notes.append(
-            f"The bag has several topics of odometry ({_listed(known)}) and none is used; choose"
+        warnings.append(
+            f"The bag has several topics of odometry ({_listed(known)}); none is used. Choose one"
             " with --odom."
         )
     return known[0] if len(known) == 1 else ""
 
 
 def _anchors(
-    channels: Mapping[str, Channel], name: str, asked: Sequence[str], settings: Settings
+    channels: Mapping[str, Channel], name: str, chosen: Sequence[str], settings: Settings
 ) -> dict[str, str]:
-    """Topics of anchors by their names in the contract."""
+    """Topics of anchors, by the names of the node's topics."""
     prefix = f"/{name}/" if name else "/"
     if settings.scale_source not in ("auto", "anchors"):
         return {}
@@ -207,7 +211,7 @@ def _anchors(
         for kind, own in _ANCHORS.items()
         if prefix + own in channels and channels[prefix + own].msgtype == kind
     }
-    for topic in asked:
+    for topic in chosen:
         _check(channels, topic, "--anchors", tuple(_ANCHORS))
         found[_ANCHORS[channels[topic].msgtype]] = topic
     if "anchors/depth" in found:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes a bag so that whatever ends the process loses nothing that was finished.
+"""Writes a bag so that an interruption loses nothing of what was complete.
 
-The bag is a rosbag2 folder whose files are written one after another. A file is written aside,
-flushed to the disk and renamed into its place; then the state that the next one begins with takes
-the place of the state before, in one step as well. What was in the making is made again.
+The bag is a rosbag2 folder whose files are written one after another. A file is written in a
+folder beside, flushed to the disk and renamed into its place; then the state at its end replaces
+the state before, atomically. An incomplete file is written again.
 """
 
 from __future__ import annotations
@@ -32,21 +32,14 @@ from rosbags.interfaces import (
     QosTime,
 )
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
-from rosbags.typesys import (
-    Stores,
-    TypesysError,
-    get_types_from_idl,
-    get_types_from_msg,
-    get_typestore,
-)
 
 from dpt_ros.bag.files import METADATA
-from dpt_ros.bag.node import TYPES
+from dpt_ros.bag.job import Job
 from dpt_ros.bag.reader import BagError
 from dpt_ros.bag.salvage import Channel
 
-STORAGES = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}
-_ASIDE = ".dpt_bag"  # folder in the bag, while it is in the making
+_WORK = ".dpt_bag"  # folder in the bag while it is incomplete
+_STATE = "state.pt"
 _OURS = "dpt_bag"  # key in the bag's custom_data
 # Those in C, which are thirty times faster, where PyYAML was built with them.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -55,17 +48,7 @@ _DIGEST = sha256().digest_size  # bytes
 _FOREVER = QosTime(9223372036, 854775807)
 
 
-def saved_frames(path: Path) -> int:
-    """Frames in the complete files of a bag in the making, after which the next run resumes."""
-    try:
-        contents = (path / _ASIDE / "state.pt").read_bytes()[_DIGEST:]
-    except FileNotFoundError:
-        return 0
-    state = torch.load(BytesIO(contents), map_location="cpu", weights_only=True)
-    return int(state["progress"]["frames"])
-
-
-def offered(latched: bool) -> tuple[Qos, ...]:
+def offered_qos(latched: bool) -> tuple[Qos, ...]:
     """The QoS that the node offers its outputs with."""
     durability = QosDurability.TRANSIENT_LOCAL if latched else QosDurability.VOLATILE
     return (
@@ -83,44 +66,17 @@ def offered(latched: bool) -> tuple[Qos, ...]:
     )
 
 
-def described(channel: Channel) -> Channel | None:
-    """The channel with the definition of its type; None if nobody knows that."""
-    store = get_typestore(Stores.EMPTY)
-    try:
-        if channel.definition:
-            store.register(_types(channel))
-            definition = channel.definition
-        else:
-            store = TYPES
-            definition, _ = store.generate_msgdef(channel.msgtype, ros_version=2)
-        digest = channel.digest or store.hash_rihs01(channel.msgtype)
-    except (TypesysError, LookupError, ValueError, TypeError, AssertionError, RecursionError):
-        return None
-    about = (channel.topic, channel.msgtype, channel.count, definition, digest, channel.qos)
-    return Channel(*about)
-
-
-def _types(channel: Channel) -> Any:
-    separator = "=" * 80 + "\n"
-    if not channel.definition.startswith(f"{separator}IDL: "):
-        return get_types_from_msg(channel.definition, channel.msgtype)
-    types: dict[str, Any] = {}
-    for part in channel.definition.split(separator)[1:]:
-        types.update(get_types_from_idl(part.split("\n", 1)[1]))
-    return types
-
-
 @dataclass
 class Progress:
-    """How far a run came, as of its last complete file.
+    """The state of a run as of its last complete file.
 
     Args:
-        position: messages of the input that were dealt with.
+        position: messages of the input that were processed.
         frames: of these, the images that were computed.
-        failed: images that could not be, by the sentence that says why.
-        bag: rosbag2's metadata of the files so far, empty before the first.
-        engine: the past of the cameras, see ``Refiner.state_dict``.
-        outputs: what the outputs remember, by camera.
+        failed: images that could not be, counted by the reason.
+        bag: rosbag2's metadata of the complete files, empty before the first.
+        engine: the state of the filters, see ``Refiner.state_dict``.
+        outputs: the state of the outputs, by camera.
     """
 
     position: int = 0
@@ -131,127 +87,138 @@ class Progress:
     outputs: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
-class OutputBag:
-    """A bag in the making. Use it as a context: no other process writes there meanwhile.
+def saved_frames(path: Path) -> int:
+    """Frames in the complete files of an incomplete bag, after which the next run resumes."""
+    file = path / _WORK / _STATE
+    return int(_read_state(file)["progress"]["frames"]) if file.exists() else 0
 
-    Args:
-        path: of the folder.
-        asked: what the bag is made from and how; plain values.
-        machine: what else its bytes depend on; plain values.
-        storage: "mcap" or "sqlite3".
-        packed: compress messages, with zstd.
-        overwrite: begin anew whatever is there, if dpt_bag made it.
 
-    Attributes:
-        progress: of the run that this one goes on with, or a new one.
-        finished: what ``finish`` wrote, if the bag is complete.
-        note: a sentence, if what was there could not be used.
+def _read_state(file: Path) -> dict[str, Any]:
+    """What ``checkpoint`` wrote.
 
     Raises:
-        BagError: from ``__enter__``: there is something else, or a bag made otherwise.
+        BagError: the file is damaged, of which torch would silently read other numbers.
+    """
+    written = file.read_bytes()
+    if sha256(written[_DIGEST:]).digest() != written[:_DIGEST]:
+        raise BagError(f"The saved state {file} is damaged; start again with --overwrite.")
+    state = torch.load(BytesIO(written[_DIGEST:]), map_location="cpu", weights_only=True)
+    return dict(state)
+
+
+class OutputBag:
+    """A bag that is written. Use it as a context, which locks the bag.
+
+    Args:
+        job: where and how it is written.
+        made_from: see ``job.made_from``; plain values.
+        machine: what else its bytes depend on; plain values.
+
+    Attributes:
+        progress: of the run that is resumed, or a new one.
+        finished: what ``finish`` wrote, if the bag is complete.
+        warning: why an interrupted run could not be resumed, else "".
+
+    Raises:
+        BagError: from ``__enter__``: the path holds something else, or a bag of other settings.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        asked: Mapping[str, Any],
-        machine: Mapping[str, Any],
-        storage: str = "mcap",
-        packed: bool = False,
-        overwrite: bool = False,
-    ) -> None:
-        self.path = path
+    def __init__(self, job: Job, made_from: Mapping[str, Any], machine: Mapping[str, Any]) -> None:
+        self.path = job.out
         self.progress = Progress()
         self.finished: dict[str, Any] | None = None
-        self.note = ""
-        # As they will be read back: lists for tuples.
-        self._asked = json.loads(json.dumps(asked))
+        self.warning = ""
+        # As they are read back: lists for tuples.
+        self._made_from = json.loads(json.dumps(made_from))
         self._machine = json.loads(json.dumps(machine))
-        self._plugin = STORAGES[storage]
-        self._packed = packed
-        self._overwrite = overwrite
+        self._plugin = StoragePlugin[job.storage.upper()]
+        self._packed = job.packed
+        self._overwrite = job.overwrite
         self._channels: list[Channel] = []
         self._writer: Writer | None = None
         self._connections: dict[str, Connection] = {}
+        self._work = job.out / _WORK
         self._lock = -1
 
     @property
-    def _aside(self) -> Path:
-        return self.path / _ASIDE
-
-    @property
     def _part(self) -> Path:
-        """Where the file in the making is: a bag of its own."""
+        """The file being written, as a bag of its own."""
         number = len(self.progress.bag.get("files", ()))
-        return self._aside / f"{self.path.name}_{number}"
+        return self._work / f"{self.path.name}_{number}"
 
     def __enter__(self) -> OutputBag:
-        self._refuse_others()
+        self._examine()
         if self.finished is not None:
-            shutil.rmtree(self._aside, ignore_errors=True)  # left by who was killed at the end
+            shutil.rmtree(self._work, ignore_errors=True)  # left by a process killed at the end
             return self
         with ExitStack() as failed:
             self._lock = self._locked()
             failed.callback(self.__exit__)
-            self._refuse_others()  # who held the lock may have finished
+            self._examine()  # the process that held the lock may have finished
             if self._overwrite:
                 self._clear()
             elif self.finished is None:
-                self._go_on()
-            for entry in self._aside.iterdir():
+                self._resume()
+            for entry in self._work.iterdir():
                 if entry.is_dir():
-                    shutil.rmtree(entry)  # what was in the making
+                    shutil.rmtree(entry)  # the incomplete file
             failed.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._writer is not None:
-            self._writer.abort()
-            self._writer = None
-            shutil.rmtree(self._part, ignore_errors=True)
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
 
-    def _refuse_others(self) -> None:
-        """See what is there.
+    def abort(self) -> None:
+        """Remove the incomplete file."""
+        if self._writer is not None:
+            self._writer.abort()
+            self._writer = None
+            shutil.rmtree(self._part, ignore_errors=True)
+
+    def _examine(self) -> None:
+        """Find out what is at the path.
 
         Raises:
-            BagError: it is not ours, or was made otherwise and must not be overwritten.
+            BagError: it is not of dpt_bag, or of other settings and not to be overwritten.
         """
         if not self.path.exists():
             return
-        about = self._about()
-        if about is None and not self._aside.is_dir():
+        ours = self._our_metadata()
+        if ours is None and not self._work.is_dir():
             if self.path.is_dir() and not any(self.path.iterdir()):
                 return
             raise BagError(f"{self.path} exists and is no bag of dpt_bag; choose another name.")
-        if about is None or self._overwrite:
+        if ours is None or self._overwrite:
             return
-        if different := _differences(about["asked"], self._asked):
-            raise BagError(
-                f"{self.path} was made otherwise ({different}); choose another name, or begin"
-                " anew with --overwrite."
-            )
-        if about["finished"]:
-            self.finished = about
+        self._refuse_others(ours["asked"])
+        if ours["finished"]:
+            self.finished = ours
 
-    def _about(self) -> dict[str, Any] | None:
-        """What we wrote into the bag's metadata."""
+    def _refuse_others(self, made_from: Mapping[str, Any]) -> None:
+        if different := _differences(made_from, self._made_from):
+            raise BagError(
+                f"{self.path} was made with other settings or input ({different}); choose another"
+                " name, or replace it with --overwrite."
+            )
+
+    def _our_metadata(self) -> dict[str, Any] | None:
+        """What dpt_bag wrote into the bag's metadata."""
         try:
             found = _read_yaml(self.path / METADATA)
-            about = dict(json.loads(found["rosbag2_bagfile_information"]["custom_data"][_OURS]))
+            ours = dict(json.loads(found["rosbag2_bagfile_information"]["custom_data"][_OURS]))
         except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError):
             return None
         kinds = {"asked": dict, "finished": bool}
-        if about.get("finished"):
+        if ours.get("finished"):
             kinds |= {"frames": int, "failed": int, "notes": list}
-        return about if all(isinstance(about.get(k), kind) for k, kind in kinds.items()) else None
+        return ours if all(isinstance(ours.get(k), kind) for k, kind in kinds.items()) else None
 
     def _locked(self) -> int:
         while True:
-            self._aside.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self._aside / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+            self._work.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self._work / "lock", os.O_RDWR | os.O_CREAT, 0o644)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -264,39 +231,28 @@ class OutputBag:
                 os.ftruncate(lock, 0)
                 os.write(lock, str(os.getpid()).encode())
                 return lock
-            os.close(lock)  # whose folder was taken away by who finished meanwhile
+            os.close(lock)  # its folder was removed by a process that finished meanwhile
 
     def _clear(self) -> None:
         for entry in self.path.iterdir():
-            if entry == self._aside:
-                (entry / "state.pt").unlink(missing_ok=True)
+            if entry == self._work:
+                (entry / _STATE).unlink(missing_ok=True)
             elif entry.is_dir():
                 shutil.rmtree(entry)
             else:
                 entry.unlink()
 
-    def _go_on(self) -> None:
-        file = self._aside / "state.pt"
+    def _resume(self) -> None:
+        file = self._work / _STATE
         if not file.exists():
             return
-        written = file.read_bytes()
-        digest, contents = written[:_DIGEST], written[_DIGEST:]
-        if sha256(contents).digest() != digest:
-            raise BagError(
-                f"{self.path} was interrupted, and the file that says where is damaged"
-                f" ({_ASIDE}/{file.name}); begin anew with --overwrite."
-            )
-        state = torch.load(BytesIO(contents), map_location="cpu", weights_only=True)
-        # Before the first file there is no metadata to tell that the bag was made otherwise.
-        if different := _differences(json.loads(state["asked"]), self._asked):
-            raise BagError(
-                f"{self.path} was begun otherwise ({different}); choose another name, or begin"
-                " anew with --overwrite."
-            )
+        state = _read_state(file)
+        # Before the first file there is no metadata to examine.
+        self._refuse_others(json.loads(state["asked"]))
         if different := _differences(json.loads(state["machine"]), self._machine):
-            self.note = (
-                f"{self.path} was begun on another machine ({different}), which would give other"
-                " bytes: it is begun anew."
+            self.warning = (
+                f"{self.path} was started on another machine ({different}), which would give other"
+                " bytes: it is started again."
             )
             self._clear()
             return
@@ -305,13 +261,13 @@ class OutputBag:
         for name in bag.get("relative_file_paths", ()):
             if not (self.path / name).is_file():
                 raise BagError(
-                    f"{name}, which was finished, is missing in {self.path}; begin anew with"
+                    f"The complete file {name} is missing in {self.path}; start again with"
                     " --overwrite."
                 )
         self.progress = Progress(**progress | {"bag": bag})
 
     def open(self, channels: Sequence[Channel]) -> None:
-        """Say which topics there will be, each with the definition of its type."""
+        """Set the topics, each with the definition of its type."""
         self._channels = list(channels)
 
     def write(self, topic: str, time: int, data: bytes | memoryview) -> None:
@@ -341,60 +297,62 @@ class OutputBag:
         }
 
     def checkpoint(self, progress: Progress) -> None:
-        """Finish the file in the making and remember what the next one begins with."""
+        """Complete the current file and save the state at its end."""
         bag = self.progress.bag
         if self._writer is not None:
             part = self._part
             self._writer.close()
             self._writer = None
-            about = _read_yaml(part / METADATA)
-            about = about["rosbag2_bagfile_information"]
-            (name,) = about["relative_file_paths"]
+            metadata = _read_yaml(part / METADATA)["rosbag2_bagfile_information"]
+            (name,) = metadata["relative_file_paths"]
             _sync(part / name)
             os.replace(part / name, self.path / name)
             _sync(self.path)
             shutil.rmtree(part)
-            bag = joined(bag, about) if bag else about
+            bag = joined(bag, metadata) if bag else metadata
         self.progress = progress
         self.progress.bag = bag
         state = vars(progress) | {"bag": json.dumps(bag)}
         contents = BytesIO()
-        asked, machine = json.dumps(self._asked), json.dumps(self._machine)
-        torch.save({"asked": asked, "machine": machine, "progress": state}, contents)
+        texts = {"asked": json.dumps(self._made_from), "machine": json.dumps(self._machine)}
+        torch.save({**texts, "progress": state}, contents)
         written = contents.getvalue()
-        # Of a damaged file torch would read other numbers without a word.
-        _replace(self._aside / "state.pt", sha256(written).digest() + written)
+        _replace(self._work / _STATE, sha256(written).digest() + written)
         self._write_metadata({"finished": False})
 
-    def finish(self, notes: Sequence[str]) -> None:
+    def finish(self, problems: Sequence[str]) -> list[str]:
         """Mark the bag as complete.
 
         Args:
-            notes: sentences on what of the input could not be read.
+            problems: what of the input could not be read.
+
+        Returns:
+            the same and the images that failed.
         """
         failed = self.progress.failed
-        about = {
+        notes = [*problems, *(f"{n} images: {why}" for why, n in failed.items())]
+        self.finished = {
             "finished": True,
             "frames": self.progress.frames,
             "failed": sum(failed.values()),
-            "notes": [*notes, *(f"{n} images: {why}" for why, n in failed.items())],
+            "notes": notes,
         }
-        self.finished = about
-        self._write_metadata(about)
-        shutil.rmtree(self._aside)
+        self._write_metadata(self.finished)
+        shutil.rmtree(self._work)
+        return notes
 
-    def _write_metadata(self, about: Mapping[str, Any]) -> None:
-        """The files written so far as one bag."""
+    def _write_metadata(self, ours: Mapping[str, Any]) -> None:
+        """Make the complete files one bag."""
         if not self.progress.bag:
             return
-        ours = {_OURS: json.dumps({"asked": self._asked, **about})}
-        bag = self.progress.bag | {"custom_data": ours}
+        custom = {_OURS: json.dumps({"asked": self._made_from, **ours})}
+        bag = self.progress.bag | {"custom_data": custom}
         text = yaml.dump({"rosbag2_bagfile_information": bag}, Dumper=_Dumper)
         _replace(self.path / METADATA, text.encode())
 
 
 def joined(bag: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    """rosbag2's metadata of a bag with one more file, that was written as a bag of its own."""
+    """rosbag2's metadata of a bag and one more file, which was written as a bag of its own."""
     start = min(_start(bag), _start(more))
     end = max(_start(one) + one["duration"]["nanoseconds"] for one in (bag, more))
     topics = [
@@ -414,8 +372,8 @@ def joined(bag: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _start(about: Mapping[str, Any]) -> int:
-    return int(about["starting_time"]["nanoseconds_since_epoch"])
+def _start(metadata: Mapping[str, Any]) -> int:
+    return int(metadata["starting_time"]["nanoseconds_since_epoch"])
 
 
 def _read_yaml(path: Path) -> Any:
@@ -437,7 +395,7 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], within: str 
 
 
 def _replace(path: Path, contents: bytes) -> None:
-    """Put contents in the place of a file, so that there is always the one or the other."""
+    """Replace a file atomically."""
     new = path.with_name(f".{path.name}.new")
     with new.open("wb") as file:
         file.write(contents)
@@ -448,7 +406,7 @@ def _replace(path: Path, contents: bytes) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk."""
+    """Flush a file, or the names in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -18,7 +18,8 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan
 from std_msgs.msg import Header
 
 from dpt_ros.ros.command_line import CAMERA_PARAMETERS, run_node
-from dpt_ros.ros.messages.image import camera_info_message, image_message, jpeg_message
+from dpt_ros.ros.messages.camera_info import camera_info_message
+from dpt_ros.ros.messages.image import image_message, jpeg_message
 from dpt_ros.world import KINDS, Scan, Scanner, View, World
 from dpt_ros.world.motion import CAMERA_HEIGHT, look
 from dpt_ros.world.scan import CAMERA_PITCH

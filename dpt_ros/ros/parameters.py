@@ -107,7 +107,7 @@ class Parameters:
 
     def _warn_of_unknown(self, names: Iterable[str]) -> None:
         for name in names:
-            if name in _RCLPY_NAMES or name.startswith(_RCLPY_PREFIXES) or self._knows(name):
+            if is_of_rclpy(name) or self._knows(name):
                 continue
             message = unknown_name(name, self._of_cameras)
             self._node.get_logger().warning(f"{message} It is ignored.")
@@ -147,6 +147,11 @@ class Parameters:
 def is_live(name: str) -> bool:
     """Whether a change of parameter ``name`` takes effect while the node runs."""
     return bool(FIELDS[common_name(name)].metadata["live"])
+
+
+def is_of_rclpy(name: str) -> bool:
+    """Whether rclpy itself declares a parameter."""
+    return name in _RCLPY_NAMES or name.startswith(_RCLPY_PREFIXES)
 
 
 def unknown_name(name: str, more: Iterable[str] = ()) -> str:

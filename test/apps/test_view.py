@@ -27,7 +27,8 @@ from dpt_ros.engine.frame import CameraModel
 from dpt_ros.engine.output.color import depth_to_color
 from dpt_ros.engine.output.legend import depth_legend
 from dpt_ros.ros.camera_sim import odometry_message
-from dpt_ros.ros.messages.image import camera_info_message, image_message
+from dpt_ros.ros.messages.camera_info import camera_info_message
+from dpt_ros.ros.messages.image import image_message
 
 chunks = pytest.importorskip("rerun.chunk")
 

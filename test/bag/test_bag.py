@@ -20,12 +20,12 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_msgs.msg import String
 
 from dpt_ros.bag import run as bag_run
-from dpt_ros.bag.job import Job, networks_for
+from dpt_ros.bag.job import Job, made_from, networks_for
 from dpt_ros.bag.outputs import ALL_OUTPUTS
 from dpt_ros.bag.reader import BagError, BagReader
 from dpt_ros.bag.run import convert
-from dpt_ros.bag.topics import Asked
-from dpt_ros.engine.frame import OutputRequest
+from dpt_ros.bag.topics import ChosenTopics
+from dpt_ros.engine.frame import Frame, OutputRequest
 from dpt_ros.engine.pipeline import make_runner
 from dpt_ros.engine.runner.cuda import StreamRunner
 from dpt_ros.engine.runner.streams import HostStreams
@@ -60,7 +60,7 @@ def test_a_frame_comes_out_as_the_runner_gives_it(tmp_path) -> None:
     beside = bags.messages(source, "/image", Image)
     depths = bags.messages(tmp_path / "out", "/depth/image", Image)
     for (_, image), (_, depth) in zip(beside, depths, strict=True):
-        frame = bag_run.Frame(image_pixels(image), "rgb8", 0, camera=bags.CAMERA)
+        frame = Frame(image_pixels(image), "rgb8", 0, camera=bags.CAMERA)
         (prediction,) = runner.start([frame], OutputRequest(), made.settings).wait()
         np.testing.assert_array_equal(image_pixels(depth), prediction.depth)
     clouds = bags.messages(tmp_path / "out", "/depth/points", PointCloud2)
@@ -91,13 +91,13 @@ def test_compressed_images_are_taken(tmp_path) -> None:
 
 def test_two_cameras_come_out_under_their_names(tmp_path) -> None:
     source = bags.write(tmp_path / "in", bags.records(3, ("front", "rear")))
-    both = Asked(images=("/front/image", "/rear/image"))
-    convert(job(source, tmp_path / "out", asked=both))
+    both = ChosenTopics(images=("/front/image", "/rear/image"))
+    convert(job(source, tmp_path / "out", chosen=both))
     for name in ("front", "rear"):
         assert bags.stamps(tmp_path / "out", f"/{name}/depth/image", Image) == expected(3)
     # Each from its own images: the other camera alone gives the same.
-    rear = Asked(images=("/rear/image",))
-    convert(job(source, tmp_path / "alone", "cameras:=[rear]", asked=rear))
+    rear = ChosenTopics(images=("/rear/image",))
+    convert(job(source, tmp_path / "alone", "cameras:=[rear]", chosen=rear))
     pairs = zip(
         bags.messages(tmp_path / "out", "/rear/depth/image", Image),
         bags.messages(tmp_path / "alone", "/rear/depth/image", Image),
@@ -117,12 +117,21 @@ def test_the_input_is_copied_when_asked_for(tmp_path) -> None:
         assert len(before) == 3
 
 
-@pytest.mark.parametrize("at", [1, 5, 6, 9])
-def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path, at) -> None:
+@pytest.mark.parametrize(
+    ("at", "storage"), [(1, "mcap"), (5, "sqlite3"), (6, "mcap"), (9, "mcap")]
+)
+def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path, at, storage) -> None:
     """With a past in everything that has one: filter, flow, odometry, anchors."""
     source = bags.write(tmp_path / "in", bags.records(10, ("front", "rear"), scans=True))
-    asked = Asked(images=("/front/image", "/rear/image"), anchors=("/anchors/scan",))
-    made = job(source, tmp_path / "a" / "out", asked=asked, file_frames=4, with_input=True)
+    chosen = ChosenTopics(images=("/front/image", "/rear/image"), anchors=("/anchors/scan",))
+    made = job(
+        source,
+        tmp_path / "a" / "out",
+        chosen=chosen,
+        file_frames=4,
+        with_input=True,
+        storage=storage,
+    )
     convert(made)
     again = goes_on_to_the_same(made, tmp_path / "b" / "out", 2 * at)
     assert again.computed == 20 - (2 * at - 1) // 4 * 4
@@ -134,8 +143,8 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path, at) -> None:
 def test_on_a_gpu_too_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path, strength) -> None:
     source = bags.write(tmp_path / "in", bags.records(20, ("front", "rear")))
     given = ("device:=cuda", f"smoothing.strength:={strength}", "scale.source:=none")
-    asked = Asked(images=("/front/image", "/rear/image"))
-    made = job(source, tmp_path / "a" / "out", *given, asked=asked, file_frames=8)
+    chosen = ChosenTopics(images=("/front/image", "/rear/image"))
+    made = job(source, tmp_path / "a" / "out", *given, chosen=chosen, file_frames=8)
     convert(made)
     goes_on_to_the_same(made, tmp_path / "b" / "out", 22)
 
@@ -232,6 +241,21 @@ def test_another_input_under_the_same_name_is_refused(tmp_path) -> None:
         convert(made)
 
 
+def test_weights_in_a_folder_are_part_of_what_a_bag_is_made_from(tmp_path) -> None:
+    made = job(bags.write(tmp_path / "in", bags.records(1)), tmp_path / "out")
+    networks = networks_for(made.settings)
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    other = replace(made, settings=replace(made.settings, depth_weights=str(weights)))
+    found = []
+    for content in (b"one", b"two"):
+        (weights / "model.safetensors").write_bytes(content)
+        found.append(made_from(other, BagReader(made.source), [], networks)["weights"])
+    assert [name for name, *_ in found[0]] == ["model.safetensors"]
+    assert found[0] != found[1]
+    assert made_from(made, BagReader(made.source), [], networks)["weights"] == []
+
+
 def test_a_run_begun_on_another_machine_is_begun_anew(tmp_path, monkeypatch) -> None:
     made = job(bags.write(tmp_path / "in", bags.records(6)), tmp_path / "out", file_frames=2)
     monkeypatch.setattr(bag_run, "machine", lambda networks: {"torch": "1.0"})
@@ -299,9 +323,9 @@ def test_frames_go_together_over_cameras_and_without_a_past_over_time(
 
     monkeypatch.setattr(bag_run, "make_runner", make)
     given = (f"smoothing.strength:={strength}", "scale.source:=none")
-    asked = Asked(images=("/front/image", "/rear/image"))
+    chosen = ChosenTopics(images=("/front/image", "/rear/image"))
     made = job(
-        source, tmp_path / "a" / "out", *given, asked=asked, file_frames=6, outputs=ALL_OUTPUTS
+        source, tmp_path / "a" / "out", *given, chosen=chosen, file_frames=6, outputs=ALL_OUTPUTS
     )
     convert(made)
     assert max(map(len, runners[0].batches)) == together

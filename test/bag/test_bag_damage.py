@@ -15,6 +15,7 @@ from rclpy.serialization import serialize_message
 from rosbags.rosbag2 import CompressionMode, StoragePlugin
 
 from dpt_ros.bag import reader as bag_reader
+from dpt_ros.bag import types
 from dpt_ros.bag import writer as bag_writer
 from dpt_ros.bag.frames import Frames
 from dpt_ros.bag.job import Job
@@ -23,7 +24,7 @@ from dpt_ros.bag.run import convert
 from dpt_ros.bag.salvage import Channel
 from dpt_ros.bag.sensors import StaticFrames
 from dpt_ros.bag.settings import read_settings
-from dpt_ros.bag.topics import Asked, choose_cameras
+from dpt_ros.bag.topics import ChosenTopics, choose_cameras
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.messages.image import MessageError
 
@@ -43,7 +44,7 @@ def test_one_row_with_a_huge_number_does_not_take_for_ever(tmp_path) -> None:
     reader = BagReader(source)
     assert len(list(reader.messages(["/image", "/camera_info"]))) == 7
     assert process_time() - start < 5
-    assert any("a message is no bytes" in note for note in reader.notes)
+    assert any("the data of a message are not bytes" in note for note in reader.problems)
 
 
 @pytest.mark.parametrize("time", ["noon", -1, 1.5])
@@ -54,7 +55,7 @@ def test_a_message_with_an_impossible_time_is_left_out(tmp_path, time) -> None:
         database.execute("UPDATE messages SET timestamp=? WHERE id=3", (time,))
     result = convert(job(source, tmp_path / "out", with_input=True))
     assert result.frames == 3
-    assert "1 messages have no time of recording and are left out." in result.notes
+    assert "1 messages have no valid time of recording and are ignored." in result.problems
 
 
 def test_a_message_that_unpacks_to_more_than_any_image_is_left_out(tmp_path, monkeypatch) -> None:
@@ -63,7 +64,7 @@ def test_a_message_that_unpacks_to_more_than_any_image_is_left_out(tmp_path, mon
     reader = BagReader(source)
     topics = [message.topic for message in reader.messages(["/image", "/camera_info"])]
     assert topics == ["/camera_info"] * 4
-    assert "4 compressed messages are damaged or too large and are left out." in reader.notes
+    assert "4 compressed messages are damaged or too large and are ignored." in reader.problems
 
 
 def test_a_topic_without_a_name_is_left_out(tmp_path) -> None:
@@ -74,7 +75,7 @@ def test_a_topic_without_a_name_is_left_out(tmp_path) -> None:
     (source / "metadata.yaml").unlink()
     reader = BagReader(source)
     assert set(reader.channels) == {"/image", "/camera_info"}
-    assert f"{file.name}: the description of a topic is damaged." in reader.notes
+    assert f"{file.name}: the description of a topic is damaged." in reader.problems
 
 
 @pytest.mark.parametrize(
@@ -95,13 +96,13 @@ def test_metadata_that_cannot_be_right_are_not_used(tmp_path, before, after) -> 
     (source / "metadata.yaml").write_text(text.replace(before, after))
     reader = BagReader(source)
     assert len(list(reader.messages(["/image"]))) == 2
-    assert reader.notes[0].startswith("metadata.yaml is damaged")
+    assert reader.problems[0].startswith("metadata.yaml is damaged")
 
 
 def test_a_record_that_claims_more_than_the_file_is_not_believed(tmp_path) -> None:
     file = tmp_path / "in.mcap"
     file.write_bytes(b"\x89MCAP0\r\n\3" + b"\xff" * 8 + b"few bytes")
-    with pytest.raises(BagError, match="not even which topics it had"):
+    with pytest.raises(BagError, match="not even its topics"):
         BagReader(file)
 
 
@@ -112,7 +113,7 @@ def test_what_a_bag_says_does_not_get_into_the_log_as_it_is(tmp_path) -> None:
 
     source = bags.write(tmp_path / "in", records())
     with pytest.raises(BagError, match="no such topic") as caught:
-        choose_cameras(BagReader(source).channels, Asked(images=("/image",)), Settings())
+        choose_cameras(BagReader(source).channels, ChosenTopics(images=("/image",)), Settings())
     assert str(caught.value).isprintable()
 
 
@@ -129,7 +130,7 @@ def test_a_pose_that_is_none_is_left_out_of_the_static_frames() -> None:
     frames = StaticFrames()
     tree = store["tf2_msgs/msg/TFMessage"](transforms)
     with pytest.raises(MessageError, match="'wrong'"):
-        frames.see(bytes(bags.TYPES.serialize_cdr(tree, "tf2_msgs/msg/TFMessage")))
+        frames.take(bytes(bags.TYPES.serialize_cdr(tree, "tf2_msgs/msg/TFMessage")))
     assert frames.pose("wrong", "base") is None
     np.testing.assert_allclose(frames.pose("base", "right")[:3, 3], (-1, 0, 0))
 
@@ -151,7 +152,7 @@ def test_a_time_far_ahead_does_not_keep_the_rest_of_a_bag_waiting() -> None:
     "definition", ["", "=" * 80 + "\nIDL: a/msg/B", "int32", "\0[\n==", "a" * 999]
 )
 def test_of_a_type_whose_definition_is_damaged_nobody_knows(definition) -> None:
-    assert bag_writer.described(Channel("/topic", "a/msg/B", definition=definition)) is None
+    assert types.with_definition(Channel("/topic", "a/msg/B", definition=definition)) is None
 
 
 # What an interrupted run left
@@ -173,7 +174,7 @@ def test_a_damaged_state_is_refused_and_can_be_overwritten(tmp_path, damage) -> 
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes({"flipped": content, "cut": content[:99], "empty": b""}[damage])
-    with pytest.raises(BagError, match="begin anew with --overwrite"):
+    with pytest.raises(BagError, match="start again with --overwrite"):
         convert(made)
     assert convert(replace(made, overwrite=True)).frames == 6
 
@@ -181,7 +182,7 @@ def test_a_damaged_state_is_refused_and_can_be_overwritten(tmp_path, damage) -> 
 def test_a_finished_file_that_is_gone_is_noticed(tmp_path) -> None:
     made = interrupted(tmp_path)
     (made.out / "out_0.mcap").unlink()
-    with pytest.raises(BagError, match=r"out_0\.mcap, which was finished, is missing"):
+    with pytest.raises(BagError, match=r"The complete file out_0\.mcap is missing"):
         convert(made)
 
 
@@ -225,7 +226,7 @@ def test_metadata_of_an_output_that_say_nothing_of_its_end_are_not_believed(tmp_
 def test_a_file_that_is_none_of_parameters_is_refused_on_one_line(tmp_path, text) -> None:
     file = tmp_path / "dpt.yaml"
     file.write_bytes(text)
-    with pytest.raises(ValueError, match="is no parameter file of the node dpt") as caught:
+    with pytest.raises(ValueError, match="is no parameter file for the node dpt") as caught:
         read_settings(file, [])
     assert str(caught.value).isprintable()
     assert str(caught.value).endswith(".")

@@ -19,17 +19,18 @@ from std_msgs.msg import String
 
 from dpt_ros.apps.bag import command as bag_command
 from dpt_ros.apps.bag import main
-from dpt_ros.bag.node import serialised
 from dpt_ros.bag.reader import BagError, BagReader, Message
 from dpt_ros.bag.run import convert
 from dpt_ros.bag.salvage import Channel
-from dpt_ros.bag.sensors import Beside, StaticFrames
+from dpt_ros.bag.sensors import SensorBuffer, StaticFrames
 from dpt_ros.bag.settings import read_settings
-from dpt_ros.bag.topics import Asked, Camera, choose_cameras
+from dpt_ros.bag.topics import Camera, ChosenTopics, choose_cameras
+from dpt_ros.bag.types import serialised
 from dpt_ros.bag.writer import saved_frames
 from dpt_ros.engine.output.point_cloud import POINT
 from dpt_ros.engine.settings import Settings
-from dpt_ros.ros.messages.image import camera_info_message, image_message, image_pixels
+from dpt_ros.ros.messages.camera_info import camera_info_message
+from dpt_ros.ros.messages.image import image_message, image_pixels
 from dpt_ros.ros.messages.point_cloud import cloud_message
 
 MCAP, SQLITE = StoragePlugin.MCAP, StoragePlugin.SQLITE3
@@ -89,13 +90,15 @@ def test_a_sensor_that_tf_static_knows_needs_no_parameter(tmp_path) -> None:
     said: list[str] = []
     camera = Camera("", "/image", False, "/camera_info", anchors={"anchors/scan": "/scan"})
     frames = StaticFrames()
-    one = Beside(camera, settings, frames, said.append)
+    sensors = SensorBuffer(camera, settings, frames, said.append)
     for time, topic, message in bags.records(1, scans=True):
         topic = "/scan" if "scan" in topic else topic
-        one.see(Message(topic, time, serialize_message(message)))
-    about, _ = one.about(time, bags.header(bags.FIRST), bags.FIRST, (bags.WIDTH, bags.HEIGHT))
-    assert about["anchors"] is None
-    assert "/tf_static does not say where 'laser' sits in 'camera'" in said[0]
+        message = serialize_message(message)
+        sensors.add(Message(topic, time, message))
+    sensors.select(time, bags.FIRST)
+    image = message  # the last one
+    assert sensors.builder.build(image, time).anchors is None
+    assert "/tf_static has no transform from 'laser' to 'camera'" in said[0]
 
     mounted = [("base", "laser", (0.5, -0.5, 0.5, 0.5)), ("base", "camera", (0.0, 0.0, 0.0, 1.0))]
     store = bags.TYPES.types
@@ -107,9 +110,8 @@ def test_a_sensor_that_tf_static_knows_needs_no_parameter(tmp_path) -> None:
         data = serialize_message(known)
         transforms.append(bags.TYPES.deserialize_cdr(data, "geometry_msgs/msg/TransformStamped"))
     tree = store["tf2_msgs/msg/TFMessage"](transforms)
-    frames.see(bytes(bags.TYPES.serialize_cdr(tree, "tf2_msgs/msg/TFMessage")))
-    about, _ = one.about(time, bags.header(bags.FIRST), bags.FIRST, (bags.WIDTH, bags.HEIGHT))
-    assert len(about["anchors"]) > 10
+    frames.take(bytes(bags.TYPES.serialize_cdr(tree, "tf2_msgs/msg/TFMessage")))
+    assert len(sensors.builder.build(image, time).anchors) > 10
 
 
 # Damage
@@ -150,8 +152,8 @@ def test_of_an_mcap_with_a_broken_chunk_the_others_are_read(tmp_path, packed) ->
     known = [time for time, topic, _ in whole if topic == "/odom"]
     assert times == [time for time in known if time in set(times)]
     assert 200 < len(times) < 400
-    assert any("is damaged" in note for note in reader.notes)
-    assert any(f"{400 - len(times)} of 400 messages of /odom" in note for note in reader.notes)
+    assert any("is damaged" in note for note in reader.problems)
+    assert any(f"{400 - len(times)} of 400 messages of /odom" in note for note in reader.problems)
 
 
 def test_of_a_broken_database_the_good_pages_are_read(tmp_path) -> None:
@@ -166,8 +168,8 @@ def test_of_a_broken_database_the_good_pages_are_read(tmp_path) -> None:
     found = [m.time for m in reader.messages(["/image"])]
     assert 15 < len(found) < 60
     assert found == sorted(found)
-    assert any("damaged database" in note for note in reader.notes)
-    assert f"{60 - len(found)} of 60 messages of /image cannot be read." in reader.notes
+    assert any("damaged database" in note for note in reader.problems)
+    assert f"{60 - len(found)} of 60 messages of /image cannot be read." in reader.problems
 
 
 def test_a_bag_without_metadata_is_read_and_said_to_be(tmp_path, capsys) -> None:
@@ -184,8 +186,8 @@ def test_a_file_that_is_missing_is_named(tmp_path) -> None:
     (tmp_path / "split" / "split_1.mcap").unlink()
     reader = BagReader(tmp_path / "split")
     assert len(list(reader.messages(["/image"]))) == 6
-    assert "split_1.mcap, which metadata.yaml names, is missing." in reader.notes
-    assert "3 of 9 messages of /image cannot be read." in reader.notes
+    assert "split_1.mcap, listed in metadata.yaml, is missing." in reader.problems
+    assert "3 of 9 messages of /image cannot be read." in reader.problems
 
 
 def test_an_image_that_cannot_be_read_is_left_out_and_counted(tmp_path, capsys) -> None:
@@ -236,8 +238,8 @@ def test_each_camera_finds_what_is_beside_it() -> None:
         "/rear/anchors/camera_info": "sensor_msgs/msg/CameraInfo",
     }
     channels = {topic: Channel(topic, kind) for topic, kind in kinds.items()}
-    asked = Asked(images=("/front/image_raw", "/rear/image_raw"))
-    cameras, notes = choose_cameras(channels, asked, Settings())
+    chosen = ChosenTopics(images=("/front/image_raw", "/rear/image_raw"))
+    cameras, warnings = choose_cameras(channels, chosen, Settings())
     front, rear = cameras
     assert (front.name, front.info, front.odom) == (
         "front",
@@ -249,16 +251,19 @@ def test_each_camera_finds_what_is_beside_it() -> None:
         "anchors/depth": "/rear/anchors/depth",
         "anchors/camera_info": "/rear/anchors/camera_info",
     }
-    assert [note.split()[0] for note in notes] == ["/rear/image_raw"]
+    assert len(warnings) == 1
+    assert "No camera_info found for /rear/image_raw" in warnings[0]
     with pytest.raises(BagError, match="choose with --image: /front/image_raw, /rear/image_raw"):
-        choose_cameras(channels, Asked(), Settings())
+        choose_cameras(channels, ChosenTopics(), Settings())
     del channels["/rear/image_raw"]
     for transport, end in (("raw", ""), ("compressed", "/compressed")):
-        (camera,), _ = choose_cameras(channels, Asked(), Settings(image_transport=transport))
+        (camera,), _ = choose_cameras(
+            channels, ChosenTopics(), Settings(image_transport=transport)
+        )
         assert camera.image == f"/front/image_raw{end}"
         assert camera.compressed == bool(end)
     with pytest.raises(BagError, match="--odom /tf: the bag has no such topic"):
-        choose_cameras(channels, Asked(odom="/tf"), Settings())
+        choose_cameras(channels, ChosenTopics(odom="/tf"), Settings())
 
 
 # The command line

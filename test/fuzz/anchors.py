@@ -11,11 +11,10 @@ from dpt_ros.engine.frame import CameraModel
 from dpt_ros.engine.scale.anchors import Anchors
 from dpt_ros.engine.scale.estimator import ScaleEstimator, ScaleSettings
 from dpt_ros.engine.settings import Settings
-from dpt_ros.ros.camera.anchor_topics import AnchorTopics
+from dpt_ros.ros.camera.anchor_projector import AnchorProjector
 from dpt_ros.ros.messages.image import MessageError, give_bytes
 from fuzz.camera_info import camera_info
 from fuzz.choices import Choices
-from fuzz.odometry import NOBODY
 from fuzz.properties import Broken, bounded, refusal, sentence
 
 _CAMERA = CameraModel(64, 48, 50.0, 50.0, 31.5, 23.5)
@@ -37,16 +36,16 @@ def one_input(data: bytes) -> None:
     choices = Choices(data)
     kind = choices.integer(0, 2)
     settings = Settings(sensor_in_camera=choices.pick(_PLACES))
-    topics = AnchorTopics(NOBODY, "", settings, sentence)
+    projector = AnchorProjector(settings, lambda camera, sensor: np.eye(4), sentence)
     estimator = ScaleEstimator(ScaleSettings(), metric=choices.integer(0, 1) == 0)
     with bounded(len(data)), refusal(MessageError), np.errstate(all="ignore"):
         for stamp in range(4):
             header = Header()
             header.stamp.nanosec = stamp * 100_000_000
-            topics._take(*_measurement(kind, choices, header))
+            projector.take(*_measurement(kind, choices, header))
             if kind == 2:
-                topics._depth_info._take(_intrinsics(choices))
-            anchors = topics.anchors(_CAMERA, "camera")
+                projector.calibration.take(_intrinsics(choices))
+            anchors = projector.anchors(_CAMERA, "camera")
             if anchors is not None:
                 _see(anchors)
             network = 0.3 + 0.01 * _COLUMNS + 0.001 * _ROWS * choices.integer(0, 100)

@@ -38,7 +38,8 @@ from dpt_ros.engine.frame import CameraModel, Frame, OutputRequest, Prediction
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.messages import image as messages
-from dpt_ros.ros.messages.image import camera_info_message, image_message, jpeg_message
+from dpt_ros.ros.messages.camera_info import camera_info_message
+from dpt_ros.ros.messages.image import image_message, jpeg_message
 from fuzz.choices import Choices
 from fuzz.properties import Broken, bounded, refusal, sentence
 
@@ -111,7 +112,7 @@ def _convert(
     source: Path,
     out: Path,
     with_input: bool = True,
-    say: Callable[[str], None] = lambda sentence: None,
+    warn: Callable[[str], None] = lambda message: None,
     progress: Callable[[int, int | None], None] = lambda done, total: None,
 ) -> Result:
     job = Job(source, out, Settings(), with_input=with_input, file_frames=2)
@@ -122,7 +123,7 @@ def _convert(
             (messages, "MAX_COMPRESSED_PIXELS", _MOST_PIXELS),
         ):
             instead.enter_context(patch.object(owner, name, value))
-        return bag_run.convert(job, say, progress)
+        return bag_run.convert(job, warn, progress)
 
 
 # What is damaged
@@ -365,7 +366,7 @@ def one_input(data: bytes) -> None:
         with bounded(sum(map(len, files.values()))), refusal(BagError):
             copied = number in _COPIED
             result = _convert(Path(folder, source), Path(folder, "out"), copied, said.append)
-        for text in (*said, *(result.notes if result else ())):
+        for text in (*said, *(result.problems if result else ())):
             # One of camera_info ends with a command, which a full stop would spoil.
             sentence(f"{text}." if " -r image:=" in text else text)
         _check(Path(folder), files, result, number)
@@ -403,8 +404,8 @@ def _check(folder: Path, before: Files, result: Result | None, number: int) -> N
     reader = BagReader(folder / "out")
     for _ in reader.messages(list(reader.channels)):
         pass
-    if reader.notes:
-        raise Broken(f"What was written is no whole bag: {reader.notes}")
+    if reader.problems:
+        raise Broken(f"What was written is no whole bag: {reader.problems}")
     if number in complete:
         same = all(before.get(k) == v for k, v in complete[number].items() if k.startswith("in/"))
         if same and after != complete[number]:

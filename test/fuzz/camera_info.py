@@ -11,12 +11,8 @@ from dpt_ros.engine.frame import CameraModel
 from dpt_ros.engine.scale.estimator import focal_factor
 from dpt_ros.engine.scale.ground import floor_places
 from dpt_ros.engine.smoothing.motion import normalisation
-from dpt_ros.ros.messages.image import (
-    MessageError,
-    camera_info_message,
-    camera_model,
-    scaled_camera_info,
-)
+from dpt_ros.ros.messages.camera_info import camera_info_message, camera_model, scaled_camera_info
+from dpt_ros.ros.messages.image import MessageError
 from fuzz.choices import Choices
 from fuzz.properties import Broken, bounded, refusal, sentence
 

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 from nav_msgs.msg import Odometry
 
@@ -13,11 +11,6 @@ from dpt_ros.ros.camera.poses import OdometryPoses
 from dpt_ros.ros.messages.image import MessageError
 from fuzz.choices import Choices
 from fuzz.properties import Broken, bounded, refusal, sentence
-
-NOBODY = SimpleNamespace(
-    create_subscription=lambda *_, **__: None, destroy_subscription=lambda _: None
-)
-"""Stands for a node: it subscribes to nothing."""
 
 _SECOND = 1_000_000_000
 _FRAMES = ("base_link", "camera")
@@ -33,7 +26,7 @@ def seeds() -> list[bytes]:
 def one_input(data: bytes) -> None:
     choices = Choices(data)
     place = () if choices.take(1)[0] % 2 else (0.1, 0.0, 0.3, -0.5, 0.5, -0.5, 0.5)
-    poses = OdometryPoses(NOBODY, "odom", place, sentence)
+    poses = OdometryPoses(place, sentence)
     before = np.eye(4)
     with bounded(len(data)), refusal(MessageError), np.errstate(all="ignore"):
         while choices.any_left:
@@ -43,7 +36,7 @@ def one_input(data: bytes) -> None:
             position, turn = msg.pose.pose.position, msg.pose.pose.orientation
             position.x, position.y, position.z = (choices.real() for _ in range(3))
             turn.x, turn.y, turn.z, turn.w = (choices.real() for _ in range(4))
-            poses._take(msg)
+            poses.take(msg)
             stamp = msg.header.stamp.sec * _SECOND + msg.header.stamp.nanosec
             for later in (0, choices.integer(-_SECOND, _SECOND)):
                 pose = poses.pose("camera", stamp + later)

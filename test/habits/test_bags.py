@@ -60,7 +60,7 @@ def test_messages_in_the_write_ahead_file_are_read_and_it_stays_as_it_is(
     before = bags.contents(killed)
     count, reader = images(killed)
     assert count == FRAMES
-    assert "whole.db3-wal was left beside whole.db3" in " ".join(reader.remarks)
+    assert "whole.db3-wal was left beside whole.db3" in " ".join(reader.warnings)
     assert main([str(killed), str(tmp_path / "out"), *arguments()]) == (0 if metadata else 3)
     assert "whole.db3-wal" in capsys.readouterr().err
     assert bags.stamps(tmp_path / "out", "/depth/image", Image) == expected(FRAMES)
@@ -83,7 +83,7 @@ def test_a_file_beside_its_compressed_copy_is_read_once(tmp_path) -> None:
         (source / "metadata.yaml").unlink()
         count, reader = images(source)
         assert count == FRAMES
-        assert f"{packed.name} is left out: the same recording" in " ".join(reader.remarks)
+        assert f"{packed.name} is ignored: the same recording" in " ".join(reader.warnings)
 
 
 def test_a_file_that_was_packed_later_stands_for_the_one_that_metadata_names(tmp_path) -> None:
@@ -92,8 +92,8 @@ def test_a_file_that_was_packed_later_stands_for_the_one_that_metadata_names(tmp
     file.with_name("in.mcap.zst").write_bytes(zstd_of(file.read_bytes()))
     file.unlink()
     count, reader = images(source)
-    assert (count, reader.notes) == (FRAMES, [])
-    assert reader.remarks == ["in.mcap.zst stands for in.mcap, which metadata.yaml names."]
+    assert (count, reader.problems) == (FRAMES, [])
+    assert reader.warnings == ["in.mcap.zst is read instead of in.mcap, listed in metadata.yaml."]
 
 
 def zstd_of(content: bytes) -> bytes:
@@ -135,7 +135,7 @@ def test_bags_of_every_age_are_played_and_computed(tmp_path, change) -> None:
                 "UPDATE message_definitions SET encoding='unknown', encoded_message_definition=''"
             )
     result = convert(job(source, tmp_path / "out"))
-    assert (result.frames, result.notes) == (FRAMES, ())
+    assert (result.frames, result.problems) == (FRAMES, ())
     with ros_domain() as domain:
         assert played(domain, source, "image") == FRAMES
 
@@ -200,16 +200,19 @@ def test_channels_that_are_not_of_ros_are_named_and_the_bag_is_whole(
     source = mcap(tmp_path / "in.mcap", profile, ROS + FOREIGN)
     assert main([str(source), str(tmp_path / "out"), *arguments()]) == 0
     output = capsys.readouterr()
-    assert "left out: /scene (foxglove.SceneUpdate, protobuf), /log (log, json)." in output.err
+    assert (
+        "not messages of ROS 2 (CDR): /scene (foxglove.SceneUpdate, protobuf), /log (log, json)."
+        in output.err
+    )
     assert "damaged" not in output.err + output.out
     assert bags.stamps(tmp_path / "out", "/depth/image", Image) == expected(FRAMES)
 
 
 def test_a_bag_of_other_messages_alone_and_one_of_ros_1_are_named(tmp_path, capsys) -> None:
-    with pytest.raises(BagError, match=r"Not messages of ROS 2 \(CDR\), left out: /scene"):
+    with pytest.raises(BagError, match=r"not messages of ROS 2 \(CDR\): /scene"):
         BagReader(mcap(tmp_path / "other.mcap", "", FOREIGN))
     old = [("/image", "sensor_msgs/Image", "ros1msg", "ros1")]
-    with pytest.raises(BagError, match=r"can be converted: rosbags-convert"):
+    with pytest.raises(BagError, match=r"Convert messages of ROS 1: rosbags-convert"):
         BagReader(mcap(tmp_path / "old.mcap", "ros1", old))
     (tmp_path / "old.bag").write_bytes(b"#ROSBAG V2.0\n" + bytes(99))
     with pytest.raises(BagError, match=r"is a ROS 1 bag; convert it .*rosbags-convert --src"):
@@ -231,7 +234,7 @@ def test_a_storage_file_is_what_its_first_bytes_say(tmp_path) -> None:
     source = bags.write(tmp_path / "other", bags.records(FRAMES), SQLITE)
     file = shutil.copy(database(source), tmp_path / "recording#1?%20.db3")
     count, reader = images(file)
-    assert (count, reader.notes) == (FRAMES, [])
+    assert (count, reader.problems) == (FRAMES, [])
 
 
 # Playing
@@ -262,11 +265,11 @@ def test_stamps_that_make_every_frame_the_first_one_are_said(tmp_path) -> None:
     said: list[str] = []
     source = bags.write(tmp_path / "in", unstamped())
     assert convert(job(source, tmp_path / "out"), said.append).frames == FRAMES
-    assert any("the stamp of every image is 0 s" in sentence for sentence in said)
+    assert any("The stamps of the images on /image are all 0" in sentence for sentence in said)
     said.clear()
     source = bags.write(tmp_path / "good", bags.records(FRAMES))
     convert(job(source, tmp_path / "of_good"), said.append)
-    assert not any("without those before them" in sentence for sentence in said)
+    assert not any("smoothing" in sentence for sentence in said)
 
 
 def test_the_node_gets_every_image_of_a_bag_from_the_first_on(tmp_path) -> None:

@@ -16,8 +16,9 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_msgs.msg import Header
 
 from dpt_ros.engine.frame import CameraModel
-from dpt_ros.ros.messages.camera_info import CameraInfoInput
-from dpt_ros.ros.messages.image import camera_info_message, camera_model, image_message
+from dpt_ros.ros.camera.calibration import Calibration, CalibrationSubscription
+from dpt_ros.ros.messages.camera_info import camera_info_message, camera_model
+from dpt_ros.ros.messages.image import image_message
 
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 GOOD = CameraModel(96, 64, 83.0, 83.0, 47.5, 31.5)
@@ -88,9 +89,10 @@ def test_a_calibration_that_was_published_once_is_taken(domain: Domain) -> None:
             camera_info_message(GOOD, Header())
         )
         domain.spin_for(0.5)
-        found = CameraInfoInput(domain.node, "camera_info", lambda: "", [].append)
-        domain.spin_until(lambda: found.review() or found.camera is not None, 10)
-        assert found.camera == GOOD
+        calibration = Calibration(lambda: "", [].append)
+        found = CalibrationSubscription(domain.node, "camera_info", calibration)
+        domain.spin_until(lambda: found.review() or calibration.camera is not None, 10)
+        assert calibration.camera == GOOD
         # A second driver that keeps nothing: volatile again, so that both are heard.
         other = domain.node.create_publisher(CameraInfo, "camera_info", 1)
         domain.spin_until(lambda: found.review() or other.get_subscription_count(), 10)
@@ -117,7 +119,7 @@ def test_status_and_log_tell_one_truth(domain: Domain) -> None:
         return domain.diagnostics("dpt: image")
 
     domain.spin_until(lambda: "no camera_info has arrived" in status()["message"], 30)
-    assert "depth/points is asked for" in status()["message"]
+    assert "depth/points is subscribed to" in status()["message"]
     assert status()["camera_info"] == "none"
     dpt.wait_for("set the remapping of camera_info")
     publisher = domain.publisher(CameraInfo, "camera_info")
@@ -129,8 +131,10 @@ def test_status_and_log_tell_one_truth(domain: Domain) -> None:
         return status()
 
     said = tell(info(32, 32, 30.0, 30.0, 15.5, 15.5), "not used: 32x32, but the image 96x64")
-    assert "camera_info speaks of 32x32 pixels" in said["message"]
-    assert "speaks of 32x32 pixels, but the image has 96x64, so it is not used" in dpt.output
+    assert "camera_info is for 32x32 pixels" in said["message"]
+    assert (
+        "camera_info is for 32x32 pixels, but the image has 96x64, so it is not used" in dpt.output
+    )
     said = tell(
         info(96, 64, 83.0, 83.0, 300.0, 31.5), "not used: no calibration, or an impossible"
     )

@@ -11,12 +11,12 @@ from rclpy.serialization import serialize_message
 from sensor_msgs.msg import PointCloud2, PointField
 from std_msgs.msg import Header
 
-from dpt_ros.bag.node import BagNode
 from dpt_ros.bag.sensors import StaticFrames
 from dpt_ros.bag.settings import read_settings
 from dpt_ros.engine.frame import CameraModel
-from dpt_ros.ros.camera.anchor_topics import AnchorTopics
-from dpt_ros.ros.messages.image import MessageError, camera_info_message, image_message
+from dpt_ros.ros.camera.anchor_projector import AnchorProjector
+from dpt_ros.ros.messages.camera_info import camera_info_message
+from dpt_ros.ros.messages.image import MessageError, image_message
 from dpt_ros.ros.messages.point_cloud import cloud_points
 
 POINTS = np.random.default_rng(0).uniform(1, 9, (12, 3)).astype(np.float32)
@@ -79,14 +79,13 @@ def test_a_cloud_without_coordinates_names_its_fields() -> None:
 def test_a_depth_image_of_millimetres_may_be_called_mono16(encoding) -> None:
     camera = CameraModel(64, 48, 55.0, 55.0, 31.5, 23.5)
     said: list[str] = []
-    node = BagNode(said.append)
     settings, _ = read_settings(None, ["sensor_in_camera:=[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]"])
-    anchors = AnchorTopics(node, "", settings, said.append)
+    anchors = AnchorProjector(settings, StaticFrames().sensor_pose, said.append)
     metres = encoding == "32FC1"
     depth = np.full((48, 64), 2.5 if metres else 2500, np.float32 if metres else np.uint16)
     header = Header(frame_id="depth")
-    node.deliver("anchors/camera_info", camera_info_message(camera, header))
-    node.deliver("anchors/depth", image_message(depth, encoding, header))
+    anchors.calibration.take(camera_info_message(camera, header))
+    anchors.take("anchors/depth", image_message(depth, encoding, header))
     found = anchors.anchors(camera, "camera")
     assert said == []
     assert found is not None
@@ -102,7 +101,7 @@ def test_a_frame_is_the_same_with_a_slash_in_front() -> None:
     )
     tree = bags.TYPES.types["tf2_msgs/msg/TFMessage"]([one])
     frames = StaticFrames()
-    frames.see(bytes(bags.TYPES.serialize_cdr(tree, "tf2_msgs/msg/TFMessage")))
+    frames.take(bytes(bags.TYPES.serialize_cdr(tree, "tf2_msgs/msg/TFMessage")))
     for child in ("laser", "/laser"):
         for parent in ("base", "/base"):
             pose = frames.pose(child, parent)

@@ -16,9 +16,9 @@ from std_msgs.msg import Header
 
 from dpt_ros.engine.frame import CameraModel
 from dpt_ros.engine.settings import Settings
-from dpt_ros.ros.camera.anchor_topics import AnchorTopics
+from dpt_ros.ros.camera.anchor_projector import AnchorProjector
 from dpt_ros.ros.camera.frame_order import FrameOrder
-from dpt_ros.ros.camera.image_subscription import ImageInput, ImageTopic
+from dpt_ros.ros.camera.image_subscription import ImageInput
 from dpt_ros.ros.camera.inputs import InputRecord
 from dpt_ros.ros.messages.image import image_message
 from dpt_ros.ros.plausibility import scan_fault
@@ -43,7 +43,7 @@ def test_a_forgotten_remap_is_a_warning_that_names_the_topics_there_are(domain: 
     )
     said = domain.diagnostics("dpt: image")
     assert said["level"] == "1"
-    assert "Nobody publishes /image" in said["message"]
+    assert "/image has no publisher" in said["message"]
     assert "/depth/image (Image)" not in said["message"]  # its own output
     (ready,) = [line for line in dpt.output.splitlines() if "Ready on " in line]
     for words in ("Ready on cpu, fp32: depth dpt_hybrid_embedded", "Subscribed: /image, /camera_"):
@@ -77,7 +77,7 @@ def order(stamps: list[int], frames: str = "", senders: str = "") -> FrameOrder:
     for k, stamp in enumerate(stamps):
         frame = frames[k % len(frames)] if frames else "eye"
         sender = senders[k % len(senders)].encode() if senders else b""
-        made.see(stamp, frame, SIZE, sender)
+        made.add(stamp, frame, SIZE, sender)
     return made
 
 
@@ -94,7 +94,7 @@ def test_stamps_of_0_and_mixed_cameras_are_named() -> None:
 def test_a_camera_that_is_exchanged_or_a_bag_that_starts_again_is_no_mixture() -> None:
     made = order(list(range(20)), "a" * 10 + "b" * 10, "x" * 10 + "y" * 10)
     for stamp in range(10):
-        made.see(stamp, "c", (64, 48), b"z")
+        made.add(stamp, "c", (64, 48), b"z")
     assert made.warning([]) == ""
 
 
@@ -102,12 +102,12 @@ def test_frames_that_all_start_anew_are_named() -> None:
     made = order(list(range(30)))
     for _ in range(20):
         made.published("gap")
-    assert "20 of the last 20 frames started anew (gap)" in made.warning([])
+    assert "reset at 20 of the last 20 frames (gap)" in made.warning([])
     assert "smoothing.max_gap" in made.warning([])
 
 
 def test_the_silence_of_a_slow_camera_is_measured_by_its_period(domain: Domain) -> None:
-    found = ImageInput(domain.node, ImageTopic("/image", Image, "auto"), [].append)
+    found = ImageInput(domain.node, "/image", Image, [].append)
     now = 0.0
     for _ in range(4):
         found._last_message = now
@@ -128,7 +128,7 @@ def test_an_input_that_is_connected_and_unused_is_a_warning_after_two_seconds() 
         now += 0.1
         record.received()
         record.unused("too old")
-    assert record.warning() == "The last 30 frames did without odom: too old."
+    assert record.warning() == "The last 30 frames could not use odom: too old."
     record.used()
     assert record.warning() == ""
     assert record.values() == {"odom": "used", "odom: messages": "30", "odom: frames with it": "1"}
@@ -145,28 +145,28 @@ def scan(frame_id: str) -> LaserScan:
     return made
 
 
+def no_pose(camera: str, sensor: str) -> np.ndarray:
+    raise AssertionError("No pose is looked up.")
+
+
 @pytest.mark.parametrize(("sensor", "camera"), [("", ""), ("laser", ""), ("", "eye")])
-def test_anchors_without_a_frame_id_ask_for_their_place(
-    domain: Domain, sensor: str, camera: str
-) -> None:
+def test_anchors_without_a_frame_id_ask_for_their_place(sensor: str, camera: str) -> None:
     said: list[str] = []
-    anchors = AnchorTopics(domain.node, "", Settings(), said.append)
-    anchors._take("anchors/scan", scan(sensor))
+    anchors = AnchorProjector(Settings(), no_pose, said.append)
+    anchors.take("anchors/scan", scan(sensor))
     assert anchors.anchors(CAMERA, camera) is None
     assert "set sensor_in_camera" in said[0]
     assert "frame_id is empty, which names no frame" in anchors.records["anchors/scan"].state
-    anchors.close()
 
 
-def test_a_scan_that_no_scanner_can_have_made_is_refused_with_the_reason(domain: Domain) -> None:
+def test_a_scan_that_no_scanner_can_have_made_is_refused_with_the_reason() -> None:
     made = scan("eye")
     assert scan_fault(made) == ""
     made.angle_increment = 0.0
     assert scan_fault(made) == "angle_increment is 0 for 101 ranges"
     made.angle_increment, made.range_max = 0.01, 0.0
     said: list[str] = []
-    anchors = AnchorTopics(domain.node, "", Settings(), said.append)
-    anchors._take("anchors/scan", made)
+    anchors = AnchorProjector(Settings(), no_pose, said.append)
+    anchors.take("anchors/scan", made)
     assert anchors.anchors(CAMERA, "eye") is None
     assert "range_max is 0 m, but must be more than range_min" in said[0]
-    anchors.close()

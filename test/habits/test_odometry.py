@@ -18,7 +18,8 @@ from std_msgs.msg import Header
 
 from dpt_ros.engine.frame import CameraModel
 from dpt_ros.ros.camera.poses import OdometryPoses, Trajectory
-from dpt_ros.ros.messages.image import camera_info_message, image_message, image_pixels
+from dpt_ros.ros.messages.camera_info import camera_info_message
+from dpt_ros.ros.messages.image import image_message, image_pixels
 
 MS = 1_000_000
 CAMERA = CameraModel(96, 64, 83.0, 83.0, 47.5, 31.5)
@@ -205,26 +206,26 @@ def test_odometry_that_is_received_and_unused_for_two_seconds_is_a_warning(domai
     domain.spin_until(lambda: warned("set camera_in_base"), 20)
     assert "the pose of 'base_link', but images come from 'eye'" in said["message"]
     assert said["level"] == "1"
-    assert said["odom"].startswith("not used: it tells the pose of 'base_link'")
-    dpt.wait_for("frames did without odom: ", 10)
+    assert said["odom"].startswith("not used: it has the pose of 'base_link'")
+    dpt.wait_for("frames could not use odom: ", 10)
     assert depths
 
 
 def test_empty_frame_ids_name_no_frame(domain: Domain) -> None:
     said: list[str] = []
-    poses = OdometryPoses(domain.node, "odom", (), said.append)
+    poses = OdometryPoses((), said.append)
     for t in TIMES[:5]:
-        poses._take(message(t, ""))
+        poses.take(message(t, ""))
     assert poses.pose("", TIMES[2] * MS) is None
     assert "an empty frame id names no frame: set camera_in_base" in said[-1]
-    placed = OdometryPoses(domain.node, "odom", (0, 0, 0, 0, 0, 0, 1), said.append)
+    placed = OdometryPoses((0, 0, 0, 0, 0, 0, 1), said.append)
     for t in TIMES[:5]:
-        placed._take(message(t, ""))
+        placed.take(message(t, ""))
     assert placed.pose("", TIMES[2] * MS) is not None
 
 
 def test_a_leading_slash_is_part_of_no_name(domain: Domain) -> None:
-    poses = OdometryPoses(domain.node, "odom", (), [].append)
+    poses = OdometryPoses((), [].append)
     for t in TIMES[:5]:
-        poses._take(message(t, "/eye"))
+        poses.take(message(t, "/eye"))
     assert poses.pose("eye", TIMES[2] * MS) is not None

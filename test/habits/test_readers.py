@@ -19,7 +19,8 @@ from std_msgs.msg import Header
 
 from dpt_ros.engine.frame import CameraModel
 from dpt_ros.ros import share
-from dpt_ros.ros.messages.image import camera_info_message, image_message
+from dpt_ros.ros.messages.camera_info import camera_info_message
+from dpt_ros.ros.messages.image import image_message
 
 CAMERA = CameraModel(320, 240, 277.0, 277.0, 159.5, 119.5)
 TOPICS = {
@@ -76,7 +77,9 @@ def test_best_effort_readers_that_the_user_s_transport_starves_are_warned_of() -
         domain.env["FASTDDS_BUILTIN_TRANSPORTS"] = "DEFAULT"
         dpt = domain.start_dpt(diagnostics_period=0.2, **SETTINGS)
         watch(domain, 3.0)
-        dpt.wait_for("Best-effort readers of /depth/points (1.5 MB) will miss most messages", 10)
+        dpt.wait_for(
+            "Best-effort subscribers of /depth/points (1.5 MB) will miss most messages", 10
+        )
         assert "fastdds.xml" in domain.diagnostics("dpt: image")["message"]
 
 

@@ -14,17 +14,19 @@ pytest.importorskip("tf2_ros")
 
 from geometry_msgs.msg import TransformStamped
 from helpers.ros_processes import Domain, ros_domain
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import Image, LaserScan
 from std_msgs.msg import Header
 from tf2_msgs.msg import TFMessage
 
+from dpt_ros.engine.frame import CameraModel
 from dpt_ros.engine.settings import Settings
-from dpt_ros.ros.camera.anchor_topics import AnchorTopics
+from dpt_ros.ros.camera.anchor_projector import AnchorProjector
 from dpt_ros.ros.camera.poses import TfPoses
 from dpt_ros.ros.camera.tf import TfTree
 from dpt_ros.ros.messages.image import image_message
 
 MS = 1_000_000
+CAMERA = CameraModel(96, 64, 83.0, 83.0, 47.5, 31.5)
 
 
 @pytest.fixture
@@ -128,19 +130,21 @@ def test_four_activations_listen_to_tf_once_and_leave_nothing(domain: Domain) ->
 def test_anchors_wait_for_tf_before_they_complain(domain: Domain) -> None:
     said: list[str] = []
     tree = TfTree(domain.node)
-    anchors = AnchorTopics(domain.node, "", Settings(), said.append, tree)
-    anchors._newest = "anchors/scan"
-    assert anchors._camera_from_sensor("eye", "laser") is None
+    anchors = AnchorProjector(Settings(), tree.sensor_pose, said.append)
+    anchors.take("anchors/scan", LaserScan(header=Header(frame_id="laser")))
+    assert anchors.anchors(CAMERA, "eye") is None
     assert not said
-    assert "waiting for tf" in anchors.records["anchors/scan"]._state
+    assert "waiting for tf" in anchors.records["anchors/scan"].state
     tf = domain.publisher(TFMessage, "/tf")
     tf.publish(transform(10**9, 0.3, "eye", "laser"))
-    domain.spin_until(lambda: anchors._camera_from_sensor("eye", "laser") is not None, 10)
-    assert anchors._camera_from_sensor("eye", "elsewhere") is None
+    domain.spin_until(lambda: tree.find("eye", "laser", 0)[0] is not None, 10)
+    assert tree.sensor_pose("eye", "laser")[0, 3] == pytest.approx(0.3)
+    anchors.take("anchors/scan", LaserScan(header=Header(frame_id="elsewhere")))
+    assert anchors.anchors(CAMERA, "eye") is None
+    assert not said
     tree._since -= 10
-    assert anchors._camera_from_sensor("eye", "elsewhere") is None
-    assert "where the sensor sits is not known" in said[0]
-    anchors.close()
+    assert anchors.anchors(CAMERA, "eye") is None
+    assert "the pose of the sensor is not known" in said[0]
     tree.close()
 
 

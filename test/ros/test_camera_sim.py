@@ -16,7 +16,8 @@ from std_msgs.msg import Header
 
 from dpt_ros.ros.camera.poses import pose_matrix
 from dpt_ros.ros.camera_sim import _quaternion, base_transform, fixed_transforms
-from dpt_ros.ros.messages.image import camera_model, compressed_pixels, image_pixels
+from dpt_ros.ros.messages.camera_info import camera_model
+from dpt_ros.ros.messages.image import compressed_file, image_pixels
 from dpt_ros.world import Scanner, World
 
 TOPICS = {
@@ -62,7 +63,7 @@ def test_everything_of_a_frame_is_published_with_one_stamp_as_the_world_says() -
         np.testing.assert_array_equal(image_pixels(seen["truth/depth"]), view.depth)
         np.testing.assert_array_equal(image_pixels(seen["truth/labels"]), view.labels)
         assert camera_model(seen["camera_info"]) == (view.camera, "")
-        jpeg, _ = compressed_pixels(seen["image/compressed"])
+        jpeg, _ = compressed_file(seen["image/compressed"]).decode()
         assert np.abs(jpeg[..., ::-1].astype(int) - rgb).mean() < 12
         assert seen["scan"].ranges.tolist() == Scanner(world).scan(number).ranges.tolist()
         position = seen["odom"].pose.pose.position

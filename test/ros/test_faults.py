@@ -193,7 +193,7 @@ def test_a_camera_that_stops_is_said_to_be_silent_and_goes_on(robot: Robot) -> N
         robot.flowing()
         os.kill(camera.pid, signal.SIGSTOP)
         robot.domain.spin_until(
-            lambda: "no frame has come" in robot.domain.diagnostics("dpt: image")["message"], 20
+            lambda: "No frames received" in robot.domain.diagnostics("dpt: image")["message"], 20
         )
         os.kill(camera.pid, signal.SIGCONT)
         robot.at_full_rate(time.monotonic())

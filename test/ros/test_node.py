@@ -25,9 +25,10 @@ from dpt_ros.data import class_names
 from dpt_ros.engine.frame import Frame, Prediction
 from dpt_ros.engine.inference.loading import load_networks
 from dpt_ros.engine.settings import Settings
-from dpt_ros.ros.camera.camera_topics import Arrival, CameraTopics
-from dpt_ros.ros.camera.publishers import LabelInfo
+from dpt_ros.ros.camera.camera_topics import CameraTopics
+from dpt_ros.ros.camera.frame_builder import Arrival
 from dpt_ros.ros.messages.image import image_message, image_pixels, jpeg_message
+from dpt_ros.ros.messages.prediction import LabelInfo
 
 IMAGES = {
     "depth/image": "32FC1",
@@ -109,7 +110,7 @@ def test_a_camera_info_of_another_size_is_not_used(domain: Domain) -> None:
     domain.spin_until(lambda: arrived(domain, "depth/image", stamp), 20)
     domain.spin_for(0.3)
     assert not arrived(domain, "depth/camera_info", stamp)
-    assert "speaks of 32x32 pixels, but the image has 96x64" in domain.dpt.output
+    assert "camera_info is for 32x32 pixels, but the image has 96x64" in domain.dpt.output
 
 
 def test_the_latest_frame_wins_and_the_others_are_counted(domain: Domain) -> None:
@@ -334,7 +335,7 @@ def test_a_relative_network_gives_inverse_depth_and_says_so(
         domain.spin_for(0.5)
         inverse = np.linspace(0, 900, 64, dtype=np.float32).reshape(8, 8)
         header = Header(frame_id="cam")
-        frame = Frame(picture(), "rgb8", 0, context=Arrival(header, None, time.monotonic()))
+        frame = Frame(picture(), "rgb8", 0, context=Arrival(header, None, time.monotonic_ns()))
         camera.publish(Prediction(frame, inverse=inverse))
         domain.spin_until(lambda: inverses and domain.received["x"], 10)
         np.testing.assert_array_equal(image_pixels(inverses[0]), inverse)

@@ -15,12 +15,8 @@ from std_msgs.msg import Header
 
 from dpt_ros.engine.frame import CameraModel
 from dpt_ros.engine.output.point_cloud import POINT
-from dpt_ros.ros.messages.image import (
-    MessageError,
-    camera_info_message,
-    image_message,
-    image_pixels,
-)
+from dpt_ros.ros.messages.camera_info import camera_info_message
+from dpt_ros.ros.messages.image import MessageError, image_message, image_pixels
 from dpt_ros.ros.messages.point_cloud import cloud_message, cloud_points
 
 WIDTH, HEIGHT = 96, 64

@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--image", action="append", default=[], metavar="TOPIC",
         help="topic of images; again for each further camera (default: the only one)")  # fmt: skip
     add("--camera-info", action="append", default=[], metavar="TOPIC",
-        help="its camera_info; one for each image (default: the one beside it)")  # fmt: skip
+        help="its camera_info, once per image (default: the one in its namespace)")  # fmt: skip
     add("--odom", default="", metavar="TOPIC",
         help="odometry (default: /odom, or the only one)")  # fmt: skip
     add("--anchors", action="append", default=[], metavar="TOPIC",
@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _complaint(args: argparse.Namespace) -> str | None:
-    """What is wrong with the arguments, None if nothing is."""
+    """The error message on wrong arguments, None if they are right."""
     if args.out_dir is None and len(args.paths) != 2:
         return "Give one bag to read and one to write, or several bags and --out-dir."
     for name in ("cpus", "file_frames"):

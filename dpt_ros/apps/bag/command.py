@@ -20,14 +20,14 @@ from dpt_ros.bag.outputs import ALL_OUTPUTS
 from dpt_ros.bag.reader import BagError
 from dpt_ros.bag.run import convert
 from dpt_ros.bag.settings import read_settings
-from dpt_ros.bag.topics import Asked
+from dpt_ros.bag.topics import ChosenTopics
 from dpt_ros.bag.writer import saved_frames
 from dpt_ros.engine.faults import DeviceLostError
 from dpt_ros.engine.inference.loading import NetworkError
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert as the arguments say.
+    """Convert bags.
 
     Args:
         args: of ``dpt_bag``.
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         if args.ray:
             from dpt_ros.apps.bag.ray import run_on_ray
 
-            results = run_on_ray(jobs, args.cpus, args.ray_address, _say)
+            results = run_on_ray(jobs, args.cpus, args.ray_address, _print)
         else:
             results = _run_here(jobs)
     except ValueError as error:
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     print(_table(rows))
     if any(isinstance(result, str) for _, result in rows):
         return 1
-    return 3 if any(isinstance(result, Result) and result.notes for _, result in rows) else 0
+    return 3 if any(isinstance(result, Result) and result.problems for _, result in rows) else 0
 
 
 def _resumption(left: Sequence[Job], ray: bool) -> str:
@@ -109,7 +109,7 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
     """The bags to convert and how.
 
     Raises:
-        ValueError: the arguments are wrong; the message says which.
+        ValueError: an argument is wrong.
     """
     bags = _inputs(args.paths if args.out_dir else args.paths[:1])
     if args.out_dir is None:
@@ -130,7 +130,7 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
         outs[0],
         settings,
         own,
-        Asked(tuple(args.image), tuple(args.camera_info), args.odom, tuple(args.anchors)),
+        ChosenTopics(tuple(args.image), tuple(args.camera_info), args.odom, tuple(args.anchors)),
         ALL_OUTPUTS if "all" in args.outputs else tuple(dict.fromkeys(args.outputs)),
         args.with_input,
         args.storage,
@@ -164,12 +164,12 @@ def _run_here(jobs: Sequence[Job]) -> Iterator[tuple[Job, Result | str]]:
     for job in jobs:
         try:
             with _bar(job.source.name) as show:
-                yield job, convert(job, _say, show)
+                yield job, convert(job, _print, show)
         except (BagError, OSError, DeviceLostError, torch.OutOfMemoryError) as error:
             yield job, str(error)
 
 
-def _say(message: str) -> None:
+def _print(message: str) -> None:
     tqdm.write(message, file=sys.stderr)
 
 
@@ -198,9 +198,9 @@ def _table(rows: Sequence[tuple[Job, Result | str]]) -> str:
 def _report(job: Job, result: Result | str) -> None:
     """Report what went wrong with a bag, or that it was complete already."""
     if isinstance(result, str):
-        _say(f"{job.source}: {result}")
+        _print(f"{job.source}: {result}")
         return
     if result.outcome == "done before":
-        _say(f"{job.out} is already complete and was not changed; --overwrite replaces it.")
-    for note in result.notes:
-        _say(f"{job.source}: {note}")
+        _print(f"{job.out} is already complete and was not changed; --overwrite replaces it.")
+    for problem in result.problems:
+        _print(f"{job.source}: {problem}")

@@ -6,13 +6,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from dpt_ros.bag.job import Job, Result
+from dpt_ros.bag.job import Job, Result, weights_paths
 from dpt_ros.bag.reader import BagError
 from dpt_ros.bag.run import convert
 from dpt_ros.engine.faults import DeviceLostError
@@ -26,7 +25,7 @@ def run_on_ray(
     jobs: Sequence[Job],
     cpus: int | None,
     address: str | None,
-    say: Callable[[str], None],
+    warn: Callable[[str], None],
 ) -> Iterator[tuple[Job, Result | str]]:
     """Run jobs, each in a process of its own that has a GPU or some CPU cores.
 
@@ -38,7 +37,7 @@ def run_on_ray(
         cpus: cores of each process; None for one GPU each, or a few cores where there is none.
         address: of a running cluster; None takes the one that this process is connected to, else
             starts one on this machine and ends it.
-        say: takes messages about the bags.
+        warn: takes warnings about the bags.
 
     Returns:
         Each job with its result, or an error message, in the order of finishing.
@@ -51,7 +50,7 @@ def run_on_ray(
         import ray
     except ImportError as error:
         raise ImportError("Ray is not installed: pip install ray.") from error
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent home unasked
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry by default
     ours = not ray.is_initialized()
     if ours:
         try:
@@ -68,7 +67,7 @@ def run_on_ray(
             f"Each process needs {needs[short[0]]} {short[0]}, but the Ray cluster has"
             f" {there.get(short[0], 0):g}; set --cpus."
         )
-    return _results(ray, jobs, needs, ours, say)
+    return _results(ray, jobs, needs, ours, warn)
 
 
 def _needs(cpus: int | None, there: dict[str, float]) -> dict[str, int]:
@@ -78,24 +77,24 @@ def _needs(cpus: int | None, there: dict[str, float]) -> dict[str, int]:
 
 
 def _results(
-    ray: Any, jobs: Sequence[Job], needs: dict[str, int], ours: bool, say: Callable[[str], None]
+    ray: Any, jobs: Sequence[Job], needs: dict[str, int], ours: bool, warn: Callable[[str], None]
 ) -> Iterator[tuple[Job, Result | str]]:
     task = ray.remote(num_cpus=needs["CPU"], num_gpus=needs.get("GPU", 0), max_retries=_RETRIES)(
         _convert
     )
     threads = None if "GPU" in needs else needs["CPU"]
     try:
-        begun = {task.remote(_anywhere(job), threads): job for job in jobs}
+        tasks = {task.remote(_anywhere(job), threads): job for job in jobs}
         with tqdm(total=len(jobs), unit="bag", disable=None) as bar:
-            while begun:
-                (ready,), _ = ray.wait(list(begun), num_returns=1)
-                job = begun.pop(ready)
+            while tasks:
+                (ready,), _ = ray.wait(list(tasks), num_returns=1)
+                job = tasks.pop(ready)
                 try:
-                    result, said = ray.get(ready)
+                    result, warnings = ray.get(ready)
                 except ray.exceptions.RayError as error:
-                    result, said = f"its process failed: {error}", []
-                for message in said:
-                    say(f"{job.source}: {message}")
+                    result, warnings = f"its process failed: {error}", []
+                for message in warnings:
+                    warn(f"{job.source}: {message}")
                 bar.update()
                 yield job, result
     finally:
@@ -104,24 +103,20 @@ def _results(
 
 
 def _anywhere(job: Job) -> Job:
-    """A job that means the same in another folder."""
-    given = job.settings
-    weights = {name: getattr(given, name) for name in ("depth_weights", "label_weights")}
-    files: dict[str, Any] = {
-        k: str(Path(v).absolute()) for k, v in weights.items() if Path(v).is_file()
-    }
-    settings = replace(given, **files)
+    """A job with absolute paths."""
+    paths = {k: str(path.absolute()) for k, path in weights_paths(job.settings).items()}
+    settings = replace(job.settings, **paths)  # type: ignore[arg-type]
     return replace(job, source=job.source.absolute(), out=job.out.absolute(), settings=settings)
 
 
 def _convert(job: Job, threads: int | None) -> tuple[Result | str, list[str]]:
-    """On a process of the cluster: the result, or why there is none; and what was said."""
+    """On a process of the cluster: the result or an error message; and the warnings."""
     if threads is not None:
         torch.set_num_threads(threads)
-    said: list[str] = []
+    warnings: list[str] = []
     try:
-        return convert(job, said.append), said
+        return convert(job, warnings.append), warnings
     except (
         BagError, NetworkError, OSError, DeviceLostError, torch.OutOfMemoryError
     ) as error:  # fmt: skip
-        return str(error), said
+        return str(error), warnings

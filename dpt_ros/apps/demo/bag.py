@@ -18,11 +18,12 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 from tqdm import tqdm
 
-from dpt_ros.bag.node import TYPES
 from dpt_ros.bag.reader import BagReader
+from dpt_ros.bag.types import TYPES
 from dpt_ros.ros.camera_sim import odometry_message
+from dpt_ros.ros.messages.camera_info import camera_info_message
 from dpt_ros.ros.messages.cdr import read_image
-from dpt_ros.ros.messages.image import camera_info_message, image_message, image_pixels
+from dpt_ros.ros.messages.image import image_message, image_pixels
 from dpt_ros.world import World
 
 TRUTH_TOPICS = ("truth/depth", "truth/labels")

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from rosbags.serde import SerdeError
 
 from dpt_ros.apps.view.topics import TOPICS
-from dpt_ros.bag.node import TYPES
 from dpt_ros.bag.reader import BagError, BagReader
+from dpt_ros.bag.types import TYPES
 
 # Longest first: depth/image ends in image as well.
 _LONGEST_FIRST = sorted(TOPICS, key=lambda topic: -len(topic.name))
@@ -79,7 +79,7 @@ class Bags:
     @property
     def warnings(self) -> list[str]:
         """What could not be read, or was read in another way than usual."""
-        found = [f"{r.path}: {note}" for r in self._readers for note in (*r.remarks, *r.notes)]
+        found = [f"{r.path}: {note}" for r in self._readers for note in (*r.warnings, *r.problems)]
         return found + [
             f"{count} messages of {topic} are damaged and were skipped."
             for topic, count in self._unreadable.items()

@@ -15,7 +15,7 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.serialization import deserialize_message
 
-from dpt_ros.ros.camera.image_subscription import REVIEW_PERIOD, ImageInput, ImageTopic
+from dpt_ros.ros.camera.image_subscription import REVIEW_PERIOD, ImageInput
 from dpt_ros.ros.process import keep_large_buffers
 
 _LARGE = ("Image", "CompressedImage", "PointCloud2")
@@ -102,8 +102,7 @@ class LiveTopics:
             self._queues[name] = msg_type, queue
         if large:
             expanded = self._node.resolve_topic_name(name, only_expand=True)
-            topic = ImageTopic(expanded, msg_type, "auto")
-            self._inputs.append(ImageInput(self._node, topic, keep))
+            self._inputs.append(ImageInput(self._node, expanded, msg_type, keep))
         else:
             profile = _LATCHED if name in self._latched else _BEST_EFFORT
             self._node.create_subscription(msg_type, name, keep, profile, raw=True)

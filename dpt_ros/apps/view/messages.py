@@ -16,7 +16,8 @@ from dpt_ros.apps.view.topics import BY_NAME, DIAGNOSTICS
 from dpt_ros.engine.input.preprocess import to_rgb
 from dpt_ros.engine.output.point_cloud import points
 from dpt_ros.ros.camera.geometry import pose_to_matrix
-from dpt_ros.ros.messages.image import MessageError, camera_model, compressed_file, image_pixels
+from dpt_ros.ros.messages.camera_info import camera_model
+from dpt_ros.ros.messages.image import MessageError, compressed_file, image_pixels
 from dpt_ros.ros.messages.point_cloud import cloud_rows
 from dpt_ros.ros.plausibility import pose_values
 

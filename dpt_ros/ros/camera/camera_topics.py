@@ -6,54 +6,37 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
+from nav_msgs.msg import Odometry
 from rclpy.lifecycle import LifecycleNode
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
-from std_msgs.msg import Header
+from rclpy.qos import QoSProfile, qos_profile_sensor_data
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from sensor_msgs.msg import CompressedImage, Image
 
 from dpt_ros.engine.frame import Frame, OutputRequest, Prediction
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.runner.chain import depth_limit
-from dpt_ros.engine.scale.ground import down_direction
 from dpt_ros.engine.settings import Settings
-from dpt_ros.ros.camera.anchor_topics import AnchorTopics
+from dpt_ros.ros.camera.anchor_projector import ANCHOR_TYPES, AnchorProjector
+from dpt_ros.ros.camera.calibration import Calibration, CalibrationSubscription
+from dpt_ros.ros.camera.frame_builder import Arrival, FrameBuilder
 from dpt_ros.ros.camera.frame_order import FrameOrder
-from dpt_ros.ros.camera.geometry import pose_matrix
-from dpt_ros.ros.camera.image_subscription import ImageInput, ImageTopic, say
+from dpt_ros.ros.camera.image_subscription import ImageInput
 from dpt_ros.ros.camera.inputs import InputRecord
-from dpt_ros.ros.camera.poses import OdometryPoses, PoseSource, make_pose_source
+from dpt_ros.ros.camera.poses import OdometryPoses, PoseSource, TfPoses
 from dpt_ros.ros.camera.publishers import CameraPublishers
 from dpt_ros.ros.camera.tf import TfTree
 from dpt_ros.ros.diagnostics import Statistics, camera_status
-from dpt_ros.ros.messages.camera_info import CameraInfoInput
-from dpt_ros.ros.messages.cdr import read_compressed_image, read_image
-from dpt_ros.ros.messages.image import MessageError, compressed_file, image_pixels
-from dpt_ros.ros.messages.image_bits import ImageBits
+from dpt_ros.ros.messages.error import MessageError
 from dpt_ros.ros.plausibility import stamps_apart
 
 _REPEAT = 5.0  # seconds
 _REPEAT_WARNING = 30.0
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """What the node must remember of a frame until its prediction is there.
-
-    Args:
-        header: of the image, copied to every output.
-        info: the camera_info that was current, if it fits the image.
-        received: time.monotonic() at receipt.
-        anchors: the topic that its anchors came from, "" without any.
-    """
-
-    header: Header
-    info: CameraInfo | None
-    received: float
-    anchors: str = ""
+# Room for all odometry that arrives while the node is busy with an image.
+_ODOMETRY_QOS = QoSProfile(depth=100, reliability=qos_profile_sensor_data.reliability)
 
 
 class CameraTopics:
@@ -65,8 +48,7 @@ class CameraTopics:
         node: owns the topics.
         name: prefix of the topics, "" for none.
         networks: decide which outputs exist.
-        settings: gives the settings of the moment.
-        raw: take images serialised, which is faster; tests compare it with the plain way.
+        settings: gives the settings in force.
         tree: the node's tf; without, one of its own.
     """
 
@@ -76,32 +58,28 @@ class CameraTopics:
         name: str,
         networks: Networks,
         settings: Callable[[], Settings],
-        raw: bool = True,
         tree: TfTree | None = None,
     ) -> None:
         self.name = name
         self._tree = tree or TfTree(node)
-        self._raw = raw
         self._node = node
         self._networks = networks
         self._settings = settings
         self._log = node.get_logger()
         self._prefix = f"{name}/" if name else ""
         self._statistics = Statistics()
-        self._said: dict[str, float] = {}
+        self._logged: dict[str, float] = {}  # by subject, when; time.monotonic()
+        self._missed = self._lost = 0  # by the subscriptions before this one
         self._input: ImageInput | None = None
-        self._missed = self._lost = 0  # by the inputs before this one
-        self._read: Callable[[Any, float], Frame] = self._read_image
-        self._info: CameraInfoInput | None = None
+        self._calibration: CalibrationSubscription | None = None
+        self._depth_calibration: CalibrationSubscription | None = None
+        self._subscriptions: list[Any] = []
+        self._builder: FrameBuilder | None = None
+        self._submit: Callable[[Frame, OutputRequest], None] | None = None
         self._record = InputRecord("image")
         self._order = FrameOrder("")
         self._no_age = ""
-        self._submit: Callable[[Frame, OutputRequest], None] | None = None
-        self._poses: PoseSource | None = None
-        self._anchors: AnchorTopics | None = None
-        self._down: np.ndarray | None = None
-        self._scale_said: dict[str, str] = {}
-        self._bits = ImageBits(lambda: settings().image_bits, self._say_once)
+        self._scale: dict[str, str] = {}  # of the last prediction
         self._outputs = CameraPublishers(node, self._prefix, networks, settings)
 
     def open(self, submit: Callable[[Frame, OutputRequest], None]) -> None:
@@ -109,51 +87,74 @@ class CameraTopics:
         self._submit = submit
         self._outputs.publish_label_info()
         settings = self._settings()
-        base_from_camera = pose_matrix(settings.camera_in_base)
-        self._down = None if base_from_camera is None else down_direction(base_from_camera)
-        if self._networks.depth_name and settings.scale_source in ("auto", "anchors"):
-            self._anchors = AnchorTopics(
-                self._node,
-                self._prefix,
-                settings,
-                lambda sentence: self._say_at_times("anchors", "warning", self._prefix + sentence),
-                self._tree,
-            )
+        compressed = settings.image_transport == "compressed"
+        self._builder = builder = FrameBuilder(
+            self.name,
+            self._settings,
+            compressed,
+            Calibration(lambda: self._input.topic_name if self._input else "", self._warn),
+            self._open_poses(settings),
+            self._open_anchors(settings),
+            self._warn_once,
+            self._statistics.accepted,
+        )
+        self._calibration = CalibrationSubscription(
+            self._node, self._prefix + "camera_info", builder.calibration
+        )
         topic = self._node.resolve_topic_name(self._prefix + "image")
-        kind: type = Image
-        self._read = self._read_image
-        if settings.image_transport == "compressed":
-            topic, kind = topic + "/compressed", CompressedImage
-            self._read = self._read_compressed
-        self._info = CameraInfoInput(
-            self._node,
-            self._prefix + "camera_info",
-            lambda: self._input.topic_name if self._input is not None else "",
-            self._warn,
-        )
-        self._poses = make_pose_source(
-            self._node,
-            self._prefix,
-            settings,
-            lambda sentence: self._say_at_times("pose", "warning", self._prefix + sentence),
-            self._tree,
-        )
+        if compressed:
+            topic += "/compressed"
+        kind = CompressedImage if compressed else Image
         self._input = ImageInput(
-            self._node,
-            ImageTopic(topic, kind, settings.image_reliability, self._raw),
-            self._take_image,
+            self._node, topic, kind, self._take_image, settings.image_reliability
         )
         self._order = FrameOrder(self._input.topic_name)
 
+    def _open_poses(self, settings: Settings) -> PoseSource | None:
+        """The source of poses that ``pose_source`` names."""
+        warn = partial(self._warn_of, "pose")
+        if settings.pose_source == "odom":
+            odometry = OdometryPoses(settings.camera_in_base, warn)
+            self._subscribe(Odometry, "odom", odometry.take, _ODOMETRY_QOS)
+            return odometry
+        if settings.pose_source == "tf":
+            return TfPoses(self._tree, settings.odom_frame, warn)
+        return None
+
+    def _open_anchors(self, settings: Settings) -> AnchorProjector | None:
+        """What scale.source needs of anchors."""
+        if not self._networks.depth_name or settings.scale_source not in ("auto", "anchors"):
+            return None
+        warn = partial(self._warn_of, "anchors")
+        anchors = AnchorProjector(settings, self._tree.sensor_pose, warn)
+        for topic, kind in ANCHOR_TYPES.items():
+            take = partial(anchors.take, topic)
+            self._subscribe(kind, topic, take, qos_profile_sensor_data)
+        self._depth_calibration = CalibrationSubscription(
+            self._node, f"{self._prefix}anchors/camera_info", anchors.calibration
+        )
+        return anchors
+
+    def _subscribe(
+        self, kind: type, topic: str, take: Callable[[Any], None], profile: QoSProfile
+    ) -> None:
+        self._subscriptions.append(
+            self._node.create_subscription(
+                kind,
+                self._prefix + topic,
+                take,
+                profile,
+                qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+            )
+        )
+
     @property
     def subscribed(self) -> list[str]:
-        """The full names of the topics that it listens to."""
-        if self._input is None or self._info is None:
+        """The full names of the topics that it subscribes to."""
+        if self._input is None or self._calibration is None:
             return []
-        topics = [self._input.topic_name, self._info.topic]
-        if isinstance(self._poses, OdometryPoses):
-            topics.append(self._poses.topic)
-        return topics + (self._anchors.topics if self._anchors is not None else [])
+        more = [str(subscription.topic_name) for subscription in self._subscriptions]
+        return [self._input.topic_name, self._calibration.topic_name, *more]
 
     @property
     def published(self) -> list[str]:
@@ -163,121 +164,74 @@ class CameraTopics:
     def close(self) -> None:
         """Unsubscribe; publishers stay."""
         if self._input is not None:
-            self._input.close()
             self._missed += self._input.missed
             self._lost += self._input.lost
-        for source in (self._info, self._poses, self._anchors):
+        for source in (self._input, self._calibration, self._depth_calibration):
             if source is not None:
                 source.close()
-        self._input = self._submit = self._info = self._poses = self._anchors = None
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+        self._subscriptions.clear()
+        self._input = self._calibration = self._depth_calibration = None
+        self._builder = self._submit = None
 
     def destroy(self) -> None:
-        """Take every topic away."""
+        """Remove all topics."""
         self.close()
         self._outputs.destroy()
 
     def review(self) -> None:
-        """Look whether data comes and how it is offered; call it twice a second."""
-        for one in (self._input, self._info, self._anchors):
+        """Check that messages arrive and what QoS is offered; call it twice a second."""
+        for one in (self._input, self._calibration, self._depth_calibration):
             if one is not None:
                 one.review()
         self._outputs.review()
         for warning in self._warnings():
             self._warn(warning)
 
-    def _take_image(self, msg: Image | CompressedImage | bytes) -> None:
-        received = time.monotonic()
+    def _take_image(self, serialised: bytes) -> None:
+        received_ns = time.monotonic_ns()
         self._statistics.received()
         self._record.received()
-        calibrated = self._info is not None and self._info.camera is not None
-        outputs = self._outputs.wanted(calibrated)
-        if self._submit is None or not outputs.any:
+        if self._builder is None or self._submit is None:
+            return
+        request = self._outputs.request(self._builder.calibration.camera is not None)
+        if not request.any:
             self._statistics.dropped("nobody subscribes")
-            self._record.idle("nobody subscribes to an output")
+            self._record.idle("no output is subscribed to")
             return
         try:
-            frame = self._read(msg, received)
+            frame = self._builder.build(serialised, received_ns)
         except MessageError as error:
             self.fail(error)
             self._record.unused(error.reason)
             return
         self._record.used()
-        self._submit(frame, outputs)
-
-    def _read_image(self, msg: Image | bytes, received: float) -> Frame:
-        image = read_image(msg) if isinstance(msg, bytes) else msg
-        pixels = self._bits(image_pixels(image))
-        self._statistics.accepted(image.encoding)
-        about = self._about(image.header, image.width, image.height, received)
-        return Frame(pixels, image.encoding, **about)
-
-    def _read_compressed(self, msg: CompressedImage | bytes, received: float) -> Frame:
-        """A frame to be decoded by who computes it: here that would hold up every callback."""
-        image = read_compressed_image(msg) if isinstance(msg, bytes) else msg
-        file = compressed_file(image)
-        if file.oddity:
-            self._say_once(file.oddity)
-
-        def decode() -> tuple[np.ndarray, str]:
-            pixels, encoding = file.decode()
-            self._statistics.accepted(encoding)
-            return self._bits(pixels), encoding
-
-        about = self._about(image.header, file.width, file.height, received)
-        return Frame(file.data, file.kind, decode=decode, **about)
-
-    def _about(self, header: Header, width: int, height: int, received: float) -> dict[str, Any]:
-        """What a frame says of itself beside its pixels."""
-        stamp_ns = header.stamp.sec * 1_000_000_000 + header.stamp.nanosec
         sender = self._input.sender if self._input is not None else b""
-        self._order.see(stamp_ns, header.frame_id, (width, height), sender)
-        camera, info = self._info.of(width, height) if self._info is not None else (None, None)
-        anchors, source = None, ""
-        if self._anchors is not None:
-            anchors = self._anchors.anchors(camera, header.frame_id)
-            source = self._anchors.newest if anchors is not None and len(anchors) else ""
-        return {
-            "stamp_ns": stamp_ns,
-            "frame_id": header.frame_id,
-            "source": self.name,
-            "camera": camera,
-            "locate": self._locator(header.frame_id, stamp_ns),
-            "anchors": anchors,
-            "down": self._down,
-            "context": Arrival(header, info, received, source),
-        }
-
-    def _locator(self, frame_id: str, stamp_ns: int) -> Callable[[], np.ndarray | None] | None:
-        """What looks up the camera's pose when it is needed: until then more may have come."""
-        poses = self._poses
-        if poses is None or poses.record is None:
-            return None
-        if not self._settings().smoothing_strength:
-            poses.record.idle("smoothing.strength is 0")
-            return None
-        return lambda: poses.pose(frame_id, stamp_ns)
+        self._order.add(frame.stamp_ns, frame.frame_id, frame.context.size, sender)
+        self._submit(frame, request)
 
     def publish(self, prediction: Prediction) -> None:
-        """Send what was predicted, each output with the header of its frame."""
+        """Publish a prediction, each output with the header of its frame."""
         arrival: Arrival = prediction.frame.context
-        start = time.monotonic()
+        start = time.monotonic_ns()
         self._outputs.publish(prediction, arrival.header, arrival.info)
-        self._scale_said = prediction.scale
-        anchors = self._anchors
-        if arrival.anchors and anchors is not None:
-            anchors.report(arrival.anchors, prediction.scale)
+        end = time.monotonic_ns()
+        self._scale = prediction.scale
+        builder = self._builder
+        if arrival.anchors and builder is not None and builder.anchors is not None:
+            builder.anchors.report(arrival.anchors, prediction.scale)
         self._order.published(prediction.reset if self._settings().smoothing_strength else "")
         if prediction.reset:
             self._statistics.reset(prediction.reset)
-        end = time.monotonic()
-        latency = end - arrival.received
+        latency = (end - arrival.received_ns) * 1e-9
         self._statistics.published(
             {
                 "latency from receipt": latency,
                 **self._age(prediction.frame.stamp_ns),
                 "all but the network": latency - prediction.seconds.get("network", 0.0),
                 **{f"step {name}": spent for name, spent in prediction.seconds.items()},
-                "step publish": end - start,
+                "step publish": (end - start) * 1e-9,
             }
         )
 
@@ -292,92 +246,92 @@ class CameraTopics:
         """Count a frame that was not computed."""
         self._statistics.dropped(reason)
 
-    def _say_once(self, sentence: str) -> None:
-        """Log a sentence about what does not change with the camera."""
-        if sentence not in self._said:
-            self._said[sentence] = time.monotonic()
-            self._log.warning(f"{self._prefix}image: {sentence}")
-
     def fail(self, error: Exception) -> None:
         """Count and report an image that could not be read or a frame that failed."""
         if isinstance(error, MessageError):
-            reason, sentence = error.reason, str(error)
+            reason, text = error.reason, str(error)
         elif isinstance(error, ValueError):
-            reason, sentence = type(error).__name__, f"a frame failed: {error}"
+            reason, text = type(error).__name__, f"a frame failed: {error}"
         else:
             reason = type(error).__name__
-            sentence = f"a frame failed: {''.join(traceback.format_exception(error))}"
+            text = f"a frame failed: {''.join(traceback.format_exception(error))}"
         self._statistics.failed(reason)
-        self._say_at_times(reason, "error", f"{self._prefix}image: {sentence}")
+        if self._is_due(reason, _REPEAT):
+            self._log.error(f"{self._prefix}image: {text}")
 
     def status(self) -> DiagnosticStatus:
-        """What /diagnostics says of this camera."""
+        """The status of this camera on /diagnostics."""
         more: dict[str, str] = {}
-        missed, lost = self._missed, self._lost
+        missed, lost, silence = self._missed, self._lost, ""
         if self._input is not None:
-            more = {
-                "topic": self._input.topic_name,
-                "reliability": self._input.reliability,
-            }
+            more = {"topic": self._input.topic_name, "reliability": self._input.reliability}
             missed, lost = missed + self._input.missed, lost + self._input.lost
+            silence = self._input.silence
         more["missed: not taken in time"] = str(max(missed - lost, 0))
         more["missed: lost on the way"] = str(lost)
-        more |= self._scale_said
+        more |= self._scale
         if self._no_age:
             more["age since stamp"] = f"not known ({self._no_age})"
         for record in self._records():
             more |= record.values()
         name = f"{self._node.get_fully_qualified_name().lstrip('/')}: {self.name or 'image'}"
-        silence = [self._input.silence] if self._input is not None else []
-        warnings = [text for text in (*silence, *self._warnings()) if text]
+        warnings = [text for text in (silence, *self._warnings()) if text]
         return camera_status(name, self._statistics, more, warnings)
 
     def _records(self) -> list[InputRecord]:
         """Those of all inputs."""
-        records = [self._record, self._info.record if self._info is not None else None]
-        records.append(self._poses.record if self._poses is not None else None)
-        if self._anchors is not None:
-            records += self._anchors.records.values()
-        return [record for record in records if record is not None]
+        records, builder = [self._record], self._builder
+        if builder is not None:
+            records.append(builder.calibration.record)
+            records += [builder.poses.record] if builder.poses is not None else []
+            records += builder.anchors.records.values() if builder.anchors is not None else []
+        return records
 
     def _warnings(self) -> list[str]:
-        """What is not as it should be with this camera, for the log and /diagnostics."""
-        found = self._info.warnings(self._needs_calibration()) if self._info is not None else []
+        """What is wrong with this camera, for the log and /diagnostics."""
+        found: list[str] = []
+        if self._builder is not None and self._calibration is not None:
+            needed_by = self._outputs.needs_calibration if self._record.connected else ""
+            found = [*self._builder.calibration.warnings, self._calibration.missing(needed_by)]
         if self._input is not None:
             found.append(self._order.warning(self._input.publisher_names))
-        # What camera_info lacks is said above, in more words.
+        # The warnings above have more detail than the record of camera_info.
         found += [one.warning() for one in self._records() if one.name != "camera_info"]
-        found += [self._outputs.warning, *self._far_warning()]
+        found += [self._outputs.warning, self._far_warning()]
         return [text for text in found if text]
 
-    def _needs_calibration(self) -> str:
-        """What is waiting for a camera_info while images come."""
-        if not self._record.connected:
-            return ""
-        return self._outputs.needs_calibration
-
-    def _far_warning(self) -> list[str]:
-        """Points beyond range claim free space; nobody has looked farther than the limit."""
+    def _far_warning(self) -> str:
+        """Points beyond the range of depth clear space in a costmap that was not measured."""
         settings = self._settings()
         limit = depth_limit(self._networks, settings)
         if settings.points_far <= limit:
-            return []
-        return [
+            return ""
+        return (
             f"points.far is {settings.points_far:g} m, but depth ends at {limit:.3g} m (max_range"
-            " or the network): what stands between is cleared from a costmap. Set points.far lower"
-            " or max_range higher."
-        ]
+            " or the network): obstacles between them are cleared from a costmap. Set points.far"
+            " lower or max_range higher."
+        )
 
     def _warn(self, text: str) -> None:
         """Log a warning, and again after a while as long as it holds; numbers in it may change."""
         subject = "".join(c for c in text if not c.isdigit())
-        self._say_at_times(subject, "warning", self._prefix + text, _REPEAT_WARNING)
+        if self._is_due(subject, _REPEAT_WARNING):
+            self._log.warning(self._prefix + text)
 
-    def _say_at_times(
-        self, subject: str, level: str, sentence: str, period: float = _REPEAT
-    ) -> None:
-        """Log a sentence at most every few seconds per subject."""
+    def _warn_once(self, text: str) -> None:
+        """Log a warning about the images of this camera."""
+        if self._is_due(text, float("inf")):
+            self._log.warning(f"{self._prefix}image: {text}")
+
+    def _warn_of(self, subject: str, text: str) -> None:
+        """Log a warning at most every few seconds per subject."""
+        if self._is_due(subject, _REPEAT):
+            self._log.warning(self._prefix + text)
+
+    def _is_due(self, subject: str, period: float) -> bool:
+        """Whether a subject was not logged within so many seconds."""
         now = time.monotonic()
-        if now - self._said.get(subject, -period) >= period:
-            self._said[subject] = now
-            say(self._log, level, sentence)
+        due = now - self._logged.get(subject, -float("inf")) >= period
+        if due:
+            self._logged[subject] = now
+        return due

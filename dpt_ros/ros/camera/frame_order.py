@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the images of a topic are those of one camera, one after another."""
+"""Whether the images of a topic come from one camera, in order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _WINDOW = 30  # frames
 _OFTEN = 3  # times in the window
 
 
-class _Seen(NamedTuple):
+class _Image(NamedTuple):
     stamp: int
     frame_id: str
     size: tuple[int, int]
@@ -20,7 +20,7 @@ class _Seen(NamedTuple):
 
 
 class FrameOrder:
-    """Looks at the last frames of a topic, and at what became of them.
+    """Examines the last frames of a topic and the resets of the filter.
 
     Args:
         topic: full name.
@@ -28,22 +28,22 @@ class FrameOrder:
 
     def __init__(self, topic: str) -> None:
         self._topic = topic
-        self._seen: deque[_Seen] = deque(maxlen=_WINDOW)
+        self._images: deque[_Image] = deque(maxlen=_WINDOW)
         self._resets: deque[str] = deque(maxlen=_WINDOW)
 
-    def see(self, stamp_ns: int, frame_id: str, size: tuple[int, int], sender: bytes) -> None:
-        """The next image.
+    def add(self, stamp_ns: int, frame_id: str, size: tuple[int, int], sender: bytes) -> None:
+        """Add the next image.
 
         Args:
             stamp_ns: of its header.
             frame_id: of its header.
             size: width and height.
-            sender: tells its publisher from others; empty where nobody knows.
+            sender: identifies its publisher; empty where that is not known.
         """
-        self._seen.append(_Seen(stamp_ns, frame_id, size, sender))
+        self._images.append(_Image(stamp_ns, frame_id, size, sender))
 
     def published(self, reset: str) -> None:
-        """A frame went out; ``reset`` says why it started anew, "" if it did not."""
+        """Add a published frame; ``reset`` is why the filter was reset at it, "" if it was not."""
         self._resets.append(reset)
 
     def warning(self, publishers: list[str]) -> str:
@@ -52,31 +52,33 @@ class FrameOrder:
         Args:
             publishers: names of the nodes that publish the topic.
         """
-        seen = list(self._seen)
-        pairs = list(pairwise(seen))
+        images = list(self._images)
+        pairs = list(pairwise(images))
         if len(pairs) < _OFTEN:
             return ""
-        stamps = {one.stamp for one in seen}
+        stamps = {one.stamp for one in images}
         if len(stamps) == 1:
             value = "0" if stamps == {0} else f"the same ({stamps.pop()} ns)"
             return (
-                f"The stamps of the images on {self._topic} are all {value}: each frame starts"
-                " anew, without smoothing and ego-motion, and nothing can be matched by time. Have"
-                " the driver set header.stamp to the time of exposure."
+                f"The stamps of the images on {self._topic} are all {value}: the filter"
+                " is reset at each frame, so without smoothing and ego-motion, and nothing can be"
+                " matched by time. Have the driver set header.stamp to the time of exposure."
             )
         signs = {
-            "their publishers alternate": _returns([one.sender for one in seen]),
-            "their frame_id alternates": _returns([one.frame_id for one in seen]),
-            "their size alternates": _returns([one.size for one in seen]),
+            "their publishers alternate": _returns([one.sender for one in images]),
+            "their frame_id alternates": _returns([one.frame_id for one in images]),
+            "their size alternates": _returns([one.size for one in images]),
             "their stamps go back and forth": sum(b.stamp <= a.stamp for a, b in pairs),
         }
-        found = [f"{sign} ({n} times in {len(seen)})" for sign, n in signs.items() if n >= _OFTEN]
+        found = [
+            f"{sign} ({n} times in {len(images)})" for sign, n in signs.items() if n >= _OFTEN
+        ]
         if found:
             who = f" Publishers: {', '.join(publishers)}." if publishers else ""
             return (
-                f"The images on {self._topic} are not those of one camera in order:"
+                f"The images on {self._topic} are not from one camera in order:"
                 f" {', '.join(found)}.{who} Give each camera a topic of its own, and stop players"
-                " of bags that run beside it."
+                " of bags on the same topic."
             )
         return self._reset_warning()
 
@@ -87,11 +89,11 @@ class FrameOrder:
         common = max(set(resets), key=resets.count)
         cure = " Set smoothing.max_gap above the camera's period." if common == "gap" else ""
         return (
-            f"{len(resets)} of the last {len(self._resets)} frames started anew ({common}), so"
-            f" that smoothing has no effect.{cure}"
+            f"The filter was reset at {len(resets)} of the last {len(self._resets)} frames"
+            f" ({common}), so that smoothing has no effect.{cure}"
         )
 
 
 def _returns(values: Sequence[object]) -> int:
-    """How often there is an earlier value again; a camera that was exchanged is none."""
+    """How often an earlier value returns; a camera that is replaced once counts 0."""
     return sum(a != b for a, b in pairwise(values)) - (len(set(values)) - 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Poses as seven numbers, x y z qx qy qz qw, and as matrices; the way between two of them."""
+"""Poses as seven numbers, x y z qx qy qz qw, and as matrices; interpolation between two."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# So far beyond the last pose the motion is taken to continue as it was; nanoseconds.
+# How far beyond the last pose its motion is extrapolated; nanoseconds.
 LONGEST_GUESS = 150_000_000
 
 

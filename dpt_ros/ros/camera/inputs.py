@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One record per input: what arrived, whether frames use it, and why not."""
+"""A record per input: what arrived, whether frames use it, and why not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FRAMES = 3  # and at least so many frames, for a camera may be slow
 
 
 class InputRecord:
-    """What became of the messages of one input; may be told things from any thread.
+    """What became of the messages of one input; may be called from any thread.
 
     Args:
         name: on /diagnostics, such as "odom".
@@ -53,13 +53,13 @@ class InputRecord:
             self._last_message = self._clock()
 
     def asked(self) -> None:
-        """It was asked for; for an input whose messages others receive, such as tf."""
+        """It was queried; for an input whose messages are received elsewhere, such as tf."""
         with self._lock:
             self._asked = True
             self._last_message = self._clock()
 
     def count(self, what: str) -> None:
-        """Something about a message that is worth a count: "left out: no pose"."""
+        """Count something about a message, such as "repeated stamps"."""
         with self._lock:
             self._counts[what] += 1
 
@@ -71,7 +71,7 @@ class InputRecord:
             self._state = words
 
     def unused(self, why: str) -> None:
-        """A frame did without it although it is wanted."""
+        """A frame could not use it although it is wanted."""
         with self._lock:
             if not self._row:
                 self._unused_since = self._clock()
@@ -79,7 +79,7 @@ class InputRecord:
             self._state = f"not used: {why}"
 
     def idle(self, why: str) -> None:
-        """Nobody wants it, for a reason that is no fault."""
+        """It is not needed, for a reason that is no fault."""
         with self._lock:
             self._row = 0
             self._state = f"not used: {why}"
@@ -89,7 +89,7 @@ class InputRecord:
         """ "used", "not used: why", or "none" where no message has arrived."""
         if not self._messages and not self._asked:
             return "none"
-        return self._state or "not used: no frame has asked for it"
+        return self._state or "not used: no frame has needed it"
 
     def values(self) -> dict[str, str]:
         """Names and values for /diagnostics."""
@@ -103,10 +103,10 @@ class InputRecord:
             return values | {f"{self.name}: {what}": str(n) for what, n in counts}
 
     def warning(self) -> str:
-        """One about messages that arrive and are not used; "" where all is well."""
+        """A warning on messages that arrive and are not used, else ""."""
         with self._lock:
             unused = self._row >= _FRAMES and self._clock() - self._unused_since >= _UNUSED
             if not unused or not self.connected:
                 return ""
             why = self._state.removeprefix("not used: ")
-            return f"The last {self._row} frames did without {self.name}: {why}."
+            return f"The last {self._row} frames could not use {self.name}: {why}."

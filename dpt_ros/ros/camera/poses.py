@@ -10,11 +10,7 @@ from typing import Protocol
 
 import numpy as np
 from nav_msgs.msg import Odometry
-from rclpy.node import Node
-from rclpy.qos import QoSProfile, qos_profile_sensor_data
-from rclpy.qos_overriding_options import QoSOverridingOptions
 
-from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.camera.geometry import LONGEST_GUESS, between, pose_matrix, pose_to_matrix
 from dpt_ros.ros.camera.inputs import InputRecord
 from dpt_ros.ros.camera.tf import TfTree
@@ -27,65 +23,28 @@ _KEPT = 2_000_000_000
 # Messages overtake each other by less than this; beyond, time itself has jumped.
 _JUMP = 1_000_000_000
 _BASE = 10_000_000  # between the two poses, at least, that give the speed beyond the last one
+_INVALID = "left out, not a valid pose"
 
 
 class PoseSource(Protocol):
-    """Something that knows poses of cameras.
+    """Gives poses of cameras.
 
     Attributes:
-        record: what became of its messages; None where there is no such input.
+        record: what became of its messages.
     """
 
-    record: InputRecord | None
+    record: InputRecord
 
     def pose(self, frame_id: str, stamp_ns: int) -> np.ndarray | None:
-        """(4, 4) of the optical frame at a moment, in a frame that does not jump; metres."""
-
-    def close(self) -> None:
-        """Unsubscribe."""
-
-
-def make_pose_source(
-    node: Node,
-    prefix: str,
-    settings: Settings,
-    say: Callable[[str], None],
-    tree: TfTree | None = None,
-) -> PoseSource:
-    """The source that ``pose_source`` names.
-
-    Args:
-        node: subscribes there.
-        prefix: of the camera's topics.
-        settings: decide which.
-        say: takes a message when poses cannot be used; the same one again and again.
-        tree: the node's tf, for ``pose_source: tf``; without, one of its own.
-    """
-    if settings.pose_source == "odom":
-        return OdometryPoses(node, f"{prefix}odom", settings.camera_in_base, say)
-    if settings.pose_source == "tf":
-        return TfPoses(tree or TfTree(node), settings.odom_frame, say)
-    return NoPoses()
-
-
-class NoPoses:
-    """Nobody knows."""
-
-    record: InputRecord | None = None
-
-    def pose(self, frame_id: str, stamp_ns: int) -> None:
-        return None
-
-    def close(self) -> None:
-        pass
+        """(4, 4) pose of the optical frame at a time, in a frame without jumps; metres."""
 
 
 class Trajectory:
-    """Poses over time; between them positions are linear and rotations slerped.
+    """Poses over time, interpolated: linear positions, slerped rotations.
 
     A pose is (x, y, z, qx, qy, qz, qw). Poses may come in any order within a second, and again.
-    One that is farther away from the others is set aside; when the next one follows it and not
-    the others, time has jumped and a new trajectory starts. May be used by several threads.
+    One that is farther away from the others is set aside; if the next one follows it and not the
+    others, time has jumped and a new trajectory starts. May be used by several threads.
     """
 
     def __init__(self) -> None:
@@ -95,15 +54,15 @@ class Trajectory:
         self._aside: tuple[int, np.ndarray] | None = None
 
     def add(self, stamp_ns: int, pose: Sequence[float]) -> str:
-        """Take a pose.
+        """Add a pose.
 
         Returns:
-            what was out of the ordinary, a few words that begin with "left out" where the pose is
-            not used; "" for the next pose of a stream in order.
+            what is unusual about it, a few words that begin with "left out" where it is not used;
+            "" for the next pose of a stream in order.
         """
         values = pose_values(pose)
         if values is None:
-            return "left out, no pose"
+            return _INVALID
         with self._lock:
             stamps = self._stamps
             if stamps and abs(stamp_ns - stamps[-1]) > _JUMP:
@@ -135,18 +94,14 @@ class Trajectory:
         self._stamps[:], self._poses[:], self._aside = [], [], None
         self._insert(*aside)
         self._insert(stamp_ns, values)
-        return "time jumped, started anew"
-
-    def at(self, stamp_ns: int) -> np.ndarray | None:
-        """(4, 4) at a moment; None before the first pose, in a gap, or too long after the last.
-
-        A little beyond the last pose the motion is taken to continue as it was: an image is often
-        there before the odometry of its moment.
-        """
-        return self.find(stamp_ns)[0]
+        return "time jumped, trajectory restarted"
 
     def find(self, stamp_ns: int) -> tuple[np.ndarray | None, str]:
-        """The pose as ``at`` gives it, and why there is none: a few words."""
+        """(4, 4) pose at a time, and why there is none, a few words.
+
+        There is none before the first pose, in a gap, and too long after the last. A little beyond
+        the last pose its motion is extrapolated: an image often arrives before its odometry.
+        """
         with self._lock:
             stamps, poses = self._stamps, self._poses
             if not stamps:
@@ -170,128 +125,90 @@ class Trajectory:
             else:
                 first = index - 1
             if first == index:
-                return None, "one pose only, and none at the image's stamp"
+                return None, "only one pose, and not at the image's stamp"
             before, after = stamps[first], stamps[index]
             if after - before > _LONGEST_GAP:
                 gap = (after - before) * 1e-6
-                return None, f"a gap of {gap:.0f} ms between poses, where 300 ms are followed"
+                return None, f"a gap of {gap:.0f} ms between poses, more than the 300 ms allowed"
             share = (stamp_ns - before) / (after - before)
             return pose_to_matrix(between(poses[first], poses[index], share)), ""
 
 
 class OdometryPoses:
-    """Poses from a topic of nav_msgs/Odometry.
+    """Poses from messages of nav_msgs/Odometry.
 
     Args:
-        node: subscribes there.
-        topic: its name.
         camera_in_base: pose of the optical frame in the odometry's child frame, 7 numbers; empty
             where the child frame is the optical frame itself.
-        say: takes a message when poses cannot be used.
-
-    Attributes:
-        record: what became of the messages.
-        topic: its full name, where the node knows it.
+        warn: takes a message when poses cannot be used, each time.
     """
 
-    def __init__(
-        self,
-        node: Node,
-        topic: str,
-        camera_in_base: Sequence[float],
-        say: Callable[[str], None],
-    ) -> None:
-        self._node = node
-        self._say = say
+    def __init__(self, camera_in_base: Sequence[float], warn: Callable[[str], None]) -> None:
+        self._warn = warn
         self._camera_in_base = pose_matrix(camera_in_base)
         self._trajectory = Trajectory()
         self._child = ""
-        self.record: InputRecord | None = InputRecord("odom")
-        self._subscription = node.create_subscription(
-            Odometry,
-            topic,
-            self._take,
-            # Room for all that comes while the node is busy with an image.
-            QoSProfile(depth=100, reliability=qos_profile_sensor_data.reliability),
-            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
-        )
+        self.record = InputRecord("odom")
 
-    @property
-    def topic(self) -> str:
-        return str(self._subscription.topic_name)
-
-    def close(self) -> None:
-        """Unsubscribe."""
-        self._node.destroy_subscription(self._subscription)
-
-    def _take(self, msg: Odometry) -> None:
+    def take(self, msg: Odometry) -> None:
+        """Receive a message."""
         stamp, position, q = msg.header.stamp, msg.pose.pose.position, msg.pose.pose.orientation
         self._child = msg.child_frame_id
         pose = (position.x, position.y, position.z, q.x, q.y, q.z, q.w)
         odd = self._trajectory.add(stamp.sec * 1_000_000_000 + stamp.nanosec, pose)
-        assert self.record is not None
         self.record.received()
         if odd:
             self.record.count(odd)
-        if odd == "left out, no pose":
-            self._say(f"odom: the pose {pose} is none and is left out.")
+        if odd == _INVALID:
+            self._warn(f"odom: the pose {pose} is invalid and is ignored.")
 
     def pose(self, frame_id: str, stamp_ns: int) -> np.ndarray | None:
         """See :class:`PoseSource`."""
-        assert self.record is not None
         base, why = self._trajectory.find(stamp_ns)
         if base is not None and self._camera_in_base is None:
-            why = self._other_frame(frame_id)
+            why = self._frame_mismatch(frame_id)
         if base is None or why:
             self.record.unused(why)
             return None
         self.record.used()
         return base if self._camera_in_base is None else base @ self._camera_in_base
 
-    def _other_frame(self, frame_id: str) -> str:
+    def _frame_mismatch(self, frame_id: str) -> str:
         if same_frame(frame_id, self._child):
             return ""
         why = (
-            f"it tells the pose of '{self._child}', but images come from '{frame_id}'"
+            f"it has the pose of '{self._child}', but images come from '{frame_id}'"
             + (", and an empty frame id names no frame" if not (frame_id and self._child) else "")
             + ": set camera_in_base, or pose_source to tf"
         )
-        self._say(one_line(f"odom: {why}. Until then motion comes from optical flow."))
+        self._warn(one_line(f"odom: {why}. Until then motion comes from optical flow."))
         return one_line(why)
 
 
 class TfPoses:
-    """Poses from tf2_ros, which is not on PyPI.
+    """Poses from tf2_ros.
 
     Args:
-        tree: listens; whoever made it closes it.
-        odom_frame: a frame in which the robot moves smoothly (REP 105), or any other one that
-            poses are wanted in.
-        say: takes a message when poses cannot be used.
-
-    Attributes:
-        record: what became of the frames.
+        tree: started here; its owner closes it.
+        odom_frame: the frame that poses are wanted in, one without jumps (REP 105).
+        warn: takes a message when poses cannot be used, each time.
     """
 
-    def __init__(self, tree: TfTree, odom_frame: str, say: Callable[[str], None]) -> None:
+    def __init__(self, tree: TfTree, odom_frame: str, warn: Callable[[str], None]) -> None:
         self._tree = tree
         self._odom_frame = odom_frame
-        self._say = say
-        self.record: InputRecord | None = InputRecord("tf")
+        self._warn = warn
+        self.record = InputRecord("tf")
         tree.start()
-
-    def close(self) -> None:
-        """Let go of nothing: the tree is its owner's."""
 
     def pose(self, frame_id: str, stamp_ns: int) -> np.ndarray | None:
         """See :class:`PoseSource`."""
-        assert self.record is not None
         self.record.asked()
         pose, why = self._tree.find(self._odom_frame, frame_id, stamp_ns)
-        if pose is None:
-            self.record.unused(why)
-            if not self._tree.young:
-                self._say(one_line(f"tf: {why}"))
-            return None
-        self.record.used()
-        return pose
+        if pose is not None:
+            self.record.used()
+            return pose
+        self.record.unused(why)
+        if not self._tree.young:
+            self._warn(one_line(f"tf: {why}"))
+        return None

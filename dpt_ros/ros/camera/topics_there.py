@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which image topics there are: what a forgotten remapping should have named."""
+"""Which image topics exist, for the message on a missing remapping."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ def image_topics(node: Node) -> list[tuple[str, str]]:
     )
 
 
-def nobody_publishes(node: Node, topic: str, kind: str) -> str:
-    """What to say of an image topic that has no publisher.
+def no_publisher(node: Node, topic: str, kind: str) -> str:
+    """The warning on an image topic that has no publisher.
 
     Args:
-        node: looks around.
+        node: queries the topics.
         topic: full name.
         kind: type that is expected, such as "sensor_msgs/msg/Image".
     """
-    start = f"Nobody publishes {topic}; waiting."
+    start = f"{topic} has no publisher; waiting."
     there = image_topics(node)
     if not there:
-        return f"{start} There is no image topic at all: start the camera, or check ROS_DOMAIN_ID."
+        return f"{start} No image topic exists: start the camera, or check ROS_DOMAIN_ID."
     names = ", ".join(f"{name} ({found.rpartition('/')[2]})" for name, found in there[:_MOST])
     more = f" and {len(there) - _MOST} more" if len(there) > _MOST else ""
     fits = [name for name, found in there if found == kind]

@@ -1,167 +1,134 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The calibration of a camera: which one holds, whether it fits, and what is said of it."""
+"""sensor_msgs CameraInfo <-> the pinhole camera of an image."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from typing import Any
-
-from rclpy.node import Node
-from rclpy.qos import (
-    DurabilityPolicy,
-    QoSProfile,
-    ReliabilityPolicy,
-    qos_profile_sensor_data,
-)
-from rclpy.qos_overriding_options import QoSOverridingOptions
+import numpy as np
 from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 
 from dpt_ros.engine.frame import CameraModel
-from dpt_ros.ros.camera.inputs import InputRecord
-from dpt_ros.ros.camera.rectified import unrectified
-from dpt_ros.ros.messages.image import camera_model
+from dpt_ros.ros.messages.error import one_line
+from dpt_ros.ros.plausibility import calibration_doubt, calibration_fault
 
-PATIENCE = 3.0  # seconds that a calibration may take to come
+# sensor_msgs/distortion_models calls it equidistant, some drivers fisheye. Such a lens is no
+# pinhole even where D is zero.
+_FISHEYE = ("equidistant", "fisheye")
 
 
-class CameraInfoInput:
-    """A subscription to sensor_msgs/CameraInfo that also gets one that was published once.
+def camera_model(info: CameraInfo, topic: str = "") -> tuple[CameraModel | None, str]:
+    """The rectified pinhole camera of ``info``, and a warning ("" when there is none).
 
-    It is volatile and best effort, which every publisher serves. Where every publisher keeps its
-    last message for late subscribers (transient local), it asks for that one.
+    It is the left 3x3 of ``P``, or ``K`` where ``P`` is empty, moved by the region of interest
+    and divided by the binning, so that it is for the pixels of the published image.
+    None when the camera is not calibrated, or when no camera can have such a calibration.
 
     Args:
-        node: subscribes there.
-        topic: relative name.
-        image_topic: gives the full name of the image's topic, "" where it is not known.
-        warn: takes a message for the log when a calibration that is new has a fault.
-
-    Attributes:
-        camera: intrinsics; None while there are none that can be used.
-        info: the message that they are from, with an empty header.
-        warning: what is wrong with it, "" if nothing is.
-        record: what became of the messages.
+        info: the calibration.
+        topic: of the image that it belongs to; whose name shows whether the image is rectified.
     """
-
-    def __init__(
-        self,
-        node: Node,
-        topic: str,
-        image_topic: Callable[[], str],
-        warn: Callable[[str], None],
-    ) -> None:
-        self._node = node
-        self._topic = topic
-        self._image_topic = image_topic
-        self._warn = warn
-        self._latched = False
-        self._opened = time.monotonic()
-        self._words = "used"
-        self.camera: CameraModel | None = None
-        self.info: CameraInfo | None = None
-        self.warning = ""
-        self._misfit = ""
-        self.record = InputRecord(topic.rpartition("/")[2], lasting=True)
-        self._subscription = self._subscribe()
-
-    def close(self) -> None:
-        """Unsubscribe."""
-        self._node.destroy_subscription(self._subscription)
-
-    @property
-    def topic(self) -> str:
-        """The full name of the topic, after remapping."""
-        return str(self._subscription.topic_name)
-
-    def _subscribe(self) -> Any:
-        profile = QoSProfile(depth=1, reliability=qos_profile_sensor_data.reliability)
-        overriding = QoSOverridingOptions.with_default_policies()
-        if self._latched:
-            profile.reliability = ReliabilityPolicy.RELIABLE
-            profile.durability = DurabilityPolicy.TRANSIENT_LOCAL
-            overriding = None
-        return self._node.create_subscription(
-            CameraInfo, self._topic, self._take, profile, qos_overriding_options=overriding
+    source = info.p if info.p[0] else info.k
+    per_row = 4 if info.p[0] else 3
+    fx, cx, fy, cy = source[0], source[2], source[per_row + 1], source[per_row + 2]
+    camera = _pinhole(info, fx, fy, cx, cy)
+    if camera is None:
+        return None, (
+            "camera_info has no calibration (no size, or no focal length that a lens can have), so"
+            " depth is published without intrinsics; calibrate the camera with camera_calibration."
         )
+    if fault := calibration_fault(camera):
+        return None, one_line(f"camera_info: {fault}.")
+    doubt = calibration_doubt(camera)
+    words = [f"camera_info: {doubt}." if doubt else "", unrectified(info, topic)]
+    return camera, one_line(" ".join(word for word in words if word))
 
-    def review(self) -> None:
-        """Look at the publishers, whether all of them keep their last message."""
-        offers = [
-            publisher.qos_profile.durability
-            for publisher in self._node.get_publishers_info_by_topic(self.topic)
-        ]
-        latched = set(offers) == {DurabilityPolicy.TRANSIENT_LOCAL}
-        if not offers or latched == self._latched or self._overridden():
-            return
-        self._node.destroy_subscription(self._subscription)
-        self._latched = latched
-        self._subscription = self._subscribe()
 
-    def _overridden(self) -> bool:
-        """Whether the user chose the reliability by qos_overrides."""
-        name = f"qos_overrides.{self.topic}.subscription.reliability"
-        return name in self._node._parameter_overrides
+def camera_info_message(camera: CameraModel, header: Header) -> CameraInfo:
+    """The CameraInfo of a rectified camera without distortion."""
+    info = CameraInfo(header=header, width=camera.width, height=camera.height)
+    info.distortion_model = "plumb_bob"
+    info.d = [0.0] * 5
+    info.k = camera.matrix().ravel()
+    info.r = np.eye(3).ravel()
+    info.p = np.column_stack([camera.matrix(), np.zeros(3)]).ravel()
+    return info
 
-    def _take(self, info: CameraInfo) -> None:
-        self.record.received()
-        # The header is the image's. Without it, those of one calibration are equal, and what was
-        # worked out for the first holds for all.
-        info.header = Header()
-        if info == self.info:
-            return
-        topic = self._image_topic()
-        before = self.warning
-        self.camera, self.warning = camera_model(info, topic)
-        self.info = info
-        self._misfit = ""
-        self._words = "used, but unlikely" if self.warning else "used"
-        if unrectified(info, topic):
-            self._words = "used, but the image is not rectified"
-        if self.camera is None:
-            self.record.unused("no calibration, or an impossible one")
-        if self.warning and self.warning != before:
-            self._warn(self.warning)
 
-    def of(self, width: int, height: int) -> tuple[CameraModel | None, CameraInfo | None]:
-        """Intrinsics and message for an image of this size; None for both where they do not fit.
+def scaled_camera_info(info: CameraInfo, width: int, height: int, header: Header) -> CameraInfo:
+    """``info`` for the same view resized to ``width`` x ``height``: K and P scaled, D zero.
 
-        Call it for each image: what it finds is what /diagnostics reports.
-        """
-        camera, before, self._misfit = self.camera, self._misfit, ""
-        if camera is None:
-            if self.info is not None:
-                self.record.unused("no calibration, or an impossible one")
-            return None, None
-        if (camera.width, camera.height) != (width, height):
-            self._misfit = (
-                f"camera_info speaks of {camera.width}x{camera.height} pixels, but the image has"
-                f" {width}x{height}, so it is not used; publish that of this image."
-            )
-            if self._misfit != before:
-                self._warn(self._misfit)
-            self.record.unused(f"{camera.width}x{camera.height}, but the image {width}x{height}")
-            return None, None
-        self.record.used(self._words)
-        return camera, self.info
+    The baseline term of a stereo camera's ``P`` is kept in metres. ``R`` is the identity where it
+    is empty.
+    """
+    out = CameraInfo(header=header, width=width, height=height, distortion_model="plumb_bob")
+    out.d = [0.0] * 5
+    out.r = info.r if any(info.r) else np.eye(3).ravel()
+    raw = _pinhole(info, info.k[0], info.k[4], info.k[2], info.k[5])
+    rectified = _pinhole(info, info.p[0], info.p[5], info.p[2], info.p[6])
+    if raw := raw or rectified:
+        out.k = raw.scaled(width, height).matrix().ravel()
+    if camera := rectified or raw:
+        camera = camera.scaled(width, height)
+        baseline = float(info.p[3]) / float(info.p[0]) if rectified else 0.0
+        shift = [camera.fx * baseline, 0.0, 0.0]
+        out.p = np.column_stack([camera.matrix(), shift]).ravel()
+    return out
 
-    def warnings(self, wanted: str) -> list[str]:
-        """What /diagnostics should warn of.
 
-        Args:
-            wanted: what needs the calibration, such as "depth/points"; "" if nothing does.
-        """
-        found = [text for text in (self.warning, self._misfit) if text]
-        late = time.monotonic() - self._opened > PATIENCE
-        if wanted and self.info is None and late:
-            others = self._node.get_publishers_info_by_topic(self.topic)
-            types = sorted({str(publisher.topic_type) for publisher in others})
-            why = f"its publisher sends {', '.join(types)}" if types else "nobody publishes it"
-            if types == ["sensor_msgs/msg/CameraInfo"]:
-                why = "its publisher has sent none"
-            found.append(
-                f"{wanted} is asked for, but no camera_info has arrived on {self.topic} ({why}):"
-                " set the remapping of camera_info, or have the driver publish its calibration."
-            )
-        return found
+def _pinhole(info: CameraInfo, fx: float, fy: float, cx: float, cy: float) -> CameraModel | None:
+    """Intrinsics of the full sensor, brought to the image that its ROI and binning give."""
+    bin_x, bin_y, roi = max(info.binning_x, 1), max(info.binning_y, 1), info.roi
+    whole = CameraModel(
+        (roi.width or info.width) // bin_x,
+        (roi.height or info.height) // bin_y,
+        float(fx) / bin_x,
+        float(fy) / bin_y,
+        (float(cx) - roi.x_offset) / bin_x,
+        (float(cy) - roi.y_offset) / bin_y,
+    )
+    return whole if _is_camera(whole) else None
+
+
+def _is_camera(camera: CameraModel) -> bool:
+    """Whether there can be such a lens: 0.01 of the width is 178.9 degrees, 1e4 is 0.006."""
+    sides = ((camera.width, camera.fx, camera.cx), (camera.height, camera.fy, camera.cy))
+    return all(
+        side > 0 and 0.01 <= focal / side <= 1e4 and abs(center) <= 1e4 * side
+        for side, focal, center in sides
+    )
+
+
+def unrectified(info: CameraInfo, topic: str) -> str:
+    """A warning on an image that is not rectified, "" for one that is.
+
+    A camera_info describes the lens, not whether its distortion was removed from the image:
+    image_raw and image_rect share one. So where there is distortion, the image's name decides.
+
+    Args:
+        info: of the image.
+        topic: of the image, "" if it is not known.
+    """
+    fisheye = info.distortion_model in _FISHEYE
+    if not (fisheye or any(info.d)) or _is_rectified(topic):
+        return ""
+    what = "a fisheye lens" if fisheye else "lens distortion"
+    d = "not zero" if any(info.d) else "zero"
+    camera = [*info.p[:3], *info.p[4:7]]
+    no_p = ", and P is no rectified camera" if camera in ([*info.k[:6]], [0.0] * 6) else ""
+    return (
+        f"camera_info has {what} ('{info.distortion_model}', D {d}{no_p}), and by its name"
+        f" {topic or 'the image'} is not rectified: depth is published, but its metres and"
+        " points are wrong, mostly towards the edges. Run rectify_node of image_proc and subscribe"
+        f" to its output: -r image:={_rectified(topic)}"
+    )
+
+
+def _is_rectified(topic: str) -> bool:
+    """Whether a topic has the name that image_proc gives to rectified images."""
+    return any(part.startswith("image_rect") for part in topic.split("/"))
+
+
+def _rectified(topic: str) -> str:
+    """The topic on which image_proc publishes what comes in on ``topic``, rectified."""
+    *folder, name = topic.removesuffix("/compressed").split("/")
+    return "/".join([*folder, "image_rect_color" if name.endswith("_color") else "image_rect"])

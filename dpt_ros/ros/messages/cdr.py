@@ -16,7 +16,7 @@ import numpy as np
 from builtin_interfaces.msg import Time
 from std_msgs.msg import Header
 
-from dpt_ros.ros.messages.image import MessageError
+from dpt_ros.ros.messages.error import MessageError
 
 _ENCAPSULATION = 4
 _BYTE_ORDERS = {b"\x00\x00": ">", b"\x00\x01": "<"}
@@ -110,7 +110,7 @@ class _Reader:
     def string(self, field: str) -> str:
         size = self.number(field)
         start = self._take(field, size)
-        # rclpy too ends a string at its first zero and replaces what is no UTF-8.
+        # As rclpy: a string ends at its first zero, and invalid UTF-8 is replaced.
         text, _, _ = self._bytes[start : start + size].partition(b"\0")
         return text.decode("utf-8", "replace")
 

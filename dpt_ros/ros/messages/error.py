@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is wrong with a message, as a sentence."""
+"""Errors in messages, and text from messages in logs."""
 
 from __future__ import annotations
 
-_LONGEST = 1000  # characters of a sentence
+_LONGEST = 1000  # characters
 
 
 class MessageError(ValueError):
-    """A message cannot be used; the text is a sentence for the user.
+    """A message cannot be used.
 
     Args:
-        reason: a few words that name the kind of fault, for counting on /diagnostics.
-        sentence: what was found and what was expected; texts of the message in it may be of any
-            length and have control characters, which do not get into the log.
+        reason: a few words on the kind of fault, for counts on /diagnostics.
+        text: for the log: what was found and what was expected. Parts of the message in it may be
+            of any length and have control characters.
     """
 
-    def __init__(self, reason: str, sentence: str) -> None:
-        super().__init__(one_line(sentence))
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(one_line(text))
         self.reason = reason
 
 

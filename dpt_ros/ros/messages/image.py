@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""sensor_msgs Image, CompressedImage and CameraInfo <-> arrays, uncopied where bytes allow.
+"""sensor_msgs Image and CompressedImage <-> arrays, uncopied where bytes allow.
 
 Encodings and their layouts are those of sensor_msgs/image_encodings and cv_bridge. Whatever is
 wrong with a message raises a `MessageError`; nothing else leaves this module for any input.
@@ -9,22 +9,16 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
+from sensor_msgs.msg import CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header
 
-from dpt_ros.engine.frame import CameraModel
 from dpt_ros.engine.input.encodings import ENCODINGS
-from dpt_ros.ros.camera.rectified import unrectified
+from dpt_ros.ros.messages.cdr import CompressedImageView, ImageView
 from dpt_ros.ros.messages.error import MessageError, one_line
 from dpt_ros.ros.messages.image_files import file_header, odd_label, undecodable, with_jpeg_end
-from dpt_ros.ros.plausibility import calibration_doubt, calibration_fault
-
-if TYPE_CHECKING:
-    from dpt_ros.ros.messages.cdr import CompressedImageView, ImageView
 
 MAX_SIDE = 16384
 MAX_BYTES = 2**31
@@ -76,7 +70,7 @@ def image_pixels(msg: Image | ImageView) -> np.ndarray:
 
 
 def _row_step(msg: Image | ImageView, size: int, rows: int, row_bytes: int) -> int:
-    """Bytes from row to row; where the data say it themselves, ``step`` does not matter.
+    """Bytes from row to row; ``step`` is used only where the size of the data is ambiguous.
 
     Raises:
         MessageError: it matters, and is too small, or there are too few bytes.
@@ -147,10 +141,7 @@ class CompressedFile:
 
     @property
     def oddity(self) -> str:
-        """A sentence on a format string that says something else than the file, "" if none does.
-
-        The file is right: its kind is known by its bytes, and its colours are true ones.
-        """
+        """A warning on a format string that does not match the file, else ""; the file counts."""
         return one_line(odd_label(self.kind, self.stored_as))
 
     def decode(self) -> tuple[np.ndarray, str]:
@@ -182,8 +173,8 @@ class CompressedFile:
 def compressed_file(msg: CompressedImage | CompressedImageView) -> CompressedFile:
     """The file in a CompressedImage, to be decoded where there is time for it.
 
-    JPEG, PNG, WebP and TIFF are told apart by their bytes. Of the format string of image_transport
-    ("rgb8; jpeg compressed bgr8") only the pattern of a Bayer image is used, which no file tells.
+    JPEG, PNG, WebP and TIFF are recognised by their bytes. Of the format string of image_transport
+    ("rgb8; jpeg compressed bgr8") only the pattern of a Bayer image is used, which no file has.
 
     Raises:
         MessageError: another format, a truncated file, or a size beyond `MAX_COMPRESSED_PIXELS`.
@@ -200,14 +191,6 @@ def compressed_file(msg: CompressedImage | CompressedImageView) -> CompressedFil
     return CompressedFile(kind, width, height, data, msg.format, ended)
 
 
-def compressed_pixels(msg: CompressedImage | CompressedImageView) -> tuple[np.ndarray, str]:
-    """The decoded pixels of a CompressedImage and their encoding, at once.
-
-    Returns and raises what ``compressed_file`` and its ``decode`` do.
-    """
-    return compressed_file(msg).decode()
-
-
 def _decoded_encoding(pixels: np.ndarray, stored_as: str) -> str:
     """The encoding of decoded pixels: OpenCV's BGR, grey, or the Bayer pattern of the label."""
     bits = 8 * pixels.itemsize
@@ -221,7 +204,7 @@ def _decoded_encoding(pixels: np.ndarray, stored_as: str) -> str:
 
 
 def image_message(pixels: np.ndarray, encoding: str, header: Header) -> Image:
-    """An Image of ``pixels``, (H, W) or (H, W, C), with ``header`` as it is.
+    """An Image of ``pixels``, (H, W) or (H, W, C), with ``header`` unchanged.
 
     The message looks into ``pixels``; leave the array alone until the message is published.
     """
@@ -268,86 +251,3 @@ def give_bytes(msg: Image | CompressedImage | PointCloud2, contents: np.ndarray)
     (40 ms for a VGA image), and those cost a copy. The serialiser takes any buffer.
     """
     msg._data = contents.reshape(-1).view(np.uint8)
-
-
-def camera_model(info: CameraInfo, topic: str = "") -> tuple[CameraModel | None, str]:
-    """The rectified pinhole camera of ``info``, and a warning ("" when there is none).
-
-    It is the left 3x3 of ``P``, or ``K`` where ``P`` is empty, moved by the region of interest
-    and divided by the binning, so that it speaks of the pixels of the image as published.
-    None when the camera is not calibrated, or when no camera can have such a calibration.
-
-    Args:
-        info: the calibration.
-        topic: of the image that it belongs to; its name tells whether the image is rectified.
-    """
-    source = info.p if info.p[0] else info.k
-    per_row = 4 if info.p[0] else 3
-    fx, cx, fy, cy = source[0], source[2], source[per_row + 1], source[per_row + 2]
-    camera = _pinhole(info, fx, fy, cx, cy)
-    if camera is None:
-        return None, (
-            "camera_info has no calibration (no size, or no focal length that a lens can have), so"
-            " depth goes out without"
-            " usable intrinsics; calibrate the camera with camera_calibration."
-        )
-    if fault := calibration_fault(camera):
-        return None, one_line(f"camera_info: {fault}.")
-    doubt = calibration_doubt(camera)
-    words = [f"camera_info: {doubt}." if doubt else "", unrectified(info, topic)]
-    return camera, one_line(" ".join(word for word in words if word))
-
-
-def camera_info_message(camera: CameraModel, header: Header) -> CameraInfo:
-    """The CameraInfo of a rectified camera without distortion."""
-    info = CameraInfo(header=header, width=camera.width, height=camera.height)
-    info.distortion_model = "plumb_bob"
-    info.d = [0.0] * 5
-    info.k = camera.matrix().ravel()
-    info.r = np.eye(3).ravel()
-    info.p = np.column_stack([camera.matrix(), np.zeros(3)]).ravel()
-    return info
-
-
-def scaled_camera_info(info: CameraInfo, width: int, height: int, header: Header) -> CameraInfo:
-    """``info`` for the same view resized to ``width`` x ``height``: K and P scaled, D zero.
-
-    The baseline term of a stereo camera's ``P`` is kept in metres. ``R`` is the identity where it
-    is empty.
-    """
-    out = CameraInfo(header=header, width=width, height=height, distortion_model="plumb_bob")
-    out.d = [0.0] * 5
-    out.r = info.r if any(info.r) else np.eye(3).ravel()
-    raw = _pinhole(info, info.k[0], info.k[4], info.k[2], info.k[5])
-    rectified = _pinhole(info, info.p[0], info.p[5], info.p[2], info.p[6])
-    if raw := raw or rectified:
-        out.k = raw.scaled(width, height).matrix().ravel()
-    if camera := rectified or raw:
-        camera = camera.scaled(width, height)
-        baseline = float(info.p[3]) / float(info.p[0]) if rectified else 0.0
-        shift = [camera.fx * baseline, 0.0, 0.0]
-        out.p = np.column_stack([camera.matrix(), shift]).ravel()
-    return out
-
-
-def _pinhole(info: CameraInfo, fx: float, fy: float, cx: float, cy: float) -> CameraModel | None:
-    """Intrinsics of the full sensor, brought to the image that its ROI and binning give."""
-    bin_x, bin_y, roi = max(info.binning_x, 1), max(info.binning_y, 1), info.roi
-    whole = CameraModel(
-        (roi.width or info.width) // bin_x,
-        (roi.height or info.height) // bin_y,
-        float(fx) / bin_x,
-        float(fy) / bin_y,
-        (float(cx) - roi.x_offset) / bin_x,
-        (float(cy) - roi.y_offset) / bin_y,
-    )
-    return whole if _is_camera(whole) else None
-
-
-def _is_camera(camera: CameraModel) -> bool:
-    """Whether there can be such a lens: 0.01 of the width is 178.9 degrees, 1e4 is 0.006."""
-    sides = ((camera.width, camera.fx, camera.cx), (camera.height, camera.fy, camera.cy))
-    return all(
-        side > 0 and 0.01 <= focal / side <= 1e4 and abs(center) <= 1e4 * side
-        for side, focal, center in sides
-    )

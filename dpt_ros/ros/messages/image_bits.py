@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """16-bit images of cameras that use fewer bits of each value, as 10- and 12-bit sensors do.
 
-Neither an encoding (mono16, bayer_rggb16) nor a file says how many bits are in use.
+Neither an encoding (mono16, bayer_rggb16) nor a file has the number of bits in use.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ import cv2
 import numpy as np
 
 _FULL = 65535
-_SEEN = 10  # images by which a camera is judged
+_JUDGED = 10  # images
 _USUAL = (8, 10, 12, 14)
 
 
 class ImageBits:
-    """Brings 16-bit images to full range, and looks for such that do not have it.
+    """Scales 16-bit images to full range, and warns of images that do not use it.
 
     Args:
-        bits: the parameter image_bits, of the moment; 0 or 16 leaves images as they are.
-        say: takes a sentence when the values are not those of so many bits.
+        bits: gives the parameter image_bits; 0 or 16 leaves images unchanged.
+        warn: takes a message when the values do not fit this number of bits.
     """
 
-    def __init__(self, bits: Callable[[], int], say: Callable[[str], None]) -> None:
+    def __init__(self, bits: Callable[[], int], warn: Callable[[str], None]) -> None:
         self._bits = bits
-        self._say = say
-        self._left = _SEEN
+        self._warn = warn
+        self._left = _JUDGED
         self._largest = 0
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
@@ -49,9 +49,9 @@ class ImageBits:
         most = (1 << bits) - 1
         if self._left and (largest := int(pixels.max())) > most:
             self._left = 0
-            self._say(
-                f"image_bits is {bits}, but the image has values up to {largest}: what is above"
-                f" {most} becomes white. Set image_bits to {largest.bit_length()} or more, or to 0"
+            self._warn(
+                f"image_bits is {bits}, but the image has values up to {largest}: values above"
+                f" {most} become white. Set image_bits to {largest.bit_length()} or more, or to 0"
                 " for the full range."
             )
         flat = np.ascontiguousarray(pixels).reshape(len(pixels), -1)  # a channel for OpenCV
@@ -65,8 +65,8 @@ class ImageBits:
         needed = self._largest.bit_length()
         if not self._left and needed <= _USUAL[-1]:
             usual = min(bits for bits in _USUAL if bits >= needed)
-            self._say(
-                f"The largest value in {_SEEN} images of 16 bits is {self._largest}, so they are"
+            self._warn(
+                f"The largest value in {_JUDGED} images of 16 bits is {self._largest}, so they are"
                 f" nearly black. If the camera uses {usual} bits of each value, set image_bits to"
                 f" {usual}."
             )

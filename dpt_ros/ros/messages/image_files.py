@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Headers of JPEG, PNG, WebP and TIFF files: size and honesty of a file before it is decoded."""
+"""Headers of JPEG, PNG, WebP and TIFF files: size and validity before decoding."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from PIL import Image
 
 from dpt_ros.ros.messages.error import MessageError
 
-# Progressive JPEG has ten scans, each of which may pass over the whole picture at 100 bytes; and
-# nobody puts thousands of markers before the first one.
+# Progressive JPEG has ten scans, each of which may cover the whole picture with 100 bytes; and no
+# encoder writes thousands of markers before the first scan.
 MAX_JPEG_SCANS = 100
 _MOST_MARKERS = 2000
 _FILLING = 600  # bytes, more than the largest block takes
@@ -33,8 +33,8 @@ def file_header(content: bytes, stored_as: str) -> tuple[str, int, int, bool]:
     """Kind, width and height of a JPEG, PNG, WebP or TIFF file, and whether it has its end.
 
     Raises:
-        MessageError: it is none, or ends early; of a JPEG without its end marker
-            ``with_jpeg_end`` tells.
+        MessageError: it is none, or ends early; ``with_jpeg_end`` checks a JPEG without its end
+            marker.
     """
     if "compressedDepth" not in stored_as:
         if content[:3] == b"\xff\xd8\xff":
@@ -47,21 +47,21 @@ def file_header(content: bytes, stored_as: str) -> tuple[str, int, int, bool]:
             return ("TIFF", *_tiff_size(content), True)
     raise MessageError(
         "unsupported format",
-        f"The compressed image says its format is '{stored_as}' and begins with the bytes"
-        f" {content[:4].hex(' ') or '(none)'}; supported are jpeg, png, webp and tiff.",
+        f"The compressed image has the format '{stored_as}' and begins with the bytes"
+        f" {content[:4].hex(' ') or '(none)'}, but must be jpeg, png, webp or tiff.",
     )
 
 
 def odd_label(kind: str, stored_as: str) -> str:
-    """A sentence on a format string that says something else than a file of a kind; or ""."""
+    """A warning on a format string that does not match the kind of the file, else ""."""
     words = re.findall("jpe?g|png|webp|tiff?", stored_as.lower())
     named = {{"jpg": "jpeg", "tif": "tiff"}.get(word, word) for word in words}
     if named and kind.lower() not in named:
-        return f"The format is '{stored_as}', but the file is {kind}, and is read as that."
+        return f"The format is '{stored_as}', but the file is {kind}, and is read as {kind}."
     if "compressed rgb" in stored_as:
         return (
-            f"The format is '{stored_as}', as if red and blue were exchanged in the file; a {kind}"
-            " file has true colours, and they are taken."
+            f"The format is '{stored_as}', as if red and blue were exchanged; a {kind} file is"
+            " always read in true colours."
         )
     return ""
 
@@ -69,8 +69,8 @@ def odd_label(kind: str, stored_as: str) -> str:
 def with_jpeg_end(data: np.ndarray) -> np.ndarray:
     """A JPEG file with the end marker that it lacks.
 
-    Where picture data are missing too, what follows them is decoded in their place; so two
-    different continuations give the same picture only of one that was complete.
+    Where image data are missing too, the bytes that follow are decoded in their place; so two
+    different continuations give the same picture only if the data are complete.
 
     Args:
         data: the file, (N,) uint8.
@@ -123,7 +123,7 @@ def _png_size(content: bytes) -> tuple[int, int]:
         raise truncated("PNG", len(content))
     at = 8
     for _ in range(_MOST_CHUNKS):
-        # OpenCV makes room for as many bytes as a chunk says it has, up to 4 GB.
+        # OpenCV allocates the size in a chunk's header, up to 4 GB.
         end = at + 12 + int.from_bytes(content[at : at + 4], "big")
         if end > len(content):
             raise truncated("PNG", len(content))
@@ -168,7 +168,7 @@ def _tiff_size(content: bytes) -> tuple[int, int]:
         tag, kind = number(at, 2), number(at + 2, 2)
         found[tag] = number(at + 8, 2 if kind == 3 else 4)
     width, height = found.get(256, 0), found.get(257, 0)
-    # OpenCV makes room for a whole tile, whatever the picture's size.
+    # OpenCV allocates a whole tile, whatever the size of the picture.
     if found.get(322, 0) * found.get(323, 0) > 4 * max(width, 256) * max(height, 256):
         raise undecodable("TIFF", len(content))
     return width, height

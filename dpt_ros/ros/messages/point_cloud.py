@@ -18,7 +18,7 @@ _WORDS = (5, 6, 7)
 
 
 def cloud_message(cloud: np.ndarray, header: Header) -> PointCloud2:
-    """An organised PointCloud2 of ``cloud``, (h, w) of ``engine.cloud.POINT``, uncopied."""
+    """An organised PointCloud2 of ``cloud``, (h, w) of ``output.point_cloud.POINT``, uncopied."""
     height, width = cloud.shape
     msg = PointCloud2(
         header=header,
@@ -50,7 +50,7 @@ def cloud_points(msg: PointCloud2) -> np.ndarray:
 def cloud_rows(msg: PointCloud2) -> np.ndarray:
     """The points of a PointCloud2 as a view of its bytes.
 
-    ``point_step`` and ``row_step`` matter only where the number of bytes does not tell them.
+    ``point_step`` and ``row_step`` are used only where the number of bytes is ambiguous.
 
     Returns:
         (height, width) structured array: x, y, z float32 or float64; rgb and label uint32 where

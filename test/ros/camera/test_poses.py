@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from nav_msgs.msg import Odometry
 from std_msgs.msg import Header
 
-from dpt_ros.engine.settings import Settings
-from dpt_ros.ros.camera.poses import NoPoses, OdometryPoses, Trajectory, make_pose_source
+from dpt_ros.ros.camera.poses import OdometryPoses, TfPoses, Trajectory
+from dpt_ros.ros.camera.tf import TfTree
 
 MS = 1_000_000
 HALF = np.sqrt(0.5)
@@ -33,7 +33,7 @@ def moving(times: list[int], speed: float = 1.0, rate: float = 0.5) -> Trajector
 
 @given(st.floats(0.0, 280.0), st.floats(-2.0, 2.0), st.floats(-3.0, 3.0))
 def test_between_and_a_little_after_its_poses_the_motion_goes_on(time, speed, rate):
-    pose = moving([0, 50, 100, 150], speed, rate).at(round(time * MS))
+    pose = moving([0, 50, 100, 150], speed, rate).find(round(time * MS))[0]
     angle = rate * time / 1e3
     expected = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
     np.testing.assert_allclose(pose[:2, :2], expected, atol=1e-6)
@@ -42,34 +42,37 @@ def test_between_and_a_little_after_its_poses_the_motion_goes_on(time, speed, ra
 
 @pytest.mark.parametrize("time", [-1, 301, 5000])
 def test_far_from_its_poses_nothing_is_known(time):
-    assert moving([0, 50, 100, 150]).at(time * MS) is None
+    assert moving([0, 50, 100, 150]).find(time * MS)[0] is None
 
 
 def test_a_gap_is_not_bridged():
     trajectory = moving([0, 50, 900, 950])
-    assert trajectory.at(500 * MS) is None
-    assert trajectory.at(925 * MS) is not None
+    assert trajectory.find(500 * MS)[0] is None
+    assert trajectory.find(925 * MS)[0] is not None
 
 
 def test_one_pose_is_known_at_its_moment_only():
     trajectory = moving([100])
-    assert trajectory.at(100 * MS) is not None
-    assert trajectory.at(101 * MS) is None
+    assert trajectory.find(100 * MS)[0] is not None
+    assert trajectory.find(101 * MS)[0] is None
 
 
 def test_time_that_goes_back_starts_anew():
     trajectory = moving([3000, 3050])
     assert trajectory.add(0, (7.0, 0.0, 0.0, *turned(0.0))).startswith("left out")
-    assert trajectory.add(50 * MS, (7.0, 0.0, 0.0, *turned(0.0))) == "time jumped, started anew"
-    assert trajectory.at(3020 * MS) is None
-    assert trajectory.at(0)[0, 3] == 7.0
+    assert (
+        trajectory.add(50 * MS, (7.0, 0.0, 0.0, *turned(0.0)))
+        == "time jumped, trajectory restarted"
+    )
+    assert trajectory.find(3020 * MS)[0] is None
+    assert trajectory.find(0)[0][0, 3] == 7.0
 
 
 def test_the_shorter_way_round_is_taken():
     trajectory = Trajectory()
     trajectory.add(0, (0, 0, 0, *turned(0.1)))
     trajectory.add(50 * MS, (0, 0, 0, *(-v for v in turned(0.3))))
-    pose = trajectory.at(25 * MS)
+    pose = trajectory.find(25 * MS)[0]
     assert np.arctan2(pose[1, 0], pose[0, 0]) == pytest.approx(0.2)
 
 
@@ -77,9 +80,9 @@ def test_the_shorter_way_round_is_taken():
 def test_what_is_no_pose_is_refused(values):
     trajectory = Trajectory()
     taken = not trajectory.add(0, values)
-    assert taken == (trajectory.at(0) is not None)
+    assert taken == (trajectory.find(0)[0] is not None)
     if taken:
-        rotation = trajectory.at(0)[:3, :3]
+        rotation = trajectory.find(0)[0][:3, :3]
         np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-9)
 
 
@@ -93,33 +96,22 @@ def odometry(t: int, child: str) -> Odometry:
 
 def test_odometry_of_the_robot_needs_to_know_where_the_camera_sits() -> None:
     said: list[str] = []
-    with ros_domain() as domain:
-        publisher = domain.node.create_publisher(Odometry, "odom", 10)
-        own = OdometryPoses(domain.node, "odom", (), said.append)
-        # Optical frame of a camera half a metre up that looks ahead (REP 103).
-        mounted = OdometryPoses(
-            domain.node, "odom", (0, 0, 0.5, -0.5, 0.5, -0.5, 0.5), said.append
-        )
-        domain.spin_until(lambda: publisher.get_subscription_count() == 2, 10)
-        for t in (0, 50, 100):
-            publisher.publish(odometry(t, "base_link"))
-        domain.spin_until(lambda: mounted.pose("eye", 100 * MS) is not None, 10)
-        pose = mounted.pose("eye", 75 * MS)
-        np.testing.assert_allclose(pose[:3, 3], [0.075, 0.0, 0.5], atol=1e-6)
-        np.testing.assert_allclose(pose[:3, 2], [1.0, 0.0, 0.0], atol=1e-6)
-        domain.spin_until(lambda: own.pose("base_link", 100 * MS) is not None, 10)
-        assert own.pose("eye", 75 * MS) is None
-        assert "set camera_in_base, or pose_source to tf" in said[-1]
-        own.close()
-        mounted.close()
+    own = OdometryPoses((), said.append)
+    # Optical frame of a camera half a metre up that looks ahead (REP 103).
+    mounted = OdometryPoses((0, 0, 0.5, -0.5, 0.5, -0.5, 0.5), said.append)
+    for t in (0, 50, 100):
+        own.take(odometry(t, "base_link"))
+        mounted.take(odometry(t, "base_link"))
+    pose = mounted.pose("eye", 75 * MS)
+    np.testing.assert_allclose(pose[:3, 3], [0.075, 0.0, 0.5], atol=1e-6)
+    np.testing.assert_allclose(pose[:3, 2], [1.0, 0.0, 0.0], atol=1e-6)
+    assert own.pose("base_link", 100 * MS) is not None
+    assert own.pose("eye", 75 * MS) is None
+    assert "set camera_in_base, or pose_source to tf" in said[-1]
 
 
-def test_each_source_is_chosen_by_name() -> None:
-    said: list[str] = []
+def test_without_transforms_tf_has_no_pose() -> None:
     with ros_domain() as domain:
-        none = make_pose_source(domain.node, "", Settings(pose_source="none"), said.append)
-        assert isinstance(none, NoPoses)
-        assert none.pose("eye", 0) is None
-        tf = make_pose_source(domain.node, "", Settings(pose_source="tf"), said.append)
-        assert tf.pose("eye", 0) is None  # nobody has told tf anything, or it is not there
-        tf.close()
+        tree = TfTree(domain.node)
+        assert TfPoses(tree, "odom", [].append).pose("eye", 0) is None
+        tree.close()

@@ -22,18 +22,15 @@ from std_msgs.msg import Header
 from dpt_ros.engine.input.encodings import ENCODINGS
 from dpt_ros.engine.input.preprocess import to_rgb
 from dpt_ros.ros.messages import image as messages
+from dpt_ros.ros.messages.camera_info import camera_info_message, camera_model, scaled_camera_info
 from dpt_ros.ros.messages.cdr import read_compressed_image, read_image
 from dpt_ros.ros.messages.image import (
     MessageError,
-    camera_info_message,
-    camera_model,
     compressed_file,
-    compressed_pixels,
     image_message,
     image_pixels,
     jpeg_message,
     millimetres,
-    scaled_camera_info,
 )
 
 PLANAR = ("nv12", "nv21", "nv24")
@@ -203,7 +200,7 @@ def compressed(pixels: np.ndarray, kind: str, stored_as: str | None = None) -> C
 )
 def test_a_png_is_decoded_exactly(shape: tuple[int, ...], dtype: type, encoding: str) -> None:
     pixels = np.random.default_rng(1).integers(0, 200, shape).astype(dtype)
-    read, name = compressed_pixels(compressed(pixels, "png"))
+    read, name = compressed_file(compressed(pixels, "png")).decode()
     assert name == encoding
     np.testing.assert_array_equal(read, pixels[..., :3] if encoding == "bgr16" else pixels)
 
@@ -216,15 +213,15 @@ def smooth(height: int = 48, width: int = 64) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["jpg", "webp"])
 def test_jpeg_and_webp_are_decoded(kind: str) -> None:
     msg = compressed(smooth(), kind)
-    read, name = compressed_pixels(msg)
+    read, name = compressed_file(msg).decode()
     assert name == "bgr8"
     assert np.abs(read.astype(int) - smooth()).mean() < 3
     serialised = read_compressed_image(serialize_message(msg))
-    np.testing.assert_array_equal(compressed_pixels(serialised)[0], read)
+    np.testing.assert_array_equal(compressed_file(serialised).decode()[0], read)
 
 
 def test_a_jpeg_of_ours_reads_as_the_same_colours() -> None:
-    pixels, encoding = compressed_pixels(jpeg_message(smooth(), Header()))
+    pixels, encoding = compressed_file(jpeg_message(smooth(), Header())).decode()
     assert np.abs(to_rgb(pixels, encoding).astype(int) - smooth()).mean() < 3
 
 
@@ -242,7 +239,7 @@ def test_the_format_of_image_transport_tells_the_bayer_pattern_alone(
     shape: tuple[int, ...], stored_as: str, encoding: str
 ) -> None:
     msg = compressed(np.full(shape, 100, np.uint8), "jpg", stored_as)
-    assert compressed_pixels(msg)[1] == encoding
+    assert compressed_file(msg).decode()[1] == encoding
 
 
 @pytest.mark.parametrize("kind", ["jpg", "png", "webp"])
@@ -262,7 +259,7 @@ def test_a_truncated_file_is_refused_with_a_sentence(kind: str, part: float) -> 
     msg = compressed(smooth(), kind)
     msg.data = msg.data[: int(len(msg.data) * part)]
     with pytest.raises(MessageError) as caught:
-        compressed_pixels(msg)
+        compressed_file(msg).decode()
     assert caught.value.reason in ("truncated", "undecodable", "unsupported format")
 
 
@@ -302,7 +299,7 @@ def test_another_compressed_format_is_refused_with_a_sentence(data: bytes, store
     msg = CompressedImage(format=stored_as)
     msg.data = data
     with pytest.raises(MessageError, match="supported are jpeg, png, webp and tiff") as caught:
-        compressed_pixels(msg)
+        compressed_file(msg).decode()
     assert stored_as in str(caught.value)
 
 
@@ -325,7 +322,7 @@ def test_any_damaged_file_gives_pixels_or_a_sentence(
     msg = CompressedImage(format=stored_as)
     msg.data = bytes(data[:cut]) if cut < len(data) // 2 else bytes(data)
     try:
-        pixels, encoding = compressed_pixels(msg)
+        pixels, encoding = compressed_file(msg).decode()
     except MessageError as error:
         assert str(error).endswith(".")
         return

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Laser scans, point clouds and depth images as anchors: pixels of known depth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from sensor_msgs.msg import Image, LaserScan, PointCloud2
+
+from dpt_ros.engine.frame import CameraModel
+from dpt_ros.engine.scale.anchors import Anchors, project_depth, project_points, project_scan
+from dpt_ros.engine.settings import Settings
+from dpt_ros.ros.camera.calibration import Calibration
+from dpt_ros.ros.camera.geometry import pose_matrix
+from dpt_ros.ros.camera.inputs import InputRecord
+from dpt_ros.ros.messages.error import MessageError, one_line
+from dpt_ros.ros.messages.image import image_pixels
+from dpt_ros.ros.messages.point_cloud import cloud_points
+from dpt_ros.ros.plausibility import same_frame, scan_fault
+
+ANCHOR_TYPES: dict[str, type] = {
+    "anchors/scan": LaserScan,
+    "anchors/points": PointCloud2,
+    "anchors/depth": Image,
+}
+
+
+class AnchorProjector:
+    """Keeps the last measurement of each depth sensor and projects the newest into an image.
+
+    Args:
+        settings: the pose of the sensor, if ``sensor_in_camera`` is set.
+        sensor_pose: looks up the (4, 4) pose of a sensor's frame in the camera's frame, given
+            both ids (camera, sensor); raises a MessageError where it is not known, whose text is
+            empty where it may be known soon.
+        warn: takes a message when a measurement cannot be used, each time.
+
+    Attributes:
+        calibration: of the depth camera behind anchors/depth.
+        newest: the topic of the last measurement, "" before the first.
+        records: what became of each sensor's messages, by topic.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        sensor_pose: Callable[[str, str], np.ndarray],
+        warn: Callable[[str], None],
+    ) -> None:
+        self._sensor_in_camera = pose_matrix(settings.sensor_in_camera)
+        self._sensor_pose = sensor_pose
+        self._warn = warn
+        self._last: dict[str, Any] = {}
+        # Depth images are rectified, whatever lens the camera has.
+        self.calibration = Calibration(lambda: "image_rect", lambda text: warn(f"anchors/{text}"))
+        self.newest = ""
+        self.records = {topic: InputRecord(topic) for topic in ANCHOR_TYPES}
+
+    def take(self, topic: str, msg: Any) -> None:
+        """Receive a measurement.
+
+        Args:
+            topic: of ``ANCHOR_TYPES``.
+            msg: of the topic's type.
+        """
+        self.records[topic].received()
+        self._last[topic], self.newest = msg, topic
+
+    def anchors(self, camera: CameraModel | None, frame_id: str) -> Anchors | None:
+        """The newest measurement as pixels of known depth; None if there is none to use.
+
+        Args:
+            camera: rectified intrinsics of the image.
+            frame_id: its optical frame.
+        """
+        msg = self._last.get(self.newest)
+        if msg is None:
+            return None
+        for topic, record in self.records.items():
+            if topic != self.newest and record.connected:
+                record.idle(f"{self.newest} has newer ones")
+        record = self.records[self.newest]
+        if camera is None:
+            record.unused("the image has no camera_info that fits")
+            return None
+        try:
+            anchors = self._project(msg, self._pose(frame_id, msg.header.frame_id), camera)
+        except (MessageError, ValueError) as error:
+            why = error.reason if isinstance(error, MessageError) else str(error).rstrip(".")
+            record.unused(one_line(why))
+            if str(error):
+                self._warn(f"{self.newest}: {error}")
+            return None
+        if not len(anchors):
+            record.unused("none of its points is in the image")
+        return anchors
+
+    def report(self, topic: str, scale: dict[str, str]) -> None:
+        """Record what became of the anchors of a frame; may be called from any thread.
+
+        Args:
+            topic: that they came from.
+            scale: the estimator's diagnostics of the frame, ``Prediction.scale``.
+        """
+        state = scale.get("scale state", "")
+        if scale.get("scale source") == "anchors" and state and not state.startswith("held"):
+            self.records[topic].used()
+        else:
+            self.records[topic].unused(state or "no scale is estimated")
+
+    def _pose(self, camera_frame: str, sensor_frame: str) -> np.ndarray:
+        """(4, 4) pose of the sensor in the optical frame; an empty frame id names no frame."""
+        if self._sensor_in_camera is not None:
+            return self._sensor_in_camera
+        if not camera_frame or not sensor_frame:
+            owner = "its" if camera_frame else "the image's"
+            raise MessageError(
+                f"{owner} frame_id is empty, which names no frame",
+                f"{owner} frame_id is empty, so the pose of the sensor is not known and its"
+                " anchors are not used: set sensor_in_camera, or have the driver set frame_id.",
+            )
+        if same_frame(camera_frame, sensor_frame):
+            return np.eye(4)
+        return self._sensor_pose(camera_frame, sensor_frame)
+
+    def _project(self, msg: Any, pose: np.ndarray, camera: CameraModel) -> Anchors:
+        stamp = msg.header.stamp.sec * 1_000_000_000 + msg.header.stamp.nanosec
+        if isinstance(msg, LaserScan):
+            if fault := scan_fault(msg):
+                raise ValueError(f"{fault}.")
+            return project_scan(
+                np.asarray(msg.ranges),
+                msg.angle_min,
+                msg.angle_increment,
+                msg.range_min,
+                msg.range_max,
+                pose,
+                camera,
+                stamp,
+            )
+        if isinstance(msg, PointCloud2):
+            return project_points(cloud_points(msg), pose, camera, stamp)
+        if self.calibration.camera is None:
+            faults = self.calibration.warnings or ["anchors/depth needs intrinsics."]
+            raise MessageError(
+                "no usable intrinsics on anchors/camera_info",
+                f"no usable intrinsics on anchors/camera_info: {faults[0]}",
+            )
+        if msg.encoding not in ("32FC1", "16UC1", "mono16"):  # drivers call millimetres either
+            raise MessageError(
+                "unknown encoding",
+                f"the depth image has the encoding '{msg.encoding}', but must be 32FC1 or 16UC1.",
+            )
+        return project_depth(image_pixels(msg), self.calibration.camera, pose, camera, stamp)

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the messages of one camera and of the sensors around it to frames."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from sensor_msgs.msg import CameraInfo
+from std_msgs.msg import Header
+
+from dpt_ros.engine.frame import Frame
+from dpt_ros.engine.scale.ground import down_direction
+from dpt_ros.engine.settings import Settings
+from dpt_ros.ros.camera.anchor_projector import AnchorProjector
+from dpt_ros.ros.camera.calibration import Calibration
+from dpt_ros.ros.camera.geometry import pose_matrix
+from dpt_ros.ros.camera.poses import PoseSource
+from dpt_ros.ros.messages.cdr import read_compressed_image, read_image
+from dpt_ros.ros.messages.image import compressed_file, image_pixels
+from dpt_ros.ros.messages.image_bits import ImageBits
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """What is remembered of an image until its prediction is there: ``Frame.context``.
+
+    Args:
+        header: of the image, copied to every output.
+        info: the camera_info in use, if it fits the image.
+        received_ns: when the image was received, or recorded in a bag; nanoseconds.
+        size: width and height of the image, pixels.
+        anchors: the topic that its anchors came from, "" without any.
+    """
+
+    header: Header
+    info: CameraInfo | None
+    received_ns: int
+    size: tuple[int, int] = (0, 0)
+    anchors: str = ""
+
+
+class FrameBuilder:
+    """Makes the frames of one camera: image, latest camera_info, pose and anchors.
+
+    It subscribes to nothing: the messages of camera_info, odometry and anchors are given to the
+    parts below as they come, by a node or from a bag.
+
+    Args:
+        source: name of the camera, "" for the only one.
+        settings: gives the settings in force; those of the camera's mounting are read once.
+        compressed: whether images are CompressedImage, else Image.
+        calibration: of the camera.
+        poses: of the camera; None without.
+        anchors: None without.
+        warn: takes a message about the images, each time.
+        on_encoding: called with the encoding of each image whose pixels could be read.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        settings: Callable[[], Settings],
+        compressed: bool,
+        calibration: Calibration,
+        poses: PoseSource | None,
+        anchors: AnchorProjector | None,
+        warn: Callable[[str], None],
+        on_encoding: Callable[[str], None] = lambda encoding: None,
+    ) -> None:
+        self.calibration = calibration
+        self.poses = poses
+        self.anchors = anchors
+        self._source = source
+        self._settings = settings
+        self._read = self._read_compressed if compressed else self._read_image
+        self._warn = warn
+        self._on_encoding = on_encoding
+        self._bits = ImageBits(lambda: settings().image_bits, warn)
+        base_from_camera = pose_matrix(settings().camera_in_base)
+        self._down = None if base_from_camera is None else down_direction(base_from_camera)
+
+    def build(self, serialised: bytes, received_ns: int) -> Frame:
+        """The frame of an image.
+
+        Args:
+            serialised: the Image or CompressedImage. The pixels stay a view of it.
+            received_ns: see ``Arrival``.
+
+        Raises:
+            MessageError: the image cannot be used.
+        """
+        return self._read(serialised, received_ns)
+
+    def _read_image(self, serialised: bytes, received_ns: int) -> Frame:
+        image = read_image(serialised)
+        pixels = self._bits(image_pixels(image))
+        self._on_encoding(image.encoding)
+        size = (image.width, image.height)
+        return self._frame(image.header, size, received_ns, pixels, image.encoding)
+
+    def _read_compressed(self, serialised: bytes, received_ns: int) -> Frame:
+        """A frame that is decoded later, on another thread: here it would delay all callbacks."""
+        image = read_compressed_image(serialised)
+        file = compressed_file(image)
+        if file.oddity:
+            self._warn(file.oddity)
+
+        def decode() -> tuple[np.ndarray, str]:
+            pixels, encoding = file.decode()
+            self._on_encoding(encoding)
+            return self._bits(pixels), encoding
+
+        size = (file.width, file.height)
+        return self._frame(image.header, size, received_ns, file.data, file.kind, decode)
+
+    def _frame(
+        self,
+        header: Header,
+        size: tuple[int, int],
+        received_ns: int,
+        pixels: np.ndarray,
+        encoding: str,
+        decode: Callable[[], tuple[np.ndarray, str]] | None = None,
+    ) -> Frame:
+        stamp_ns = header.stamp.sec * 1_000_000_000 + header.stamp.nanosec
+        camera, info = self.calibration.of(*size)
+        anchors, topic = None, ""
+        if self.anchors is not None:
+            anchors = self.anchors.anchors(camera, header.frame_id)
+            topic = self.anchors.newest if anchors is not None and len(anchors) else ""
+        return Frame(
+            pixels,
+            encoding,
+            stamp_ns,
+            header.frame_id,
+            self._source,
+            camera,
+            anchors=anchors,
+            down=self._down,
+            context=Arrival(header, info, received_ns, size, topic),
+            decode=decode,
+            locate=self._locator(header.frame_id, stamp_ns),
+        )
+
+    def _locator(self, frame_id: str, stamp_ns: int) -> Callable[[], np.ndarray | None] | None:
+        """Looks up the camera's pose later, when more poses may have arrived."""
+        if self.poses is None:
+            return None
+        if not self._settings().smoothing_strength:
+            self.poses.record.idle("smoothing.strength is 0")
+            return None
+        return partial(self.poses.pose, frame_id, stamp_ns)

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Predictions -> the messages of a camera's output topics."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+from std_msgs.msg import Header, String
+
+from dpt_ros.engine.frame import OutputRequest, Prediction
+from dpt_ros.engine.inference.network import Networks
+from dpt_ros.engine.output.color import (
+    depth_to_color,
+    inverse_to_color,
+    labels_to_color,
+    with_words,
+)
+from dpt_ros.engine.settings import Settings
+from dpt_ros.ros.messages.camera_info import scaled_camera_info
+from dpt_ros.ros.messages.image import image_message, millimetres
+from dpt_ros.ros.messages.point_cloud import cloud_message
+
+try:
+    from vision_msgs.msg import LabelInfo, VisionClass
+except ImportError:  # not on PyPI; the class map is then a JSON string
+    LabelInfo = None
+
+LABEL_INFO = "semantic/label_info"  # latched
+
+
+class PredictionMessages:
+    """Converts the predictions of one camera.
+
+    Args:
+        networks: decide which outputs exist.
+        settings: gives the settings in force.
+
+    Attributes:
+        topics: the outputs that exist, relative names, with the classes of their messages.
+        depth_note: why depth/image does not exist although there is a depth network, else "".
+        label_note: why the class map is not a LabelInfo, else "".
+        inverse_near: relative inverse depth of the brightest colour of depth/color; the first
+            frame sets it for all, because relative depth has no unit to fix a range in.
+    """
+
+    def __init__(self, networks: Networks, settings: Callable[[], Settings]) -> None:
+        self._networks = networks
+        self._settings = settings
+        self._scaled: tuple[CameraInfo | None, CameraInfo] = (None, CameraInfo())
+        self.inverse_near = 0.0
+        self.topics: dict[str, type] = {}
+        self.depth_note = self.label_note = ""
+        source = settings().scale_source
+        self._metric = source not in ("none", "network") or (
+            networks.metric and source == "network"
+        )
+        if networks.depth_name:
+            self._add_depth_topics()
+        if networks.label_name:
+            self.topics |= dict.fromkeys(
+                ("semantic/labels", "semantic/confidence", "semantic/color"), Image
+            )
+            self.topics[LABEL_INFO] = LabelInfo or String
+            if LabelInfo is None:
+                self.label_note = (
+                    f"vision_msgs is not installed: {LABEL_INFO} is a std_msgs/String with the"
+                    " class map as JSON."
+                )
+
+    def _add_depth_topics(self) -> None:
+        metric = self._networks.metric
+        if not metric or not self._metric:
+            what = "metres" if metric else "relative inverse depth, which has no unit"
+            why = "until anchors or the floor give metres" if self._metric else "by scale.source"
+            self.depth_note = (
+                f"{self._networks.depth_name} predicts {what}: depth/inverse is published and"
+                f" depth/image is not, {why}."
+            )
+        if self._metric:
+            self.topics = {
+                "depth/image": Image,
+                "depth/camera_info": CameraInfo,
+                "depth/confidence": Image,
+                "depth/points": PointCloud2,
+            }
+        if not metric or not self._metric or self._settings().publish_inverse:
+            self.topics["depth/inverse"] = Image
+        self.topics["depth/color"] = Image
+
+    def request(self, wanted: Callable[[str], bool], calibrated: bool) -> OutputRequest:
+        """What has to be computed.
+
+        Args:
+            wanted: whether a topic is wanted; outputs that do not exist are not.
+            calibrated: whether there is a camera_info, without which there are no points.
+        """
+        color = wanted("depth/color")
+        depth = color or wanted("depth/image") or wanted("depth/camera_info")
+        relative_color = color and not (self._metric and self._networks.metric)
+        return OutputRequest(
+            depth=self._metric and depth,
+            inverse=wanted("depth/inverse") or relative_color,
+            labels=wanted("semantic/labels") or wanted("semantic/color"),
+            confidence=wanted("semantic/confidence"),
+            deviation=wanted("depth/confidence"),
+            points=calibrated and wanted("depth/points"),
+        )
+
+    def messages(
+        self,
+        prediction: Prediction,
+        header: Header,
+        info: CameraInfo | None,
+        wanted: Callable[[str], bool],
+    ) -> Iterator[tuple[str, Any]]:
+        """Topics and messages, each converted when the iterator reaches it.
+
+        The messages hold the prediction's arrays, uncopied, and the camera_info is one object
+        for all frames: send them at once.
+
+        Args:
+            prediction: of a frame.
+            header: of its image, which every message gets.
+            info: the camera_info of the image, if there is one.
+            wanted: as in ``request``.
+        """
+        depth = prediction.depth
+        # First, so that a node that needs both has it when the image comes.
+        if depth is not None and info is not None and wanted("depth/camera_info"):
+            yield "depth/camera_info", self._camera_info(depth, header, info)
+        for topic, pixels, encoding in self._images(prediction, wanted):
+            yield topic, image_message(pixels, encoding, header)
+        if prediction.points is not None and wanted("depth/points"):
+            yield "depth/points", cloud_message(prediction.points, header)
+
+    def _images(
+        self, prediction: Prediction, wanted: Callable[[str], bool]
+    ) -> Iterator[tuple[str, np.ndarray, str]]:
+        """Topics, pixels and encodings."""
+        depth, inverse, labels = prediction.depth, prediction.inverse, prediction.labels
+        settings = self._settings()
+        if depth is not None and wanted("depth/image"):
+            encoding = settings.depth_encoding
+            yield "depth/image", millimetres(depth) if encoding == "16UC1" else depth, encoding
+        if depth is not None and wanted("depth/color"):
+            color = depth_to_color(depth, settings.color_range)
+            yield "depth/color", self._marked(color), "rgb8"
+        if prediction.deviation is not None and wanted("depth/confidence"):
+            yield "depth/confidence", prediction.deviation, "32FC1"
+        if inverse is not None and wanted("depth/inverse"):
+            yield "depth/inverse", inverse, "32FC1"
+        if inverse is not None and depth is None and wanted("depth/color"):
+            self.inverse_near = self.inverse_near or float(np.percentile(inverse, 99)) or 1.0
+            color = inverse_to_color(inverse, self.inverse_near)
+            yield "depth/color", self._marked(color), "rgb8"
+        if labels is not None and wanted("semantic/labels"):
+            yield "semantic/labels", labels, "mono8"
+        if labels is not None and wanted("semantic/color"):
+            color = labels_to_color(labels, self._networks.palette)
+            yield "semantic/color", self._marked(color), "rgb8"
+        if prediction.confidence is not None and wanted("semantic/confidence"):
+            yield "semantic/confidence", prediction.confidence, "mono8"
+
+    def _camera_info(self, depth: np.ndarray, header: Header, info: CameraInfo) -> CameraInfo:
+        """The camera_info of a depth image, scaled again only when it or the size changed."""
+        height, width = depth.shape
+        source, scaled = self._scaled
+        if source is not info or (scaled.width, scaled.height) != (width, height):
+            scaled = scaled_camera_info(info, width, height, header)
+            self._scaled = info, scaled
+        scaled.header = header
+        return scaled
+
+    def _marked(self, picture: np.ndarray) -> np.ndarray:
+        if self._networks.random:
+            with_words(picture, "RANDOM WEIGHTS: this means nothing")
+        return picture
+
+    def label_info(self) -> Any:
+        """The class map, for ``LABEL_INFO``."""
+        names = dict(enumerate(self._networks.class_names, start=1))
+        if LabelInfo is not None:
+            classes = [VisionClass(class_id=k, class_name=name) for k, name in names.items()]
+            return LabelInfo(class_map=classes)
+        rows = [{"class_id": k, "class_name": name} for k, name in names.items()]
+        return String(data=json.dumps({"class_map": rows}))
