@@ -14,7 +14,7 @@ MANIFEST = ElementTree.parse(Path(__file__).parent / "package.xml").getroot()
 PROGRAMS = {
     "dpt_node": "dpt_ros.ros.command_line:dpt_node",
     "dpt_camera_sim": "dpt_ros.ros.command_line:dpt_camera_sim",
-    "dpt_bag_player": "dpt_ros.bag.player_command:main",
+    "dpt_bag_player": "dpt_ros.apps.bag_player:main",
     "dpt_demo": "dpt_ros.apps.demo:main",
     "dpt_bag": "dpt_ros.apps.bag:main",
     "dpt_evaluate": "dpt_ros.apps.evaluate:main",

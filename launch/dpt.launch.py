@@ -101,11 +101,11 @@ def _start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     if bag:
         # rosbag2 does not wait for subscribers: the node needs time to discover its publishers and
         # to subscribe with the QoS that they offer. Where rosbag2 is not installed,
-        # dpt_ros.bag.player is used: it waits for the subscription and publishes no clock.
+        # dpt_ros.apps.bag_player is used: it waits for the subscription and publishes no clock.
         command = ["ros2", "bag", "play", bag, "--clock", "--delay", "3"]
         if not has_rosbag2:
             also = [given["camera_info"], given["odom"], given["scan"], "/tf", "/tf_static"]
-            command = [sys.executable, "-m", "dpt_ros.bag.player", bag]
+            command = [sys.executable, "-m", "dpt_ros.apps.bag_player", bag]
             command += ["--topics", given["image"], "--also", *also]
             if given["namespace"]:
                 command += ["--ros-args", "-r", f"__ns:=/{given['namespace'].lstrip('/')}"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from dpt_ros.bag.outputs import MAPS
+from dpt_ros.bag import MAPS
 from dpt_ros.bag.reader import BagReader
 from dpt_ros.bag.topics import Camera, ChosenTopics
 from dpt_ros.engine.inference.loading import load_networks

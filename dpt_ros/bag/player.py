@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import signal
@@ -20,7 +21,6 @@ from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from rosbags.interfaces import QosDurability
 
-from dpt_ros.bag.player_command import player_arguments
 from dpt_ros.bag.reader import BagError, BagReader
 from dpt_ros.bag.salvage import Channel
 from dpt_ros.ros.messages.error import one_line
@@ -157,9 +157,8 @@ def _wait_for_subscriber(publisher: Publisher, seconds: float) -> None:
         time.sleep(0.02)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Play the bag that the arguments name. Returns the exit code."""
-    args, ros_args = player_arguments(argv)
+def run(args: argparse.Namespace, ros_args: list[str]) -> int:
+    """dpt_bag_player with its arguments parsed. Returns the exit code."""
     # Fast DDS reads it when the first node is made.
     os.environ.update(transport_environment())
     rclpy.init(args=ros_args)
@@ -185,7 +184,3 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _print(message: str) -> None:
     print(f"dpt_bag_player: {message}", file=sys.stderr, flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -24,7 +24,7 @@ from dpt_ros.apps.bench.node.arrivals import (
     peak_rate,
     together,
 )
-from dpt_ros.apps.bench.report import summarize, table, write_json
+from dpt_ros.apps.report import summarize, table, write_json
 
 MS = 1_000_000
 PERIOD = 100 * MS

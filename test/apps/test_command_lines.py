@@ -136,7 +136,7 @@ def test_the_benchmarks_run_the_arms_that_their_help_lists() -> None:
 def test_the_storages_of_dpt_bag_are_those_that_it_writes() -> None:
     from rosbags.rosbag2 import StoragePlugin
 
-    from dpt_ros.bag.outputs import STORAGES
+    from dpt_ros.bag import STORAGES
 
     assert {plugin.name.lower() for plugin in StoragePlugin} == set(STORAGES)
 

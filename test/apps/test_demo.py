@@ -74,7 +74,7 @@ def test_what_else_is_in_the_folder_stays(demo):
 def test_the_player_answers_a_mistake_with_a_sentence(demo, arguments, code, sentence):
     arguments = [argument.format(camera=demo[0] / "camera") for argument in arguments]
     done = subprocess.run(
-        [sys.executable, "-m", "dpt_ros.bag.player", *arguments],
+        [sys.executable, "-m", "dpt_ros.apps.bag_player", *arguments],
         capture_output=True,
         text=True,
         timeout=60,

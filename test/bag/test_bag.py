@@ -19,9 +19,9 @@ from rosbags.rosbag2 import CompressionMode, StoragePlugin
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_msgs.msg import String
 
+from dpt_ros.bag import ALL_OUTPUTS
 from dpt_ros.bag import run as bag_run
 from dpt_ros.bag.job import Job, made_from, networks_for
-from dpt_ros.bag.outputs import ALL_OUTPUTS
 from dpt_ros.bag.reader import BagError, BagReader
 from dpt_ros.bag.run import convert
 from dpt_ros.bag.topics import ChosenTopics

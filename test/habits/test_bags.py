@@ -143,7 +143,7 @@ def test_bags_of_every_age_are_played_and_computed(tmp_path, change) -> None:
 def played(domain: Domain, source: Path, name: str, *more: str) -> int:
     """How many images a subscriber of ``/image`` gets from the player."""
     got = domain.listen(Image, "/image")
-    player = domain.start("-m", "dpt_ros.bag.player", str(source), "--topics", name, *more)
+    player = domain.start("-m", "dpt_ros.apps.bag_player", str(source), "--topics", name, *more)
     domain.spin_until(lambda: not player.running)
     assert player.wait() == 0, player.output
     domain.spin_for(0.2)

@@ -13,10 +13,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from dpt_ros.engine.inference import triton_kernels as kernels
-from dpt_ros.engine.inference.triton_kernels import Launch
 from dpt_ros.engine.input.encodings import find_encoding
 from dpt_ros.engine.input.input_plan import TENSOR_DTYPES, make_plan
 from dpt_ros.engine.input.triton_preprocess import network_input
+from dpt_ros.engine.triton_launch import Launch
 
 ARCHS = (80, 86, 87, 89, 90, 100, 120)
 """Compute capabilities of the GPUs that are supported, times ten."""

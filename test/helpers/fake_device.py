@@ -20,6 +20,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dpt_ros.engine import triton_launch
 from dpt_ros.engine.inference import kernels
 from dpt_ros.engine.inference.network import Network
 from dpt_ros.engine.input import triton_preprocess
@@ -124,7 +125,7 @@ def fake_gpu(shared: bool = True, dtype: torch.dtype = torch.float16) -> Iterato
             return torch.ones(tuple(values.shape))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "_enabled", True)
+        patch.setattr(triton_launch, "_enabled", True)
         patch.setattr(kernels, "_triton", lambda x: _Launched(launch) if x.is_cuda else None)
         patch.setattr(
             DeviceInput,

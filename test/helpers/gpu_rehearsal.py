@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dpt_ros.engine import triton_launch
 from dpt_ros.engine.inference import kernels
 from dpt_ros.engine.inference.network import Network
 from dpt_ros.engine.input import device_preprocess
@@ -70,7 +71,7 @@ class Kernels:
 
     def enabled(self) -> bool:
         """Whether Triton's versions are used."""
-        return self.active and kernels.triton_enabled()
+        return self.active and triton_launch.triton_enabled()
 
     def launch(
         self,
@@ -189,7 +190,9 @@ def rehearsal() -> Iterator[Kernels]:
         return rehearsed if usable else None
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "_enabled", True)  # put back at the end, whoever turned it off
+        patch.setattr(
+            triton_launch, "_enabled", True
+        )  # put back at the end, whoever turned it off
         patch.setattr(kernels, "_triton", triton_of)
         patch.setattr(postprocess, "on_host", lambda values: not rehearsed.active)
         patch.setattr(

@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from dpt_ros.engine.inference import kernels
+from dpt_ros.engine import triton_launch
 
 
 @contextmanager
 def plain_torch() -> Iterator[None]:
-    before, kernels._enabled = kernels._enabled, False
+    before, triton_launch._enabled = triton_launch._enabled, False
     try:
         yield
     finally:
-        kernels._enabled = before
+        triton_launch._enabled = before

@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dpt_ros.apps.bench.network import engine_row
 from dpt_ros.apps.bench.network.child_process import emit
-from dpt_ros.apps.bench.report import environment
+from dpt_ros.apps.report import environment
 from dpt_ros.engine.inference import kernels
 
 

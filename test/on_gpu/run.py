@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dpt_ros.apps.bench.network.child_process import Failed, rows
-from dpt_ros.apps.bench.report import json_line
+from dpt_ros.apps.report import json_line
 
 # Work and seconds at most: in the order in which they are worth having.
 STEPS = {

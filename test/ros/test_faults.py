@@ -216,7 +216,7 @@ def test_a_bag_that_loops_jumps_back_in_time_and_every_round_is_seen(
     for _ in range(2):
         robot.watch.forget()
         player = robot.domain.start(
-            "-m", "dpt_ros.bag.player", str(bag), "--topics", "image", "camera_info"
+            "-m", "dpt_ros.apps.bag_player", str(bag), "--topics", "image", "camera_info"
         )
         robot.domain.spin_until(lambda player=player: not player.running)
         assert player.wait() == 0, player.output

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from dpt_ros.bag.outputs import ALL_OUTPUTS, MAPS, STORAGES
+from dpt_ros.bag import ALL_OUTPUTS, MAPS, STORAGES
 
 EXAMPLES = """examples:
   one bag:

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from dpt_ros.bag import ALL_OUTPUTS
 from dpt_ros.bag.files import is_bag, other_kind
 from dpt_ros.bag.job import Job, Result
-from dpt_ros.bag.outputs import ALL_OUTPUTS
 from dpt_ros.bag.reader import BagError
 from dpt_ros.bag.run import convert
 from dpt_ros.bag.settings import read_settings

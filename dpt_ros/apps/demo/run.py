@@ -66,7 +66,14 @@ def _run(out: Path, seconds: float, rate: float) -> int:
     print("2/4  Replaying them into the node over ROS 2, recording its output")
     os.environ.update(transport_environment())
     node_command = ["dpt_ros.ros.dpt_node", *IN_NAMESPACE]
-    player_command = ["dpt_ros.bag.player", str(camera), "--times", str(times), "--wait", "90"]
+    player_command = [
+        "dpt_ros.apps.bag_player",
+        str(camera),
+        "--times",
+        str(times),
+        "--wait",
+        "90",
+    ]
     player_command += ["--topics", "image", "camera_info", "odom", *IN_NAMESPACE]
     with (
         (out / "node.log").open("wb") as log,

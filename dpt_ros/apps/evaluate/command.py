@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dpt_ros.apps.bench.report import environment, table, write_json
 from dpt_ros.apps.evaluate.page import VIDEO_TITLE, dataset_colors, notes_of, page, table_rows
 from dpt_ros.apps.evaluate.protocols import (
     NAMES,
@@ -23,6 +22,7 @@ from dpt_ros.apps.evaluate.protocols import (
 )
 from dpt_ros.apps.evaluate.run import Result, evaluate
 from dpt_ros.apps.evaluate.videos import Videos
+from dpt_ros.apps.report import environment, table, write_json
 from dpt_ros.datasets import Dataset, DatasetError, Subset, open_dataset
 from dpt_ros.datasets.world import WorldDataset
 from dpt_ros.engine.inference.loading import NetworkError, choose_device

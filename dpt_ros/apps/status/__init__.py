@@ -8,9 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from dpt_ros.apps.status.table import UNKNOWN
 from dpt_ros.ros.command_line import split_ros_args
-
-UNKNOWN = 3
 
 DESCRIPTION = """Show what running dpt_ros nodes report on /diagnostics: lifecycle state, networks,
 device, rates, latencies, dropped frames and errors, one column per camera."""

@@ -16,8 +16,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 
-from dpt_ros.apps.status import UNKNOWN
-from dpt_ros.apps.status.table import Status, as_json, in_namespace, of_dpt, table, worst
+from dpt_ros.apps.status.table import UNKNOWN, Status, as_json, in_namespace, of_dpt, table, worst
 from dpt_ros.ros.command_line import rclpy_message
 
 _SETTLE = 1.2  # seconds after the first report, in which the other nodes report, too

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+UNKNOWN = 3  # exit code: no state was received, or the arguments were wrong
 LEVELS = ("OK", "WARN", "ERROR", "STALE")
 _COLORS = ("32", "33", "31", "35")  # green, yellow, red, magenta
 _NETWORKS = "networks"

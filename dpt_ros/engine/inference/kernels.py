@@ -9,7 +9,6 @@ Triton versions raise a ValueError for others. They are for inference and have n
 from __future__ import annotations
 
 from functools import cache
-from importlib.util import find_spec
 from types import ModuleType
 
 import torch
@@ -18,21 +17,10 @@ from torch import Tensor
 
 from dpt_ros.engine.faults import innermost_line, is_out_of_memory
 from dpt_ros.engine.output.postprocess import classify, resize_labels
+from dpt_ros.engine.triton_launch import triton_enabled, triton_installed, turn_off_triton
 from dpt_ros.model.heads import MIN_INVERSE_DEPTH, to_depth
 
-_enabled = True
 _SLOWER = "The networks run on the GPU without fused Triton kernels, which is slower"
-
-
-def turn_off_triton() -> None:
-    """Use plain torch from now on."""
-    global _enabled
-    _enabled = False
-
-
-def triton_enabled() -> bool:
-    """Whether Triton's versions are used for CUDA tensors."""
-    return _enabled and find_spec("triton") is not None
 
 
 @cache
@@ -62,7 +50,7 @@ def probe(device: torch.device) -> str:
         torch.OutOfMemoryError: the device's memory is full.
     """
     if not triton_enabled():
-        return f"{_SLOWER}: triton is not installed." if _enabled else ""
+        return "" if triton_installed() else f"{_SLOWER}: triton is not installed."
     x = torch.linspace(-1, 1, 64, device=device).view(1, 16, 2, 2)
     x = x.contiguous(memory_format=torch.channels_last)
     bias = torch.full((16,), 0.25, device=device)

@@ -7,19 +7,16 @@ recorded in a CUDA graph once its kernels are compiled. Needs triton; ``kernels`
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 import triton
 from torch import Tensor
 
-from dpt_ros.engine.faults import AccelerationError, first_line, is_out_of_memory
-from dpt_ros.engine.inference import kernels
 from dpt_ros.engine.inference import triton_jit as jit
 from dpt_ros.engine.output.postprocess import resize_labels
+from dpt_ros.engine.triton_launch import Launch, run
 
 # A GroupNorm of one kernel keeps its part of the map in registers: this many values at most.
 _ONE_PASS = 32768
@@ -35,37 +32,6 @@ _PROGRAMS = 132
 # Offsets are 32-bit.
 _LIMIT = 2**31
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-
-Launch = Callable[..., None]
-"""Runs a kernel: kernel, grid, arguments, constants, warps, whether products fuse with sums."""
-
-
-def run(
-    kernel: Any,
-    grid: tuple[int, ...],
-    args: tuple,
-    meta: dict[str, Any],
-    warps: int,
-    fp_fusion: bool = True,
-) -> None:
-    """Launch a kernel on the device of its first tensor, on torch's current stream.
-
-    Raises:
-        AccelerationError: the kernel cannot be compiled, loaded or launched.
-    """
-    try:
-        with torch.cuda.device_of(args[0]):
-            kernel[grid](*args, **meta, num_warps=warps, enable_fp_fusion=fp_fusion)
-    except (torch.OutOfMemoryError, torch.AcceleratorError):
-        raise
-    except Exception as error:  # any, from Triton, its compiler or its launcher
-        if is_out_of_memory(error):
-            raise
-        raise AccelerationError(
-            f"The Triton kernel {kernel.__name__} cannot be used, so plain torch is, which is"
-            f" slower: {first_line(error)}",
-            kernels.turn_off_triton,
-        ) from error
 
 
 def group_norm_act(

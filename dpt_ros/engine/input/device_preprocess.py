@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from dpt_ros.engine.inference.kernels import triton_enabled
 from dpt_ros.engine.input.encodings import Encoding, check_shape, find_encoding, picture_size
 from dpt_ros.engine.input.input_plan import TENSOR_DTYPES, InputPlan, make_plan
+from dpt_ros.engine.triton_launch import triton_enabled
 
 
 def rgb(pixels: Tensor, encoding: str) -> Tensor:

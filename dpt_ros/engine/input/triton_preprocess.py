@@ -12,9 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dpt_ros.engine.inference.triton_kernels import Launch, run
 from dpt_ros.engine.input.encodings import find_encoding
 from dpt_ros.engine.input.input_plan import InputPlan
+from dpt_ros.engine.triton_launch import Launch, run
 
 _LAYOUTS = {
     layout: number

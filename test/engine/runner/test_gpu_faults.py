@@ -23,6 +23,7 @@ from helpers.networks import embedded_networks
 from helpers.runner_frames import ALL, DEFAULT, run, same_video, video_frame
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dpt_ros.engine import triton_launch
 from dpt_ros.engine.faults import AccelerationError, DeviceLostError, is_out_of_memory
 from dpt_ros.engine.frame import OutputRequest
 from dpt_ros.engine.inference import kernels
@@ -268,7 +269,7 @@ def test_a_kernel_that_cannot_be_built_is_replaced_by_plain_torch(both, rehearse
     both.frames(4)
     assert len(both.notes) == 1
     assert f"The Triton kernel {kernel} cannot be used, so plain torch is" in both.notes[0]
-    assert not kernels.triton_enabled()
+    assert not triton_launch.triton_enabled()
 
 
 @pytest.mark.parametrize(
@@ -283,7 +284,6 @@ def test_a_kernel_that_cannot_be_built_is_replaced_by_plain_torch(both, rehearse
     ids=lambda error: type(error).__name__,
 )
 def test_whatever_triton_raises_ends_as_one_error_that_says_what_is_used_instead(raised):
-    from dpt_ros.engine.inference import triton_kernels
 
     class Refuses:
         __name__ = "some_kernel"
@@ -295,21 +295,21 @@ def test_whatever_triton_raises_ends_as_one_error_that_says_what_is_used_instead
             return launch
 
     with pytest.raises(AccelerationError, match="some_kernel cannot be used, so plain torch is"):
-        triton_kernels.run(Refuses(), (1,), (torch.zeros(1),), {}, 4)
+        triton_launch.run(Refuses(), (1,), (torch.zeros(1),), {}, 4)
 
 
 def test_the_probe_says_why_triton_is_not_used_and_turns_it_off(monkeypatch):
-    monkeypatch.setattr(kernels, "_enabled", True)
+    monkeypatch.setattr(triton_launch, "_enabled", True)
     # Triton's own error where there is no driver.
     assert "without fused Triton kernels" in kernels.probe(torch.device("cpu"))
-    assert not kernels.triton_enabled()
-    monkeypatch.setattr(kernels, "_enabled", True)
-    monkeypatch.setattr(kernels, "find_spec", lambda name: None)
+    assert not triton_launch.triton_enabled()
+    monkeypatch.setattr(triton_launch, "_enabled", True)
+    monkeypatch.setattr(triton_launch, "find_spec", lambda name: None)
     assert "triton is not installed" in kernels.probe(torch.device("cpu"))
 
 
 def test_without_triton_every_frame_is_the_hosts(both, monkeypatch):
-    monkeypatch.setattr(kernels, "find_spec", lambda name: None)
+    monkeypatch.setattr(triton_launch, "find_spec", lambda name: None)
     both.frames(5)
     assert both.notes == []
     assert both.made.calls == {}

@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dpt_ros.apps.bench.report import json_line
+from dpt_ros.apps.report import json_line
 
 _GRACE = 5.0  # seconds to end after SIGTERM
 _LAST = 15  # lines of a log that explain an error

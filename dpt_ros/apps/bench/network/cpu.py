@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from dpt_ros.apps.bench.arguments import CPU_ARMS, CPU_METHOD, cpu_parser
 from dpt_ros.apps.bench.network.roofline import count_work
-from dpt_ros.apps.bench.report import CpuWatch, introduce, summarize, table, write_json
+from dpt_ros.apps.report import CpuWatch, introduce, summarize, table, write_json
 from dpt_ros.engine.inference.fold import fold
 from dpt_ros.engine.inference.gpu_modules import fuse
 from dpt_ros.engine.inference.network import Network

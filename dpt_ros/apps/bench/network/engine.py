@@ -16,7 +16,7 @@ from dpt_ros.apps.bench.arguments import ENGINE_METHOD, engine_parser
 from dpt_ros.apps.bench.network.arms import OURS, REFERENCE, Case
 from dpt_ros.apps.bench.network.child_process import Failed, rows
 from dpt_ros.apps.bench.network.roofline import network_work
-from dpt_ros.apps.bench.report import GpuWatch, introduce, json_line, table
+from dpt_ros.apps.report import GpuWatch, introduce, json_line, table
 from dpt_ros.model import create_model
 from dpt_ros.model.zoo import EMBEDDED_NAME
 

@@ -23,7 +23,7 @@ from dpt_ros.apps.bench.network.arms import ARMS, REFERENCE, TRANSFORMERS, Bench
 from dpt_ros.apps.bench.network.child_process import emit
 from dpt_ros.apps.bench.network.frames import Cameras, take, times_of
 from dpt_ros.apps.bench.network.roofline import copy_bandwidth, matmul_peak
-from dpt_ros.apps.bench.report import summarize
+from dpt_ros.apps.report import summarize
 from dpt_ros.engine.frame import OutputRequest
 from dpt_ros.engine.inference.loading import load_networks
 from dpt_ros.engine.runner.cuda import StreamRunner

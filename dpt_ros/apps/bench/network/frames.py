@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dpt_ros.apps.bench.report import summarize
+from dpt_ros.apps.report import summarize
 from dpt_ros.engine.frame import CameraModel, Frame, OutputRequest, Prediction
 from dpt_ros.engine.runner.host import Runner, Ticket
 from dpt_ros.engine.settings import Settings

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dpt_ros.apps.bench.report import Summary, summarize
+from dpt_ros.apps.report import Summary, summarize
 
 MAX_LOSS = 0.05
 PEAK_LIMIT = 1000.0  # frames per second; nothing faster is tried

@@ -24,7 +24,7 @@ from dpt_ros.apps.bench.node.arrivals import (
 )
 from dpt_ros.apps.bench.node.processes import BenchError, Case
 from dpt_ros.apps.bench.node.session import ARMS, Run, Session, profile_text
-from dpt_ros.apps.bench.report import introduce, table, write_json
+from dpt_ros.apps.report import introduce, table, write_json
 
 _RATES = (30.0, 20.0, 15.0, 10.0, 5.0, 2.0, 1.0, 0.5)
 _PEAK_SECONDS = 4.0

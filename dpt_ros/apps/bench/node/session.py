@@ -24,7 +24,7 @@ from dpt_ros.apps.bench.node.arrivals import (
     missing,
 )
 from dpt_ros.apps.bench.node.processes import BenchError, Case, Program, Worker
-from dpt_ros.apps.bench.report import CpuWatch, GpuWatch, Summary, summarize
+from dpt_ros.apps.report import CpuWatch, GpuWatch, Summary, summarize
 from dpt_ros.ros.share import transport_environment
 
 ARMS = ("echo", "node")

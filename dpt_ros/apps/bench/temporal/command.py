@@ -19,9 +19,9 @@ from dpt_ros.apps.bench.arguments import (
     TEMPORAL_SOURCES,
     temporal_parser,
 )
-from dpt_ros.apps.bench.report import introduce, write_json
 from dpt_ros.apps.bench.temporal import picture, targets
 from dpt_ros.apps.bench.temporal.run import FILTER, Job, Measured, measure
+from dpt_ros.apps.report import introduce, write_json
 from dpt_ros.engine.smoothing.filter import TemporalSettings
 
 _QUICK = ("moving", "standing", "cut", "step", "no odometry")

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from dpt_ros.apps.bench.arguments import TEMPORAL_CONDITIONS
-from dpt_ros.apps.bench.report import table
 from dpt_ros.apps.bench.temporal.run import FILTER, Measured
+from dpt_ros.apps.report import table
 
 # measure: heading, how it is compared with raw ("%" relative change, "+" difference, "x" ratio,
 # "=" as it is)

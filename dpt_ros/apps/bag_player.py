@@ -4,19 +4,20 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``dpt_bag_player``. Returns the exit code."""
-    player_arguments(argv)
-    from dpt_ros.bag import player
+    args, ros_args = _arguments(argv)
+    from dpt_ros.bag.player import run
 
-    return player.main(argv)
+    return run(args, ros_args)
 
 
-def player_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """The arguments of dpt_bag_player, and the ROS arguments.
 
     Raises:
@@ -42,3 +43,7 @@ def player_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, li
     if not args.rate > 0:
         parser.error(f"--rate is {args.rate:g}, but must be positive.")
     return args, ros_args
+
+
+if __name__ == "__main__":
+    sys.exit(main())
