@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     what("--compressed", action="store_true",
          help="with live topics, use image/compressed instead of image")  # fmt: skip
     what("--seconds", type=float,
-         help="with live topics, quit after this time (default: on Ctrl-C)")  # fmt: skip
+         help="with live topics, quit this long after the first message")  # fmt: skip
     group = parser.add_argument_group("where (default: a window of rerun's viewer)")
     where, place = group.add_argument, group.add_mutually_exclusive_group().add_argument
     place("--web", action="store_true", help="serve the viewer to browsers")

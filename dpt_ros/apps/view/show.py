@@ -184,15 +184,17 @@ def _follow(
     sources: Mapping[str, Source],
     shown: Mapping[str, CameraMessages],
 ) -> None:
-    start = last_message = time.monotonic()
-    last_warning = -_REPEAT
-    while rclpy.ok() and (args.seconds is None or time.monotonic() - start < args.seconds):
+    last_message, last_warning = time.monotonic(), -_REPEAT
+    end = float("inf")
+    while rclpy.ok() and time.monotonic() < end:
         messages = live.wait(0.25)
         now = time.monotonic()
         for name, message in messages:
             _show(shown, *sources[name], message)
             if sources[name].topic != DIAGNOSTICS:
                 last_message = now
+                # The time to find the publishers, seconds, does not count.
+                end = min(end, now + (args.seconds or end))
         if now - last_message > _SILENCE and now - last_warning > _REPEAT:
             last_warning = now
             text = live.missing() or "No new messages on the topics shown."
