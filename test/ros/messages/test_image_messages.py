@@ -298,7 +298,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(
 def test_another_compressed_format_is_refused_with_a_sentence(data: bytes, stored_as: str) -> None:
     msg = CompressedImage(format=stored_as)
     msg.data = data
-    with pytest.raises(MessageError, match="supported are jpeg, png, webp and tiff") as caught:
+    with pytest.raises(MessageError, match="must be jpeg, png, webp or tiff") as caught:
         compressed_file(msg).decode()
     assert stored_as in str(caught.value)
 
