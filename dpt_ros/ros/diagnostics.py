@@ -7,7 +7,6 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,9 +14,6 @@ from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from rclpy.node import Node
 
 from dpt_ros.engine.inference.network import Networks
-
-if TYPE_CHECKING:
-    from dpt_ros.ros.camera.camera_topics import CameraTopics
 
 _WINDOW = 512  # frames over which percentiles of times are taken
 _CLOCK_TIMEOUT = 3.0  # seconds that a simulated clock may take to begin
@@ -165,13 +161,10 @@ def _status(name: str, level: bytes, message: str, values: dict[str, str]) -> Di
     )
 
 
-def ready_message(networks: Networks, cameras: Iterable[CameraTopics]) -> str:
-    """One line for the log: networks, device and topics."""
-    cameras = list(cameras)
+def ready_message(networks: Networks, inputs: Iterable[str], outputs: Iterable[str]) -> str:
+    """One line for the log: networks, device, topics subscribed to and published."""
     names = {"depth": networks.depth_name, "labels": networks.label_name}
     running = [f"{output} {name}" for output, name in names.items() if name]
-    inputs = [topic for camera in cameras for topic in camera.subscribed]
-    outputs = [topic for camera in cameras for topic in camera.published]
     return (
         f"Ready on {_device_name(networks.device)}, {networks.precision}: {', '.join(running)}."
         f" Subscribed: {', '.join(inputs)}. Published: {', '.join(outputs)}."

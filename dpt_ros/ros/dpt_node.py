@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -131,7 +132,9 @@ class DptNode(LifecycleNode):
             for camera in self._cameras.values():
                 camera.open(self._pipeline.submit)
             self._state = "active"
-            self.get_logger().info(ready_message(self._networks, self._cameras.values()))
+            inputs = chain.from_iterable(camera.subscribed for camera in self._cameras.values())
+            outputs = chain.from_iterable(camera.published for camera in self._cameras.values())
+            self.get_logger().info(ready_message(self._networks, inputs, outputs))
             return TransitionCallbackReturn.SUCCESS
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
