@@ -144,7 +144,6 @@ def test_the_storages_of_dpt_bag_are_those_that_it_writes() -> None:
 def test_the_packages_give_all_that_they_list() -> None:
     code = """
 import importlib
-from helpers.places import ROOT
 for package in ("model", "engine", "world", "datasets"):
     module = importlib.import_module(f"dpt_ros.{package}")
     assert all(getattr(module, name) is not None for name in module.__all__)

@@ -66,7 +66,11 @@ def test_what_else_is_in_the_folder_stays(demo):
     [
         (["missing.mcap"], 1, "missing"),
         ([__file__], 1, "is no bag: expected a folder with metadata.yaml"),
-        (["{camera}", "--topics", "front/image"], 1, "has no topic front/image; it has /camera_"),
+        (
+            ["{camera}", "--topics", "front/image"],
+            1,
+            "has no topic front/image; its topics are /camera_",
+        ),
         (["{camera}", "--wait", "0.1"], 1, "/image had no subscriber within 0.1 s; start the"),
         (["{camera}", "--rate", "0"], 2, "--rate is 0, but must be positive."),
     ],

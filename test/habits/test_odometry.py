@@ -76,7 +76,7 @@ TIMES = list(range(START, START + 1000, PERIOD))
 def test_the_poses_are_those_of_clean_odometry_bit_for_bit(order: list[int]) -> None:
     clean, found = trajectory(TIMES), trajectory(order)
     for t in range(START, START + 1100, 7):
-        expected, pose = clean.at(t * MS), found.at(t * MS)
+        expected, pose = clean.find(t * MS)[0], found.find(t * MS)[0]
         assert (expected is None) == (pose is None)
         if pose is not None:
             np.testing.assert_array_equal(pose, expected)
@@ -85,15 +85,15 @@ def test_the_poses_are_those_of_clean_odometry_bit_for_bit(order: list[int]) -> 
 def test_a_repeated_stamp_takes_the_later_message() -> None:
     made = trajectory(TIMES)
     assert made.add(TIMES[-1] * MS, (9.0, *pose_at(0)[1:])) == "repeated stamps"
-    assert made.at(TIMES[-1] * MS)[0, 3] == 9.0
+    assert made.find(TIMES[-1] * MS)[0][0, 3] == 9.0
 
 
 def test_a_jump_back_of_time_starts_anew_also_when_every_message_comes_twice() -> None:
     made = trajectory(TIMES)
     for t in (0, 0, 20, 20):
         made.add(t * MS, pose_at(t))
-    assert made.at(TIMES[-1] * MS) is None
-    np.testing.assert_allclose(made.at(10 * MS)[2, 3], 0.01, atol=1e-9)
+    assert made.find(TIMES[-1] * MS)[0] is None
+    np.testing.assert_allclose(made.find(10 * MS)[0][2, 3], 0.01, atol=1e-9)
 
 
 @pytest.mark.parametrize(

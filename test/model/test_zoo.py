@@ -44,7 +44,7 @@ class Server(ThreadingHTTPServer):
         self.content = CONTENT
         self.cut: int | None = None
         self.ranges = True
-        self.ranges: list[str | None] = []
+        self.requested: list[str | None] = []
 
     @property
     def url(self) -> str:
@@ -57,7 +57,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         server = self.server
         wanted = self.headers["Range"]
-        server.ranges.append(wanted)
+        server.requested.append(wanted)
         if self.path != "/weights.pt":
             self.send_error(404)
             return
@@ -113,7 +113,7 @@ def test_a_file_is_fetched_once_and_never_again(server: Server, path: Path) -> N
     for _ in range(2):
         download.fetch(server.url, path, sha256(CONTENT)[:8])
         assert path.read_bytes() == CONTENT
-    assert server.ranges == [None]
+    assert server.requested == [None]
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -121,7 +121,7 @@ def test_a_cut_connection_is_resumed_where_it_broke(server: Server, path: Path) 
     server.cut = len(CONTENT) // 2
     download.fetch(server.url, path, sha256(CONTENT))
     assert path.read_bytes() == CONTENT
-    assert server.ranges == [None, f"bytes={len(CONTENT) // 2}-"]
+    assert server.requested == [None, f"bytes={len(CONTENT) // 2}-"]
 
 
 def test_a_download_that_failed_goes_on_at_the_next_call(server: Server, path: Path) -> None:
@@ -129,10 +129,10 @@ def test_a_download_that_failed_goes_on_at_the_next_call(server: Server, path: P
     with pytest.raises(DownloadError, match=rf"ended after 3000 of {len(CONTENT)} bytes"):
         download.fetch(server.url, path, sha256(CONTENT))
     assert not path.exists()
-    server.cut, server.ranges = None, []
+    server.cut, server.requested = None, []
     download.fetch(server.url, path, sha256(CONTENT))
     assert path.read_bytes() == CONTENT
-    assert server.ranges == ["bytes=3000-"]
+    assert server.requested == ["bytes=3000-"]
 
 
 def test_a_server_without_ranges_sends_all_again(server: Server, path: Path) -> None:
@@ -197,7 +197,7 @@ def test_two_processes_download_the_same_file_once(server: Server, path: Path) -
     processes = [subprocess.Popen(command, env=environment) for _ in range(2)]
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
     assert path.read_bytes() == CONTENT
-    assert server.ranges == [None]
+    assert server.requested == [None]
 
 
 def test_a_network_is_downloaded_then_taken_from_the_cache(

@@ -22,6 +22,7 @@ import pytest
 import yaml
 from helpers.places import ROOT as REPO
 
+from dpt_ros.apps import train
 from dpt_ros.apps.demo.bag import Scene, write_camera_bag
 from dpt_ros.engine.settings import Settings, parameter_name
 
@@ -29,6 +30,8 @@ PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").g
 SETUP = (REPO / "setup.py").read_text("utf-8")
 PROGRAMS = set(re.findall(r'"(dpt_\w+)": "dpt_ros', SETUP))
 EXTRAS = set(re.findall(r'"([\w-]+)":', SETUP.partition("extras_require")[2].partition("}")[0]))
+# Most options of dpt_train are made from the fields of its Recipe.
+TRAIN = {option for action in train._parser()._actions for option in action.option_strings}
 SOURCES = "\n".join(path.read_text("utf-8") for path in (REPO / "dpt_ros").rglob("*.py"))
 LAUNCH = {path.name: path.read_text("utf-8") for path in (REPO / "launch").glob("*.py")}
 PARAMETERS = {parameter_name(field) for field in fields(Settings)}
@@ -130,6 +133,8 @@ def wrong_arguments(program: str, arguments: list[str]) -> str:
                 return f"no parameter {name}"
             Settings.parse({name: yaml.safe_load(value)})
         option = word.replace("--no-", "--", 1)
+        if program == "dpt_train" and word in TRAIN:
+            continue
         if word.startswith("--") and word not in ROS_OPTIONS and f'"{option}"' not in SOURCES:
             return f"no option {word}"
     return ""

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from dpt_ros.engine.inference import kernels
 from dpt_ros.engine.output.postprocess import classify, resize_labels
-from dpt_ros.model.heads import DepthHead, SegmentationHead
+from dpt_ros.model.heads import DepthHead, SegmentationHead, upsample2
 
 # batch, channels, groups, height, width
 MAPS = [(2, 32, 8, 5, 7), (1, 24, 4, 9, 3), (2, 12, 3, 11, 4), (1, 32, 2, 1, 1)]
@@ -304,8 +304,8 @@ def test_labels_are_those_of_the_full_logits_then_the_nearest(size):
     head = SegmentationHead(8, 40).eval()
     nn.init.normal_(head.classify.weight)
     features = torch.randn(2, 8, 5, 6)
-    labels, confidence = classify(head(features), (10, 12), confidence=True)
     logits = head(features)
+    labels, confidence = classify(upsample2(logits), (10, 12), confidence=True)
     actual, sure = kernels.classify_upsampled(logits, (10, 12), size, confidence=True)
     assert torch.equal(actual, resize_labels(labels, size))
     assert torch.equal(sure, resize_labels(confidence, size))
