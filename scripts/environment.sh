@@ -84,3 +84,32 @@ esac
 export PATH="$PWD/.venv/bin:$PATH"
 # An environment of another ROS install would be mixed with the wheels'.
 unset PYTHONPATH AMENT_PREFIX_PATH COLCON_PREFIX_PATH
+
+# run_tests PYTHON [ARGUMENTS OF PYTEST]: with nothing but options (-x, --durations=80), all tests.
+run_tests() {
+  local pytest=("$1" -m pytest --durations=10) word beside code=0
+  shift
+  for word in "$@"; do
+    if [[ $word != -* ]]; then
+      say "Tests (pytest)"
+      "${pytest[@]}" "$@"
+      return
+    fi
+  done
+  # Tests with real ROS processes wait most of the time, and have rates and deadlines to keep. The
+  # others run beside them, on what they leave of the CPU.
+  local without_ros=(test/model test/engine test/datasets test/metrics test/world test/project)
+  local log=build/tests_without_ros.log
+  mkdir -p build
+  pytest+=(-p no:cacheprovider) # two at once would write over each other
+  say "Tests (pytest): those without ROS processes into $log, meanwhile all others"
+  nice -n 19 "${pytest[@]}" "${without_ros[@]}" "$@" >"$log" 2>&1 &
+  beside=$!
+  trap "kill $beside" EXIT
+  "${pytest[@]}" "${without_ros[@]/#/--ignore=}" "$@" || code=$?
+  say "Tests without ROS processes (pytest)"
+  wait $beside || code=$?
+  trap - EXIT
+  cat "$log"
+  return "$code"
+}
