@@ -177,7 +177,7 @@ def band(points: np.ndarray, settings: LayerSettings) -> np.ndarray:
 
 
 def in_world(cloud: np.ndarray, odom_from_camera: np.ndarray) -> np.ndarray:
-    """(N, 3) points of an organised cloud (``engine.cloud.points``) in the world's frame."""
+    """(N, 3) points of an organised cloud (``output.point_cloud.points``) in the world's frame."""
     points = np.stack([cloud[name].ravel() for name in "xyz"], 1).astype(np.float64)
     return points @ odom_from_camera[:3, :3].T + odom_from_camera[:3, 3]
 
@@ -417,7 +417,7 @@ def drive(
         settings: of the layers; each has its own grids.
         stride: pixels from point to point.
         warm_up: frames before the first one that is scored.
-        far: metres to the points that stand for "beyond range" (``engine.cloud.points``).
+        far: metres to the points that stand for "beyond range" (``output.point_cloud.points``).
 
     Returns:
         The scores by name, for each of ``settings``; under ``TRUE_DEPTH`` those of a camera that

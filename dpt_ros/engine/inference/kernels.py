@@ -87,7 +87,6 @@ def group_norm_act(
         eps: added to the variance.
         residual: like ``x``, or None.
         relu: whether a ReLU comes last.
-
     """
     if triton := _triton(x):
         return triton.group_norm_act(x, weight, bias, groups, eps, residual, relu)
@@ -116,7 +115,6 @@ def upsample_add(
 
     Returns:
         the sum (B, C, H, W), and its ReLU, or the sum again.
-
     """
     size = (size[0], size[1])
     if triton := _triton(x):
@@ -141,7 +139,6 @@ def bias_act(
         bias: (C,), or None.
         residual: like ``x``, or None.
         relu: whether a ReLU comes last.
-
     """
     if triton := _triton(x):
         return triton.bias_act(x, bias, residual, relu)
@@ -161,7 +158,6 @@ def add_layer_norm(
         x, y: (B, N, D), one type.
         weight, bias: (D,).
         eps: added to the variance.
-
     """
     if triton := _triton(x):
         return triton.add_layer_norm(x, y, weight, bias, eps)
@@ -188,7 +184,6 @@ def depth_tail(
 
     Returns:
         (B, H, W) float32, relative inverse depth or metres.
-
     """
     if triton := _triton(x):
         least = MIN_INVERSE_DEPTH
@@ -220,7 +215,6 @@ def classify_upsampled(
     Returns:
         labels (B, *size) uint8, 1..C, the first of equal classes; and their softmax probability
         as uint8, 0..255, or None.
-
     """
     if triton := _triton(logits):
         return triton.classify_upsampled(logits, network_size, size, confidence)

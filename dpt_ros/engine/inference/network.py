@@ -18,6 +18,7 @@ from dpt_ros.engine.inference.fold import fold
 from dpt_ros.engine.inference.gpu_modules import fuse
 from dpt_ros.engine.input.preprocess import network_size
 from dpt_ros.engine.settings import Settings
+from dpt_ros.model.heads import MIN_INVERSE_DEPTH
 
 if TYPE_CHECKING:
     from dpt_ros.model import DPT
@@ -217,7 +218,10 @@ class Networks:
 
     @property
     def farthest(self) -> float:
-        """Metres beyond which the network's depth only means "farther"; inf without a limit."""
-        if self.depth is None or not self.depth.spec.invert or not self.depth.spec.shift:
-            return float("inf")
-        return _SATURATED / self.depth.spec.shift
+        """Metres beyond which a metric network's depth only means "farther"; inf for others."""
+        return _SATURATED / self.least if self.least else float("inf")
+
+    @property
+    def least(self) -> float:
+        """The smallest inverse depth of a metric network, 1/m; 0 for others."""
+        return max(self.depth.spec.shift, MIN_INVERSE_DEPTH) if self.depth and self.metric else 0.0

@@ -13,7 +13,7 @@ _NEAR_TO_FAR = cv2.applyColorMap(255 - _STEPS, cv2.COLORMAP_INFERNO)[0, :, ::-1]
 
 
 def depth_to_color(depth: np.ndarray, far: float) -> np.ndarray:
-    """Depth in colour over a fixed range., the same in every frame.
+    """Depth in colour over a fixed range, the same in every frame.
 
     Args:
         depth: (H, W) float32, metres; NaN is drawn black, +Inf as ``far``.

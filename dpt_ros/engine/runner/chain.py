@@ -177,8 +177,7 @@ class Chain:
             self._device_inputs = [self._device_input(network) for network in self._networks]
         self._groups = networks.groups
         self._metric = networks.metric
-        # The raw inverse depth of the farthest depth: what 0, beyond range, is inverted as.
-        self._least = networks.depth.spec.shift if networks.depth else 0.0
+        self._least = networks.least
         self._stride = settings.points_stride
         self._far = settings.points_far
         self._max_incidence = settings.points_max_incidence
@@ -303,7 +302,7 @@ class Chain:
         wanted = self.kind.outputs
         outputs = {}
         if self._metric:
-            bounded = F.threshold(inverse_depth, 0.0, max(self._least, 1e-8))
+            bounded = F.threshold(inverse_depth, 0.0, self._least)
             depth = limit_depth(self._resize(bounded.reciprocal()), limit)
             if wanted.inverse:
                 outputs["inverse"] = depth.reciprocal()

@@ -279,6 +279,7 @@ class _CapturedChain:
 
     def __init__(self, chain: Steps, streams: Streams, pixels: Tensor, limit: Tensor) -> None:
         self.refined = chain.refined
+        self._chain = chain  # its constants, which the graphs read and do not own
         self._replay_infer, maps = streams.capture(lambda: chain.infer(chain.preprocess(pixels)))
         self._replay_finish, self._outputs = streams.capture(
             lambda: chain.finish(maps, pixels, limit)

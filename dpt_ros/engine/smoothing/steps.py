@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dpt_ros.engine.output.postprocess import on_host
+from dpt_ros.engine.output import postprocess
 from dpt_ros.engine.scale.inverse_depth import apply_affine
 from dpt_ros.engine.smoothing.motion import EgoMotion, refine
 from dpt_ros.engine.smoothing.registration import fit_affine
@@ -357,7 +357,7 @@ def sample(maps: Tensor, position: Tensor) -> Tensor:
 
 def max_pool3x3(values: Tensor) -> Tensor:
     """(H, W): the maximum of every 3x3 neighbourhood."""
-    if on_host(values):
+    if postprocess.on_host(values):
         return torch.from_numpy(cv2.dilate(values.numpy(), np.ones((3, 3), np.uint8)))
     return F.max_pool2d(values[None], 3, 1, 1)[0]
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Several cameras in a batch, and points beyond range, on the CPU and on the steps of a GPU."""
 
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -73,10 +74,14 @@ def test_beyond_the_range_points_are_as_far_away_as_asked_for(networks, kind):
     np.testing.assert_array_equal(said.points["z"][~beyond], said.depth[~beyond])
 
 
+@pytest.mark.parametrize("shift", [1 / 50, 0.0])
 @pytest.mark.parametrize("streams", [None, HostStreams()])
 def test_what_scale_and_filter_leave_beyond_range_stays_infinite_when_it_is_resized(
-    networks, streams
+    networks, streams, shift
 ):
+    depth = copy(networks.depth)
+    depth.spec = replace(depth.spec, shift=shift)
+    networks = replace(networks, depth=depth)
     wanted = OutputRequest(inverse=True, labels=False, deviation=True)
     kind = Kind.of(frame(1, pixels=picture(1, 100, 160)), wanted)
     chain = Chain(networks, kind, True, SMALL, streams)

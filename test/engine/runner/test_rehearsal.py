@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -33,10 +34,12 @@ from dpt_ros.engine.frame import CameraModel, Frame, OutputRequest
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.input.encodings import ENCODINGS, picture_size
 from dpt_ros.engine.output.label_groups import LabelGroups
+from dpt_ros.engine.output.postprocess import resize_depth
 from dpt_ros.engine.runner.cuda import StreamRunner
 from dpt_ros.engine.runner.host import HostRunner
 from dpt_ros.engine.scale.anchors import Anchors
 from dpt_ros.engine.settings import Settings
+from dpt_ros.engine.smoothing.steps import max_pool3x3
 
 FRAMES = 5  # two launched one by one, then the graph
 
@@ -104,6 +107,14 @@ SETTINGS = {
     "points beyond range": replace(DEFAULT, points_far=30.0, max_range=3.0),
     "points not filtered": replace(DEFAULT, points_max_incidence=90.0),
 }
+
+
+def test_opencv_gets_no_maps_in_a_rehearsal(rehearsed, monkeypatch):
+    monkeypatch.setattr(cv2, "dilate", None)
+    monkeypatch.setattr(cv2, "resize", None)
+    maps = torch.rand(1, 8, 9)
+    assert max_pool3x3(maps[0]).shape == (8, 9)
+    assert resize_depth(maps, (16, 18), exact=False).shape == (1, 16, 18)
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["one network", "two networks"])
