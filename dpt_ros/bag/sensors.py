@@ -98,7 +98,7 @@ class StaticFrames:
         pose = self.pose(sensor_frame, camera_frame)
         if pose is None:
             raise MessageError(
-                "the pose of the sensor is not known",
+                "unknown pose",
                 f"/tf_static has no transform from '{sensor_frame}' to '{camera_frame}', so these"
                 " anchors are not used; set sensor_in_camera.",
             )

@@ -14,6 +14,7 @@ from std_msgs.msg import Header
 from dpt_ros.bag.sensors import StaticFrames
 from dpt_ros.bag.settings import read_settings
 from dpt_ros.engine.frame import CameraModel
+from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.camera.anchor_projector import AnchorProjector
 from dpt_ros.ros.messages.camera_info import camera_info_message
 from dpt_ros.ros.messages.image import MessageError, image_message
@@ -107,3 +108,16 @@ def test_a_frame_is_the_same_with_a_slash_in_front() -> None:
             pose = frames.pose(child, parent)
             assert pose is not None
             assert pose[0, 3] == 1.0
+
+
+def test_a_cloud_that_cannot_be_used_is_named_with_its_values_on_diagnostics() -> None:
+    said: list[str] = []
+    anchors = AnchorProjector(Settings(), lambda camera, sensor: np.eye(4), said.append)
+    cloud = PointCloud2(header=Header(frame_id="lidar"), width=2, height=1)
+    anchors.take("anchors/points", cloud)
+    assert anchors.anchors(CameraModel(64, 48, 50.0, 50.0, 32.0, 24.0), "eye") is None
+    state = anchors.records["anchors/points"].state
+    assert state == (
+        "not used: The cloud has no float32 or float64 fields x, y and z; it has none"
+    )
+    assert said == [f"anchors/points: {state.removeprefix('not used: ')}."]

@@ -87,11 +87,12 @@ class AnchorProjector:
             return None
         try:
             anchors = self._project(msg, self._pose(frame_id, msg.header.frame_id), camera)
-        except (MessageError, ValueError) as error:
-            why = error.reason if isinstance(error, MessageError) else str(error).rstrip(".")
-            record.unused(one_line(why))
-            if str(error):
-                self._warn(f"{self.newest}: {error}")
+        except ValueError as error:  # also a MessageError
+            text = str(error)
+            why = error.reason if isinstance(error, MessageError) and not text else text
+            record.unused(one_line(why.rstrip(".")))
+            if text:
+                self._warn(f"{self.newest}: {text}")
             return None
         if not len(anchors):
             record.unused("none of its points is in the image")
@@ -117,9 +118,9 @@ class AnchorProjector:
         if not camera_frame or not sensor_frame:
             owner = "its" if camera_frame else "the image's"
             raise MessageError(
-                f"{owner} frame_id is empty, which names no frame",
-                f"{owner} frame_id is empty, so the pose of the sensor is not known and its"
-                " anchors are not used: set sensor_in_camera, or have the driver set frame_id.",
+                "empty frame_id",
+                f"{owner} frame_id is empty, which names no frame, so the pose of the sensor is"
+                " not known: set sensor_in_camera, or have the driver set frame_id.",
             )
         if same_frame(camera_frame, sensor_frame):
             return np.eye(4)
@@ -144,10 +145,8 @@ class AnchorProjector:
             return project_points(cloud_points(msg), pose, camera, stamp)
         if self.calibration.camera is None:
             faults = self.calibration.warnings or ["anchors/depth needs intrinsics."]
-            raise MessageError(
-                "no usable intrinsics on anchors/camera_info",
-                f"no usable intrinsics on anchors/camera_info: {faults[0]}",
-            )
+            text = f"no usable intrinsics on anchors/camera_info: {faults[0]}"
+            raise MessageError("no intrinsics", text)
         if msg.encoding not in ("32FC1", "16UC1", "mono16"):  # drivers call millimetres either
             raise MessageError(
                 "unknown encoding",

@@ -58,9 +58,10 @@ class TfTree:
             return
         self._tf2 = tf2_ros
         self._since = time.monotonic()
+        self._behind = 0
         # Without the node the buffer offers no service tf2_frames, which would stay; it then does
         # not follow a simulated clock, so that jumps are passed on here.
-        self._buffer = buffer = tf2_ros.Buffer(cache_time=Duration(seconds=_KEPT))
+        buffer = tf2_ros.Buffer(cache_time=Duration(seconds=_KEPT))
         self._listener = tf2_ros.TransformListener(buffer, self._node)
         back = JumpThreshold(
             min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=True
@@ -68,6 +69,7 @@ class TfTree:
         self._jumps = self._node.get_clock().create_jump_callback(
             back, post_callback=lambda _: buffer.clear()
         )
+        self._buffer = buffer  # last: what fails or is interrupted above leaves the tree closed
 
     def close(self) -> None:
         """Stop listening and forget everything."""
@@ -91,7 +93,7 @@ class TfTree:
         if self.young:
             raise MessageError(f"waiting for tf ({why})", "")
         raise MessageError(
-            f"the pose of the sensor is not known; tf: {why}",
+            "unknown pose",
             "the pose of the sensor is not known; set sensor_in_camera, or publish it on tf"
             f" (tf: {why}).",
         )

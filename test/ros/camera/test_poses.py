@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from helpers.ros_processes import ros_domain
@@ -115,3 +118,16 @@ def test_without_transforms_tf_has_no_pose() -> None:
         tree = TfTree(domain.node)
         assert TfPoses(tree, "odom", [].append).pose("eye", 0) is None
         tree.close()
+
+
+def test_tf_that_cannot_be_started_stays_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("the context has ended")
+
+    tf2 = SimpleNamespace(Buffer=lambda **_: object(), TransformListener=refuse)
+    monkeypatch.setitem(sys.modules, "tf2_ros", tf2)
+    tree = TfTree(SimpleNamespace())
+    with pytest.raises(RuntimeError, match="the context has ended"):
+        tree.start()
+    assert not tree.young
+    tree.close()  # as the node does at its end
