@@ -38,6 +38,7 @@ from dpt_ros.engine.output.label_groups import load_groups
 from dpt_ros.ros.camera.geometry import pose_matrix
 
 _SILENCE = 5.0  # seconds without messages before a warning
+_DISCOVERY = 30.0  # seconds that publishers may take to be found, not counted in --seconds
 _REPEAT = 10.0  # seconds between warnings
 _VIEWER_PORT = 9876
 
@@ -185,7 +186,8 @@ def _follow(
     shown: Mapping[str, CameraMessages],
 ) -> None:
     last_message, last_warning = time.monotonic(), -_REPEAT
-    end = float("inf")
+    seconds = args.seconds or float("inf")
+    end = last_message + seconds + _DISCOVERY
     while rclpy.ok() and time.monotonic() < end:
         messages = live.wait(0.25)
         now = time.monotonic()
@@ -193,8 +195,7 @@ def _follow(
             _show(shown, *sources[name], message)
             if sources[name].topic != DIAGNOSTICS:
                 last_message = now
-                # The time to find the publishers, seconds, does not count.
-                end = min(end, now + (args.seconds or end))
+                end = min(end, now + seconds)
         if now - last_message > _SILENCE and now - last_warning > _REPEAT:
             last_warning = now
             text = live.missing() or "No new messages on the topics shown."
