@@ -27,7 +27,7 @@ NAMES = humble()
 INSTALLED = names_of(Path(importlib.util.find_spec("rclpy").origin).parent)
 NEWER = words(INSTALLED) - words(NAMES)
 # Newer words of rclpy that mean something else in dpt_ros, and one of Humble's compiled module.
-ELSE = {"autostart", "chain", "mutex", "once", "version", "STEADY_TIME"}
+ELSE = {"Action", "autostart", "chain", "mutex", "once", "version", "STEADY_TIME"}
 ATTRIBUTES = NEWER - ELSE - {"matched"}
 KEYWORDS = NEWER - ELSE
 
