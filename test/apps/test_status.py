@@ -56,7 +56,7 @@ def test_json_carries_the_same_as_plain_values(domain: Domain, node: Process) ->
 def test_a_namespace_without_a_node_is_answered_with_what_is_there(
     domain: Domain, node: Process
 ) -> None:
-    code, said = status(domain, "--once", "--namespace", "/other", "--timeout", "4")
+    code, said = status(domain, "--once", "--namespace", "/other", "--timeout", "8")
     assert code == 3
     assert "No dpt_ros node in or below /other reported on /diagnostics within 4 s" in said
     assert f"ROS_DOMAIN_ID {domain.id}" in said
@@ -107,8 +107,11 @@ def test_other_programs_are_shown_on_demand_only() -> None:
         )
         publisher = other.node.create_publisher(DiagnosticArray, "/diagnostics", 1)
         other.node.create_timer(0.2, lambda: publisher.publish(message))
-        for words, code, text in (((), 3, "--all shows them"), (("--all",), 2, "ERROR  motor")):
-            process = other.start(*PROGRAM, "--once", "--timeout", "3", *words)
+        for words, code, text in (
+            (("--timeout", "8"), 3, "--all shows them"),
+            (("--timeout", "60", "--all"), 2, "ERROR  motor"),  # ends with the first message
+        ):
+            process = other.start(*PROGRAM, "--once", *words)
             other.spin_until(lambda process=process: not process.running)
             assert process.wait() == code, process.output
             assert text in process.output
