@@ -58,7 +58,7 @@ def test_a_namespace_without_a_node_is_answered_with_what_is_there(
 ) -> None:
     code, said = status(domain, "--once", "--namespace", "/other", "--timeout", "8")
     assert code == 3
-    assert "No dpt_ros node in or below /other reported on /diagnostics within 4 s" in said
+    assert "No dpt_ros node in or below /other reported on /diagnostics within 8 s" in said
     assert f"ROS_DOMAIN_ID {domain.id}" in said
     assert "robot/dpt: networks" in said
 
