@@ -170,6 +170,8 @@ class ImageInput:
         # Humble gives neither.
         if number and (publisher or self._publishers < 2):
             gap = number - self._last_number.get(publisher, number - 1) - 1
+            if gap == -1:
+                return  # the same message: a publisher that was lost and found again repeats it
             self._last_number[publisher] = number
             if gap > 0:
                 self.missed += gap

@@ -313,3 +313,14 @@ def test_camera_info_is_scaled_anew_only_when_it_or_the_size_changes() -> None:
         assert (again.k.tolist(), again.header.frame_id) == (first.k.tolist(), "b")
         assert publish(16, 50.0, "b").k[0] == 12.5
         assert publish(16, 60.0, "b").k[0] == 15.0
+
+
+def test_a_message_that_its_publisher_repeats_is_taken_once() -> None:
+    with ros_domain() as domain:
+        taken: list[bytes] = []
+        found = ImageInput(domain.node, "/image", Image, lambda msg, *_: taken.append(msg), "auto")
+        for number in (7, 8, 8, 9, 1, 1):  # 1: the publisher was started again
+            found._take(b"%d" % number, {"publication_sequence_number": number})
+        assert taken == [b"7", b"8", b"9", b"1"]
+        assert found.missed == 0
+        found.close()
