@@ -209,7 +209,7 @@ class Settings:
     )
     smoothing_max_gap: float = setting(
         0.5,
-        "Time between two frames beyond which the temporal filter starts anew, seconds.",
+        "Time between two frames beyond which the temporal filter is reset, seconds.",
         "The camera is slower than 2 Hz.",
         low=0.01,
         high=60.0,

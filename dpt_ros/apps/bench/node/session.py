@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
@@ -84,11 +85,10 @@ class Session:
         self._namespaces = {arm: f"/{root}/{arm}" for arm in ARMS}
         self._programs: dict[str, Program] = {}
         self._load: list[subprocess.Popen[bytes]] = []
-        try:
+        with contextlib.ExitStack() as unfinished:
+            unfinished.callback(self.close)
             self._start(parameters, load)
-        except BaseException:
-            self.close()
-            raise
+            unfinished.pop_all()
 
     def _start(self, parameters: Mapping[str, str], load: int) -> None:
         case, env = self._case, case_environment(self._case.profile)
