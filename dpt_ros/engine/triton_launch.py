@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dpt_ros.engine.faults import AccelerationError, first_line, is_out_of_memory
 
@@ -31,6 +33,15 @@ def triton_installed() -> bool:
 def triton_enabled() -> bool:
     """Whether Triton's versions are used for CUDA tensors."""
     return _enabled and triton_installed()
+
+
+def triton_of(x: Tensor, module: str) -> Any | None:
+    """The module with Triton's versions of functions, for a CUDA tensor; None where plain torch
+    computes."""
+    # torch.compile writes better kernels from plain operations than around foreign ones.
+    if not x.is_cuda or torch.compiler.is_compiling() or not triton_enabled():
+        return None
+    return import_module(module)
 
 
 def run(

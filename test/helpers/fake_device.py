@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpt_ros.engine import triton_launch
-from dpt_ros.engine.inference import kernels
 from dpt_ros.engine.inference.network import Network
 from dpt_ros.engine.input import triton_preprocess
 from dpt_ros.engine.input.device_preprocess import DeviceInput
@@ -126,7 +126,11 @@ def fake_gpu(shared: bool = True, dtype: torch.dtype = torch.float16) -> Iterato
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triton_launch, "_enabled", True)
-        patch.setattr(kernels, "_triton", lambda x: _Launched(launch) if x.is_cuda else None)
+        patch.setattr(
+            triton_launch,
+            "triton_of",
+            lambda x, module: _Launched(launch, module) if x.is_cuda else None,
+        )
         patch.setattr(
             DeviceInput,
             "_triton_kernel",
@@ -145,15 +149,14 @@ def fake_gpu(shared: bool = True, dtype: torch.dtype = torch.float16) -> Iterato
 
 
 class _Launched:
-    """The Triton wrappers, whose launches are counted."""
+    """The Triton wrappers of a module, whose launches are counted."""
 
-    def __init__(self, launch: Any) -> None:
+    def __init__(self, launch: Any, module: str) -> None:
         self._launch = launch
+        self._wrappers = import_module(module)
 
     def __getattr__(self, name: str) -> Any:
-        from dpt_ros.engine.inference import triton_kernels
-
-        return lambda *args: getattr(triton_kernels, name)(*args, launch=self._launch)
+        return lambda *args: getattr(self._wrappers, name)(*args, launch=self._launch)
 
 
 def _tensors(values: Any) -> list[Tensor]:

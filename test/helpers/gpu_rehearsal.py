@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -21,7 +22,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpt_ros.engine import triton_launch
-from dpt_ros.engine.inference import kernels
 from dpt_ros.engine.inference.network import Network
 from dpt_ros.engine.input import device_preprocess
 from dpt_ros.engine.input.device_preprocess import DeviceInput
@@ -51,9 +51,6 @@ class Kernels:
     """
 
     def __init__(self) -> None:
-        from dpt_ros.engine.inference import triton_kernels
-
-        self._wrappers = triton_kernels
         self.variants: set[Any] = set()
         self.capturing = False
         self.broken = ""
@@ -97,13 +94,29 @@ class Kernels:
 
     def _fail(self, kernel: Any, args: tuple) -> None:
         # The real launcher, whose kernel cannot run where no GPU is.
-        self._wrappers.run(kernel, (1,), args, {}, 4)
+        triton_launch.run(kernel, (1,), args, {}, 4)
+
+    def network_input(self, pixels: Tensor, plan: InputPlan) -> Tensor:
+        """The preprocessing kernel, in the same way."""
+        from dpt_ros.engine.input import triton_preprocess
+
+        made = triton_preprocess.network_input(pixels, plan, self.launch)
+        return made.copy_(device_preprocess.network_input(pixels, plan))
+
+
+class _Wrappers:
+    """The wrappers of a module "triton_X", with values from the plain twins in its module "X"."""
+
+    def __init__(self, rehearsed: Kernels, module: str) -> None:
+        self._rehearsed = rehearsed
+        self._triton = import_module(module)
+        self._plain = import_module(module.replace("triton_", ""))
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        wrapper, plain = getattr(self._wrappers, name), getattr(kernels, name)
+        wrapper, plain = getattr(self._triton, name), getattr(self._plain, name)
 
         def call(*args: Any) -> Any:
-            made = wrapper(*args, launch=self.launch)
+            made = wrapper(*args, launch=self._rehearsed.launch)
             with plain_torch():
                 # "least" is the wrapper's own: plain torch knows it.
                 values = plain(*args[:7]) if name == "depth_tail" else plain(*args)
@@ -114,13 +127,6 @@ class Kernels:
             return made
 
         return call
-
-    def network_input(self, pixels: Tensor, plan: InputPlan) -> Tensor:
-        """The preprocessing kernel, in the same way."""
-        from dpt_ros.engine.input import triton_preprocess
-
-        made = triton_preprocess.network_input(pixels, plan, self.launch)
-        return made.copy_(device_preprocess.network_input(pixels, plan))
 
 
 class RehearsalStreams(HostStreams):
@@ -185,15 +191,15 @@ def rehearsal() -> Iterator[Kernels]:
     """Within, CPU tensors are treated as a GPU's."""
     rehearsed = Kernels()
 
-    def triton_of(x: Tensor) -> Kernels | None:
+    def triton_of(x: Tensor, module: str) -> _Wrappers | None:
         usable = rehearsed.enabled() and not torch.compiler.is_compiling()
-        return rehearsed if usable else None
+        return _Wrappers(rehearsed, module) if usable else None
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             triton_launch, "_enabled", True
         )  # put back at the end, whoever turned it off
-        patch.setattr(kernels, "_triton", triton_of)
+        patch.setattr(triton_launch, "triton_of", triton_of)
         patch.setattr(postprocess, "on_host", lambda values: not rehearsed.active)
         patch.setattr(
             DeviceInput,

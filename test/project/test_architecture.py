@@ -29,7 +29,7 @@ FLOORS = [
 # The rooms and files of a floor, in the same way.
 WITHIN = {
     "engine": [
-        {"faults", "frame", "settings"},
+        {"faults", "frame", "packed", "settings"},
         {"triton_launch"},
         {"output", "scale"},
         {"input", "smoothing"},

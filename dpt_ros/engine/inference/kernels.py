@@ -8,13 +8,14 @@ Triton versions raise a ValueError for others. They are for inference and have n
 
 from __future__ import annotations
 
-from functools import cache
-from types import ModuleType
+from importlib import import_module
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dpt_ros.engine import triton_launch
 from dpt_ros.engine.faults import innermost_line, is_out_of_memory
 from dpt_ros.engine.output.postprocess import classify, resize_labels
 from dpt_ros.engine.triton_launch import triton_enabled, triton_installed, turn_off_triton
@@ -23,18 +24,11 @@ from dpt_ros.model.heads import MIN_INVERSE_DEPTH, to_depth
 _SLOWER = "The networks run on the GPU without fused Triton kernels, which is slower"
 
 
-@cache
-def _triton_kernels() -> ModuleType:
-    from dpt_ros.engine.inference import triton_kernels
-
-    return triton_kernels
+_TRITON = "dpt_ros.engine.inference.triton_kernels"
 
 
-def _triton(x: Tensor) -> ModuleType | None:
-    # torch.compile writes better kernels from plain operations than around foreign ones.
-    if not x.is_cuda or torch.compiler.is_compiling() or not triton_enabled():
-        return None
-    return _triton_kernels()
+def _triton(x: Tensor) -> Any | None:
+    return triton_launch.triton_of(x, _TRITON)
 
 
 def probe(device: torch.device) -> str:
@@ -55,7 +49,7 @@ def probe(device: torch.device) -> str:
     x = x.contiguous(memory_format=torch.channels_last)
     bias = torch.full((16,), 0.25, device=device)
     try:
-        right = torch.equal(_triton_kernels().bias_act(x, bias, relu=True), F.relu(x + 0.25))
+        right = torch.equal(import_module(_TRITON).bias_act(x, bias, relu=True), F.relu(x + 0.25))
         why = "" if right else "a kernel computed wrong values"
     except torch.OutOfMemoryError:
         raise

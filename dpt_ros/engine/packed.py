@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Numbers of a frame, packed into one vector, so that one copy takes all of them to a device."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+Fields = dict[str, tuple[int, ...]]
+"""Names and shapes of the parts of a vector, in their order."""
+
+
+def length(fields: Fields) -> int:
+    """The number of values."""
+    return sum(math.prod(shape) for shape in fields.values())
+
+
+def offsets(fields: Fields) -> dict[str, int]:
+    """Where each part begins."""
+    found, at = {}, 0
+    for name, shape in fields.items():
+        found[name], at = at, at + math.prod(shape)
+    return found
+
+
+def pack(fields: Fields, values: dict[str, Any]) -> np.ndarray:
+    """(length,) float32; what has no value is 0."""
+    packed = np.zeros(length(fields), np.float32)
+    for name, at in offsets(fields).items():
+        if name in values:
+            packed[at : at + math.prod(fields[name])] = np.ravel(values[name])
+    return packed
+
+
+def unpack(fields: Fields, packed: Tensor) -> dict[str, Tensor]:
+    """Views of (B, length): by name (B, *shape)."""
+    return {
+        name: packed[:, at : at + math.prod(fields[name])].view(len(packed), *fields[name])
+        for name, at in offsets(fields).items()
+    }
