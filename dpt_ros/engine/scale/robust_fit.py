@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
+from dpt_ros.engine.scale import arrays
+from dpt_ros.engine.scale.arrays import Array
 
+INF, NAN = float("inf"), float("nan")
 FIT_STATES = ("", "fitted", "scale only", "too few pairs", "not plausible", "no spread")
 FITTED, SCALE_ONLY, TOO_FEW, NOT_PLAUSIBLE, NO_SPREAD = range(1, 6)
 
@@ -37,7 +38,7 @@ MIN_SCALE = 0.05
 class Fit(NamedTuple):
     """``inverse_depth = scale * raw_inverse_depth + shift``, as fitted to frames.
 
-    All are (...) float64; ``stack`` makes one tensor (..., 10) of them.
+    All are (...) float64; one array (..., 10) holds them in this order.
 
     Args:
         state: index into ``FIT_STATES``: "fitted"; "scale only": the pairs have no spread and fix
@@ -50,19 +51,19 @@ class Fit(NamedTuple):
         residual: relative standard deviation of the network about the line, robust.
     """
 
-    state: Tensor
-    pairs: Tensor
-    scale: Tensor
-    shift: Tensor
-    c00: Tensor
-    c01: Tensor
-    c11: Tensor
-    raw: Tensor
-    measured: Tensor
-    residual: Tensor
+    state: Array
+    pairs: Array
+    scale: Array
+    shift: Array
+    c00: Array
+    c01: Array
+    c11: Array
+    raw: Array
+    measured: Array
+    residual: Array
 
 
-def fit_pairs(raw_inverse_depth: Tensor, inverse_depth: Tensor, usable: Tensor) -> Tensor:
+def fit_pairs(raw_inverse_depth: Array, inverse_depth: Array, usable: Array) -> Array:
     """Robust lines from a network's inverse depth to the measured one.
 
     The network is regressed on the measurement, not vice versa, since the network has the noise,
@@ -79,102 +80,101 @@ def fit_pairs(raw_inverse_depth: Tensor, inverse_depth: Tensor, usable: Tensor) 
     Returns:
         (..., 10) float64: the fields of ``Fit``.
     """
-    inf = float("inf")
-    count = usable.sum(-1, keepdim=True)
-    n = count.double()
+    pairs = usable.sum(-1)[..., None]
+    n = arrays.maximum(pairs, 2)  # so that there are indices, where there is no fit
+    middle = (n - 1) // 2, n // 2
     # Unusable pairs sort last; their weight is 0.
-    x = raw_inverse_depth.masked_fill(~usable, inf).double()
-    sorted_q = inverse_depth.masked_fill(~usable, inf).double().sort(-1).values
-    q = inverse_depth.masked_fill(~usable, 1).double()
-    upper = count // 2
-    lower = (count - 1).clamp_(min=0) // 2
-
-    def median(ascending: Tensor) -> Tensor:
-        return (ascending.gather(-1, lower) + ascending.gather(-1, upper)) * 0.5
-
-    raw, measured = median(x.sort(-1).values), median(sorted_q)
-    spread = _percentile(sorted_q, n, 0.9) - _percentile(sorted_q, n, 0.1)
+    x = arrays.where(usable, arrays.double(raw_inverse_depth), INF)
+    q = arrays.where(usable, arrays.double(inverse_depth), 1.0)
+    measured_ascending = arrays.ascending(arrays.where(usable, q, INF))
+    raw, measured = _median(x, middle), _middle(measured_ascending, middle)
+    low, high = (_percentile(measured_ascending, n, share) for share in (0.1, 0.9))
     unit = measured / raw
     x = x * unit
 
-    a = _repeated_median(raw_inverse_depth, inverse_depth, usable, count, n) * unit
-    b = median((x - a * q).sort(-1).values)
-    wide = (spread >= MIN_SPREAD * measured) & (a > 0) & (a < inf)
-    finite = x.masked_fill(~usable, 0)
-    moments = torch.stack([torch.ones_like(q), q, q * q, finite, finite * q], -2)
+    a = _repeated_median(raw_inverse_depth, inverse_depth, usable, n) * unit
+    b = _median(x - a * q, middle)
+    good = (high - low >= MIN_SPREAD * measured) & (a > 0) & (a < INF)
+    known = arrays.where(usable, x, 0.0)
+    moments = arrays.stack([usable * 1.0, q, q * q, known, known * q], -2)
     for _ in range(ITERATIONS):
         # Errors are relative to the fitted value, bounded from below near its zero.
         slope = a * q
         line = slope + b
-        size = torch.maximum(line, slope * 0.1)
-        error = ((x - line) / size).abs_()
-        noise = (median(error.sort(-1).values) * MAD).clamp_(min=MIN_NOISE)
-        root = (1 - (error / (noise * TUKEY)).square_()).clamp_(min=0)
-        weight = (root / size).square_()
-        m0, m1, m2, y0, y1 = (moments @ weight[..., None]).unbind(-2)
+        size = arrays.maximum(line, slope * 0.1)
+        error = abs((x - line) / size)
+        noise = arrays.maximum(_median(error, middle) * MAD, MIN_NOISE)
+        error = error / (noise * TUKEY)
+        root = arrays.maximum(1 - error * error, 0)
+        weight = root / size
+        sums = moments @ (weight * weight)[..., None]
+        m0, m1, m2, y0, y1 = (sums[..., k, :] for k in range(5))
         determinant = m0 * m2 - m1 * m1
         a = (m0 * y1 - m1 * y0) / determinant
         b = (m2 * y0 - m1 * y1) / determinant
-    inliers = (root > 0).sum(-1, keepdim=True) / n
-    factor = noise.clamp(min=BIAS).square_() * (n / INDEPENDENT).clamp_(min=1) / determinant
+    sigma = arrays.maximum(noise, BIAS)
+    factor = sigma * sigma * arrays.maximum(n / INDEPENDENT, 1) / determinant
     c00, c01, c11 = m0 * factor, -m1 * factor, m2 * factor
-    good = wide & (determinant * MAX_CONDITION > (m0 + m2).square()) & (noise <= MAX_NOISE)
-    good &= (a > MIN_SCALE) & (a < 1 / MIN_SCALE) & (inliers >= MIN_INLIERS)
-    good &= c00 <= (MAX_SCALE_SIGMA * a).square()
-    # From unit * raw = a * inverse + b to inverse = scale * raw + shift.
-    inverse = 1 / a
-    scale, shift = unit * inverse, -b * inverse
-    by_slope = shift * inverse  # derivatives of scale and shift: -scale / a, -shift / a, -1 / a
-    line_fit = (
+    trace, inliers = m0 + m2, (root > 0).sum(-1)[..., None]
+    good &= (determinant * MAX_CONDITION > trace * trace) & (c00 <= (MAX_SCALE_SIGMA * a) ** 2)
+    good &= (a > MIN_SCALE) & (a < 1 / MIN_SCALE)
+    good &= (noise <= MAX_NOISE) & (inliers >= MIN_INLIERS * n)
+    # From unit * raw = a * inverse + b to inverse = scale * raw + shift, by their derivatives.
+    by_b = -1 / a
+    scale, shift = -unit * by_b, b * by_b
+    scale_by_a, shift_by_a = scale * by_b, shift * by_b
+    line_fit = [
         scale,
         shift,
-        (scale * inverse).square() * c00,
-        scale * inverse * (by_slope * c00 + inverse * c01),
-        by_slope.square() * c00 + 2 * by_slope * inverse * c01 + inverse.square() * c11,
+        scale_by_a * scale_by_a * c00,
+        scale_by_a * (shift_by_a * c00 + by_b * c01),
+        shift_by_a * (shift_by_a * c00 + 2 * by_b * c01) + by_b * by_b * c11,
         raw,
         measured,
         noise,
-    )
+    ]
     # The median ratio, unless the pairs do not agree on it.
-    ratio = (q / x).masked_fill_(~usable, inf)
-    middle = median(ratio.sort(-1).values)
-    apart = (ratio / middle - 1).abs_()
-    noise = (median(apart.sort(-1).values) * MAD).clamp_(min=MIN_NOISE)
-    zero, center = torch.zeros_like(n), middle * measured
-    variance = (noise.clamp(min=BIAS) * center).square_() / INDEPENDENT
-    ratio_fit = (middle * unit, zero, variance, zero, zero, raw, center, noise)
+    ratio = arrays.where(usable, q / x, INF)
+    agreed = _median(ratio, middle)
+    noise = arrays.maximum(_median(abs(ratio / agreed - 1), middle) * MAD, MIN_NOISE)
+    center, zero = agreed * measured, noise * 0
+    sigma = arrays.maximum(noise, BIAS) * center
+    ratio_fit = [agreed * unit, zero, sigma * sigma / INDEPENDENT, zero, zero, raw, center, noise]
 
-    state = (noise > MAX_NOISE) * (NOT_PLAUSIBLE - SCALE_ONLY) + SCALE_ONLY
-    state = state.masked_fill(good, FITTED).masked_fill(count < MIN_PAIRS, TOO_FEW)
-    parts = torch.where(good, torch.cat(line_fit, -1), torch.cat(ratio_fit, -1))
-    return torch.cat([state.double(), n, parts], -1)
-
-
-def _percentile(ascending: Tensor, n: Tensor, share: float) -> Tensor:
-    place = ((n - 1) * share).clamp_(min=0)
-    index = place.long()
-    low, high = ascending.gather(-1, index), ascending.gather(-1, index + 1)
-    return torch.lerp(low, high, place - index)
+    state = arrays.where(noise > MAX_NOISE, float(NOT_PLAUSIBLE), float(SCALE_ONLY))
+    state = arrays.where(pairs < MIN_PAIRS, float(TOO_FEW), arrays.where(good, FITTED, state))
+    parts = [arrays.where(good, *both) for both in zip(line_fit, ratio_fit, strict=True)]
+    return arrays.stack([state, arrays.double(pairs), *parts], -1)[..., 0, :]
 
 
-def _repeated_median(x: Tensor, q: Tensor, usable: Tensor, count: Tensor, n: Tensor) -> Tensor:
+def _middle(ascending: Array, middle: tuple[Array, Array]) -> Array:
+    return (arrays.gather(ascending, middle[0]) + arrays.gather(ascending, middle[1])) * 0.5
+
+
+def _median(values: Array, middle: tuple[Array, Array]) -> Array:
+    return _middle(arrays.ascending(values), middle)
+
+
+def _percentile(ascending: Array, n: Array, share: float) -> Array:
+    place = (n - 1) * share
+    index = arrays.whole(place)
+    low, high = arrays.gather(ascending, index), arrays.gather(ascending, index + 1)
+    return low + (high - low) * (place - index)
+
+
+def _repeated_median(x: Array, q: Array, usable: Array, n: Array) -> Array:
     """The median over points of the median slope to the others; NaN if there is none. (..., 1)"""
     # Evenly spaced ones of the usable pairs.
-    number = torch.arange(START_PAIRS, device=x.device)
-    picked = count.clamp(max=START_PAIRS)
-    rank = (number * ((n - 1) / (picked - 1))).round_().long() + 1
-    pick = torch.searchsorted(usable.cumsum(-1), rank).clamp_(max=x.shape[-1] - 1)
-    none = number >= picked
-    x = x.gather(-1, pick)
-    q = q.gather(-1, pick).masked_fill(none, float("nan"))
-    last = (picked - 1).clamp_(min=0)
-    ascending = q.sort(-1).values
-    middle = ascending.gather(-1, last // 2) + ascending.gather(-1, picked // 2)
+    number, picked = arrays.numbers(START_PAIRS, x), arrays.minimum(n, START_PAIRS)
+    rank = arrays.minimum(arrays.whole((number * ((n - 1) / (picked - 1))).round()), n - 1)
+    pick = arrays.gather(arrays.first_true(usable), rank)
+    x = arrays.gather(x, pick)
+    q = arrays.where(number < picked, arrays.gather(q, pick), NAN)
+    least = MIN_BASELINE * _median(q, ((picked - 1) // 2, picked // 2))
     baseline = q[..., :, None] - q[..., None, :]
-    slopes = (x[..., :, None] - x[..., None, :]) / baseline
-    enough = baseline.abs_() > (0.5 * MIN_BASELINE * middle)[..., None]
-    slopes = slopes.masked_fill_(~enough, float("nan")).nanmedian(-1).values
-    ascending = slopes.double().sort(-1).values
-    rows = (ascending == ascending).sum(-1, keepdim=True)
-    last = (rows - 1).clamp_(min=0)
-    return (ascending.gather(-1, last // 2) + ascending.gather(-1, rows // 2)) * 0.5
+    enough = abs(baseline) > least[..., None]
+    slopes = arrays.where(enough, (x[..., :, None] - x[..., None, :]) / baseline, NAN)
+    count = enough.sum(-1)[..., None]
+    slopes = arrays.gather(arrays.ascending(slopes), arrays.maximum(count - 1, 0) // 2)[..., 0]
+    rows = arrays.maximum((count > 0).sum(-2), 2)
+    return _median(arrays.double(slopes), ((rows - 1) // 2, rows // 2))
