@@ -206,8 +206,9 @@ def _correct(n: dict[str, Array], metric: bool) -> tuple[Any, ...]:
     covariance = [k.unit * k.unit * (k.c00 + k.s0), k.unit * k.c01, k.c11 + k.s1]
     state, *packed = (arrays.stack(list(part), -1) for part in (k, covariance, stats))
     covariance, told = (arrays.single(part) for part in packed)
-    table = _table(n, fresh, anchored, arrays.single(scale), arrays.single(k.shift))
-    return state, table, told[..., 1:3], covariance, told
+    line = arrays.single(scale), arrays.single(k.shift)
+    local = n["table"], n["anchors"], n["seen"], n["seconds"]
+    return state, update_table(*local, fresh, anchored, *line), told[..., 1:3], covariance, told
 
 
 def _sources(fits: Array) -> list[Array]:
@@ -219,12 +220,30 @@ def _chosen(condition: Array, a: Kalman, b: Kalman, source: int) -> Kalman:
     return Kalman(*(arrays.where(condition, *both) for both in zip(a, b, strict=True)))
 
 
-def _table(
-    n: dict[str, Array], fresh: Array, anchored: Array, scale: Array, shift: Array
+def update_table(
+    table: Array,
+    anchors: Array,
+    seen: Array,
+    seconds: Array,
+    fresh: Array,
+    anchored: Array,
+    scale: Array,
+    shift: Array,
 ) -> Array:
-    q, seen = n["anchors"][..., 2], n["seen"]
-    fresh, decay = (arrays.column(arrays.column(one)) for one in (fresh, n["seconds"]))
-    before = arrays.where(fresh, arrays.zeros(n["table"]), n["table"])
+    """The local correction after a frame; of tensors (B, ...) or of one camera's arrays.
+
+    Args:
+        table: (DEPTHS, COLUMNS) before it, logarithms of the factor.
+        anchors: (N, 3), shares of width and height, inverse depth.
+        seen: (N,) raw inverse depth there, 0 where an anchor is not used.
+        seconds: since the last frame.
+        fresh: bool: there was none, and depth may jump.
+        anchored: bool: whether the anchors determined scale and shift.
+        scale, shift: of the frame.
+    """
+    q = anchors[..., 2]
+    fresh, decay = (arrays.column(arrays.column(one)) for one in (fresh, seconds))
+    before = arrays.where(fresh, arrays.zeros(table), table)
     target = before * 0.5 ** (decay / HALF_LIFE)
     inverse_depth = arrays.column(scale) * seen + arrays.column(shift)
     use = arrays.column(anchored) & (seen > 0) & (inverse_depth > 0)
@@ -233,7 +252,7 @@ def _table(
         ratio = arrays.where(use, arrays.log(q) - log, MAX_LOG_RATIO)
         trust = arrays.maximum(1 - (ratio * (1 / MAX_LOG_RATIO)) ** 2, 0) ** 2
         centers = arrays.single((arrays.numbers(COLUMNS, log) + 0.5) * (1 / COLUMNS))
-        across = (centers - n["anchors"][..., :1]) * (SQRT_HALF / COLUMN_SIGMA)
+        across = (centers - anchors[..., :1]) * (SQRT_HALF / COLUMN_SIGMA)
         across = trust[..., None] * arrays.exp(-across * across)
         centers = arrays.single(arrays.numbers(DEPTHS, log) * LOG_STEP + LOG_FAR)
         along = (centers[:, None] - log[..., None, :]) * (SQRT_HALF / DEPTH_SIGMA)
