@@ -16,12 +16,8 @@ from torch import Tensor
 from dpt_ros.engine.frame import CameraModel, Frame, Prediction
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.input.preprocess import to_rgb
-from dpt_ros.engine.scale.estimator import (
-    ScaledFrame,
-    ScaleEstimator,
-    ScaleSettings,
-    focal_factor,
-)
+from dpt_ros.engine.scale.estimator import ScaledFrame, ScaleEstimator
+from dpt_ros.engine.scale.plan import ScaleSettings, focal_factor
 from dpt_ros.engine.settings import Settings
 from dpt_ros.engine.smoothing.filter import TemporalFilter, TemporalSettings
 from dpt_ros.engine.smoothing.motion import Flow, FlowEstimator
@@ -163,11 +159,8 @@ class Refiner:
             # Another focal length: the past fit does not apply.
             camera.scale = self._estimator(frame.camera)
             camera.scaled_for = frame.camera
-        labels = None
-        if self._settings.scale_camera_height > 0 and logits is not None:
-            labels = logits.argmax(0).add(1).to(torch.uint8)
         down = _LEVEL if frame.down is None else frame.down
-        return camera.scale.update(raw, frame.stamp_ns, frame.camera, frame.anchors, labels, down)
+        return camera.scale.update(raw, frame.stamp_ns, frame.camera, frame.anchors, logits, down)
 
     def smooth(
         self,
@@ -204,7 +197,7 @@ class Refiner:
         settings: Settings,
     ) -> Prediction:
         camera = self._cameras[frame.source]
-        affine, reset = (scaled.scale, scaled.shift), ""
+        affine, reset = (scaled.stats.scale, scaled.stats.shift), ""
         # Before the maps are replaced: the raw inverse depth may lie in them.
         scale_variance = scaled.relative_variance() if scaled.metric else None
         if settings.smoothing_strength > 0:
@@ -260,5 +253,6 @@ class Refiner:
             ),
             self._networks.metric,
             focal,
-            self._networks.floor,
+            self._networks.floor if s.scale_camera_height > 0 else (),
+            self._networks.device,
         )
