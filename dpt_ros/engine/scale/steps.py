@@ -71,8 +71,7 @@ def fit_frame(
         is_floor = (labels[..., None] == floor).any(-1)
     if not postprocess.on_host(raw_inverse_depth):
         n = unpack(SCALE_FIELDS, numbers)
-        fits, seen = _fit_frame(raw_inverse_depth, n["anchors"], n["floor"], is_floor)
-        return torch.cat(fits, 1), seen
+        return _fit_frame(raw_inverse_depth, n["anchors"], n["floor"], is_floor)
     n = unpack(SCALE_FIELDS, numbers.numpy())
     if not n["anchors"].any() and not n["floor"].any():
         none = torch.zeros(len(numbers), 1, len(Fit._fields), dtype=torch.float64)
@@ -80,14 +79,19 @@ def fit_frame(
     parts = [raw_inverse_depth.numpy(), n["anchors"], n["floor"]]
     floors = [None] * len(numbers) if is_floor is None else list(is_floor.numpy())
     with np.errstate(all="ignore"):
-        results = [_fit_frame(*one) for one in zip(*parts, floors, strict=True)]
-    fitted, there = (np.stack(part) for part in zip(*results, strict=True))
-    return torch.from_numpy(fitted), torch.from_numpy(there)
+        return _tensors([_fit_frame(*one) for one in zip(*parts, floors, strict=True)])
+
+
+def _tensors(cameras: list[tuple[np.ndarray, ...]]) -> Any:
+    """The results of cameras as a tuple of tensors of a batch."""
+    parts = zip(*cameras, strict=True)
+    batch = (np.stack(part) if len(part) > 1 else part[0][None] for part in parts)
+    return tuple(torch.from_numpy(part) for part in batch)
 
 
 def _fit_frame(
     raw: Array, anchors: Array, floor: Array, is_floor: Array | None
-) -> tuple[list[Array], Array]:
+) -> tuple[Array, Array]:
     height, width = raw.shape[-2:]
     reach = reach_of(width)
     column, row = arrays.whole(anchors[..., 0] * width), arrays.whole(anchors[..., 1] * height)
@@ -104,7 +108,9 @@ def _fit_frame(
     if is_floor is not None:
         ground = flat[..., _grid(height, width, raw)]
         fits += [fit_pairs(ground, floor, is_floor & _positive(ground) & _positive(floor))]
-    return fits, arrays.where(usable, x, 0.0)
+    packed = arrays.stack(fits, -2)
+    packed = packed.reshape(*raw.shape[:-2], len(fits), packed.shape[-1])
+    return packed, arrays.where(usable, x, 0.0)
 
 
 def reach_of(width: int) -> int:
@@ -162,8 +168,7 @@ def correct(
     n |= {name: part.numpy() for name, part in kept.items()}
     cameras = [{name: part[k] for name, part in n.items()} for k in range(len(numbers))]
     with np.errstate(all="ignore"):
-        results = zip(*(_correct(one, metric) for one in cameras), strict=True)
-        return tuple(torch.from_numpy(np.stack(part)) for part in results)  # type: ignore
+        return _tensors([_correct(one, metric) for one in cameras])
 
 
 def _correct(n: dict[str, Array], metric: bool) -> tuple[Any, ...]:
@@ -288,8 +293,7 @@ def apply_table(raw_inverse_depth: Tensor, table: Tensor, affine: Tensor) -> Ten
             return raw_inverse_depth
         parts = (part.numpy() for part in (raw_inverse_depth, table, affine))
         with np.errstate(all="ignore"):
-            maps = [_apply_on_host(*one) for one in zip(*parts, strict=True)]
-        return torch.from_numpy(maps[0][None] if len(maps) == 1 else np.stack(maps))
+            return _tensors([(_apply_on_host(*one),) for one in zip(*parts, strict=True)])[0]
     scale, shift = affine[:, :, None, None].unbind(1)
     offset = shift / scale
     moved = raw_inverse_depth + offset
