@@ -55,8 +55,6 @@ _LABEL_GATE = (0.25, 0.25)  # depth gain from which on labels lose their state; 
 _CUT_INLIERS, _CUT_CORRELATION = 0.8, 0.5
 
 
-
-
 def _triton(x: Tensor) -> Any | None:
     return triton_launch.triton_of(x, "dpt_ros.engine.smoothing.triton_steps")
 
@@ -172,9 +170,7 @@ def register(
         (B, m) of ``MOTION_FIELDS``.
     """
     if triton := _triton(seen):
-        return triton.register(
-            seen, maps, affine, age, metric_affine, correlation, numbers
-        )
+        return triton.register(seen, maps, affine, age, metric_affine, correlation, numbers)
     n = unpack(FILTER_FIELDS, numbers)
     height, width = maps.shape[2:]
     step = max(1, round(math.sqrt(height * width / _SAMPLES)))
@@ -228,7 +224,8 @@ def register(
     reset_code = torch.where(fresh, 0.0, torch.maximum(cut.float(), 2 * empty.float()))
     begin = fresh | (reset_code > 0)
     leak = torch.maximum(torch.where(reliable, n["leak"], n["flow_leak"]), 1 / (age + 1))
-    mixed = torch.where(begin[:, None], metric_affine, torch.lerp(fit, metric_affine, leak[:, None]))
+    mixed = torch.lerp(fit, metric_affine, leak[:, None])
+    mixed = torch.where(begin[:, None], metric_affine, mixed)
     # in the order of MOTION_FIELDS
     found = [
         turn.flatten(1), along, form, has_ego, reliable, fit, mixed, metric_affine, reset_code,
