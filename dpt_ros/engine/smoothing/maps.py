@@ -25,7 +25,6 @@ Array = Any
 """A tensor, or a numpy array."""
 
 LARGEST = float(np.finfo(np.float32).max)
-_BAND = 40000  # pixels
 _KERNEL = np.ones((3, 3), np.uint8)
 
 
@@ -106,6 +105,23 @@ def at_least(values: Array, limit: Array) -> Array:
     return library(values).maximum(values, limit[:, None, None])
 
 
+def scaled(values: Array, factor: Any, offset: Any) -> Array:
+    """factor * values + offset, of (B, H, W); both are numbers, or (B,) of the cameras."""
+    if isinstance(values, np.ndarray) and len(values) == 1:
+        f, o = (float(x if isinstance(x, float) else x[0]) for x in (factor, offset))
+        flat = values[0]
+        return cv2.addWeighted(flat, f, flat, 0.0, o)[None]
+    f, o = (x if isinstance(x, float) else x[:, None, None] for x in (factor, offset))
+    return f * values + o
+
+
+def extremes(values: Array) -> tuple[float, float] | None:
+    """The smallest and the largest value, of one camera on a CPU; a GPU is not waited for."""
+    if isinstance(values, np.ndarray) and len(values) == 1:
+        return float(values.min()), float(values.max())
+    return None
+
+
 def weighted(one: Array, factor: float, other: Array, other_factor: float) -> Array:
     """The weighted sum of two (B, H, W)."""
     if isinstance(one, np.ndarray):
@@ -144,10 +160,7 @@ def places(x: Array, y: Array, size: tuple[int, int]) -> Any:
     if not isinstance(x, np.ndarray):
         return torch.stack([x, y], -1)
     half_height, half_width = (size[0] - 1) / 2, (size[1] - 1) / 2
-    x, y = x * half_width, y * half_height
-    x += half_width
-    y += half_height
-    return x, y
+    return scaled(x, half_width, half_width), scaled(y, half_height, half_height)
 
 
 def interleaved(maps: Array) -> Any:
@@ -214,22 +227,6 @@ def _remap(
     values: np.ndarray, x: np.ndarray, y: np.ndarray, into: np.ndarray | None = None
 ) -> np.ndarray:
     return cv2.remap(values, x, y, cv2.INTER_LINEAR, into, cv2.BORDER_REPLICATE)
-
-
-def bands(maps: Array, margin: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Rows of maps (B, H, W) to compute at a time: on a CPU so few that they stay in the cache.
-
-    Yields:
-        the rows with a margin at either side, as far as there are more; which of them are not of
-        the margin; the same, counted from the first row.
-    """
-    height, width = maps.shape[1:]
-    count = max(1, round(height * width / _BAND)) if isinstance(maps, np.ndarray) else 1
-    for k in range(count):
-        first, last = k * height // count, (k + 1) * height // count
-        start = max(first - margin, 0)
-        rows = slice(start, min(last + margin, height))
-        yield rows, slice(first - start, last - start), slice(first, last)
 
 
 def opened(mask: Array) -> Array:

@@ -18,7 +18,6 @@ depend on values: nothing waits for the device.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,11 +33,11 @@ from dpt_ros.engine.smoothing.maps import (
     above,
     arrays,
     at_least,
-    bands,
     centre,
     choose,
     classes,
     empty,
+    extremes,
     identity,
     interleaved,
     length,
@@ -51,6 +50,7 @@ from dpt_ros.engine.smoothing.maps import (
     resize,
     sample,
     sample_again,
+    scaled,
     select,
     square_root,
     tensor,
@@ -73,7 +73,6 @@ _LUMA_NOISE, _LUMA_OUTLIER = 4.0, 20.0  # grey levels
 _THUMBNAIL = (24, 32)  # by which images are correlated
 # Share of pixels where flow differs, and where it also fits better, that refute ego-motion.
 _MAX_DIFFERING, _MAX_WORSE = 0.75, 0.25
-_MARGIN = 2  # rows beyond those that a pixel's gain depends on
 _TRACE_DECAY = 0.7  # of a moving object's trace, per frame
 _TRACE_GAIN = 0.5  # the least gain where something has just moved away
 _LABEL_GATE = (0.25, 0.25)  # depth gain from which on labels lose their state; over how much
@@ -122,10 +121,10 @@ def smooth(
     )
     if logits is not None:
         logits = smooth_logits(logits, state.logits, position, gain, numbers)
-    found = unpack(MOTION_FIELDS, motion)
-    after = FilterState(maps, logits, found["affine"], found["age"], luma)
-    reset_code = found["reset_code"].to(torch.uint8)
-    return after, inverse_depth, variance, logits, gain, found["affine"], reset_code
+    found = unpack(MOTION_FIELDS, arrays(motion)[0])
+    affine, age, code = (tensor(found[name]) for name in ("affine", "age", "reset_code"))
+    after = FilterState(maps, logits, affine, age, luma)
+    return after, inverse_depth, variance, logits, gain, affine, code.to(torch.uint8)
 
 
 def correlate(luma: Tensor, previous: Tensor) -> Tensor:
@@ -173,10 +172,13 @@ def look(raw: Tensor, luma: Tensor, flow: Tensor) -> Tensor:
     )  # fmt: skip
     seen = empty(raw, len(raw), 8, height, width)
     seen[:, 0] = inverse_depth.clip(MIN_INVERSE_DEPTH, LARGEST)
-    seen[:, 1] = above(raw, 0.0) - above(raw, LARGEST)
+    library(raw).subtract(above(raw, 0.0), above(raw, LARGEST), out=seen[:, 1])
     seen[:, 2] = luma[:, 0]
-    seen[:, 3] = flow[:, 0] * (2 * width / columns / (width - 1)) + grid[0]
-    seen[:, 4] = flow[:, 1] * (2 * height / rows / (height - 1)) + grid[1]
+    for k, scale in enumerate(
+        (2 * width / columns / (width - 1), 2 * height / rows / (height - 1))
+    ):
+        library(raw).multiply(flow[:, k], scale, out=seen[:, 3 + k])
+        seen[:, 3 + k] += grid[k]
     seen[:, 5:] = flow[:, 2:]
     return tensor(seen)
 
@@ -284,41 +286,18 @@ def blend(
     """
     if triton := _triton(seen):
         return triton.blend(seen, raw, maps, motion, correlation, numbers)
-    _, n, seen, raw, maps, motion, correlation, grid = _given(
+    xp, n, seen, raw, maps, motion, correlation, grid = _given(
         numbers, seen, raw, maps, motion, correlation
     )
-    maps = choose(n["fresh"] > 0, 1.0, maps)
-    exposure = choose(n["fresh"] > 0, 1.0, correlation[:, 0])
+    fresh, size = n["fresh"] > 0, (maps.shape[2], maps.shape[3])
+    maps, exposure = choose(fresh, 1.0, maps), choose(fresh, 1.0, correlation[:, 0])
     n |= unpack(MOTION_FIELDS, motion)
-    batch, _, height, width = maps.shape
-    size = height, width
-    past = interleaved(maps)
-    after, position = empty(maps, *maps.shape), empty(maps, batch, 2, *size)
-    inverse_depth, variance, gain = (empty(maps, batch, *size) for _ in range(3))
-    outputs = after, inverse_depth, variance, gain, position
-    for rows, inner, own in bands(raw, _MARGIN):
-        given = seen[:, :, rows], raw[:, rows], grid[:, rows]
-        _blend(*given, past, n, exposure, size, inner, [one[..., own, :] for one in outputs])
-    return tuple(tensor(one) for one in outputs)  # type: ignore[return-value]
-
-
-def _blend(
-    seen: Array,
-    raw: Array,
-    grid: Array,
-    past: Any,
-    n: dict[str, Array],
-    exposure: Array,
-    size: tuple[int, int],
-    inner: slice,
-    outputs: Sequence[Array],
-) -> None:
-    """``blend`` of some rows, from the whole past: the inner ones' outputs are written."""
-    xp, begin = library(raw), (n["fresh"] > 0) | (n["reset_code"] > 0)
+    begin = fresh | (n["reset_code"] > 0)
     has_flow, has_ego, reliable = n["has_flow"] > 0, n["has_ego"] > 0, n["reliable"] > 0
     current = bounded_affine(seen[:, 0], n["affine"], n["usual"])
 
     x, y = project(n["turn"], n["shift"], grid, current)
+    past = interleaved(maps)
     warped = sample(past, places(x, y, size))
     differs, worse = flow_disagreement(seen, grid, x, y, warped[:, 2], exposure, size)
     differs *= above(worse, -_LUMA_NOISE)
@@ -329,8 +308,7 @@ def _blend(
     # The state follows this frame's change of scale, so that there is no step in the innovation.
     change = n["affine"][:, 0] / n["fit"][:, 0]
     moved = advance(n["form"], x, y, warped[:, 0])
-    moved *= change[:, None, None]
-    moved += (n["affine"][:, 1] - n["fit"][:, 1] * change)[:, None, None]
+    moved = scaled(moved, change, n["affine"][:, 1] - n["fit"][:, 1] * change)
 
     noise = n["measurement_noise"][:, None, None]
     predicted = choose(begin, current, clamp(moved, current, noise))
@@ -345,12 +323,9 @@ def _blend(
     xp.maximum(gain, choose(~has_flow, 0.0, changed), out=gain)
     gain = choose(begin, 1.0, gain)
 
-    seen, raw, x, y, current, predicted, gain, moving, trace = (
-        one[..., inner, :] for one in (seen, raw, x, y, current, predicted, gain, moving, trace)
-    )
-    after, inverse_depth, variance, weight, position = outputs
+    after = empty(maps, *maps.shape)
     # After an update with the Kalman gain K the variance is K R.
-    xp.multiply(gain, noise**2, out=variance)
+    variance = gain * noise**2
     mean, known, luma, left = (after[:, k] for k in range(4))
     xp.subtract(current, predicted, out=mean)
     mean *= gain
@@ -361,8 +336,8 @@ def _blend(
     luma[:] = seen[:, 2]
     xp.multiply(trace, _TRACE_DECAY, out=left)
     xp.maximum(moving, left, out=left)
-    inverse_depth[:] = select(seen[:, 1], mean, raw)
-    weight[:], position[:, 0], position[:, 1] = gain, x, y
+    found = after, select(seen[:, 1], mean, raw), variance, gain, xp.stack([x, y], 1)
+    return tuple(tensor(one) for one in found)  # type: ignore[return-value]
 
 
 def flow_disagreement(
@@ -437,7 +412,7 @@ def kalman_gain(
     """
     xp = library(current)
     variance = variance + n["process_noise"][:, None, None]
-    variance += _UNKNOWN_VARIANCE * beyond
+    variance = weighted(variance, 1.0, beyond, _UNKNOWN_VARIANCE)
     total = variance + n["measurement_noise"][:, None, None] ** 2
     unit = square_root(total)
     unit *= current
@@ -445,11 +420,10 @@ def kalman_gain(
     nearer /= unit
     gate = -_FARTHER * nearer
     xp.maximum(nearer, gate, out=gate)
-    gate -= _GATE[0]
-    gate /= _GATE[1] - _GATE[0]
     variance /= total
     gain = at_least(variance, n["min_gain"])
-    gate = gate.clip(0.0, 1.0)
+    width = _GATE[1] - _GATE[0]
+    gate = scaled(gate, 1 / width, -_GATE[0] / width).clip(0.0, 1.0)
     gate *= 1 - gain
     gain += gate
     step = current - moved
@@ -499,11 +473,14 @@ def smooth_logits(
 def bounded_affine(inverse_depth: Array, affine: Array, metric_affine: Array) -> Array:
     """Inverse depth (B, H, W) by an affine map (B, 2), within 0.3 to 3 times of that by another:
     a shift that fits what is near may not send what is far behind the camera."""
-    xp = library(inverse_depth)
-    own, given = metric_affine[:, :, None, None], affine[:, :, None, None]
-    usual, mapped = own[:, 0] * inverse_depth, given[:, 0] * inverse_depth
-    usual += own[:, 1]
-    mapped += given[:, 1]
+    xp, mapped = library(inverse_depth), scaled(inverse_depth, affine[:, 0], affine[:, 1])
+    # What is linear keeps its sign between the ends: then nothing is to be bounded.
+    if ends := extremes(inverse_depth):
+        (a, b), (c, d) = affine[0].tolist(), metric_affine[0].tolist()
+        pairs = [(a * x + b, c * x + d) for x in ends]
+        if all(y > MIN_INVERSE_DEPTH and 0.3 * y < x < 3 * y for x, y in pairs):
+            return mapped
+    usual = scaled(inverse_depth, metric_affine[:, 0], metric_affine[:, 1])
     usual = usual.clip(MIN_INVERSE_DEPTH, LARGEST)
     xp.maximum(mapped, 0.3 * usual, out=mapped)
     usual *= 3
