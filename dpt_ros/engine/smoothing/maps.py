@@ -81,7 +81,7 @@ def select(mask: Array, one: Array, other: Array) -> Array:
     """(B, H, W): the one where a mask is 1, the other where it is 0."""
     if isinstance(mask, np.ndarray):
         if mask.min() > 0:
-            return one
+            return one.copy()
         flat = (-1, other.shape[-1])
         chosen, chosen_from = other.copy(), one.reshape(flat)
         cv2.copyTo(chosen_from, mask.astype(np.uint8).reshape(flat), chosen.reshape(flat))

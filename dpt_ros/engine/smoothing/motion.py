@@ -10,10 +10,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from dpt_ros.engine.smoothing.maps import LARGEST, Array, identity, library, linear
+from dpt_ros.engine.smoothing.maps import (
+    LARGEST,
+    Array,
+    above,
+    identity,
+    length,
+    library,
+    linear,
+    weighted,
+)
 
 _FLOW_NOISE = 0.0015  # standard deviation of the flow, share of the focal length
 _INDEPENDENT = 200.0  # samples of the flow with independent errors
+_FLOW_TOLERANCE = (1.5, 0.05)  # pixels, and share of the flow, to which flow and ego-motion agree
+LUMA_NOISE = 4.0  # grey levels
 _ITERATIONS = 2  # of the refinement
 _CROSS = np.zeros((3, 9), np.float32)  # of a unit vector along each axis
 _CROSS[[0, 0, 1, 1, 2, 2], [7, 5, 2, 6, 3, 1]] = (1, -1, 1, -1, 1, -1)
@@ -83,6 +94,47 @@ def advance(form: Array, x: Array, y: Array, inverse_depth: Array) -> Array:
     """
     ratio = linear(form, x, y, inverse_depth).clip(_MIN_DEPTH_RATIO, LARGEST)
     return inverse_depth / ratio
+
+
+def flow_disagreement(
+    seen: Array,
+    grid: Array,
+    x: Array,
+    y: Array,
+    luma: Array,
+    exposure: Array,
+    size: tuple[int, int],
+) -> tuple[Array, Array]:
+    """Where optical flow disagrees with the camera's motion.
+
+    Args:
+        seen: (B, 8, h, w), from ``look``, at the pixels of the grid.
+        grid: (3, h, w), from ``pixel_grid``.
+        x, y: (B, h, w) in the previous frame by the camera's motion, normalised.
+        luma: (B, h, w) grey levels of the state there.
+        exposure: (B,) factor of them.
+        size: height and width of the maps.
+
+    Returns:
+        (B, h, w) 1 where the two differ, else 0; (B, h, w) by how many grey levels the camera's
+        motion fits worse.
+    """
+    x_half, y_half = (size[1] - 1) / 2, (size[0] - 1) / 2
+    to_x, to_y = seen[:, 3] - grid[0], seen[:, 4] - grid[1]
+    to_x *= x_half
+    to_y *= y_half
+    error = length(
+        weighted(seen[:, 3], x_half, x, -x_half), weighted(seen[:, 4], y_half, y, -y_half)
+    )
+    error = weighted(error, 1.0, length(to_x, to_y), -_FLOW_TOLERANCE[1])
+    worse = luma * exposure[:, None, None]
+    worse -= seen[:, 2]
+    return above(error, _FLOW_TOLERANCE[0]), abs(worse) - seen[:, 5]
+
+
+def outside(x: Array, y: Array) -> Array:
+    """(B, h, w) 1 where a position is outside of the previous frame, else 0."""
+    return above(library(x).maximum(abs(x), abs(y)), 1.0)
 
 
 def refine(

@@ -3,8 +3,16 @@
 
 from __future__ import annotations
 
-from dpt_ros.engine.smoothing.maps import LARGEST, Array, above, library
+from dpt_ros.engine.smoothing.maps import (
+    LARGEST,
+    Array,
+    above,
+    extremes,
+    library,
+    scaled,
+)
 
+MIN_INVERSE_DEPTH = 1e-6  # 1/m, stands for an inverse depth that is not valid
 _ITERATIONS = 3
 _HUBER = 0.05  # relative residual from which on a sample has less weight
 _OUTLIER = 0.35  # relative residual from which on it has none
@@ -62,3 +70,20 @@ def fit_affine(
     residual = abs(fit[:, :1] * relative + fit[:, 1:] * inverse - 1.0)
     inliers = (usable * (1 - above(residual, _INLIER))).sum(1) / usable.sum(1).clip(1.0, LARGEST)
     return fit, inliers
+
+
+def bounded_affine(inverse_depth: Array, affine: Array, metric_affine: Array) -> Array:
+    """Inverse depth (B, H, W) by an affine map (B, 2), within 0.3 to 3 times of that by another:
+    a shift that fits what is near may not send what is far behind the camera."""
+    xp, mapped = library(inverse_depth), scaled(inverse_depth, affine[:, 0], affine[:, 1])
+    # What is linear keeps its sign between the ends: then nothing is to be bounded.
+    if ends := extremes(inverse_depth):
+        (a, b), (c, d) = affine[0].tolist(), metric_affine[0].tolist()
+        pairs = [(a * x + b, c * x + d) for x in ends]
+        if all(y > MIN_INVERSE_DEPTH and 0.3 * y < x < 3 * y for x, y in pairs):
+            return mapped
+    usual = scaled(inverse_depth, metric_affine[:, 0], metric_affine[:, 1])
+    usual = usual.clip(MIN_INVERSE_DEPTH, LARGEST)
+    xp.maximum(mapped, 0.3 * usual, out=mapped)
+    usual *= 3
+    return xp.minimum(mapped, usual, out=mapped)

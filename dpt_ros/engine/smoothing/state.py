@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from dpt_ros.engine.output.postprocess import classify
-from dpt_ros.engine.packed import Fields
+from dpt_ros.engine.packed import Fields, unpack
+from dpt_ros.engine.smoothing.maps import arrays, library, pixel_grid
 
 RESET_REASONS = ("", "scene cut", "no valid depth")
 
@@ -147,3 +149,11 @@ class FilteredFrame:
     def confidence(self) -> Tensor | None:
         """(H, W) uint8, 0..255, softmax probability of the label; computed on first access."""
         return self._classes[1]
+
+
+def given(numbers: Tensor, *tensors: Tensor) -> tuple[Any, ...]:
+    """The library to compute with, the numbers by name, arrays of tensors, and the grid of maps
+    of the first one's size."""
+    height, width = tensors[0].shape[-2:]
+    found = arrays(numbers, *tensors, pixel_grid(height, width, numbers.device))
+    return library(found[0]), unpack(FILTER_FIELDS, found[0]), *found[1:]

@@ -32,49 +32,39 @@ from dpt_ros.engine.smoothing.maps import (
     Array,
     above,
     arrays,
-    at_least,
     centre,
     choose,
     classes,
     empty,
-    extremes,
     identity,
     interleaved,
-    length,
     library,
-    max_pool3x3,
-    min_pool3x3,
-    opened,
     pixel_grid,
     places,
     resize,
     sample,
     sample_again,
-    scaled,
     select,
-    square_root,
     tensor,
     thumbnail,
-    weighted,
 )
-from dpt_ros.engine.smoothing.motion import advance, project, refine, warp
-from dpt_ros.engine.smoothing.registration import fit_affine
-from dpt_ros.engine.smoothing.state import FILTER_FIELDS, MOTION_FIELDS, FilterState
+from dpt_ros.engine.smoothing.motion import (
+    LUMA_NOISE,
+    advance,
+    flow_disagreement,
+    outside,
+    project,
+    refine,
+    warp,
+)
+from dpt_ros.engine.smoothing.registration import MIN_INVERSE_DEPTH, bounded_affine, fit_affine
+from dpt_ros.engine.smoothing.state import FILTER_FIELDS, MOTION_FIELDS, FilterState, given
+from dpt_ros.engine.smoothing.update import blend
 
-MIN_INVERSE_DEPTH = 1e-6  # 1/m, stands for an inverse depth that is not valid
 _SAMPLES = 3000  # pixels by which a frame is registered
-_UNKNOWN_VARIANCE = 1e3  # relative, of a state without a measurement
-_GATE = (1.5, 3.0)  # standard deviations between which the state loses its weight
-_FARTHER = 1.3  # factor of the deviation of what is farther: gated sooner, against ghosts
-_NEARER_GATE = 2.0  # standard deviations from which on something nearer is taken at once
-_CLAMP_SLACK = 1.5  # standard deviations that the state may lie outside of its neighbourhood
-_FLOW_TOLERANCE = (1.5, 0.05)  # pixels, and share of the flow, to which flow and ego-motion agree
-_LUMA_NOISE, _LUMA_OUTLIER = 4.0, 20.0  # grey levels
 _THUMBNAIL = (24, 32)  # by which images are correlated
 # Share of pixels where flow differs, and where it also fits better, that refute ego-motion.
 _MAX_DIFFERING, _MAX_WORSE = 0.75, 0.25
-_TRACE_DECAY = 0.7  # of a moving object's trace, per frame
-_TRACE_GAIN = 0.5  # the least gain where something has just moved away
 _LABEL_GATE = (0.25, 0.25)  # depth gain from which on labels lose their state; over how much
 # Share of inliers, and correlation of the images, below which the scene was cut. In robots'
 # worlds, floors and walls of two scenes alone make 50 to 70 % inliers.
@@ -207,7 +197,7 @@ def register(
     """
     if triton := _triton(seen):
         return triton.register(seen, maps, affine, age, metric_affine, correlation, numbers)
-    xp, n, seen, maps, affine, age, metric_affine, correlation, grid = _given(
+    xp, n, seen, maps, affine, age, metric_affine, correlation, grid = given(
         numbers, seen, maps, affine, age, metric_affine, correlation
     )
     fresh = n["fresh"] > 0
@@ -237,8 +227,8 @@ def register(
     x, y = project(turn, along, grid, current)
     warped = sample(maps[:, :3], places(x, y, size))
     differs, worse = flow_disagreement(seen, grid, x, y, warped[:, 2], correlation[:, 0], size)
-    moving = differs * above(worse, -_LUMA_NOISE)
-    refuted = (differs * above(worse, 2 * _LUMA_NOISE)).mean((1, 2)) > _MAX_WORSE
+    moving = differs * above(worse, -LUMA_NOISE)
+    refuted = (differs * above(worse, 2 * LUMA_NOISE)).mean((1, 2)) > _MAX_WORSE
     refuted = refuted & (differs.mean((1, 2)) > _MAX_DIFFERING)
     reliable = has_ego & ~(has_flow & refuted)
     moving = choose(~(both & reliable), 0.0, moving)
@@ -264,171 +254,6 @@ def register(
         reset_code, inliers, choose(begin, 1.0, age + 1),
     ]  # fmt: skip
     return tensor(xp.concatenate([one.reshape(len(age), -1) for one in found], 1))
-
-
-@np.errstate(all="ignore")
-def blend(
-    seen: Tensor, raw: Tensor, maps: Tensor, motion: Tensor, correlation: Tensor, numbers: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Correspond, reproject, clamp and update by the gated Kalman gain, for every pixel.
-
-    Args:
-        seen: (B, 8, H, W), from ``look``.
-        raw: (B, H, W) inverse depth as it came.
-        maps: (B, 4, H, W) of the state.
-        motion: (B, m), from ``register``.
-        correlation: (B, 2), from ``correlate``.
-        numbers: (B, n) of ``FILTER_FIELDS``.
-
-    Returns:
-        maps (B, 4, H, W) of the state after the frame; inverse depth, relative variance and gain
-        (B, H, W) each; positions in the previous frame (B, 2, H, W), normalised.
-    """
-    if triton := _triton(seen):
-        return triton.blend(seen, raw, maps, motion, correlation, numbers)
-    xp, n, seen, raw, maps, motion, correlation, grid = _given(
-        numbers, seen, raw, maps, motion, correlation
-    )
-    fresh, size = n["fresh"] > 0, (maps.shape[2], maps.shape[3])
-    maps, exposure = choose(fresh, 1.0, maps), choose(fresh, 1.0, correlation[:, 0])
-    n |= unpack(MOTION_FIELDS, motion)
-    begin = fresh | (n["reset_code"] > 0)
-    has_flow, has_ego, reliable = n["has_flow"] > 0, n["has_ego"] > 0, n["reliable"] > 0
-    current = bounded_affine(seen[:, 0], n["affine"], n["usual"])
-
-    x, y = project(n["turn"], n["shift"], grid, current)
-    past = interleaved(maps)
-    warped = sample(past, places(x, y, size))
-    differs, worse = flow_disagreement(seen, grid, x, y, warped[:, 2], exposure, size)
-    differs *= above(worse, -_LUMA_NOISE)
-    moving = choose(~(has_ego & has_flow & reliable), 0.0, opened(differs))
-    by_flow = choose(has_flow & ~reliable, 1.0, moving)
-    x, y = select(by_flow, seen[:, 3], x), select(by_flow, seen[:, 4], y)
-    warped = sample_again(warped, past, x, y, by_flow)
-    # The state follows this frame's change of scale, so that there is no step in the innovation.
-    change = n["affine"][:, 0] / n["fit"][:, 0]
-    moved = advance(n["form"], x, y, warped[:, 0])
-    moved = scaled(moved, change, n["affine"][:, 1] - n["fit"][:, 1] * change)
-
-    noise = n["measurement_noise"][:, None, None]
-    predicted = choose(begin, current, clamp(moved, current, noise))
-    gain = kalman_gain(current, predicted, moved, warped[:, 1], outside(x, y), n)
-    trace = choose(~(has_ego & has_flow), 0.0, warped[:, 3])
-    floor = _TRACE_GAIN * (1 - moving)
-    floor *= trace
-    floor += n["moving_gain"][:, None, None] * moving
-    xp.maximum(gain, floor, out=gain)
-    changed = above(seen[:, 5], _LUMA_OUTLIER)
-    changed *= choose(~has_ego, 1.0, moving)
-    xp.maximum(gain, choose(~has_flow, 0.0, changed), out=gain)
-    gain = choose(begin, 1.0, gain)
-
-    after = empty(maps, *maps.shape)
-    # After an update with the Kalman gain K the variance is K R.
-    variance = gain * noise**2
-    mean, known, luma, left = (after[:, k] for k in range(4))
-    xp.subtract(current, predicted, out=mean)
-    mean *= gain
-    mean += predicted
-    xp.multiply(seen[:, 1], -_UNKNOWN_VARIANCE, out=known)
-    known += _UNKNOWN_VARIANCE
-    known += variance
-    luma[:] = seen[:, 2]
-    xp.multiply(trace, _TRACE_DECAY, out=left)
-    xp.maximum(moving, left, out=left)
-    found = after, select(seen[:, 1], mean, raw), variance, gain, xp.stack([x, y], 1)
-    return tuple(tensor(one) for one in found)  # type: ignore[return-value]
-
-
-def flow_disagreement(
-    seen: Array,
-    grid: Array,
-    x: Array,
-    y: Array,
-    luma: Array,
-    exposure: Array,
-    size: tuple[int, int],
-) -> tuple[Array, Array]:
-    """Where optical flow disagrees with the camera's motion.
-
-    Args:
-        seen: (B, 8, h, w), from ``look``, at the pixels of the grid.
-        grid: (3, h, w), from ``pixel_grid``.
-        x, y: (B, h, w) in the previous frame by the camera's motion, normalised.
-        luma: (B, h, w) grey levels of the state there.
-        exposure: (B,) factor of them.
-        size: height and width of the maps.
-
-    Returns:
-        (B, h, w) 1 where the two differ, else 0; (B, h, w) by how many grey levels the camera's
-        motion fits worse.
-    """
-    x_half, y_half = (size[1] - 1) / 2, (size[0] - 1) / 2
-    to_x, to_y = seen[:, 3] - grid[0], seen[:, 4] - grid[1]
-    to_x *= x_half
-    to_y *= y_half
-    error = length(
-        weighted(seen[:, 3], x_half, x, -x_half), weighted(seen[:, 4], y_half, y, -y_half)
-    )
-    error = weighted(error, 1.0, length(to_x, to_y), -_FLOW_TOLERANCE[1])
-    worse = luma * exposure[:, None, None]
-    worse -= seen[:, 2]
-    return above(error, _FLOW_TOLERANCE[0]), abs(worse) - seen[:, 5]
-
-
-def outside(x: Array, y: Array) -> Array:
-    """(B, h, w) 1 where a position is outside of the previous frame, else 0."""
-    return above(library(x).maximum(abs(x), abs(y)), 1.0)
-
-
-def clamp(predicted: Array, current: Array, noise: Array) -> Array:
-    """The predicted inverse depth (B, H, W), 1/m, within the range of the current one's 3x3
-    neighbourhoods and some of the relative noise (B, 1, 1)."""
-    xp, slack = library(current), _CLAMP_SLACK * noise * current
-    lowest, highest = min_pool3x3(current), max_pool3x3(current)
-    lowest -= slack
-    highest += slack
-    xp.maximum(lowest, predicted, out=lowest)
-    return xp.minimum(lowest, highest, out=lowest)
-
-
-def kalman_gain(
-    current: Array,
-    predicted: Array,
-    moved: Array,
-    variance: Array,
-    beyond: Array,
-    n: dict[str, Array],
-) -> Array:
-    """Weight of the frame by its depth, (B, H, W), 0..1.
-
-    Args:
-        current: (B, H, W) inverse depth of the frame, 1/m.
-        predicted: (B, H, W) of the state, clamped; moved: not clamped, since that would hide half
-            of the step to something nearer.
-        variance: (B, H, W) relative, of the state.
-        beyond: (B, H, W), from ``outside``.
-        n: by name, of ``FILTER_FIELDS``, (B,) each.
-    """
-    xp = library(current)
-    variance = variance + n["process_noise"][:, None, None]
-    variance = weighted(variance, 1.0, beyond, _UNKNOWN_VARIANCE)
-    total = variance + n["measurement_noise"][:, None, None] ** 2
-    unit = square_root(total)
-    unit *= current
-    nearer = current - predicted
-    nearer /= unit
-    gate = -_FARTHER * nearer
-    xp.maximum(nearer, gate, out=gate)
-    variance /= total
-    gain = at_least(variance, n["min_gain"])
-    width = _GATE[1] - _GATE[0]
-    gate = scaled(gate, 1 / width, -_GATE[0] / width).clip(0.0, 1.0)
-    gate *= 1 - gain
-    gain += gate
-    step = current - moved
-    step /= unit
-    return xp.maximum(gain, above(step, _NEARER_GATE), out=gain)
 
 
 def smooth_logits(
@@ -468,31 +293,6 @@ def smooth_logits(
         change *= weight
         now += change
     return tensor(smoothed)
-
-
-def bounded_affine(inverse_depth: Array, affine: Array, metric_affine: Array) -> Array:
-    """Inverse depth (B, H, W) by an affine map (B, 2), within 0.3 to 3 times of that by another:
-    a shift that fits what is near may not send what is far behind the camera."""
-    xp, mapped = library(inverse_depth), scaled(inverse_depth, affine[:, 0], affine[:, 1])
-    # What is linear keeps its sign between the ends: then nothing is to be bounded.
-    if ends := extremes(inverse_depth):
-        (a, b), (c, d) = affine[0].tolist(), metric_affine[0].tolist()
-        pairs = [(a * x + b, c * x + d) for x in ends]
-        if all(y > MIN_INVERSE_DEPTH and 0.3 * y < x < 3 * y for x, y in pairs):
-            return mapped
-    usual = scaled(inverse_depth, metric_affine[:, 0], metric_affine[:, 1])
-    usual = usual.clip(MIN_INVERSE_DEPTH, LARGEST)
-    xp.maximum(mapped, 0.3 * usual, out=mapped)
-    usual *= 3
-    return xp.minimum(mapped, usual, out=mapped)
-
-
-def _given(numbers: Tensor, *tensors: Tensor) -> tuple[Any, ...]:
-    """The library to compute with, the numbers by name, arrays of tensors, and the grid of maps
-    of the first one's size."""
-    height, width = tensors[0].shape[-2:]
-    found = arrays(numbers, *tensors, pixel_grid(height, width, numbers.device))
-    return library(found[0]), unpack(FILTER_FIELDS, found[0]), *found[1:]
 
 
 def _flat(maps: Array) -> Array:

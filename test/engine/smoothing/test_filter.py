@@ -298,14 +298,14 @@ def test_refinement_takes_the_error_out_of_odometry() -> None:
     true[:3, :3] = [[np.cos(0.01), 0, np.sin(0.01)], [0, 1, 0], [-np.sin(0.01), 0, np.cos(0.01)]]
     rotation, shift = relative_pose(np.eye(4), true)
     y, x = torch.meshgrid(torch.linspace(-1, 1, 24), torch.linspace(-1, 1, 32), indexing="ij")
-    places = torch.stack([x, y, torch.ones_like(x)]).flatten(1)
-    inverse = torch.rand(places.shape[1], generator=torch.Generator().manual_seed(0)) + 0.2
+    places = torch.stack([x, y, torch.ones_like(x)])
+    inverse = torch.rand(1, *x.shape, generator=torch.Generator().manual_seed(0)) + 0.2
     turned, moved, to_grid, from_grid = batch(rotation, shift, grid, np.linalg.inv(grid))
     turn, along, _ = warp(turned, moved, to_grid, from_grid)
-    seen_at = project(turn, along, places, inverse[None])
+    seen_at = torch.stack(project(turn, along, places, inverse), 1).flatten(2)
     found = refine(
-        torch.eye(3)[None], torch.zeros(1, 3), from_grid, places, inverse[None], seen_at,
-        torch.ones_like(seen_at), torch.full((1, 6), 0.05),
+        torch.eye(3)[None], torch.zeros(1, 3), from_grid, places.flatten(1), inverse.flatten(1),
+        seen_at, torch.ones_like(seen_at), torch.full((1, 6), 0.05),
     )  # fmt: skip
     torch.testing.assert_close(found[0], turned, atol=3e-4, rtol=0)
     torch.testing.assert_close(found[1], moved, atol=2e-3, rtol=0)
@@ -317,13 +317,13 @@ def test_a_point_that_is_projected_back_has_the_depth_it_had() -> None:
     turn, along, form = warp(
         *batch(np.eye(3), np.array([0.02, -0.01, 0.2]), grid, np.linalg.inv(grid))
     )
-    places = torch.tensor([[0.3], [-0.2], [1.0]])
-    inverse = torch.tensor([[0.5]])
+    places = torch.tensor([0.3, -0.2, 1.0])[:, None, None]
+    inverse = torch.tensor([[[0.5]]])
     before = 1 / (1 / inverse + 0.2)  # the camera came 0.2 m nearer to it
     assert shift.shape == (3,)
     assert rotation.shape == (3, 3)
-    position = project(turn, along, places, inverse)
-    torch.testing.assert_close(advance(form, position, before), inverse)
+    x, y = project(turn, along, places, inverse)
+    torch.testing.assert_close(advance(form, x, y, before), inverse)
 
 
 def test_the_fit_finds_scale_and_shift_among_outliers_and_does_not_flatten() -> None:

@@ -12,9 +12,10 @@ from dpt_ros.engine.packed import pack
 from dpt_ros.engine.smoothing import steps
 from dpt_ros.engine.smoothing.filter import TemporalFilter, TemporalSettings, plan_frame
 from dpt_ros.engine.smoothing.maps import pixel_grid
-from dpt_ros.engine.smoothing.motion import solve
+from dpt_ros.engine.smoothing.motion import flow_disagreement, solve
 from dpt_ros.engine.smoothing.state import FILTER_FIELDS, MOTION_FIELDS, FilterState
-from dpt_ros.engine.smoothing.steps import blend, clamp, flow_disagreement, look, smooth_logits
+from dpt_ros.engine.smoothing.steps import look, smooth_logits
+from dpt_ros.engine.smoothing.update import blend, clamp
 
 NOISE = 0.05
 GAINS = {
@@ -97,15 +98,14 @@ def test_the_past_is_kept_within_its_neighbourhood() -> None:
 
 def test_flow_contradicts_the_camera_beyond_a_pixel_and_a_half_and_some_of_the_way() -> None:
     pixel = 2 / 7  # of 8 x 8, normalised
-    past = torch.stack([flat(1.0), flat(0.0), flat(120.0), flat(0.0)], 1)
 
     def of(apart: float, way: float) -> tuple[float, float]:
         seen = looked(residual=3.0)
         seen[:, 3] += way * pixel
-        where = seen[:, 3:5].clone()
-        where[:, 1] += apart * pixel
-        differs, worse = flow_disagreement(seen, HERE[0], where, past, torch.tensor([0.8]))
-        return float(differs.float().mean()), float(worse.mean())
+        x, y = seen[:, 3], seen[:, 4] + apart * pixel
+        past, exposure = flat(120.0), torch.tensor([0.8])
+        differs, worse = flow_disagreement(seen, HERE[0], x, y, past, exposure, (8, 8))
+        return float(differs.mean()), float(worse.mean())
 
     assert of(1.4, 0.0)[0] == 0
     assert of(1.6, 0.0)[0] == 1
@@ -124,14 +124,10 @@ def test_labels_keep_their_past_as_far_as_depth_does() -> None:
         torch.testing.assert_close(found, fresh)
 
 
-def test_elimination_without_pivots_solves_the_normal_equations(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_elimination_without_pivots_solves_the_normal_equations() -> None:
     rows = torch.randn(3, 40, 6, generator=torch.Generator().manual_seed(0))
-    matrix = rows.transpose(1, 2) @ rows + torch.eye(6)
-    side = torch.ones(3, 6, 1)
-    known = solve(matrix, side)
-    monkeypatch.setattr("dpt_ros.engine.output.postprocess.on_host", lambda values: False)
+    matrix, side = rows.transpose(1, 2) @ rows + torch.eye(6), torch.ones(3, 6, 1)
+    known = torch.from_numpy(solve(matrix.numpy(), side.numpy()))
     torch.testing.assert_close(solve(matrix, side), known)
 
 
@@ -178,7 +174,9 @@ def test_flow_of_any_size_tells_the_pixel_where_a_place_was() -> None:
     torch.testing.assert_close(y, torch.full((16, 40), 2.0))
 
 
-def test_each_camera_of_a_batch_is_filtered_as_alone_and_a_fresh_one_whatever_its_state() -> None:
+def test_each_camera_of_a_batch_is_filtered_as_alone_in_numpy_and_torch_whatever_a_fresh_state(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     generator = torch.Generator().manual_seed(0)
     rng = np.random.default_rng(0)
     floor = torch.from_numpy(slope())
@@ -210,12 +208,18 @@ def test_each_camera_of_a_batch_is_filtered_as_alone_and_a_fresh_one_whatever_it
     after, *together = steps.smooth(FilterState(*state), *frame)
     assert all(bool(torch.isfinite(one[fresh]).all()) for one in vars(after).values())
     assert bool((together[3][fresh] == 1).all())
+    monkeypatch.setattr("dpt_ros.engine.output.postprocess.on_host", lambda values: False)
+    in_torch = steps.smooth(FilterState(*state), *frame)
+    monkeypatch.undo()
     for k in range(count):
         alone = steps.smooth(FilterState(*(x[k : k + 1] for x in state)),
                              *(x[k : k + 1] for x in frame))  # fmt: skip
-        for one, other in zip([*vars(after).values(), *together],
-                              [*vars(alone[0]).values(), *alone[1:]], strict=True):  # fmt: skip
+        for one, other, third in zip(
+            [*vars(after).values(), *together], [*vars(alone[0]).values(), *alone[1:]],
+            [*vars(in_torch[0]).values(), *in_torch[1:]], strict=True,
+        ):  # fmt: skip
             torch.testing.assert_close(one[k], other[0], atol=1e-3, rtol=1e-3, equal_nan=True)
+            torch.testing.assert_close(third[k], other[0], atol=1e-3, rtol=1e-3, equal_nan=True)
 
 
 def shifted(metres: float) -> np.ndarray:
