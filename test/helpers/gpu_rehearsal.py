@@ -15,11 +15,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
+from weakref import WeakMethod
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
 
 from dpt_ros.engine import triton_launch
 from dpt_ros.engine.inference.network import Network
@@ -144,37 +146,50 @@ class RehearsalStreams(HostStreams):
     def join(self) -> None:
         self._forked = False
 
-    def capture(
-        self, work: Callable[[], dict[str, Tensor]]
-    ) -> tuple[Callable[[], None], dict[str, Tensor]]:
-        captured = False
+    def begin_capture(self) -> None:
+        """Called in each capture."""
 
-        def strictly() -> dict[str, Tensor]:
-            nonlocal captured
-            if captured:
-                return work()
-            self._kernels.capturing = True
-            try:
-                with _NoWaits():
-                    results = work()
-            except BaseException:
-                # The end of a capture hides what went wrong inside of it.
-                raise RuntimeError(
-                    "CUDA error: capturing stream has unjoined work"
-                    if self._forked
-                    else "CUDA error: operation failed due to a previous error during capture"
-                ) from None
-            finally:
-                self._kernels.capturing, captured = False, True
-            if self._forked:
-                raise RuntimeError("CUDA error: capturing stream has unjoined work")
-            return results
-
-        return super().capture(strictly)
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        self._kernels.capturing = True
+        try:
+            with Captured():
+                self.begin_capture()
+                work()
+        except BaseException:
+            # The end of a capture hides what went wrong inside of it.
+            raise RuntimeError(
+                "CUDA error: capturing stream has unjoined work"
+                if self._forked
+                else "CUDA error: operation failed due to a previous error during capture"
+            ) from None
+        finally:
+            self._kernels.capturing = False
+        if self._forked:
+            raise RuntimeError("CUDA error: capturing stream has unjoined work")
+        return replay_of(work)
 
 
-class _NoWaits(TorchDispatchMode):
-    """Refuses what a capturing stream refuses: whatever brings a value to the host."""
+def replay_of(work: Callable[[], None]) -> Callable[[], None]:
+    """What repeats captured work. As a graph, it keeps nothing of what it reads alive."""
+    method = WeakMethod(work)
+
+    def replay() -> None:
+        again = method()
+        assert again is not None, "what a graph reads was freed"
+        with torch.inference_mode():
+            again()
+
+    return replay
+
+
+class Captured(TorchDispatchMode):
+    """Work that is captured: it refuses what brings a value to the host, and nothing is computed:
+    memory from outside is in the end as it was before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: dict[int, Tensor] = {}
+        self._before: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
@@ -183,7 +198,29 @@ class _NoWaits(TorchDispatchMode):
         )
         if name in _WAITS or masks:
             raise RuntimeError(f"operation not permitted when stream is capturing: {name}")
-        return func(*args, **(kwargs or {}))
+        for argument, given in zip(func._schema.arguments, args, strict=False):
+            info = argument.alias_info
+            if info is not None and info.is_write and isinstance(given, Tensor):
+                self._keep(given)
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            for made in tree_leaves(result):
+                if isinstance(made, Tensor) and made.layout == torch.strided:
+                    self._made.setdefault(made.untyped_storage().data_ptr(), made)
+        return result
+
+    def _keep(self, given: Tensor) -> None:
+        place = given.untyped_storage().data_ptr()
+        if place not in self._made and place not in self._before:
+            with _disable_current_modes():
+                whole = torch.empty(0, dtype=torch.uint8).set_(given.untyped_storage())
+                self._before[place] = (whole, whole.clone())
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        with _disable_current_modes(), torch.inference_mode():
+            for whole, before in self._before.values():
+                whole.copy_(before)
 
 
 @contextmanager
