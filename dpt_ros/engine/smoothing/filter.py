@@ -302,15 +302,14 @@ class TemporalFilter:
             previous = resize(state.luma[:, None], (luma.shape[1], luma.shape[2]))[:, 0]
             state = replace(state, luma=previous)
         affine = torch.tensor([metric_affine or (1.0, 0.0)]).to(raw)
-        self._state, *found = smooth(
+        self._state, inverse, variance, smoothed, gain, applied, code = smooth(
             state, raw, affine, None if values is None else values[None], luma,
             torch.from_numpy(numbers[None]).to(raw.device),
         )  # fmt: skip
-        inverse, variance, smoothed, gain, affine, code = found
+        smoothed = None if smoothed is None else smoothed[0]
         return FilteredFrame(
-            inverse[0], variance[0], None if smoothed is None else smoothed[0], affine[0],
-            gain[0], code[0], reason,
-        )  # fmt: skip
+            inverse[0], variance[0], smoothed, applied[0], gain[0], code[0], reason
+        )
 
     def _pass_through(self, raw: Tensor, logits: Tensor | None) -> FilteredFrame:
         one = torch.ones(raw.shape, device=raw.device)

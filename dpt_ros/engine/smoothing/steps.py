@@ -18,19 +18,16 @@ depend on values: nothing waits for the device.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import Any
 
-import cv2
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from dpt_ros.engine import triton_launch
-from dpt_ros.engine.output import postprocess
 from dpt_ros.engine.packed import unpack
 from dpt_ros.engine.smoothing.flow import optical_flow
+from dpt_ros.engine.smoothing.maps import max_pool3x3, opened, pixel_grid, resize, sample
 from dpt_ros.engine.smoothing.motion import advance, project, refine
 from dpt_ros.engine.smoothing.registration import fit_affine
 from dpt_ros.engine.smoothing.state import FILTER_FIELDS, MOTION_FIELDS, FilterState
@@ -53,8 +50,6 @@ _LABEL_GATE = (0.25, 0.25)  # depth gain from which on labels lose their state; 
 # Share of inliers, and correlation of the images, below which the scene was cut. In robots'
 # worlds, floors and walls of two scenes alone make 50 to 70 % inliers.
 _CUT_INLIERS, _CUT_CORRELATION = 0.8, 0.5
-
-
 
 
 def _triton(x: Tensor) -> Any | None:
@@ -172,9 +167,7 @@ def register(
         (B, m) of ``MOTION_FIELDS``.
     """
     if triton := _triton(seen):
-        return triton.register(
-            seen, maps, affine, age, metric_affine, correlation, numbers
-        )
+        return triton.register(seen, maps, affine, age, metric_affine, correlation, numbers)
     n = unpack(FILTER_FIELDS, numbers)
     height, width = maps.shape[2:]
     step = max(1, round(math.sqrt(height * width / _SAMPLES)))
@@ -228,7 +221,8 @@ def register(
     reset_code = torch.where(fresh, 0.0, torch.maximum(cut.float(), 2 * empty.float()))
     begin = fresh | (reset_code > 0)
     leak = torch.maximum(torch.where(reliable, n["leak"], n["flow_leak"]), 1 / (age + 1))
-    mixed = torch.where(begin[:, None], metric_affine, torch.lerp(fit, metric_affine, leak[:, None]))
+    mixed = torch.lerp(fit, metric_affine, leak[:, None])
+    mixed = torch.where(begin[:, None], metric_affine, mixed)
     # in the order of MOTION_FIELDS
     found = [
         turn.flatten(1), along, form, has_ego, reliable, fit, mixed, metric_affine, reset_code,
@@ -391,15 +385,6 @@ def smooth_logits(
     return torch.where(weight > 0, mixed, current)
 
 
-@lru_cache(maxsize=16)
-def pixel_grid(height: int, width: int, device: torch.device) -> Tensor:
-    """(3, H, W): every pixel's x and y, normalised to -1..1 with corners aligned, and 1."""
-    with torch.inference_mode(False):
-        y = torch.linspace(-1, 1, height, device=device).view(-1, 1).expand(height, width)
-        x = torch.linspace(-1, 1, width, device=device).expand(height, width)
-        return torch.stack([x, y, torch.ones_like(x)])
-
-
 def centered(logits: Tensor) -> Tensor:
     """Logits (B, C, h, w) of mean 0: log-odds that can be averaged; NaN counts as 0."""
     values = torch.nan_to_num(logits.float(), 0.0, 0.0, 0.0)
@@ -413,30 +398,3 @@ def bounded_affine(inverse_depth: Tensor, affine: Tensor, metric_affine: Tensor)
     usual = torch.addcmul(own[:, 1], own[:, 0], inverse_depth).clamp(min=MIN_INVERSE_DEPTH)
     mapped = torch.addcmul(given[:, 1], given[:, 0], inverse_depth)
     return torch.minimum(torch.maximum(mapped, 0.3 * usual), 3 * usual)
-
-
-def sample(maps: Tensor, position: Tensor) -> Tensor:
-    """(B, C, H, W) at positions (B, 2, ...), normalised; the nearest value beyond the border."""
-    return F.grid_sample(
-        maps, position.movedim(1, -1), mode="bilinear", padding_mode="border", align_corners=True
-    )
-
-
-def opened(mask: Tensor) -> Tensor:
-    """(B, H, W) of 0 and 1 without what is smaller than 3x3 pixels: noise."""
-    return max_pool3x3(-max_pool3x3(-mask))
-
-
-def max_pool3x3(values: Tensor) -> Tensor:
-    """(B, H, W): the maximum of every 3x3 neighbourhood."""
-    if postprocess.on_host(values):
-        kernel = np.ones((3, 3), np.uint8)
-        return torch.from_numpy(np.stack([cv2.dilate(one, kernel) for one in values.numpy()]))
-    return F.max_pool2d(values, 3, 1, 1)
-
-
-def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, C, h, w) to another (height, width), pixel centres aligned."""
-    if tuple(maps.shape[-2:]) == size:
-        return maps
-    return F.interpolate(maps, size, mode="bilinear", align_corners=False)
