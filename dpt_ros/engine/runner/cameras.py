@@ -23,7 +23,8 @@ from dpt_ros.engine.scale.plan import (
     plan_scale,
 )
 from dpt_ros.engine.settings import Settings
-from dpt_ros.engine.smoothing.plan import History, TemporalSettings, plan_frame
+from dpt_ros.engine.smoothing.filter import FrameHistory, TemporalSettings, plan_frame
+from dpt_ros.engine.smoothing.flow import MIN_FLOW_SIZE
 from dpt_ros.engine.smoothing.state import FILTER_FIELDS, RESET_REASONS
 
 # Towards the floor, in the optical frame of a camera that looks ahead (REP 103).
@@ -42,7 +43,7 @@ class Record:
         row: of the camera's two rows in the bank, the one with its state: 0 or 1.
     """
 
-    filter: History | None = None
+    filter: FrameHistory | None = None
     scale: ScaleHistory | None = None
     labels: tuple[int, ...] = ()
     row: int = 0
@@ -121,7 +122,7 @@ class Cameras:
             pose = frame.pose() if known else None
             weights, reset, history = plan_frame(
                 before.filter, filter_settings, frame.stamp_ns, frame.camera, pose,
-                frame.frame_id, chain.map_size, True,
+                frame.frame_id, chain.map_size, min(chain.luma_size) >= MIN_FLOW_SIZE, known,
             )  # fmt: skip
             if before.labels != chain.label_shape:
                 weights[_LABEL_GAIN] = 1.0
@@ -193,7 +194,7 @@ class Cameras:
         self._metric = {source for source, values in state.items() if values["metric"]}
         self._records = {
             source: Record(
-                _restored(History, values["filter"]),
+                _restored(FrameHistory, values["filter"]),
                 _restored(ScaleHistory, values["scale"]),
                 tuple(values["labels"]),
             )

@@ -88,6 +88,7 @@ class Chain:
         map_size: (height, width) of the depth network's maps.
         label_shape: (C, h, w) of the logits; () without labels.
         luma_size: (height, width) of the images for optical flow.
+        on_host: whether these are the CPU's own steps.
 
     Raises:
         ValueError: the networks compute none of the requested outputs.
@@ -106,6 +107,7 @@ class Chain:
         scaled = settings.scale_source != "none"
         self.refined = networks.depth is not None and (smoothed or scaled)
         self._streams = streams
+        self.on_host = streams is None
         self._size = picture_size(kind.shape, kind.encoding)
         outputs = kind.outputs
         self._gives_depth = networks.depth is not None and outputs.any_depth

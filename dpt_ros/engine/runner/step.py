@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from dpt_ros.engine.packed import Fields, length, pack, unpack
 from dpt_ros.engine.runner.chain import Chain, Pixels
 from dpt_ros.engine.scale.inverse_depth import metric_inverse_depth
 from dpt_ros.engine.scale.step import SCALE_FIELDS, ScaleState, relative_variance, scale
+from dpt_ros.engine.smoothing.filter import TemporalSettings
 from dpt_ros.engine.smoothing.state import FILTER_FIELDS, FilterState
 from dpt_ros.engine.smoothing.steps import smooth
 
@@ -90,6 +91,22 @@ def _untimed(name: str) -> AbstractContextManager[None]:
     return nullcontext()
 
 
+@contextmanager
+def one_thread(on_host: bool) -> Iterator[None]:
+    """On a CPU, run operations in the calling thread: for maps, which are small beside what the
+    networks do, waiting for other threads takes longer than the work; on a busy machine much
+    longer."""
+    before = torch.get_num_threads()
+    if not on_host or before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @torch.inference_mode()
 def step(
     chain: Chain,
@@ -119,11 +136,11 @@ def step(
         images, luma = chain.preprocess(pixels)
     with timed("network"):
         maps = chain.infer(images)
-    with timed("refine"):
+    with timed("refine"), one_thread(chain.on_host):
         own, weights, measured = numbers().split(_SIZES, 1)
         if state is not None:
             state, maps = _refine(chain, state, maps, luma, weights, measured)
-    with timed("postprocess"):
+    with timed("postprocess"), one_thread(chain.on_host):
         outputs = chain.finish(maps, pixels, unpack(_FRAME_FIELDS, own)["limit"].view(-1, 1, 1))
     return state, outputs
 
@@ -143,25 +160,21 @@ def _refine(
         "variance" (B, h, w), relative; "reset_code" (B,) uint8; "scale" (B, k) of ``scale``.
     """
     raw, logits = maps["inverse_depth"], maps.get("logits")
-    scaled = scale(state.scale, chain.bounded(raw), logits, measured, chain.scale_constants)
-    state = replace(state, scale=scaled.state)
-    if state.filter is not None:
+    scale_state, raw, affine, covariance, stats = scale(
+        state.scale, chain.bounded(raw), logits, measured, chain.scale_constants
+    )
+    refined = {"scale": stats}
+    filter_state = state.filter
+    if filter_state is not None:
         assert luma is not None
-        smoothed = smooth(state.filter, scaled.raw, scaled.affine, logits, luma, weights)
-        state = replace(state, filter=smoothed.state)
-        maps = maps | {
-            "inverse_depth": smoothed.inverse_depth,
-            "variance": smoothed.variance,
-            "reset_code": smoothed.reset_code,
-        }
-        if smoothed.logits is not None:
-            maps["logits"] = smoothed.logits
+        filter_state, refined["inverse_depth"], variance, logits, *_, refined["reset_code"] = (
+            smooth(filter_state, raw, affine, logits, luma, weights)
+        )
+        if logits is not None:
+            refined["logits"] = logits
     else:
-        maps = maps | {
-            "inverse_depth": metric_inverse_depth(scaled.raw, scaled.affine),
-            "variance": torch.full_like(raw, chain.measurement_noise**2),
-            "reset_code": raw.new_zeros(len(raw), dtype=torch.uint8),
-        }
-    maps["variance"] = maps["variance"] + relative_variance(scaled)
-    maps["scale"] = scaled.stats
-    return state, maps
+        refined["inverse_depth"] = metric_inverse_depth(raw, affine)
+        refined["reset_code"] = raw.new_zeros(len(raw), dtype=torch.uint8)
+        variance = torch.full_like(raw, TemporalSettings().measurement_noise**2)
+    refined["variance"] = variance + relative_variance(raw, affine, covariance)
+    return State(filter_state, scale_state), maps | refined
