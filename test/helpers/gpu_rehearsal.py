@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from inspect import ismethod
 from typing import Any
 from weakref import WeakMethod
 
@@ -171,7 +172,7 @@ class RehearsalStreams(HostStreams):
 
 def replay_of(work: Callable[[], None]) -> Callable[[], None]:
     """What repeats captured work. As a graph, it keeps nothing of what it reads alive."""
-    method = WeakMethod(work)
+    method = WeakMethod(work) if ismethod(work) else lambda: work
 
     def replay() -> None:
         again = method()

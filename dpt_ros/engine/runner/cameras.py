@@ -24,7 +24,7 @@ from dpt_ros.engine.scale.plan import (
 )
 from dpt_ros.engine.settings import Settings
 from dpt_ros.engine.smoothing.filter import FrameHistory, TemporalSettings, plan_frame
-from dpt_ros.engine.smoothing.flow import MIN_FLOW_SIZE
+from dpt_ros.engine.smoothing.flow import MIN_SIZE
 from dpt_ros.engine.smoothing.state import FILTER_FIELDS, RESET_REASONS
 
 # Towards the floor, in the optical frame of a camera that looks ahead (REP 103).
@@ -122,7 +122,7 @@ class Cameras:
             pose = frame.pose() if known else None
             weights, reset, history = plan_frame(
                 before.filter, filter_settings, frame.stamp_ns, frame.camera, pose,
-                frame.frame_id, chain.map_size, min(chain.luma_size) >= MIN_FLOW_SIZE, known,
+                frame.frame_id, chain.map_size, min(chain.luma_size) >= MIN_SIZE, known,
             )  # fmt: skip
             if before.labels != chain.label_shape:
                 weights[_LABEL_GAIN] = 1.0
@@ -205,7 +205,7 @@ class Cameras:
 def _plain(history: Any) -> dict[str, Any] | None:
     if history is None:
         return None
-    values = dict(vars(history))
+    values = history._asdict() if isinstance(history, tuple) else dict(vars(history))
     for name, value in values.items():
         if isinstance(value, CameraModel):
             values[name] = dict(vars(value))

@@ -27,7 +27,7 @@ from dpt_ros.engine.runner.streams import Streams
 from dpt_ros.engine.scale.inverse_depth import limit_depth
 from dpt_ros.engine.scale.step import ScaleConstants
 from dpt_ros.engine.settings import Settings
-from dpt_ros.engine.smoothing.flow import grey, grey_weights, luma_of, luma_size
+from dpt_ros.engine.smoothing.flow import flow_size, grey, luma_of
 
 Pixels = Tensor | Sequence[np.ndarray]
 
@@ -137,11 +137,12 @@ class Chain:
             height, width = self._sizes[id(self._labels)]
             self.label_shape = (len(networks.class_names), height // 2, width // 2)
         own = self._size if streams is None else self.map_size
-        self.luma_size = luma_size(*own)
+        self.luma_size = flow_size(*own)
         self.scale_constants = ScaleConstants.of(networks.metric, networks.floor, networks.device)
         if self._depth is not None and streams is not None:
             spec = self._depth.spec
-            self._grey = grey_weights(spec.mean, spec.std, networks.device)
+            numbers = torch.tensor([spec.std, spec.mean], device=networks.device) * 255
+            self._to_rgb = numbers.unbind()
         self._stride = settings.points_stride
         self._far = settings.points_far
         self._max_incidence = settings.points_max_incidence
@@ -169,7 +170,7 @@ class Chain:
         if isinstance(pixels, Tensor):
             images = [prepare(pixels) for prepare in self._device_inputs]
             # The depth network is the last one.
-            return images, luma_of(images[-1], *self._grey) if self.smoothed else None
+            return images, luma_of(images[-1], *self._to_rgb) if self.smoothed else None
         pictures = [to_rgb(one, self.kind.encoding) for one in pixels]
         images = []
         for network in self._networks:
@@ -250,7 +251,7 @@ class Chain:
                 outputs[name] = strided.contiguous()
         named = {"depth": wanted.depth, "labels": wanted.labels}
         outputs = {name: value for name, value in outputs.items() if named.get(name, True)}
-        return outputs | {name: maps[name] for name in ("reset_code", "scale") if self.refined}
+        return outputs | {name: maps[name] for name in ("reset_code", "scale") if name in maps}
 
     @contextmanager
     def _branches(self) -> Iterator[Callable[[], AbstractContextManager[Any]]]:

@@ -173,7 +173,7 @@ def _refine(
         if logits is not None:
             refined["logits"] = logits
     else:
-        refined["inverse_depth"] = metric_inverse_depth(raw, affine)
+        refined["inverse_depth"] = metric_inverse_depth(raw, affine.T[..., None, None])
         refined["reset_code"] = raw.new_zeros(len(raw), dtype=torch.uint8)
         variance = torch.full_like(raw, TemporalSettings().measurement_noise**2)
     refined["variance"] = variance + relative_variance(raw, affine, covariance)

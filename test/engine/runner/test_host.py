@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import gc
-import weakref
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from helpers.gpu_rehearsal import RehearsalStreams, rehearsal
 from helpers.networks import embedded_networks
 from helpers.runner_frames import (
     EVERYTHING,
@@ -30,7 +30,6 @@ from dpt_ros.engine.inference.loading import NetworkError, load_networks
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.output.flying_pixels import flying_pixel_mask
 from dpt_ros.engine.pipeline import make_runner
-from dpt_ros.engine.runner.chain import Chain
 from dpt_ros.engine.runner.cuda import StreamRunner
 from dpt_ros.engine.runner.host import HostRunner, Runner
 from dpt_ros.engine.runner.streams import HostStreams
