@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Affine registration of a frame's inverse depth against the filter's state."""
+"""Affine registration of frames' inverse depth against the filter's state."""
 
 from __future__ import annotations
 
@@ -25,38 +25,40 @@ def fit_affine(
     """Scale and shift with ``scale * inverse_depth + shift`` near ``target``.
 
     Deming regression with errors on both sides, relative residuals (weight 1 / target), Huber's
-    weights and a hard limit. Nothing here waits for the device.
+    weights and a hard limit.
 
     Args:
-        inverse_depth: (N,) of the frame.
-        target: (N,) of the state at the same points, 1/m, > 0 where usable.
-        usable: (N,) float, 1 for samples that may be used, 0 for others.
-        start: (2,) initial scale and shift, kept where the samples do not determine them.
-        metric_affine: (2,) scale and shift that the frame would have by itself.
+        inverse_depth: (B, N) of the frame.
+        target: (B, N) of the state at the same points, 1/m, > 0 where usable.
+        usable: (B, N) float, 1 for samples that may be used, 0 for others.
+        start: (B, 2) initial scale and shift, kept where the samples do not determine them.
+        metric_affine: (B, 2) scale and shift that the frame would have by itself.
 
     Returns:
-        (2,) scale and shift; and () the share of usable samples that are inliers, 0..1.
+        (B, 2) scale and shift; and (B,) the share of usable samples that are inliers, 0..1.
     """
-    safe = torch.where(usable > 0, target, torch.ones_like(target))
-    rows = torch.stack([inverse_depth, safe, torch.ones_like(safe)])
-    own_scale, own_shift = metric_affine[0], metric_affine[1]
-    count = usable.sum().clamp(min=1.0)
+    safe = torch.where(usable > 0, target, 1.0)
+    rows = torch.stack([inverse_depth, safe, torch.ones_like(safe)], 1)
+    relative = inverse_depth / safe
+    inverse = 1.0 / safe
+    own_scale, own_shift = metric_affine.unbind(1)
     fit = start
     for _ in range(_ITERATIONS):
-        residual = ((fit[0] * inverse_depth + fit[1]) / safe - 1.0).abs()
+        residual = (fit[:, :1] * relative + fit[:, 1:] * inverse - 1.0).abs()
         weight = usable * (_HUBER / residual.clamp(min=_HUBER)) * (residual < _OUTLIER)
-        moments = (rows * (weight / safe.square())) @ rows.T
-        moments = moments / moments[2, 2].clamp(min=1e-9)
-        x, y = moments[0, 2], moments[1, 2]
+        moments = (rows * (weight * inverse.square())[:, None]) @ rows.transpose(1, 2)
+        moments = moments / moments[:, 2:, 2:].clamp(min=1e-9)
+        x, y = moments[:, 0, 2], moments[:, 1, 2]
         scaling = own_scale * y / (own_scale * x + own_shift).clamp(min=1e-6)
         ridge = (_RIDGE * x).square()
-        xx = moments[0, 0] - x * x + ridge
-        yy = moments[1, 1] - y * y + ridge * scaling * scaling
-        xy = moments[0, 1] - x * y + ridge * scaling
-        half = (yy - _VARIANCE_RATIO * fit[0].square() * xx) / 2
-        slope = (half + (half.square() + _VARIANCE_RATIO * (fit[0] * xy).square()).sqrt()) / xy
-        good = (weight.sum() >= _MIN_WEIGHT) & (xy > 0) & (slope > 0.2) & (slope < 5.0)
-        fit = torch.where(good, torch.stack([slope, y - slope * x]), fit)
-    residual = ((fit[0] * inverse_depth + fit[1]) / safe - 1.0).abs()
-    inliers = (usable * (residual < _INLIER)).sum() / count
+        xx = moments[:, 0, 0] - x * x + ridge
+        yy = moments[:, 1, 1] - y * y + ridge * scaling * scaling
+        xy = moments[:, 0, 1] - x * y + ridge * scaling
+        half = (yy - _VARIANCE_RATIO * fit[:, 0].square() * xx) / 2
+        root = (half.square() + _VARIANCE_RATIO * (fit[:, 0] * xy).square()).sqrt()
+        slope = (half + root) / xy
+        good = (weight.sum(1) >= _MIN_WEIGHT) & (xy > 0) & (slope > 0.2) & (slope < 5.0)
+        fit = torch.where(good[:, None], torch.stack([slope, y - slope * x], 1), fit)
+    residual = (fit[:, :1] * relative + fit[:, 1:] * inverse - 1.0).abs()
+    inliers = (usable * (residual < _INLIER)).sum(1) / usable.sum(1).clamp(min=1.0)
     return fit, inliers
