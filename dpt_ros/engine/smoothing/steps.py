@@ -145,6 +145,11 @@ def look(raw: Tensor, luma: Tensor, flow: Tensor) -> Tensor:
     return torch.cat([front, maps[:, 3:]], 1)
 
 
+def sample_step(height: int, width: int) -> int:
+    """Distance of the pixels by which a frame is registered."""
+    return max(1, round(math.sqrt(height * width / _SAMPLES)))
+
+
 def register(
     seen: Tensor,
     maps: Tensor,
@@ -170,7 +175,7 @@ def register(
         return triton.register(seen, maps, affine, age, metric_affine, correlation, numbers)
     n = unpack(FILTER_FIELDS, numbers)
     height, width = maps.shape[2:]
-    step = max(1, round(math.sqrt(height * width / _SAMPLES)))
+    step = sample_step(height, width)
     subset = (..., slice(step // 2, None, step), slice(step // 2, None, step))
     empty = seen[:, 1].sum((1, 2)) == 0
     grid = pixel_grid(height, width, maps.device)[subset].contiguous()
