@@ -35,12 +35,29 @@ def relative_pose(previous: np.ndarray, current: np.ndarray) -> tuple[np.ndarray
     return previous_from_current[:3, :3], previous_from_current[:3, 3]
 
 
+def warp(
+    rotation: Tensor, shift: Tensor, to_grid: Tensor, from_grid: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A motion as ``project`` and ``advance`` take it.
+
+    Args:
+        rotation, shift: (B, 3, 3) and (B, 3).
+        to_grid: (B, 3, 3), rays (X/Z, Y/Z, 1) -> normalised coordinates; from_grid: its inverse.
+
+    Returns:
+        turn (B, 3, 3): to_grid @ rotation @ from_grid; shift (B, 3): to_grid @ shift; and form
+        (B, 4): axis @ from_grid and -(axis @ shift), where axis is the rotation's third column.
+    """
+    axis, shift = rotation[:, None, :, 2], shift[:, :, None]
+    form = torch.cat([axis @ from_grid, -(axis @ shift)], 2)[:, 0]
+    return to_grid @ rotation @ from_grid, (to_grid @ shift)[:, :, 0], form
+
+
 def project(turn: Tensor, shift: Tensor, grid: Tensor, inverse_depth: Tensor) -> Tensor:
     """Positions of pixels in the previous frame.
 
     Args:
-        turn: (B, 3, 3) to_grid @ rotation @ from_grid: between homogeneous normalised coordinates.
-        shift: (B, 3) to_grid @ shift.
+        turn, shift: (B, 3, 3) and (B, 3), from ``warp``.
         grid: (3, ...) normalised x, y and 1.
         inverse_depth: (B, ...) 1/m.
 
@@ -56,8 +73,8 @@ def advance(form: Tensor, position: Tensor, inverse_depth: Tensor) -> Tensor:
     """Inverse depth (B, ...), 1/m, of static points in this frame.
 
     Args:
-        form: (B, 4) axis @ from_grid and -(axis @ shift), where axis is the third column of the
-            rotation: the ratio of the depths is linear in position and inverse depth.
+        form: (B, 4), from ``warp``: the ratio of the depths is linear in position and inverse
+            depth.
         position: (B, 2, ...) in the previous frame, normalised.
         inverse_depth: (B, ...) in the previous frame, 1/m.
     """

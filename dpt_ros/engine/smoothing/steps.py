@@ -28,7 +28,7 @@ from dpt_ros.engine import triton_launch
 from dpt_ros.engine.packed import unpack
 from dpt_ros.engine.smoothing.flow import optical_flow
 from dpt_ros.engine.smoothing.maps import max_pool3x3, opened, pixel_grid, resize, sample
-from dpt_ros.engine.smoothing.motion import advance, project, refine
+from dpt_ros.engine.smoothing.motion import advance, project, refine, warp
 from dpt_ros.engine.smoothing.registration import fit_affine
 from dpt_ros.engine.smoothing.state import FILTER_FIELDS, MOTION_FIELDS, FilterState
 
@@ -197,12 +197,9 @@ def register(
     rotation = torch.where(both[:, None], refined[0], rotation)
     shift = torch.where(both, refined[1], shift)
 
-    ego = has_ego[:, None]
-    turn = n["to_grid"] @ rotation @ n["from_grid"]
-    turn = torch.where(ego[:, None], turn, identity)
-    along = torch.where(ego, (n["to_grid"] @ shift[:, :, None])[:, :, 0], 0.0)
-    axis = rotation[:, None, :, 2]
-    form = torch.cat([(axis @ n["from_grid"])[:, 0], -(axis @ shift[:, :, None])[:, 0]], 1)
+    turn, along, form = warp(rotation, shift, n["to_grid"], n["from_grid"])
+    turn = torch.where(has_ego[:, None, None], turn, identity)
+    along = torch.where(has_ego[:, None], along, 0.0)
 
     position = project(turn, along, grid, current)
     differs, worse = flow_disagreement(seen, grid, position, maps, correlation[:, 0])
