@@ -22,6 +22,7 @@ from dpt_ros.engine.smoothing.triton_steps_jit import (
     compare,
     constants,
     corners_at,
+    flag,
     load,
     normalised,
     times,
@@ -221,10 +222,10 @@ def register_kernel(
     correlation = tl.load(correlation_ptr + camera * correlation_row + 1)
     age = tl.load(age_ptr + camera * age_row)
     numbers = numbers_ptr + camera * numbers_row
-    has_flow = tl.load(numbers + NUMBER.value.has_flow) > 0
-    has_odometry = tl.load(numbers + NUMBER.value.has_odometry) > 0
-    has_ego = (tl.load(numbers + NUMBER.value.has_ego) > 0) & (has_flow | has_odometry)
-    fresh = tl.load(numbers + NUMBER.value.fresh) > 0
+    has_flow = flag(numbers + NUMBER.value.has_flow)
+    has_odometry = flag(numbers + NUMBER.value.has_odometry)
+    has_ego = flag(numbers + NUMBER.value.has_ego) & (has_flow | has_odometry)
+    fresh = flag(numbers + NUMBER.value.fresh)
 
     known = has_ego & has_odometry
     identity = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)

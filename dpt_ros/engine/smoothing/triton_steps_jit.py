@@ -38,7 +38,10 @@ STEPS, REFINE, FIT = (constants(module) for module in (steps, motion, registrati
 @triton.jit
 def normalised(index, count):
     # Normalised coordinate of a pixel: -1 at the first one's centre, 1 at the last one's.
-    return index.to(tl.float32) * (2.0 / (count - 1)) - 1.0
+    # From both ends, as torch.linspace.
+    step = 2.0 / (count - 1)
+    from_end = 1.0 - step * (count - 1 - index).to(tl.float32)
+    return tl.where(2 * index < count, step * index.to(tl.float32) - 1.0, from_end)
 
 
 @triton.jit
@@ -87,6 +90,12 @@ def load(ptr, COUNT: tl.constexpr):
     for k in tl.static_range(COUNT):
         values = values + (tl.load(ptr + k),)
     return values
+
+
+@triton.jit
+def flag(ptr):
+    # Compared as integers: the interpreter cannot combine a float's comparison with a block's.
+    return tl.load(ptr).to(tl.int32) != 0
 
 
 @triton.jit
@@ -242,11 +251,11 @@ def update_kernel(
     turn, along = load(motion + MOTION.value.turn, 9), load(motion + MOTION.value.shift, 3)
     form, fit = load(motion + MOTION.value.form, 4), load(motion + MOTION.value.fit, 2)
     noise = tl.load(numbers + NUMBER.value.measurement_noise)
-    fresh = tl.load(numbers + NUMBER.value.fresh) > 0
-    begin = fresh | (tl.load(motion + MOTION.value.reset_code) > 0)
-    has_flow = tl.load(numbers + NUMBER.value.has_flow) > 0
-    has_ego = tl.load(motion + MOTION.value.has_ego) > 0
-    reliable = tl.load(motion + MOTION.value.reliable) > 0
+    fresh = flag(numbers + NUMBER.value.fresh)
+    begin = fresh | flag(motion + MOTION.value.reset_code)
+    has_flow = flag(numbers + NUMBER.value.has_flow)
+    has_ego = flag(motion + MOTION.value.has_ego)
+    reliable = flag(motion + MOTION.value.reliable)
     both = has_flow & has_ego
 
     # Position in the previous frame
