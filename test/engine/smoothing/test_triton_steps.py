@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Triton's versions of the filter's steps beside the plain ones."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.plain_torch import plain_torch
+from torch import Tensor
+
+from dpt_ros.engine.packed import length, pack, unpack
+from dpt_ros.engine.smoothing import steps
+from dpt_ros.engine.smoothing.maps import pixel_grid, sample
+from dpt_ros.engine.smoothing.motion import normalisation, project
+from dpt_ros.engine.smoothing.state import FILTER_FIELDS, MOTION_FIELDS
+
+pytest.importorskip("triton")
+
+FLAGS = ("fresh", "has_flow", "has_ego", "has_odometry")
+ALL_FLAGS = list(itertools.product((0, 1), repeat=4))
+ROTATION = np.array([[1, -0.01, 0.02], [0.01, 1, -0.015], [-0.02, 0.015, 1.0]])
+SHIFT = np.array([0.03, -0.02, 0.08])
+
+
+def textured(rng: np.random.Generator, *shape: int) -> Tensor:
+    """Smooth random maps, 0..1."""
+    small = torch.from_numpy(rng.random((*shape[:-2], 6, 8), np.float32))
+    return steps.resize(small.view(-1, 1, 6, 8), (shape[-2], shape[-1])).view(shape)
+
+
+def numbers_of(flags: tuple[int, ...], height: int, width: int, noise: float) -> np.ndarray:
+    camera = np.array([[0.9 * width, 0, width / 2], [0, 0.9 * width, height / 2], [0, 0, 1]])
+    to_grid = normalisation(width, height) @ camera
+    values: dict[str, Any] = dict(zip(FLAGS, flags, strict=True))
+    values |= {
+        "measurement_noise": noise, "process_noise": 1e-5, "min_gain": 0.02, "label_gain": 0.3,
+        "leak": 0.1, "flow_leak": 0.2, "moving_gain": 0.3, "rotation": ROTATION, "shift": SHIFT,
+        "to_grid": to_grid, "from_grid": np.linalg.inv(to_grid), "free_sigma": 0.05,
+        "prior_sigma": np.repeat([0.006, 0.02], 3),
+    }  # fmt: skip
+    return pack(FILTER_FIELDS, values)
+
+
+class Scene:
+    """Frames of a batch of cameras, and the filter's state: a static scene, in which a part of
+    the image moves by itself.
+
+    Args:
+        flags: of each camera.
+        what: "static"; "lost": odometry contradicts flow; "cut": the state is of another scene;
+            "empty": no pixel is valid.
+    """
+
+    def __init__(
+        self, flags: list[tuple[int, ...]], height: int, width: int, what: str = "static"
+    ) -> None:
+        rng = np.random.default_rng(height)
+        batch = len(flags)
+        packed = [numbers_of(one, height, width, 0.05 + 0.01 * k) for k, one in enumerate(flags)]
+        # As a part of a longer vector
+        self.numbers = torch.from_numpy(np.stack(packed)).repeat(1, 2)[:, : len(packed[0])]
+        n = unpack(FILTER_FIELDS, self.numbers)
+        truth = 0.1 + textured(rng, batch, height, width)
+        grid = pixel_grid(height, width, torch.device("cpu"))
+        turn = n["to_grid"] @ n["rotation"] @ n["from_grid"]
+        moved = project(turn, (n["to_grid"] @ n["shift"][:, :, None])[:, :, 0], grid, truth)
+        before = textured(rng, batch, height, width) * 200 + 20
+        luma = sample(before[:, None], moved)[:, 0]
+
+        def noise(*shape: int) -> Tensor:
+            return torch.from_numpy(rng.normal(size=shape).astype(np.float32))
+
+        pixel = torch.tensor([2 / (width - 1), 2 / (height - 1)])[:, None, None]
+        position = moved + 0.1 * pixel * noise(*moved.shape)
+        residual = 3 * noise(batch, height, width).abs()
+        for rows, columns in ((slice(4, 12), slice(6, 18)), (slice(-5, None), slice(-7, None))):
+            position[:, 0, rows, columns] += 6 * pixel[0]
+            luma[:, rows, columns] += 60
+            residual[:, rows, columns] += 22
+        alone = torch.from_numpy(rng.random((batch, height, width)) < 0.02)
+        position += 5 * pixel * alone[:, None]
+        if what == "lost":
+            position += 7 * pixel
+            luma += 50
+        invalid = torch.from_numpy(rng.choice(8, size=truth.shape))
+        state = truth * (1 + 0.03 * noise(*truth.shape))
+        if what == "cut":
+            state = 0.1 + 2 * textured(rng, batch, height, width).flip(1)
+        self.raw = (truth * (1 + 0.04 * noise(*truth.shape)) - 0.02) / 1.1
+        for k, value in enumerate((np.nan, 0.0, -1.0, np.inf)):
+            place = (invalid == k) if what == "empty" else (invalid == k) & alone
+            self.raw = torch.where(place | (what == "empty"), value, self.raw)
+        variance = 1e-3 * textured(rng, batch, height, width)
+        variance = torch.where(alone.roll(3), 5.0, variance)
+        self.maps = torch.stack([state, variance, before, alone.roll(5).float()], 1)
+        self.luma = luma
+        self.seen = torch.cat(
+            [torch.zeros(batch, 3, height, width), position, residual[:, None],
+             torch.from_numpy(rng.random((batch, 2, height, width), np.float32))], 1
+        )  # fmt: skip
+        valid = torch.isfinite(self.raw) & (self.raw > 0)
+        self.seen[:, 0] = torch.where(valid, self.raw, steps.MIN_INVERSE_DEPTH)
+        self.seen[:, 1] = valid.float()
+        self.seen[:, 2] = luma
+        self.affine = torch.tensor([[1.08, 0.03]]).repeat(batch, 3)[:, :2]
+        self.age = torch.arange(1.0, batch + 1)
+        self.metric_affine = torch.tensor([[1.12, 0.015]]).repeat(batch, 1)
+        self.correlation = torch.tensor([[1.05, 0.1 if what == "cut" else 0.9]]).repeat(batch, 1)
+        for camera, (fresh, has_flow, *_) in enumerate(flags):
+            if fresh:
+                for x in (self.maps, self.affine, self.age):
+                    x[camera] = torch.nan
+            if fresh or not has_flow:
+                self.seen[camera, 3:] = torch.nan
+                self.correlation[camera] = torch.nan
+
+    def to(self, device: str) -> Scene:
+        for name, value in vars(self).items():
+            setattr(self, name, value.to(device))
+        return self
+
+
+def close(actual: Tensor, expected: Tensor, share: float = 1.0, tolerance: float = 2e-4) -> None:
+    """Equal but for rounding, by which a few pixels may fall to the other side of a limit."""
+    assert actual.shape == expected.shape
+    assert actual.dtype == expected.dtype
+    equal = torch.isclose(actual, expected, tolerance, tolerance, equal_nan=True)
+    wrong = (~equal).nonzero()
+    most = (1 - share) * equal.numel()
+    assert len(wrong) <= most, (len(wrong), actual[~equal][:9], expected[~equal][:9], wrong[:9])
+
+
+def check_look(triton: Any, device: str, size: tuple[int, int], small: tuple[int, int], **launch: Any) -> None:
+    rng = np.random.default_rng(1)
+    raw = torch.from_numpy(rng.normal(size=(2, *size)).astype(np.float32))
+    raw[0, :5, :5], raw[1, 0, 0], raw[1, 1, 0] = torch.nan, torch.inf, 1e-9
+    luma = torch.from_numpy(rng.random((2, *small), np.float32)).to(device)
+    flow = torch.from_numpy(rng.normal(size=(2, 5, *small)).astype(np.float32)).to(device)
+    raw = raw.to(device)
+    with plain_torch():
+        expected = steps.look(raw, luma, flow)
+    close(triton.look(raw, luma, flow, **launch), expected, tolerance=2e-5)
+
+
+def check_register(triton: Any, scene: Scene, **launch: Any) -> Tensor:
+    s = scene
+    given = (s.seen, s.maps, s.affine, s.age, s.metric_affine, s.correlation, s.numbers)
+    with plain_torch():
+        expected = steps.register(*given)
+    actual = triton.register(*given, **launch)
+    n, found, wanted = (unpack(FILTER_FIELDS, s.numbers), *(unpack(MOTION_FIELDS, x) for x in (actual, expected)))
+    fresh = n["fresh"] > 0
+    for name in MOTION_FIELDS:
+        one, other = found[name], wanted[name]
+        if name in ("fit", "inliers"):  # mean nothing then
+            one, other = one[~fresh], other[~fresh]
+        close(one, other)
+    return expected
+
+
+def check_blend(triton: Any, scene: Scene, motion: Tensor, **launch: Any) -> tuple[Tensor, ...]:
+    s = scene
+    given = (s.seen, s.raw, s.maps, motion, s.correlation, s.numbers)
+    with plain_torch():
+        expected = steps.blend(*given)
+    actual = triton.blend(*given, **launch)
+    for one, other in zip(actual, expected, strict=True):
+        close(one, other, 0.998)
+    return expected
+
+
+def check_logits(
+    triton: Any, scene: Scene, position: Tensor, gain: Tensor, logits: Tensor, **launch: Any
+) -> None:
+    previous = steps.centered(logits.roll(1, 0) * 0.5)
+    previous[unpack(FILTER_FIELDS, scene.numbers)["fresh"] > 0] = torch.nan
+    other = previous.contiguous(memory_format=torch.channels_last)
+    for past in (previous, other, None, previous[:, :1], previous[..., :-1]):
+        with plain_torch():
+            expected = steps.smooth_logits(logits, past, position, gain, scene.numbers)
+        actual = triton.smooth_logits(logits, past, position, gain, scene.numbers, **launch)
+        close(actual, expected, tolerance=2e-5)
+        beside = logits.stride(1) == 1
+        form = torch.channels_last if beside else torch.contiguous_format
+        assert actual.is_contiguous(memory_format=form)
+
+
+def logits_of(shape: tuple[int, ...], layout: str, dtype: torch.dtype) -> Tensor:
+    rng = np.random.default_rng(shape[1])
+    values = torch.from_numpy(rng.normal(size=shape).astype(np.float32) * 3).to(dtype)
+    values[:, 0, 0, :2] = torch.nan
+    values[:, -1, 1, 1] = torch.inf
+    if layout == "nchw":
+        return values
+    values = values.contiguous(memory_format=torch.channels_last)
+    if layout == "padded":  # as the fused label head gives them
+        more = torch.zeros(shape[0], shape[1] + 2, *shape[2:], dtype=dtype)
+        more = more.contiguous(memory_format=torch.channels_last)
+        more[:, : shape[1]] = values
+        return more[:, : shape[1]]
+    return values
+
+
+def interpret() -> None:
+    """Every kernel without a GPU."""
+    from dpt_ros.engine.smoothing import triton_steps as triton
+    from helpers.interpreted import Interpreter
+
+    launch = Interpreter().launch
+    for size, small in (((30, 41), (24, 32)), ((21, 16), (33, 40)), ((16, 20), (16, 20))):
+        check_look(triton, "cpu", size, small, launch=launch)
+    scenes = [Scene([flags], 30, 42) for flags in ALL_FLAGS]
+    scenes += [Scene(ALL_FLAGS[k : k + 3], 29, 33) for k in range(0, 16, 3)]
+    seen = [(0, 1, 1, 1), (0, 1, 1, 0), (1, 0, 0, 0)]
+    scenes += [Scene(seen, 30, 37, what) for what in ("lost", "cut", "empty")]
+    scenes += [Scene(seen[:1], 96, 130)]
+    for scene in scenes:
+        motion = check_register(triton, scene, launch=launch)
+        _, _, _, gain, position = check_blend(triton, scene, motion, launch=launch)
+        batch, height, width = gain.shape
+        logits = logits_of((batch, 3, height, width), "nchw", torch.float32)
+        check_logits(triton, scene, position, gain, logits, launch=launch)
+        if batch == 3:
+            for layout in ("nchw", "nhwc", "padded"):
+                for classes, dtype in ((35, torch.float16), (2, torch.float32)):
+                    logits = logits_of((batch, classes, 13, 9), layout, dtype)
+                    check_logits(triton, scene, position, gain, logits, launch=launch)
+    print("interpreted")
+
+
+def test_every_kernel_equals_plain_torch_and_stays_within_its_memory() -> None:
+    from helpers.interpreted import run_interpreted
+
+    assert run_interpreted(__file__, "interpret").endswith("interpreted\n")
