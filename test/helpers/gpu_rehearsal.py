@@ -30,7 +30,9 @@ from dpt_ros.engine.input import device_preprocess
 from dpt_ros.engine.input.device_preprocess import DeviceInput
 from dpt_ros.engine.input.input_plan import InputPlan
 from dpt_ros.engine.output import postprocess
+from dpt_ros.engine.runner.chain import Chain
 from dpt_ros.engine.runner.streams import HostStreams
+from dpt_ros.engine.smoothing import flow
 from helpers.plain_torch import plain_torch
 
 _WAITS = ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "item", "unique2")
@@ -233,7 +235,7 @@ def rehearsal() -> Iterator[Kernels]:
         usable = rehearsed.enabled() and not torch.compiler.is_compiling()
         return _Wrappers(rehearsed, module) if usable else None
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, flow_of_a_device():
         patch.setattr(
             triton_launch, "_enabled", True
         )  # put back at the end, whoever turned it off
@@ -245,6 +247,31 @@ def rehearsal() -> Iterator[Kernels]:
             lambda plan: rehearsed.network_input if rehearsed.enabled() else None,
         )
         yield rehearsed
+
+
+@contextmanager
+def flow_of_a_device() -> Iterator[None]:
+    """Within, a host runner has the grey levels and the optical flow that a GPU would have."""
+    make, preprocess = Chain.__init__, Chain.preprocess
+
+    def made(self: Chain, *args: Any, **named: Any) -> None:
+        make(self, *args, **named)
+        if self.on_host:
+            self.luma_size = flow.flow_size(*self.map_size)
+
+    def preprocessed(self: Chain, pixels: Any) -> tuple[list[Tensor], Tensor | None]:
+        images, luma = preprocess(self, pixels)
+        if self.on_host and luma is not None:
+            spec = self._depth.spec
+            scale, offset = torch.tensor([spec.std, spec.mean]) * 255
+            luma = flow.luma_of(images[-1], scale, offset)
+        return images, luma
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Chain, "__init__", made)
+        patch.setattr(Chain, "preprocess", preprocessed)
+        patch.setattr(flow, "_flow_on_host", flow.inverse_search)
+        yield
 
 
 def _specialisation(kernel: Any, args: tuple) -> list[Any]:
