@@ -29,7 +29,7 @@ ITERATIONS = 4  # of Gauss-Newton
 # Weight of the displacement at which a patch begins, squared grey levels per squared pixel: it
 # stays there where texture does not say otherwise.
 PRIOR = 64.0
-HALF_CONTRAST = 8.0  # grey levels per pixel of half size by which motion is measured well
+HALF_CONTRAST = 2.0  # grey levels per pixel of half size by which motion is measured well
 RED, GREEN, BLUE = 0.299, 0.587, 0.114  # shares of grey, as in OpenCV
 _TRITON = "dpt_ros.engine.smoothing.triton_flow"
 
@@ -142,7 +142,7 @@ def search(level: Tensor, coarse: Tensor) -> Tensor:
     a, b = slope_x.square().sum(-1) + PRIOR, slope_y.square().sum(-1) + PRIOR
     c = (slope_x * slope_y).sum(-1)
     determinant = a * b - c * c
-    y, x = (_patches(one) for one in _places(*luma.shape[1:], luma.device))
+    y, x = (_patches(one) for one in _places(luma))
 
     def match(at: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
         # Displacements (B, 2, n, m, K) -> errors (B, 1, n, m, K), and the steps to take.
@@ -190,7 +190,7 @@ def dense(level: Tensor, flow: Tensor) -> Tensor:
     """
     if triton := triton_launch.triton_of(level, _TRITON):
         return triton.dense(level, flow)
-    y, x = _places(*level.shape[2:], level.device)
+    y, x = _places(level)
     rows, columns = (y[:, 0] / STRIDE).long(), (x[0] / STRIDE).long()
     total = torch.zeros_like(level)
     weights = torch.zeros_like(level[:, :1])
@@ -218,7 +218,7 @@ def finish(luma: Tensor, previous: Tensor, small: Tensor, half: Tensor) -> Tenso
     """
     if triton := triton_launch.triton_of(luma, _TRITON):
         return triton.finish(luma, previous, small, half)
-    y, x = _places(*luma.shape[1:], luma.device)
+    y, x = _places(luma)
     maps = _sample(half, x.expand_as(luma) / 2 - 0.25, y.expand_as(luma) / 2 - 0.25)
     displacement = 2 * maps[:, :2]
     mean = small.mean((2, 3))[..., None, None]
@@ -235,10 +235,11 @@ def _areas(source: int, target: int, like: Tensor) -> Tensor:
     return (last - first).clamp(min=0) * (target / source)
 
 
-def _places(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    # y and x of every pixel, (height, width) each.
-    y = torch.arange(height, device=device, dtype=torch.float32)
-    x = torch.arange(width, device=device, dtype=torch.float32)
+def _places(like: Tensor) -> tuple[Tensor, Tensor]:
+    # y and x of every pixel of maps, (height, width) each.
+    height, width = like.shape[-2:]
+    y = torch.arange(height, device=like.device, dtype=torch.float32)
+    x = torch.arange(width, device=like.device, dtype=torch.float32)
     return y[:, None].expand(height, width), x.expand(height, width)
 
 
