@@ -110,7 +110,8 @@ class Cameras:
         measured, reason, scale = plan_scale(
             before.scale, self._scale, self._networks.metric, self._focal(frame.camera),
             frame.stamp_ns, frame.camera, frame.anchors,
-            _LEVEL if frame.down is None else frame.down, bool(chain.label_shape),
+            _LEVEL if frame.down is None else frame.down,
+            bool(chain.label_shape and self._networks.floor),
         )  # fmt: skip
         weights, reset, history = pack(FILTER_FIELDS, {}), "", None
         if chain.smoothed:

@@ -24,8 +24,8 @@ from dpt_ros.engine.output.label_groups import of_logits
 from dpt_ros.engine.output.point_cloud import points
 from dpt_ros.engine.output.postprocess import resize_depth
 from dpt_ros.engine.runner.streams import Streams
+from dpt_ros.engine.scale.estimator import ScaleConstants
 from dpt_ros.engine.scale.inverse_depth import limit_depth
-from dpt_ros.engine.scale.step import ScaleConstants
 from dpt_ros.engine.settings import Settings
 from dpt_ros.engine.smoothing.flow import flow_size, grey, luma_of
 
@@ -138,7 +138,10 @@ class Chain:
             self.label_shape = (len(networks.class_names), height // 2, width // 2)
         own = self._size if streams is None else self.map_size
         self.luma_size = flow_size(*own)
-        self.scale_constants = ScaleConstants.of(networks.metric, networks.floor, networks.device)
+        floor = None
+        if settings.scale_camera_height > 0 and networks.floor:
+            floor = torch.tensor(networks.floor, device=networks.device)
+        self.scale_constants = ScaleConstants(networks.metric, floor)
         if self._depth is not None and streams is not None:
             spec = self._depth.spec
             numbers = torch.tensor([spec.std, spec.mean], device=networks.device) * 255

@@ -122,12 +122,15 @@ class HostRunner(Runner):
         """Nothing: a CPU's first frame costs little more than the second."""
 
     def start(self, frames: Sequence[Frame], outputs: OutputRequest, settings: Settings) -> Ticket:
-        """Compute the frame; the arrays of the prediction are the caller's.
+        """Compute the frames; the arrays of the predictions are the caller's.
 
         Raises:
-            ValueError: the frame cannot be read.
+            ValueError: a frame cannot be read.
         """
-        (frame,) = frames
+        predictions = [self._predict(frame, outputs, settings) for frame in frames]
+        return Ticket(lambda: predictions)
+
+    def _predict(self, frame: Frame, outputs: OutputRequest, settings: Settings) -> Prediction:
         prediction = Prediction(frame)
         measure = partial(_timed, prediction.seconds)
         with measure("convert"):
@@ -151,12 +154,12 @@ class HostRunner(Runner):
 
         state = self._state_for(frame.source, chain)
         after, results = step(chain, state, [pixels], numbers, measure)
-        self._cameras.accept(frames, plans)
+        self._cameras.accept([frame], plans)
         if after is not None:
             self._states[frame.source] = after
         arrays = {name: value.numpy() for name, value in results.items()}
         self._cameras.fill([prediction], plans, arrays)
-        return Ticket(lambda: [prediction])
+        return prediction
 
     def _state_for(self, source: str, chain: Chain) -> State | None:
         """The camera's state; what is of another size, or not there, is blank."""

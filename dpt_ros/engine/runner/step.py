@@ -13,8 +13,10 @@ from torch import Tensor
 
 from dpt_ros.engine.packed import Fields, length, pack, unpack
 from dpt_ros.engine.runner.chain import Chain, Pixels
+from dpt_ros.engine.scale.estimator import ScaleState, scale
 from dpt_ros.engine.scale.inverse_depth import metric_inverse_depth
-from dpt_ros.engine.scale.step import SCALE_FIELDS, ScaleState, relative_variance, scale
+from dpt_ros.engine.scale.plan import SCALE_FIELDS
+from dpt_ros.engine.scale.steps import relative_variance
 from dpt_ros.engine.smoothing.filter import TemporalSettings
 from dpt_ros.engine.smoothing.state import FILTER_FIELDS, FilterState
 from dpt_ros.engine.smoothing.steps import smooth
@@ -35,7 +37,7 @@ class State:
 
     def tensors(self) -> dict[str, Tensor]:
         """By name, (B, ...) each."""
-        parts = {**vars(self.scale), **(vars(self.filter) if self.filter else {})}
+        parts = self.scale._asdict() | (vars(self.filter) if self.filter else {})
         return {name: value for name, value in parts.items() if value is not None}
 
     def fits(self, chain: Chain) -> bool:
@@ -54,7 +56,7 @@ class State:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros((batch, *shape), device=device)
 
-        scale = ScaleState.blank(batch, device)
+        scale = ScaleState.empty(batch, device)
         if not chain.smoothed:
             return cls(None, scale)
         logits = zeros(*chain.label_shape) if chain.label_shape else None
@@ -64,7 +66,7 @@ class State:
     @classmethod
     def of(cls, tensors: dict[str, Tensor]) -> State:
         """From what ``tensors`` gave."""
-        mine = {name: tensors[name] for name in ScaleState.__dataclass_fields__}
+        mine = {name: tensors[name] for name in ScaleState._fields}
         rest = {name: value for name, value in tensors.items() if name not in mine}
         return cls(FilterState(**{"logits": None, **rest}) if rest else None, ScaleState(**mine))
 
@@ -175,6 +177,7 @@ def _refine(
     else:
         refined["inverse_depth"] = metric_inverse_depth(raw, affine.T[..., None, None])
         refined["reset_code"] = raw.new_zeros(len(raw), dtype=torch.uint8)
-        variance = torch.full_like(raw, TemporalSettings().measurement_noise**2)
+        variance = torch.full_like(raw, TemporalSettings().measurement_noise ** 2)
+    covariance = covariance * stats[:, :1]  # 0 without metres
     refined["variance"] = variance + relative_variance(raw, affine, covariance)
     return State(filter_state, scale_state), maps | refined

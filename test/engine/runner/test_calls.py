@@ -73,10 +73,7 @@ def test_a_batch_takes_twelve_calls_whatever_it_has_to_do(shared, cameras):
         streams = CountedStreams(kernels)
         runner = StreamRunner(networks, DEFAULT, streams, print)
         for number in range(6):
-            frames = [
-                video_frame(number, str(k), anchors=cloud(number))
-                for k in range(cameras)
-            ]
+            frames = [video_frame(number, str(k), anchors=cloud(number)) for k in range(cameras)]
             streams.calls.clear()
             with CountedOperations(streams.calls) as operations:
                 ticket = runner.start(frames, ALL, DEFAULT)

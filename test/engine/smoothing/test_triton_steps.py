@@ -12,7 +12,7 @@ import torch
 from helpers.plain_torch import plain_torch
 from torch import Tensor
 
-from dpt_ros.engine.packed import length, pack, unpack
+from dpt_ros.engine.packed import pack, unpack
 from dpt_ros.engine.smoothing import steps
 from dpt_ros.engine.smoothing.maps import pixel_grid, sample
 from dpt_ros.engine.smoothing.motion import normalisation, project
@@ -134,7 +134,9 @@ def close(actual: Tensor, expected: Tensor, share: float = 1.0, tolerance: float
     assert len(wrong) <= most, (len(wrong), actual[~equal][:9], expected[~equal][:9], wrong[:9])
 
 
-def check_look(triton: Any, device: str, size: tuple[int, int], small: tuple[int, int], **launch: Any) -> None:
+def check_look(
+    triton: Any, device: str, size: tuple[int, int], small: tuple[int, int], **launch: Any
+) -> None:
     rng = np.random.default_rng(1)
     raw = torch.from_numpy(rng.normal(size=(2, *size)).astype(np.float32))
     raw[0, :5, :5], raw[1, 0, 0], raw[1, 1, 0] = torch.nan, torch.inf, 1e-9
@@ -152,7 +154,10 @@ def check_register(triton: Any, scene: Scene, **launch: Any) -> Tensor:
     with plain_torch():
         expected = steps.register(*given)
     actual = triton.register(*given, **launch)
-    n, found, wanted = (unpack(FILTER_FIELDS, s.numbers), *(unpack(MOTION_FIELDS, x) for x in (actual, expected)))
+    n, found, wanted = (
+        unpack(FILTER_FIELDS, s.numbers),
+        *(unpack(MOTION_FIELDS, x) for x in (actual, expected)),
+    )
     fresh = n["fresh"] > 0
     for name in MOTION_FIELDS:
         one, other = found[name], wanted[name]
@@ -207,8 +212,9 @@ def logits_of(shape: tuple[int, ...], layout: str, dtype: torch.dtype) -> Tensor
 
 def interpret() -> None:
     """Every kernel without a GPU."""
-    from dpt_ros.engine.smoothing import triton_steps as triton
     from helpers.interpreted import Interpreter
+
+    from dpt_ros.engine.smoothing import triton_steps as triton
 
     launch = Interpreter().launch
     for size, small in (((30, 41), (24, 32)), ((21, 16), (33, 40)), ((16, 20), (16, 20))):
