@@ -203,10 +203,10 @@ class Cameras:
         }
 
 
-def _plain(history: Any) -> dict[str, Any] | None:
+def _plain(history: FrameHistory | ScaleHistory | None) -> dict[str, Any] | None:
     if history is None:
         return None
-    values = history._asdict() if isinstance(history, tuple) else dict(vars(history))
+    values = history._asdict() if isinstance(history, ScaleHistory) else dict(vars(history))
     for name, value in values.items():
         if isinstance(value, CameraModel):
             values[name] = dict(vars(value))
@@ -218,9 +218,11 @@ def _plain(history: Any) -> dict[str, Any] | None:
 def _restored(kind: Any, values: dict[str, Any] | None) -> Any:
     if values is None:
         return None
-    made = {"camera": CameraModel, "pose": np.array, "size": tuple}
-    known = {name: value for name, value in values.items() if name not in made or value is None}
-    for name in values.keys() - known.keys():
-        value = values[name]
-        known[name] = made[name](**value) if isinstance(value, dict) else made[name](value)
-    return kind(**known)
+    values = dict(values)
+    if values["camera"] is not None:
+        values["camera"] = CameraModel(**values["camera"])
+    if values.get("pose") is not None:
+        values["pose"] = np.array(values["pose"])
+    if "size" in values:
+        values["size"] = tuple(values["size"])
+    return kind(**values)

@@ -172,10 +172,12 @@ class HostRunner(Runner):
         return state
 
     def _state(self, source: str) -> dict[str, Tensor]:
-        return {name: value.clone() for name, value in self._states[source].tensors().items()}
+        state = self._states.get(source)
+        return {} if state is None else {k: one.clone() for k, one in state.tensors().items()}
 
     def _load_state(self, source: str, tensors: dict[str, Tensor]) -> None:
-        self._states[source] = State.of(tensors)
+        if tensors:
+            self._states[source] = State.of(tensors)
 
 
 @contextmanager

@@ -180,6 +180,7 @@ class Program:
             streams.record_event(slot.computed, "compute")
         with streams.on("download"):
             streams.wait_event(slot.computed, "download")
+            assert slot.host_outputs is not None
             slot.host_outputs.memory.copy_(slot.device_outputs, non_blocking=True)
             streams.record_event(slot.done, "download")
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,7 +68,7 @@ class State:
     def of(cls, tensors: dict[str, Tensor]) -> State:
         """From what ``tensors`` gave."""
         mine = {name: tensors[name] for name in ScaleState._fields}
-        rest = {name: value for name, value in tensors.items() if name not in mine}
+        rest: dict[str, Any] = {k: one for k, one in tensors.items() if k not in mine}
         return cls(FilterState(**{"logits": None, **rest}) if rest else None, ScaleState(**mine))
 
 
