@@ -7,7 +7,6 @@ import math
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 Fields = dict[str, tuple[int, ...]]
 """Names and shapes of the parts of a vector, in their order."""
@@ -35,9 +34,9 @@ def pack(fields: Fields, values: dict[str, Any]) -> np.ndarray:
     return packed
 
 
-def unpack(fields: Fields, packed: Tensor) -> dict[str, Tensor]:
-    """Views of (B, length): by name (B, *shape)."""
+def unpack(fields: Fields, packed: Any) -> dict[str, Any]:
+    """Views of (B, length), a tensor or an array: by name (B, *shape)."""
     return {
-        name: packed[:, at : at + math.prod(fields[name])].view(len(packed), *fields[name])
+        name: packed[:, at : at + math.prod(fields[name])].reshape(len(packed), *fields[name])
         for name, at in offsets(fields).items()
     }

@@ -3,16 +3,14 @@
 
 Positions are in normalised coordinates, see ``normalisation``. A motion is a rotation (B, 3, 3)
 and a shift (B, 3), metres: what is at X in this frame's axes was at rotation @ X + shift in those
-of the previous frame.
+of the previous frame. The functions take tensors or numpy arrays, see ``maps``.
 """
 
 from __future__ import annotations
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from dpt_ros.engine.output import postprocess
+from dpt_ros.engine.smoothing.maps import LARGEST, Array, identity, library
 
 _FLOW_NOISE = 0.0015  # standard deviation of the flow, share of the focal length
 _INDEPENDENT = 200.0  # samples of the flow with independent errors
@@ -36,8 +34,8 @@ def relative_pose(previous: np.ndarray, current: np.ndarray) -> tuple[np.ndarray
 
 
 def warp(
-    rotation: Tensor, shift: Tensor, to_grid: Tensor, from_grid: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+    rotation: Array, shift: Array, to_grid: Array, from_grid: Array
+) -> tuple[Array, Array, Array]:
     """A motion as ``project`` and ``advance`` take it.
 
     Args:
@@ -49,52 +47,63 @@ def warp(
         (B, 4): axis @ from_grid and -(axis @ shift), where axis is the rotation's third column.
     """
     axis, shift = rotation[:, None, :, 2], shift[:, :, None]
-    form = torch.cat([axis @ from_grid, -(axis @ shift)], 2)[:, 0]
+    form = library(shift).concatenate([axis @ from_grid, -(axis @ shift)], 2)[:, 0]
     return to_grid @ rotation @ from_grid, (to_grid @ shift)[:, :, 0], form
 
 
-def project(turn: Tensor, shift: Tensor, grid: Tensor, inverse_depth: Tensor) -> Tensor:
+def project(
+    turn: Array, shift: Array, grid: tuple[Array, Array], inverse_depth: Array
+) -> tuple[Array, Array]:
     """Positions of pixels in the previous frame.
 
     Args:
         turn, shift: (B, 3, 3) and (B, 3), from ``warp``.
-        grid: (3, ...) normalised x, y and 1.
-        inverse_depth: (B, ...) 1/m.
+        grid: x (1, w) and y (h, 1) of the pixels, normalised.
+        inverse_depth: (B, h, w) 1/m.
 
     Returns:
-        (B, 2, ...) normalised x, y.
+        x and y (B, h, w), normalised.
     """
-    moved = (turn @ grid.flatten(1)).view(len(turn), *grid.shape)
-    moved = torch.addcmul(moved, shift.view(-1, 3, *[1] * (grid.ndim - 1)), inverse_depth[:, None])
-    return moved[:, :2] / moved[:, 2:].clamp(min=_MIN_DEPTH_RATIO)
+    (x, y), moved = grid, []
+    for row in range(3):
+        a, b, c = (turn[:, row, k, None, None] for k in range(3))
+        axis = shift[:, row, None, None] * inverse_depth
+        axis += a * x + c
+        axis += b * y
+        moved.append(axis)
+    near = 1.0 / moved[2].clip(_MIN_DEPTH_RATIO, LARGEST)
+    moved[0] *= near
+    moved[1] *= near
+    return moved[0], moved[1]
 
 
-def advance(form: Tensor, position: Tensor, inverse_depth: Tensor) -> Tensor:
+def advance(form: Array, x: Array, y: Array, inverse_depth: Array) -> Array:
     """Inverse depth (B, ...), 1/m, of static points in this frame.
 
     Args:
         form: (B, 4), from ``warp``: the ratio of the depths is linear in position and inverse
             depth.
-        position: (B, 2, ...) in the previous frame, normalised.
+        x, y: (B, ...) in the previous frame, normalised.
         inverse_depth: (B, ...) in the previous frame, 1/m.
     """
-    a, b, c, d = form.view(-1, 4, *[1] * (inverse_depth.ndim - 1)).unbind(1)
-    ratio = torch.addcmul(c, a, position[:, 0])
-    ratio = torch.addcmul(ratio, b, position[:, 1])
-    ratio = torch.addcmul(ratio, d, inverse_depth)
-    return inverse_depth / ratio.clamp(min=_MIN_DEPTH_RATIO)
+    a, b, c, d = (form[:, k].reshape(-1, *[1] * (x.ndim - 1)) for k in range(4))
+    ratio = a * x
+    ratio += b * y
+    ratio += d * inverse_depth
+    ratio += c
+    return inverse_depth / ratio.clip(_MIN_DEPTH_RATIO, LARGEST)
 
 
 def refine(
-    rotation: Tensor,
-    shift: Tensor,
-    from_grid: Tensor,
-    grid: Tensor,
-    inverse_depth: Tensor,
-    flow_position: Tensor,
-    weight: Tensor,
-    prior_sigma: Tensor,
-) -> tuple[Tensor, Tensor]:
+    rotation: Array,
+    shift: Array,
+    from_grid: Array,
+    grid: Array,
+    inverse_depth: Array,
+    flow_position: Array,
+    weight: Array,
+    prior_sigma: Array,
+) -> tuple[Array, Array]:
     """Refine a camera's motion by optical flow.
 
     The equations of Longuet-Higgins and Prazdny (1980), linear in a small rotation and shift,
@@ -113,54 +122,56 @@ def refine(
     Returns:
         rotation and shift.
     """
-    target = torch.baddbmm(from_grid[:, :2, 2:], from_grid[:, :2, :2], flow_position)
-    rays = from_grid @ grid
-    sigma, total = prior_sigma[:, :, None], torch.zeros_like(prior_sigma)[:, :, None]
-    identity = torch.eye(6, device=grid.device)
-    zero = torch.zeros_like(inverse_depth)
-    one = torch.ones_like(inverse_depth)
+    xp = library(grid)
+    target = from_grid[:, :2, :2] @ flow_position + from_grid[:, :2, 2:]
+    rays, sigma, total = from_grid @ grid, prior_sigma[:, :, None], 0.0
+    zero, one, count = xp.zeros_like(inverse_depth), identity(6, grid), grid.shape[1]
     for _ in range(_ITERATIONS):
-        point = torch.addcmul(rotation @ rays, shift[:, :, None], inverse_depth[:, None])
-        near = 1.0 / point[:, 2].clamp(min=_MIN_DEPTH_RATIO)
+        point = rotation @ rays + shift[:, :, None] * inverse_depth[:, None]
+        near = 1.0 / point[:, 2].clip(_MIN_DEPTH_RATIO, LARGEST)
         x, y, q = point[:, 0] * near, point[:, 1] * near, inverse_depth * near
-        along_x = torch.stack([-x * y, one + x * x, -y, q, zero, -x * q], 1)
-        along_y = torch.stack([-one - y * y, x * y, x, zero, q, -y * q], 1)
-        error = target - torch.stack([x, y], 1)
-        length = error.square().sum(1).sqrt()
-        robust = _FLOW_NOISE / length.clamp(min=_FLOW_NOISE) / _FLOW_NOISE**2
-        robust = robust * _INDEPENDENT / grid.shape[1]
-        jacobian = torch.cat([along_x, along_y], 2) * sigma
-        weighted = jacobian * (weight * robust[:, None]).flatten(1)[:, None]
-        normal = weighted @ jacobian.transpose(1, 2) + identity
-        step = solve(normal, weighted @ error.flatten(1)[:, :, None] - total)
+        xy = x * y
+        along_x = xp.stack([-xy, 1 + x * x, -y, q, zero, -x * q], 1)
+        along_y = xp.stack([-1 - y * y, xy, x, zero, q, -y * q], 1)
+        error_x, error_y = target[:, 0] - x, target[:, 1] - y
+        length = xp.sqrt(error_x * error_x + error_y * error_y)
+        robust = (_INDEPENDENT / _FLOW_NOISE / count) / length.clip(_FLOW_NOISE, LARGEST)
+        normal, side = one, -total
+        for jacobian, error, k in ((along_x, error_x, 0), (along_y, error_y, 1)):
+            jacobian *= sigma
+            weighted = jacobian * (weight[:, k] * robust)[:, None]
+            normal = normal + weighted @ jacobian.swapaxes(1, 2)
+            side = side + weighted @ error[:, :, None]
+        step = solve(normal, side)
         total = total + step
         twist = (step * sigma)[:, :, 0]
         cross = _cross(twist[:, :3])
-        turn = identity[:3, :3] + cross + 0.5 * cross @ cross
+        turn = one[:3, :3] + cross + 0.5 * cross @ cross
         rotation = turn @ rotation
         shift = (turn @ shift[:, :, None])[:, :, 0] + twist[:, 3:]
     return rotation, shift
 
 
-def solve(matrix: Tensor, side: Tensor) -> Tensor:
+def solve(matrix: Array, side: Array) -> Array:
     """x (B, n, 1) with matrix @ x = side, by elimination without pivots.
 
     Args:
         matrix: (B, n, n), symmetric and positive definite.
         side: (B, n, 1).
     """
-    if postprocess.on_host(matrix):
-        return torch.linalg.solve_ex(matrix, side)[0]
-    rows = torch.cat([matrix, side], 2)
+    xp = library(matrix)
+    if xp is np:
+        return np.linalg.solve(matrix, side)
+    rows = xp.concatenate([matrix, side], 2)
     for k in range(matrix.shape[1]):
         row = rows[:, k : k + 1] / rows[:, k : k + 1, k : k + 1]
         others = rows - rows[:, :, k : k + 1] * row
-        rows = torch.cat([others[:, :k], row, others[:, k + 1 :]], 1)
+        rows = xp.concatenate([others[:, :k], row, others[:, k + 1 :]], 1)
     return rows[:, :, -1:]
 
 
-def _cross(w: Tensor) -> Tensor:
+def _cross(w: Array) -> Array:
     """(B, 3) -> (B, 3, 3): the matrix of the cross product."""
-    x, y, z = w.unbind(1)
-    zero = torch.zeros_like(x)
-    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], 1).view(-1, 3, 3)
+    x, y, z = w[:, 0], w[:, 1], w[:, 2]
+    zero = 0 * x
+    return library(w).stack([zero, -z, y, z, zero, -x, -y, x, zero], 1).reshape(-1, 3, 3)

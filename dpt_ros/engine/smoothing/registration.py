@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from dpt_ros.engine.smoothing.maps import LARGEST, Array, above, library
 
 _ITERATIONS = 3
 _HUBER = 0.05  # relative residual from which on a sample has less weight
@@ -20,8 +19,8 @@ _RIDGE = 0.1
 
 
 def fit_affine(
-    inverse_depth: Tensor, target: Tensor, usable: Tensor, start: Tensor, metric_affine: Tensor
-) -> tuple[Tensor, Tensor]:
+    inverse_depth: Array, target: Array, usable: Array, start: Array, metric_affine: Array
+) -> tuple[Array, Array]:
     """Scale and shift with ``scale * inverse_depth + shift`` near ``target``.
 
     Deming regression with errors on both sides, relative residuals (weight 1 / target), Huber's
@@ -37,28 +36,29 @@ def fit_affine(
     Returns:
         (B, 2) scale and shift; and (B,) the share of usable samples that are inliers, 0..1.
     """
-    safe = torch.where(usable > 0, target, 1.0)
-    rows = torch.stack([inverse_depth, safe, torch.ones_like(safe)], 1)
-    relative = inverse_depth / safe
+    xp = library(inverse_depth)
+    safe = xp.where(usable > 0, target, 1.0)
     inverse = 1.0 / safe
-    own_scale, own_shift = metric_affine.unbind(1)
+    relative = inverse_depth * inverse
+    rows = xp.stack([relative, xp.ones_like(safe), inverse], 1)
+    own_scale, own_shift = metric_affine[:, 0], metric_affine[:, 1]
     fit = start
     for _ in range(_ITERATIONS):
-        residual = (fit[:, :1] * relative + fit[:, 1:] * inverse - 1.0).abs()
-        weight = usable * (_HUBER / residual.clamp(min=_HUBER)) * (residual < _OUTLIER)
-        moments = (rows * (weight * inverse.square())[:, None]) @ rows.transpose(1, 2)
-        moments = moments / moments[:, 2:, 2:].clamp(min=1e-9)
+        residual = abs(fit[:, :1] * relative + fit[:, 1:] * inverse - 1.0)
+        weight = usable * (_HUBER / residual.clip(_HUBER, LARGEST))
+        weight *= 1 - above(residual, _OUTLIER)
+        moments = (rows * weight[:, None]) @ rows.swapaxes(1, 2)
+        moments = moments / moments[:, 2:, 2:].clip(1e-9, LARGEST)
         x, y = moments[:, 0, 2], moments[:, 1, 2]
-        scaling = own_scale * y / (own_scale * x + own_shift).clamp(min=1e-6)
-        ridge = (_RIDGE * x).square()
+        scaling = own_scale * y / (own_scale * x + own_shift).clip(1e-6, LARGEST)
+        ridge = (_RIDGE * x) ** 2
         xx = moments[:, 0, 0] - x * x + ridge
         yy = moments[:, 1, 1] - y * y + ridge * scaling * scaling
         xy = moments[:, 0, 1] - x * y + ridge * scaling
-        half = (yy - _VARIANCE_RATIO * fit[:, 0].square() * xx) / 2
-        root = (half.square() + _VARIANCE_RATIO * (fit[:, 0] * xy).square()).sqrt()
-        slope = (half + root) / xy
+        half = (yy - _VARIANCE_RATIO * fit[:, 0] ** 2 * xx) / 2
+        slope = (half + xp.sqrt(half**2 + _VARIANCE_RATIO * (fit[:, 0] * xy) ** 2)) / xy
         good = (weight.sum(1) >= _MIN_WEIGHT) & (xy > 0) & (slope > 0.2) & (slope < 5.0)
-        fit = torch.where(good[:, None], torch.stack([slope, y - slope * x], 1), fit)
-    residual = (fit[:, :1] * relative + fit[:, 1:] * inverse - 1.0).abs()
-    inliers = (usable * (residual < _INLIER)).sum(1) / usable.sum(1).clamp(min=1.0)
+        fit = xp.where(good[:, None], xp.stack([slope, y - slope * x], 1), fit)
+    residual = abs(fit[:, :1] * relative + fit[:, 1:] * inverse - 1.0)
+    inliers = (usable * (1 - above(residual, _INLIER))).sum(1) / usable.sum(1).clip(1.0, LARGEST)
     return fit, inliers

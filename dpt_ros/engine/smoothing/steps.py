@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -27,7 +28,27 @@ from torch.nn import functional as F
 from dpt_ros.engine import triton_launch
 from dpt_ros.engine.packed import unpack
 from dpt_ros.engine.smoothing.flow import optical_flow
-from dpt_ros.engine.smoothing.maps import max_pool3x3, opened, pixel_grid, resize, sample
+from dpt_ros.engine.smoothing.maps import (
+    LARGEST,
+    Array,
+    above,
+    arrays,
+    choose,
+    empty,
+    identity,
+    library,
+    max_pool3x3,
+    min_pool3x3,
+    opened,
+    pixel_grid,
+    places,
+    resize,
+    sample,
+    select,
+    square_root,
+    tensor,
+    thumbnail,
+)
 from dpt_ros.engine.smoothing.motion import advance, project, refine, warp
 from dpt_ros.engine.smoothing.registration import fit_affine
 from dpt_ros.engine.smoothing.state import FILTER_FIELDS, MOTION_FIELDS, FilterState
@@ -108,15 +129,16 @@ def correlate(luma: Tensor, previous: Tensor) -> Tensor:
         (B, 2): the factor of the previous image's grey levels that makes it as bright; and the
         correlation, -1..1.
     """
-    images = torch.stack([luma, previous], 1)
-    small = F.interpolate(images, _THUMBNAIL, mode="area").flatten(2)
-    mean = small.mean(2, keepdim=True)
-    small = small - mean
-    products = small @ small.transpose(1, 2)
-    power = (products[:, 0, 0] * products[:, 1, 1]).sqrt()
-    correlation = products[:, 0, 1] / power.clamp(min=1e-3)
-    exposure = (mean[:, 0, 0] / mean[:, 1, 0].clamp(min=1.0)).clamp(0.1, 10.0)
-    return torch.stack([exposure, correlation], 1)
+    small, mean = [], []
+    for image in arrays(luma, previous):
+        values = thumbnail(image, _THUMBNAIL)
+        mean.append(values.mean((1, 2)))
+        small.append(values - mean[-1][:, None, None])
+    power = [(values * values).sum((1, 2)) for values in small]
+    product = (small[0] * small[1]).sum((1, 2))
+    correlation = product / (power[0] * power[1]).clip(1e-6, LARGEST) ** 0.5
+    exposure = (mean[0] / mean[1].clip(1.0, LARGEST)).clip(0.1, 10.0)
+    return tensor(library(product).stack([exposure, correlation], 1))
 
 
 def look(raw: Tensor, luma: Tensor, flow: Tensor) -> Tensor:
@@ -134,22 +156,23 @@ def look(raw: Tensor, luma: Tensor, flow: Tensor) -> Tensor:
     """
     if triton := _triton(raw):
         return triton.look(raw, luma, flow)
-    height, width = raw.shape[1:]
-    valid = torch.isfinite(raw) & (raw > 0)
-    inverse_depth = torch.where(valid, raw, MIN_INVERSE_DEPTH).clamp(min=MIN_INVERSE_DEPTH)
-    maps = resize(torch.cat([luma[:, None], flow], 1), (height, width))
-    grid = pixel_grid(height, width, raw.device)
-    x = grid[0] + maps[:, 1] * (2 * width / flow.shape[3] / (width - 1))
-    y = grid[1] + maps[:, 2] * (2 * height / flow.shape[2] / (height - 1))
-    front = torch.stack([inverse_depth, valid.float(), maps[:, 0], x, y], 1)
-    return torch.cat([front, maps[:, 3:]], 1)
+    (height, width), (rows, columns) = raw.shape[1:], flow.shape[2:]
+    x, y = arrays(*pixel_grid(height, width, raw.device))
+    inverse_depth, raw, luma, flow = arrays(
+        torch.nan_to_num(raw, 0.0, 0.0, 0.0), raw,
+        *(resize(maps, (height, width)) for maps in (luma[:, None], flow)),
+    )  # fmt: skip
+    seen = empty(raw, len(raw), 8, height, width)
+    seen[:, 0] = inverse_depth.clip(MIN_INVERSE_DEPTH, LARGEST)
+    seen[:, 1] = above(raw, 0.0) - above(raw, LARGEST)
+    seen[:, 2] = luma[:, 0]
+    seen[:, 3] = flow[:, 0] * (2 * width / columns / (width - 1)) + x
+    seen[:, 4] = flow[:, 1] * (2 * height / rows / (height - 1)) + y
+    seen[:, 5:] = flow[:, 2:]
+    return tensor(seen)
 
 
-def sample_step(height: int, width: int) -> int:
-    """Distance of the pixels by which a frame is registered."""
-    return max(1, round(math.sqrt(height * width / _SAMPLES)))
-
-
+@np.errstate(all="ignore")
 def register(
     seen: Tensor,
     maps: Tensor,
@@ -173,66 +196,66 @@ def register(
     """
     if triton := _triton(seen):
         return triton.register(seen, maps, affine, age, metric_affine, correlation, numbers)
-    n = unpack(FILTER_FIELDS, numbers)
-    height, width = maps.shape[2:]
-    step = sample_step(height, width)
-    subset = (..., slice(step // 2, None, step), slice(step // 2, None, step))
-    empty = seen[:, 1].sum((1, 2)) == 0
-    grid = pixel_grid(height, width, maps.device)[subset].contiguous()
-    seen = seen[subset].contiguous()
+    xp, n, seen, maps, affine, age, metric_affine, correlation, grid = _given(
+        numbers, seen, maps, affine, age, metric_affine, correlation
+    )
+    fresh = n["fresh"] > 0
+    maps, age = choose(fresh, 1.0, maps), choose(fresh, 0.0, age)
+    affine, correlation = choose(fresh, metric_affine, affine), choose(fresh, 1.0, correlation)
+    nothing = seen[:, 1].sum((1, 2)) == 0
+    size = (maps.shape[2], maps.shape[3])
+    step = sample_step(*size)
+    part = slice(step // 2, None, step)
+    grid, seen = (grid[0][:, part], grid[1][part]), 1.0 * seen[..., part, part]
     current = bounded_affine(seen[:, 0], affine, metric_affine)
 
     has_flow, has_odometry = n["has_flow"] > 0, n["has_odometry"] > 0
     has_ego = (n["has_ego"] > 0) & (has_flow | has_odometry)
-    identity = torch.eye(3, device=maps.device)
-    known = (has_ego & has_odometry)[:, None]
-    rotation = torch.where(known[:, None], n["rotation"], identity)
-    shift = torch.where(known, n["shift"], 0.0)
-    sigma = torch.where(known, n["prior_sigma"], n["free_sigma"][:, None])
+    both, known, still = has_ego & has_flow, has_ego & has_odometry, identity(3, seen)[None]
+    rotation = choose(known, n["rotation"], still)
+    shift = choose(~known, 0.0, n["shift"])
+    zero = 0 * current[:1]
+    places_ = xp.stack([grid[0] + zero, grid[1] + zero, 1 + zero], 1)
     refined = refine(
-        rotation, shift, n["from_grid"], grid.flatten(1), current.flatten(1),
-        seen[:, 3:5].flatten(2), seen[:, 6:8].flatten(2), sigma,
+        rotation, shift, n["from_grid"], places_.reshape(3, -1), _flat(current),
+        _flat(seen[:, 3:5]), _flat(seen[:, 6:8]),
+        choose(known, n["prior_sigma"], n["free_sigma"][:, None]),
     )  # fmt: skip
-    both = (has_ego & has_flow)[:, None]
-    rotation = torch.where(both[:, None], refined[0], rotation)
-    shift = torch.where(both, refined[1], shift)
-
+    rotation, shift = choose(both, refined[0], rotation), choose(both, refined[1], shift)
     turn, along, form = warp(rotation, shift, n["to_grid"], n["from_grid"])
-    turn = torch.where(has_ego[:, None, None], turn, identity)
-    along = torch.where(has_ego[:, None], along, 0.0)
+    turn, along = choose(has_ego, turn, still), choose(~has_ego, 0.0, along)
 
-    position = project(turn, along, grid, current)
-    differs, worse = flow_disagreement(seen, grid, position, maps, correlation[:, 0])
-    moving = differs & (worse > -_LUMA_NOISE) & both[:, :, None]
-    refuted = (differs & (worse > 2 * _LUMA_NOISE)).float().mean((1, 2)) > _MAX_WORSE
-    refuted = refuted & (differs.float().mean((1, 2)) > _MAX_DIFFERING)
+    x, y = project(turn, along, grid, current)
+    differs, worse = flow_disagreement(seen, grid, x, y, maps, correlation[:, 0])
+    moving = differs * above(worse, -_LUMA_NOISE)
+    refuted = (differs * above(worse, 2 * _LUMA_NOISE)).mean((1, 2)) > _MAX_WORSE
+    refuted = refuted & (differs.mean((1, 2)) > _MAX_DIFFERING)
     reliable = has_ego & ~(has_flow & refuted)
-    by_flow = moving | (has_flow & ~reliable)[:, None, None]
-    position = torch.where(by_flow[:, None], seen[:, 3:5], position)
-    form = torch.where(reliable[:, None], form, torch.eye(4, device=maps.device)[2])
-    warped = sample(maps, position)
-    usable = (warped[:, 1] < 0.1) & (seen[:, 1] > 0) & (position.abs().amax(1) <= 1)
-    usable = usable & ~(moving & reliable[:, None, None])
+    moving = choose(both & reliable, moving, 0 * moving)
+    x, y = follow_flow(x, y, seen, moving, has_flow & ~reliable)
+    form = choose(reliable, form, identity(4, seen)[None, 2])
+    warped = sample(maps[:, :2], places(x, y, size))
+    usable = (1 - above(warped[:, 1], 0.1)) * seen[:, 1] * (1 - moving) * (1 - outside(x, y))
     fit, inliers = fit_affine(
-        seen[:, 0].flatten(1), advance(form, position, warped[:, 0]).flatten(1),
-        usable.float().flatten(1), affine, metric_affine,
+        _flat(seen[:, 0]), _flat(advance(form, x, y, warped[:, 0])), _flat(usable), affine,
+        metric_affine,
     )  # fmt: skip
 
-    fresh = n["fresh"] > 0
     cut = (inliers < _CUT_INLIERS) & (correlation[:, 1] < _CUT_CORRELATION)
-    reset_code = torch.where(fresh, 0.0, torch.maximum(cut.float(), 2 * empty.float()))
+    reset_code = xp.where(nothing, 2.0, xp.where(cut, 1.0, 0.0 * age))
+    reset_code = choose(fresh, 0.0, reset_code)
     begin = fresh | (reset_code > 0)
-    leak = torch.maximum(torch.where(reliable, n["leak"], n["flow_leak"]), 1 / (age + 1))
-    mixed = torch.lerp(fit, metric_affine, leak[:, None])
-    mixed = torch.where(begin[:, None], metric_affine, mixed)
+    leak = xp.maximum(xp.where(reliable, n["leak"], n["flow_leak"]), 1 / (age + 1))[:, None]
     # in the order of MOTION_FIELDS
     found = [
-        turn.flatten(1), along, form, has_ego, reliable, fit, mixed, metric_affine, reset_code,
-        inliers, torch.where(begin, 1.0, age + 1),
+        turn, along, form, has_ego, reliable, fit,
+        choose(begin, metric_affine, fit + leak * (metric_affine - fit)), metric_affine,
+        reset_code, inliers, choose(begin, 1.0, age + 1),
     ]  # fmt: skip
-    return torch.cat([x.float() if x.ndim > 1 else x.float()[:, None] for x in found], 1)
+    return tensor(xp.concatenate([x.reshape(len(age), -1) + 0 * age[:, None] for x in found], 1))
 
 
+@np.errstate(all="ignore")
 def blend(
     seen: Tensor, raw: Tensor, maps: Tensor, motion: Tensor, correlation: Tensor, numbers: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -252,91 +275,124 @@ def blend(
     """
     if triton := _triton(seen):
         return triton.blend(seen, raw, maps, motion, correlation, numbers)
-    n = {name: value[:, None, None] for name, value in unpack(FILTER_FIELDS, numbers).items()}
+    xp, n, seen, raw, maps, motion, correlation, grid = _given(
+        numbers, seen, raw, maps, motion, correlation
+    )
     m = unpack(MOTION_FIELDS, motion)
-    grid = pixel_grid(raw.shape[1], raw.shape[2], raw.device)
+    fresh, has_flow, has_ego = n["fresh"] > 0, n["has_flow"] > 0, m["has_ego"] > 0
+    reliable, begin, both = m["reliable"] > 0, fresh | (m["reset_code"] > 0), has_flow & has_ego
+    maps, exposure = choose(fresh, 1.0, maps), choose(fresh, 1.0, correlation[:, 0])
     current = bounded_affine(seen[:, 0], m["affine"], m["usual"])
-    fresh = n["fresh"] > 0
-    begin = fresh | (m["reset_code"][:, None, None] > 0)
-    has_flow = n["has_flow"] > 0
-    has_ego, reliable = (m[name][:, None, None] > 0 for name in ("has_ego", "reliable"))
-    both = has_flow & has_ego
 
-    position = project(m["turn"], m["shift"], grid, current)
-    differs, worse = flow_disagreement(seen, grid, position, maps, correlation[:, 0])
-    moving = opened((differs & (worse > -_LUMA_NOISE)).float()) * (both & reliable)
-    by_flow = (moving > 0) | (has_flow & ~reliable)
-    position = torch.where(by_flow[:, None], seen[:, 3:5], position)
-    position = torch.where(fresh[:, None], grid[:2], position)
-    warped = sample(maps, position)
+    x, y = project(m["turn"], m["shift"], grid, current)
+    differs, worse = flow_disagreement(seen, grid, x, y, maps, exposure)
+    differs *= above(worse, -_LUMA_NOISE)
+    moving = choose(both & reliable, opened(differs), 0 * differs)
+    x, y = follow_flow(x, y, seen, moving, has_flow & ~reliable)
+    warped = sample(maps, places(x, y, (maps.shape[2], maps.shape[3])))
     # The state follows this frame's change of scale, so that there is no step in the innovation.
     change = m["affine"][:, 0] / m["fit"][:, 0]
-    moved = advance(m["form"], position, warped[:, 0])
-    moved = (moved - m["fit"][:, 1, None, None]) * change[:, None, None]
-    moved = moved + m["affine"][:, 1, None, None]
+    moved = advance(m["form"], x, y, warped[:, 0])
+    moved *= change[:, None, None]
+    moved += (m["affine"][:, 1] - m["fit"][:, 1] * change)[:, None, None]
 
-    predicted = clamp(moved, current, n["measurement_noise"])
-    gain = kalman_gain(current, predicted, moved, warped[:, 1], position, n)
-    trace = torch.where(both, warped[:, 3], 0.0)
-    gain = torch.maximum(gain, n["moving_gain"] * moving)
-    gain = torch.maximum(gain, _TRACE_GAIN * trace * (1 - moving))
-    changed = (seen[:, 5] > _LUMA_OUTLIER) & has_flow & ((moving > 0) | ~has_ego)
-    gain = torch.where(changed | begin, 1.0, gain)
-    trace = torch.where(fresh, 0.0, torch.maximum(moving, _TRACE_DECAY * trace))
+    noise = n["measurement_noise"][:, None, None]
+    predicted = choose(begin, current, clamp(moved, current, noise))
+    gain = kalman_gain(current, predicted, moved, warped[:, 1], outside(x, y), n)
+    trace = choose(both, warped[:, 3], 0 * moving)
+    gain = xp.maximum(gain, n["moving_gain"][:, None, None] * moving)
+    gain = xp.maximum(gain, _TRACE_GAIN * trace * (1 - moving))
+    changed = above(seen[:, 5], _LUMA_OUTLIER) * choose(has_ego, moving, 1 + 0 * moving)
+    gain = xp.maximum(gain, choose(has_flow, changed, 0 * changed))
+    gain = choose(begin, 1.0, gain)
 
-    inverse_depth = torch.where(begin, current, predicted + gain * (current - predicted))
+    step = gain * (current - predicted)
+    step += predicted
+    after = empty(maps, *maps.shape)
     # After an update with the Kalman gain K the variance is K R.
-    variance = gain * n["measurement_noise"].square()
-    known = variance + (1 - seen[:, 1]) * _UNKNOWN_VARIANCE
-    after = torch.stack([inverse_depth, known, seen[:, 2], trace], 1)
-    inverse_depth = torch.where(seen[:, 1] > 0, inverse_depth, raw)
-    return after, inverse_depth, variance, gain, position
+    variance = gain * noise**2
+    after[:, 0], after[:, 2] = step, seen[:, 2]
+    after[:, 1] = variance + (1 - seen[:, 1]) * _UNKNOWN_VARIANCE
+    after[:, 3] = xp.maximum(moving, _TRACE_DECAY * trace)
+    found = (after, select(seen[:, 1], step, raw), variance, gain, xp.stack([x, y], 1))
+    return tuple(tensor(one) for one in found)  # type: ignore[return-value]
+
+
+def sample_step(height: int, width: int) -> int:
+    """Distance of the pixels by which a frame is registered."""
+    return max(1, round(math.sqrt(height * width / _SAMPLES)))
 
 
 def flow_disagreement(
-    seen: Tensor, grid: Tensor, position: Tensor, maps: Tensor, exposure: Tensor
-) -> tuple[Tensor, Tensor]:
+    seen: Array, grid: tuple[Array, Array], x: Array, y: Array, maps: Array, exposure: Array
+) -> tuple[Array, Array]:
     """Where optical flow disagrees with the camera's motion.
 
     Args:
-        seen: (B, 8, ...), from ``look``, at the pixels of the grid.
-        grid: (3, ...), from ``pixel_grid``.
-        position: (B, 2, ...) in the previous frame by the camera's motion, normalised.
+        seen: (B, 8, h, w), from ``look``, at the pixels of the grid.
+        grid: x (1, w) and y (h, 1), normalised.
+        x, y: (B, h, w) in the previous frame by the camera's motion, normalised.
         maps: (B, 4, H, W) of the state.
         exposure: (B,) factor of the state's grey levels.
 
     Returns:
-        (B, ...) bool, where the two differ; (B, ...) by how many grey levels the camera's motion
-        fits worse.
+        (B, h, w) 1 where the two differ, else 0; (B, h, w) by how many grey levels the camera's
+        motion fits worse.
     """
-    height, width = maps.shape[2:]
-    half_width, half_height = (width - 1) / 2, (height - 1) / 2
-    error = position - seen[:, 3:5]
-    error = (half_width * error[:, 0]).square() + (half_height * error[:, 1]).square()
-    path = seen[:, 3:5] - grid[:2]
-    way = ((half_width * path[:, 0]).square() + (half_height * path[:, 1]).square()).sqrt()
-    luma = sample(maps[:, 2:3], position)[:, 0]
-    worse = (luma * exposure[:, None, None] - seen[:, 2]).abs() - seen[:, 5]
-    return error > (_FLOW_TOLERANCE[0] + _FLOW_TOLERANCE[1] * way).square(), worse
+    size = (maps.shape[2], maps.shape[3])
+    way = error = 0.0
+    for k, position in enumerate((x, y)):
+        half = (size[1 - k] - 1) / 2
+        path, off = seen[:, 3 + k] - grid[k], seen[:, 3 + k] - position
+        path *= half
+        off *= half
+        path *= path
+        off *= off
+        way, error = path + way, off + error
+    tolerance = _FLOW_TOLERANCE[1] * square_root(way)
+    tolerance += _FLOW_TOLERANCE[0]
+    tolerance *= tolerance
+    error -= tolerance
+    worse = sample(maps[:, 2:3], places(x, y, size))[:, 0]
+    worse *= exposure[:, None, None]
+    worse -= seen[:, 2]
+    return above(error, 0.0), abs(worse) - seen[:, 5]
 
 
-def clamp(predicted: Tensor, current: Tensor, noise: Tensor) -> Tensor:
+def follow_flow(
+    x: Array, y: Array, seen: Array, moving: Array, everywhere: Array
+) -> tuple[Array, Array]:
+    """Positions (B, h, w) by flow where something moves by itself: where ``moving`` (B, h, w) is
+    1, and everywhere in frames (B,)."""
+    to_x, to_y = seen[:, 3] - x, seen[:, 4] - y
+    to_x *= choose(everywhere, 1.0, moving)
+    to_y *= choose(everywhere, 1.0, moving)
+    return x + to_x, y + to_y
+
+
+def outside(x: Array, y: Array) -> Array:
+    """(B, h, w) 1 where a position is outside of the previous frame, else 0."""
+    return above(library(x).maximum(abs(x), abs(y)), 1.0)
+
+
+def clamp(predicted: Array, current: Array, noise: Array) -> Array:
     """The predicted inverse depth (B, H, W), 1/m, within the range of the current one's 3x3
     neighbourhoods and some of the relative noise (B, 1, 1)."""
-    slack = _CLAMP_SLACK * noise * current
-    return torch.minimum(
-        torch.maximum(predicted, -max_pool3x3(-current) - slack), max_pool3x3(current) + slack
-    )
+    xp, slack = library(current), _CLAMP_SLACK * noise * current
+    lowest, highest = min_pool3x3(current), max_pool3x3(current)
+    lowest -= slack
+    highest += slack
+    return xp.minimum(xp.maximum(predicted, lowest), highest)
 
 
 def kalman_gain(
-    current: Tensor,
-    predicted: Tensor,
-    moved: Tensor,
-    variance: Tensor,
-    position: Tensor,
-    n: dict[str, Tensor],
-) -> Tensor:
+    current: Array,
+    predicted: Array,
+    moved: Array,
+    variance: Array,
+    beyond: Array,
+    n: dict[str, Array],
+) -> Array:
     """Weight of the frame by its depth, (B, H, W), 0..1.
 
     Args:
@@ -344,19 +400,24 @@ def kalman_gain(
         predicted: (B, H, W) of the state, clamped; moved: not clamped, since that would hide half
             of the step to something nearer.
         variance: (B, H, W) relative, of the state.
-        position: (B, 2, H, W) in the previous frame, normalised.
-        n: (B, 1, 1) each, of ``FILTER_FIELDS``.
+        beyond: (B, H, W), from ``outside``.
+        n: by name, of ``FILTER_FIELDS``.
     """
-    outside = (position.abs().amax(1) > 1).float()
-    variance = variance + n["process_noise"] + outside * _UNKNOWN_VARIANCE
-    total = variance + n["measurement_noise"].square()
-    unit = 1 / (current * total.sqrt())
-    nearer = (current - predicted) * unit
-    deviation = torch.maximum(nearer, -_FARTHER * nearer)
-    gain = torch.maximum(variance / total, n["min_gain"])
-    gate = ((deviation - _GATE[0]) / (_GATE[1] - _GATE[0])).clamp(0, 1)
-    gain = gain + (1 - gain) * gate
-    return torch.where((current - moved) * unit > _NEARER_GATE, 1.0, gain)
+    xp = library(current)
+    process, measured, least = (
+        n[name][:, None, None] for name in ("process_noise", "measurement_noise", "min_gain")
+    )
+    variance = variance + process
+    variance += _UNKNOWN_VARIANCE * beyond
+    total = variance + measured**2
+    unit = current * square_root(total)
+    nearer = (current - predicted) / unit
+    gate = xp.maximum(nearer, -_FARTHER * nearer)
+    gate -= _GATE[0]
+    gate *= 1 / (_GATE[1] - _GATE[0])
+    gain = xp.maximum(variance / total, least)
+    gain += (1 - gain) * gate.clip(0.0, 1.0)
+    return xp.maximum(gain, above((current - moved) / unit, _NEARER_GATE))
 
 
 def smooth_logits(
@@ -375,15 +436,16 @@ def smooth_logits(
     current = centered(logits)
     if previous is None or previous.shape != logits.shape:
         return current
-    size = logits.shape[-2:]
+    size = (logits.shape[2], logits.shape[3])
     maps = torch.cat([position, gain[:, None]], 1)
-    if maps.shape[-2:] != size:
+    if tuple(maps.shape[2:]) != size:
         # corners aligned, as the head upsamples the logits
         maps = F.interpolate(maps, size, mode="bilinear", align_corners=True)
     label_gain = unpack(FILTER_FIELDS, numbers)["label_gain"][:, None, None]
     weight = (1 - (maps[:, 2] - _LABEL_GATE[0]) / _LABEL_GATE[1]).clamp(0, 1) * (1 - label_gain)
     weight = weight[:, None]
-    mixed = torch.lerp(current, sample(previous, maps[:, :2]), weight)
+    x, y, past = arrays(maps[:, 0], maps[:, 1], previous)
+    mixed = torch.lerp(current, tensor(sample(past, places(x, y, size))), weight)
     return torch.where(weight > 0, mixed, current)
 
 
@@ -393,10 +455,28 @@ def centered(logits: Tensor) -> Tensor:
     return values - values.mean(1, keepdim=True)
 
 
-def bounded_affine(inverse_depth: Tensor, affine: Tensor, metric_affine: Tensor) -> Tensor:
+def bounded_affine(inverse_depth: Array, affine: Array, metric_affine: Array) -> Array:
     """Inverse depth (B, H, W) by an affine map (B, 2), within 0.3 to 3 times of that by another:
     a shift that fits what is near may not send what is far behind the camera."""
-    own, given = metric_affine[:, :, None, None], affine[:, :, None, None]
-    usual = torch.addcmul(own[:, 1], own[:, 0], inverse_depth).clamp(min=MIN_INVERSE_DEPTH)
-    mapped = torch.addcmul(given[:, 1], given[:, 0], inverse_depth)
-    return torch.minimum(torch.maximum(mapped, 0.3 * usual), 3 * usual)
+    xp, (own, given) = (
+        library(inverse_depth),
+        (x[:, :, None, None] for x in (metric_affine, affine)),
+    )
+    usual, mapped = own[:, 0] * inverse_depth, given[:, 0] * inverse_depth
+    usual += own[:, 1]
+    mapped += given[:, 1]
+    usual = usual.clip(MIN_INVERSE_DEPTH, LARGEST)
+    return xp.minimum(xp.maximum(mapped, 0.3 * usual), 3 * usual)
+
+
+def _given(numbers: Tensor, *tensors: Tensor) -> tuple[Any, ...]:
+    """The library to compute with, the numbers by name, arrays of tensors, and the grid of maps
+    of the first one's size."""
+    grid = pixel_grid(*tensors[0].shape[-2:], numbers.device)
+    numbers, x, y, *found = arrays(numbers, *grid, *tensors)
+    return library(numbers), unpack(FILTER_FIELDS, numbers), *found, (x, y)
+
+
+def _flat(maps: Array) -> Array:
+    """(..., h, w) -> (..., h * w)."""
+    return maps.reshape(*maps.shape[:-2], -1)
