@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -167,12 +168,11 @@ def _motion(history: FrameHistory, now: FrameHistory, seconds: float) -> dict[st
     """The camera's motion by odometry, if it did not jump."""
     if now.camera is None:
         return {}
-    height, width = now.size
-    to_grid = normalisation(width, height) @ now.camera.scaled(width, height).matrix()
+    to_grid, from_grid = _grid_matrices(now.camera, now.size)
     values: dict[str, Any] = {
         "has_ego": True,
         "to_grid": to_grid,
-        "from_grid": np.linalg.inv(to_grid),
+        "from_grid": from_grid,
         "free_sigma": _NO_ODOMETRY_SIGMA * seconds / _FRAME_SECONDS,
     }
     if now.pose is not None and history.pose is not None:
@@ -186,6 +186,14 @@ def _motion(history: FrameHistory, now: FrameHistory, seconds: float) -> dict[st
             values |= {"has_odometry": True, "rotation": rotation, "shift": shift}
             values |= {"prior_sigma": sigma}
     return values
+
+
+@lru_cache(maxsize=64)
+def _grid_matrices(camera: CameraModel, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Rays -> normalised coordinates, and back; not to be changed."""
+    height, width = size
+    to_grid = normalisation(width, height) @ camera.scaled(width, height).matrix()
+    return to_grid, np.linalg.inv(to_grid)
 
 
 class TemporalFilter:

@@ -9,6 +9,7 @@ functions of this module take either.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -24,6 +25,7 @@ Array = Any
 """A tensor, or a numpy array."""
 
 LARGEST = float(np.finfo(np.float32).max)
+_BAND = 40000  # pixels
 _KERNEL = np.ones((3, 3), np.uint8)
 
 
@@ -79,6 +81,8 @@ def choose(condition: Array, one: Array | float, other: Array) -> Array:
 def select(mask: Array, one: Array, other: Array) -> Array:
     """(B, H, W): the one where a mask is 1, the other where it is 0."""
     if isinstance(mask, np.ndarray):
+        if mask.min() > 0:
+            return one
         chosen = other.reshape(-1, other.shape[-1]).copy()
         flat = mask.astype(np.uint8).reshape(chosen.shape)
         return cv2.copyTo(one.reshape(chosen.shape), flat, chosen).reshape(other.shape)
@@ -86,11 +90,35 @@ def select(mask: Array, one: Array, other: Array) -> Array:
 
 
 @lru_cache(maxsize=16)
-def pixel_grid(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """x (1, W) and y (H, 1) of the pixels, normalised to -1..1 with corners aligned."""
+def pixel_grid(height: int, width: int, device: torch.device) -> Tensor:
+    """(3, H, W): every pixel's x and y, normalised to -1..1 with corners aligned, and 1."""
     with torch.inference_mode(False):
-        x = torch.linspace(-1, 1, width, device=device)
-        return x[None], torch.linspace(-1, 1, height, device=device)[:, None]
+        y = torch.linspace(-1, 1, height, device=device).view(-1, 1).expand(height, width)
+        x = torch.linspace(-1, 1, width, device=device).expand(height, width)
+        return torch.stack([x, y, torch.ones_like(x)])
+
+
+def at_least(values: Array, limit: Array) -> Array:
+    """(B, H, W), but not below the limits (B,) of its cameras."""
+    if isinstance(values, np.ndarray) and len(values) == 1:
+        return cv2.max(values[0], float(limit[0]))[None]
+    return library(values).maximum(values, limit[:, None, None])
+
+
+def weighted(one: Array, factor: float, other: Array, other_factor: float) -> Array:
+    """The weighted sum of two (B, H, W)."""
+    if isinstance(one, np.ndarray):
+        flat = (x.reshape(-1, x.shape[-1]) for x in (one, other))
+        return cv2.addWeighted(next(flat), factor, next(flat), other_factor, 0).reshape(one.shape)
+    return factor * one + other_factor * other
+
+
+def length(x: Array, y: Array) -> Array:
+    """Of vectors: (B, H, W) of x and y like that."""
+    if isinstance(x, np.ndarray):
+        flat = (one.reshape(-1, one.shape[-1]) for one in (x, y))
+        return cv2.magnitude(*flat).reshape(x.shape)
+    return (x * x + y * y).sqrt()
 
 
 def square_root(values: Array) -> Array:
@@ -111,35 +139,71 @@ def places(x: Array, y: Array, size: tuple[int, int]) -> Any:
     return x, y
 
 
-def sample(maps: Array, where: Any) -> Array:
-    """(B, C, H, W) at positions from ``places``; the nearest value beyond the border."""
-    if not isinstance(maps, np.ndarray):
+def interleaved(maps: Array) -> Any:
+    """(B, C, H, W), at best C = 4, as ``sample`` takes them fastest: OpenCV samples four
+    interleaved channels in the time of one."""
+    if isinstance(maps, Tensor):
+        return maps
+    return [cv2.merge(list(one)).reshape(*one.shape[1:], -1) for one in maps]
+
+
+def classes(logits: Array) -> Iterator[slice]:
+    """Those of (B, C, h, w) to compute at a time: on a CPU so few that they stay in the cache."""
+    count = 4 if isinstance(logits, np.ndarray) else logits.shape[1]
+    for first in range(0, logits.shape[1], count):
+        yield slice(first, first + count)
+
+
+def centre(logits: Tensor) -> tuple[Array, Array]:
+    """Logits (B, C, h, w) where NaN and inf count as 0, and their mean (B, 1, h, w)."""
+    (values,) = arrays(logits.float())
+    mean = values.mean(1)[:, None]
+    if isinstance(mean, np.ndarray) and np.isfinite(mean).all():
+        return values, mean
+    (values,) = arrays(torch.nan_to_num(logits.float(), 0.0, 0.0, 0.0))
+    return values, values.mean(1)[:, None]
+
+
+def sample(maps: Any, where: Any) -> Array:
+    """(B, C, H, W), or ``interleaved``, at positions from ``places``; the nearest value beyond the
+    border."""
+    if isinstance(maps, Tensor):
         return F.grid_sample(
             maps, where, mode="bilinear", padding_mode="border", align_corners=True
         )
     x, y = where
-    found = np.empty((*maps.shape[:2], *x.shape[1:]), np.float32)
-    # OpenCV samples four interleaved channels in the time of one; worth it for whole maps.
-    together = 4 if maps[0, 0].size <= 2 * x[0].size else 1
-    for camera in range(len(maps)):
-        for first in range(0, maps.shape[1], together):
-            planes = list(maps[camera, first : first + together])
-            into = list(found[camera, first : first + together])
-            if len(planes) == 1:
-                _remap(planes[0], x[camera], y[camera], into[0])
-            else:
-                planes += planes[-1:] * (4 - len(planes))
-                mixed = _remap(cv2.merge(planes), x[camera], y[camera], None)
-                if len(into) == 4:
-                    cv2.split(mixed, into)
-                else:
-                    for k, plane in enumerate(into):
-                        cv2.extractChannel(mixed, k, plane)
+    mixed = isinstance(maps, list)
+    count = maps[0].shape[2] if mixed else maps.shape[1]
+    found = np.empty((len(maps), count, *x.shape[1:]), np.float32)
+    for k, one in enumerate(maps):
+        if mixed:
+            cv2.split(_remap(one, x[k], y[k]), list(found[k]))
+            continue
+        for plane, into in zip(one, found[k], strict=True):
+            _remap(plane, x[k], y[k], into)
     return found
 
 
-def _remap(values: np.ndarray, x: np.ndarray, y: np.ndarray, into: np.ndarray | None) -> Any:
+def _remap(
+    values: np.ndarray, x: np.ndarray, y: np.ndarray, into: np.ndarray | None = None
+) -> np.ndarray:
     return cv2.remap(values, x, y, cv2.INTER_LINEAR, into, cv2.BORDER_REPLICATE)
+
+
+def bands(maps: Array, margin: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Rows of maps (B, H, W) to compute at a time: on a CPU so few that they stay in the cache.
+
+    Yields:
+        the rows with a margin at either side, as far as there are more; which of them are not of
+        the margin; the same, counted from the first row.
+    """
+    height, width = maps.shape[1:]
+    count = max(1, round(height * width / _BAND)) if isinstance(maps, np.ndarray) else 1
+    for k in range(count):
+        first, last = k * height // count, (k + 1) * height // count
+        start = max(first - margin, 0)
+        rows = slice(start, min(last + margin, height))
+        yield rows, slice(first - start, last - start), slice(first, last)
 
 
 def opened(mask: Array) -> Array:

@@ -51,20 +51,18 @@ def warp(
     return to_grid @ rotation @ from_grid, (to_grid @ shift)[:, :, 0], form
 
 
-def project(
-    turn: Array, shift: Array, grid: tuple[Array, Array], inverse_depth: Array
-) -> tuple[Array, Array]:
+def project(turn: Array, shift: Array, grid: Array, inverse_depth: Array) -> tuple[Array, Array]:
     """Positions of pixels in the previous frame.
 
     Args:
         turn, shift: (B, 3, 3) and (B, 3), from ``warp``.
-        grid: x (1, w) and y (h, 1) of the pixels, normalised.
+        grid: (3, h, w) normalised x, y and 1, where x depends on the column and y on the row.
         inverse_depth: (B, h, w) 1/m.
 
     Returns:
         x and y (B, h, w), normalised.
     """
-    (x, y), moved = grid, []
+    x, y, moved = grid[0, :1], grid[1, :, :1], []
     for row in range(3):
         a, b, c = (turn[:, row, k, None, None] for k in range(3))
         axis = shift[:, row, None, None] * inverse_depth

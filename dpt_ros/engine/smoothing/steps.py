@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from dpt_ros.engine import triton_launch
 from dpt_ros.engine.packed import unpack
@@ -33,9 +32,15 @@ from dpt_ros.engine.smoothing.maps import (
     Array,
     above,
     arrays,
+    at_least,
+    bands,
+    centre,
     choose,
+    classes,
     empty,
     identity,
+    interleaved,
+    length,
     library,
     max_pool3x3,
     min_pool3x3,
@@ -48,6 +53,7 @@ from dpt_ros.engine.smoothing.maps import (
     square_root,
     tensor,
     thumbnail,
+    weighted,
 )
 from dpt_ros.engine.smoothing.motion import advance, project, refine, warp
 from dpt_ros.engine.smoothing.registration import fit_affine
@@ -65,6 +71,7 @@ _LUMA_NOISE, _LUMA_OUTLIER = 4.0, 20.0  # grey levels
 _THUMBNAIL = (24, 32)  # by which images are correlated
 # Share of pixels where flow differs, and where it also fits better, that refute ego-motion.
 _MAX_DIFFERING, _MAX_WORSE = 0.75, 0.25
+_MARGIN = 2  # rows beyond those that a pixel's gain depends on
 _TRACE_DECAY = 0.7  # of a moving object's trace, per frame
 _TRACE_GAIN = 0.5  # the least gain where something has just moved away
 _LABEL_GATE = (0.25, 0.25)  # depth gain from which on labels lose their state; over how much
@@ -157,8 +164,8 @@ def look(raw: Tensor, luma: Tensor, flow: Tensor) -> Tensor:
     if triton := _triton(raw):
         return triton.look(raw, luma, flow)
     (height, width), (rows, columns) = raw.shape[1:], flow.shape[2:]
-    x, y = arrays(*pixel_grid(height, width, raw.device))
-    inverse_depth, raw, luma, flow = arrays(
+    grid, inverse_depth, raw, luma, flow = arrays(
+        pixel_grid(height, width, raw.device),
         torch.nan_to_num(raw, 0.0, 0.0, 0.0), raw,
         *(resize(maps, (height, width)) for maps in (luma[:, None], flow)),
     )  # fmt: skip
@@ -166,8 +173,8 @@ def look(raw: Tensor, luma: Tensor, flow: Tensor) -> Tensor:
     seen[:, 0] = inverse_depth.clip(MIN_INVERSE_DEPTH, LARGEST)
     seen[:, 1] = above(raw, 0.0) - above(raw, LARGEST)
     seen[:, 2] = luma[:, 0]
-    seen[:, 3] = flow[:, 0] * (2 * width / columns / (width - 1)) + x
-    seen[:, 4] = flow[:, 1] * (2 * height / rows / (height - 1)) + y
+    seen[:, 3] = flow[:, 0] * (2 * width / columns / (width - 1)) + grid[0]
+    seen[:, 4] = flow[:, 1] * (2 * height / rows / (height - 1)) + grid[1]
     seen[:, 5:] = flow[:, 2:]
     return tensor(seen)
 
@@ -206,7 +213,7 @@ def register(
     size = (maps.shape[2], maps.shape[3])
     step = sample_step(*size)
     part = slice(step // 2, None, step)
-    grid, seen = (grid[0][:, part], grid[1][part]), 1.0 * seen[..., part, part]
+    grid, seen = 1.0 * grid[..., part, part], 1.0 * seen[..., part, part]
     current = bounded_affine(seen[:, 0], affine, metric_affine)
 
     has_flow, has_odometry = n["has_flow"] > 0, n["has_odometry"] > 0
@@ -214,10 +221,8 @@ def register(
     both, known, still = has_ego & has_flow, has_ego & has_odometry, identity(3, seen)[None]
     rotation = choose(known, n["rotation"], still)
     shift = choose(~known, 0.0, n["shift"])
-    zero = 0 * current[:1]
-    places_ = xp.stack([grid[0] + zero, grid[1] + zero, 1 + zero], 1)
     refined = refine(
-        rotation, shift, n["from_grid"], places_.reshape(3, -1), _flat(current),
+        rotation, shift, n["from_grid"], _flat(grid), _flat(current),
         _flat(seen[:, 3:5]), _flat(seen[:, 6:8]),
         choose(known, n["prior_sigma"], n["free_sigma"][:, None]),
     )  # fmt: skip
@@ -226,7 +231,7 @@ def register(
     turn, along = choose(has_ego, turn, still), choose(~has_ego, 0.0, along)
 
     x, y = project(turn, along, grid, current)
-    differs, worse = flow_disagreement(seen, grid, x, y, maps, correlation[:, 0])
+    differs, worse = flow_disagreement(seen, grid, x, y, maps[:, 2:3], correlation[:, 0])
     moving = differs * above(worse, -_LUMA_NOISE)
     refuted = (differs * above(worse, 2 * _LUMA_NOISE)).mean((1, 2)) > _MAX_WORSE
     refuted = refuted & (differs.mean((1, 2)) > _MAX_DIFFERING)
@@ -275,47 +280,71 @@ def blend(
     """
     if triton := _triton(seen):
         return triton.blend(seen, raw, maps, motion, correlation, numbers)
-    xp, n, seen, raw, maps, motion, correlation, grid = _given(
+    _, n, seen, raw, maps, motion, correlation, grid = _given(
         numbers, seen, raw, maps, motion, correlation
     )
-    m = unpack(MOTION_FIELDS, motion)
-    fresh, has_flow, has_ego = n["fresh"] > 0, n["has_flow"] > 0, m["has_ego"] > 0
-    reliable, begin, both = m["reliable"] > 0, fresh | (m["reset_code"] > 0), has_flow & has_ego
-    maps, exposure = choose(fresh, 1.0, maps), choose(fresh, 1.0, correlation[:, 0])
-    current = bounded_affine(seen[:, 0], m["affine"], m["usual"])
+    maps = choose(n["fresh"] > 0, 1.0, maps)
+    exposure = choose(n["fresh"] > 0, 1.0, correlation[:, 0])
+    n |= unpack(MOTION_FIELDS, motion)
+    batch, _, height, width = maps.shape
+    size = height, width
+    past, luma = interleaved(maps), maps[:, 2:3]
+    after, position = empty(maps, *maps.shape), empty(maps, batch, 2, *size)
+    inverse_depth, variance, gain = (empty(maps, batch, *size) for _ in range(3))
+    planes = [*(after[:, k] for k in range(4)), inverse_depth, variance, gain]
+    planes += [position[:, 0], position[:, 1]]
+    for rows, inner, own in bands(raw, _MARGIN):
+        part = seen[:, :, rows], raw[:, rows], past, luma, n, exposure, grid[:, rows]
+        for into, values in zip(planes, _blend(*part, size), strict=True):
+            into[:, own] = values[:, inner]
+    found = after, inverse_depth, variance, gain, position
+    return tuple(tensor(one) for one in found)  # type: ignore[return-value]
 
-    x, y = project(m["turn"], m["shift"], grid, current)
-    differs, worse = flow_disagreement(seen, grid, x, y, maps, exposure)
+
+def _blend(
+    seen: Array,
+    raw: Array,
+    past: Any,
+    luma: Array,
+    n: dict[str, Array],
+    exposure: Array,
+    grid: Array,
+    size: tuple[int, int],
+) -> tuple[Array, ...]:
+    """``blend`` of some rows; of the first and last, ``_MARGIN`` may not be right."""
+    xp, begin = library(raw), (n["fresh"] > 0) | (n["reset_code"] > 0)
+    has_flow, has_ego, reliable = n["has_flow"] > 0, n["has_ego"] > 0, n["reliable"] > 0
+    current = bounded_affine(seen[:, 0], n["affine"], n["usual"])
+
+    x, y = project(n["turn"], n["shift"], grid, current)
+    differs, worse = flow_disagreement(seen, grid, x, y, luma, exposure)
     differs *= above(worse, -_LUMA_NOISE)
-    moving = choose(both & reliable, opened(differs), 0 * differs)
+    moving = choose(has_ego & has_flow & reliable, opened(differs), 0 * differs)
     x, y = follow_flow(x, y, seen, moving, has_flow & ~reliable)
-    warped = sample(maps, places(x, y, (maps.shape[2], maps.shape[3])))
+    warped = sample(past, places(x, y, size))
     # The state follows this frame's change of scale, so that there is no step in the innovation.
-    change = m["affine"][:, 0] / m["fit"][:, 0]
-    moved = advance(m["form"], x, y, warped[:, 0])
+    change = n["affine"][:, 0] / n["fit"][:, 0]
+    moved = advance(n["form"], x, y, warped[:, 0])
     moved *= change[:, None, None]
-    moved += (m["affine"][:, 1] - m["fit"][:, 1] * change)[:, None, None]
+    moved += (n["affine"][:, 1] - n["fit"][:, 1] * change)[:, None, None]
 
     noise = n["measurement_noise"][:, None, None]
     predicted = choose(begin, current, clamp(moved, current, noise))
     gain = kalman_gain(current, predicted, moved, warped[:, 1], outside(x, y), n)
-    trace = choose(both, warped[:, 3], 0 * moving)
+    trace = choose(has_ego & has_flow, warped[:, 3], 0 * moving)
     gain = xp.maximum(gain, n["moving_gain"][:, None, None] * moving)
     gain = xp.maximum(gain, _TRACE_GAIN * trace * (1 - moving))
     changed = above(seen[:, 5], _LUMA_OUTLIER) * choose(has_ego, moving, 1 + 0 * moving)
-    gain = xp.maximum(gain, choose(has_flow, changed, 0 * changed))
-    gain = choose(begin, 1.0, gain)
+    gain = choose(begin, 1.0, xp.maximum(gain, choose(has_flow, changed, 0 * changed)))
 
-    step = gain * (current - predicted)
-    step += predicted
-    after = empty(maps, *maps.shape)
+    inverse_depth = gain * (current - predicted)
+    inverse_depth += predicted
     # After an update with the Kalman gain K the variance is K R.
     variance = gain * noise**2
-    after[:, 0], after[:, 2] = step, seen[:, 2]
-    after[:, 1] = variance + (1 - seen[:, 1]) * _UNKNOWN_VARIANCE
-    after[:, 3] = xp.maximum(moving, _TRACE_DECAY * trace)
-    found = (after, select(seen[:, 1], step, raw), variance, gain, xp.stack([x, y], 1))
-    return tuple(tensor(one) for one in found)  # type: ignore[return-value]
+    known = variance + (1 - seen[:, 1]) * _UNKNOWN_VARIANCE
+    trace = xp.maximum(moving, _TRACE_DECAY * trace)
+    shown = select(seen[:, 1], inverse_depth, raw)
+    return inverse_depth, known, seen[:, 2], trace, shown, variance, gain, x, y
 
 
 def sample_step(height: int, width: int) -> int:
@@ -324,39 +353,34 @@ def sample_step(height: int, width: int) -> int:
 
 
 def flow_disagreement(
-    seen: Array, grid: tuple[Array, Array], x: Array, y: Array, maps: Array, exposure: Array
+    seen: Array, grid: Array, x: Array, y: Array, luma: Array, exposure: Array
 ) -> tuple[Array, Array]:
     """Where optical flow disagrees with the camera's motion.
 
     Args:
         seen: (B, 8, h, w), from ``look``, at the pixels of the grid.
-        grid: x (1, w) and y (h, 1), normalised.
+        grid: (3, h, w), from ``pixel_grid``.
         x, y: (B, h, w) in the previous frame by the camera's motion, normalised.
-        maps: (B, 4, H, W) of the state.
-        exposure: (B,) factor of the state's grey levels.
+        luma: (B, 1, H, W) grey levels of the state.
+        exposure: (B,) factor of them.
 
     Returns:
         (B, h, w) 1 where the two differ, else 0; (B, h, w) by how many grey levels the camera's
         motion fits worse.
     """
-    size = (maps.shape[2], maps.shape[3])
-    way = error = 0.0
-    for k, position in enumerate((x, y)):
-        half = (size[1 - k] - 1) / 2
-        path, off = seen[:, 3 + k] - grid[k], seen[:, 3 + k] - position
-        path *= half
-        off *= half
-        path *= path
-        off *= off
-        way, error = path + way, off + error
-    tolerance = _FLOW_TOLERANCE[1] * square_root(way)
-    tolerance += _FLOW_TOLERANCE[0]
-    tolerance *= tolerance
-    error -= tolerance
-    worse = sample(maps[:, 2:3], places(x, y, size))[:, 0]
+    size = (luma.shape[2], luma.shape[3])
+    x_half, y_half = (size[1] - 1) / 2, (size[0] - 1) / 2
+    to_x, to_y = seen[:, 3] - grid[0], seen[:, 4] - grid[1]
+    to_x *= x_half
+    to_y *= y_half
+    error = length(
+        weighted(seen[:, 3], x_half, x, -x_half), weighted(seen[:, 4], y_half, y, -y_half)
+    )
+    error = weighted(error, 1.0, length(to_x, to_y), -_FLOW_TOLERANCE[1])
+    worse = sample(luma, places(x, y, size))[:, 0]
     worse *= exposure[:, None, None]
     worse -= seen[:, 2]
-    return above(error, 0.0), abs(worse) - seen[:, 5]
+    return above(error, _FLOW_TOLERANCE[0]), abs(worse) - seen[:, 5]
 
 
 def follow_flow(
@@ -382,7 +406,8 @@ def clamp(predicted: Array, current: Array, noise: Array) -> Array:
     lowest, highest = min_pool3x3(current), max_pool3x3(current)
     lowest -= slack
     highest += slack
-    return xp.minimum(xp.maximum(predicted, lowest), highest)
+    xp.maximum(lowest, predicted, out=lowest)
+    return xp.minimum(lowest, highest, out=lowest)
 
 
 def kalman_gain(
@@ -401,23 +426,26 @@ def kalman_gain(
             of the step to something nearer.
         variance: (B, H, W) relative, of the state.
         beyond: (B, H, W), from ``outside``.
-        n: by name, of ``FILTER_FIELDS``.
+        n: by name, of ``FILTER_FIELDS``, (B,) each.
     """
     xp = library(current)
-    process, measured, least = (
-        n[name][:, None, None] for name in ("process_noise", "measurement_noise", "min_gain")
-    )
-    variance = variance + process
+    variance = variance + n["process_noise"][:, None, None]
     variance += _UNKNOWN_VARIANCE * beyond
-    total = variance + measured**2
-    unit = current * square_root(total)
-    nearer = (current - predicted) / unit
-    gate = xp.maximum(nearer, -_FARTHER * nearer)
+    total = variance + n["measurement_noise"][:, None, None] ** 2
+    unit = square_root(total)
+    unit *= current
+    nearer = current - predicted
+    nearer /= unit
+    gate = -_FARTHER * nearer
+    xp.maximum(nearer, gate, out=gate)
     gate -= _GATE[0]
-    gate *= 1 / (_GATE[1] - _GATE[0])
-    gain = xp.maximum(variance / total, least)
+    gate /= _GATE[1] - _GATE[0]
+    variance /= total
+    gain = at_least(variance, n["min_gain"])
     gain += (1 - gain) * gate.clip(0.0, 1.0)
-    return xp.maximum(gain, above((current - moved) / unit, _NEARER_GATE))
+    step = current - moved
+    step /= unit
+    return xp.maximum(gain, above(step, _NEARER_GATE))
 
 
 def smooth_logits(
@@ -433,48 +461,52 @@ def smooth_logits(
     """
     if triton := _triton(logits):
         return triton.smooth_logits(logits, previous, position, gain, numbers)
-    current = centered(logits)
+    current, mean = centre(logits)
     if previous is None or previous.shape != logits.shape:
-        return current
+        return tensor(current - mean)
     size = (logits.shape[2], logits.shape[3])
-    maps = torch.cat([position, gain[:, None]], 1)
-    if tuple(maps.shape[2:]) != size:
+    values = (position, gain[:, None], previous, numbers, pixel_grid(*size, gain.device))
+    position, gain, past, numbers, grid = arrays(*values)
+    if tuple(gain.shape[2:]) != size:
         # corners aligned, as the head upsamples the logits
-        maps = F.interpolate(maps, size, mode="bilinear", align_corners=True)
-    label_gain = unpack(FILTER_FIELDS, numbers)["label_gain"][:, None, None]
-    weight = (1 - (maps[:, 2] - _LABEL_GATE[0]) / _LABEL_GATE[1]).clamp(0, 1) * (1 - label_gain)
-    weight = weight[:, None]
-    x, y, past = arrays(maps[:, 0], maps[:, 1], previous)
-    mixed = torch.lerp(current, tensor(sample(past, places(x, y, size))), weight)
-    return torch.where(weight > 0, mixed, current)
-
-
-def centered(logits: Tensor) -> Tensor:
-    """Logits (B, C, h, w) of mean 0: log-odds that can be averaged; NaN counts as 0."""
-    values = torch.nan_to_num(logits.float(), 0.0, 0.0, 0.0)
-    return values - values.mean(1, keepdim=True)
+        x, y = (one + 0 * current[:, 0] for one in grid[:2])
+        here = places(x, y, (gain.shape[2], gain.shape[3]))
+        position, gain = sample(position, here), sample(gain, here)
+    n = unpack(FILTER_FIELDS, numbers)
+    past = choose(n["fresh"] > 0, 0.0, past)
+    where = places(position[:, 0], position[:, 1], size)
+    weight = (1 - (gain - _LABEL_GATE[0]) / _LABEL_GATE[1]).clip(0.0, 1.0)
+    weight *= 1 - n["label_gain"][:, None, None, None]
+    smoothed = empty(past, *past.shape)
+    for part in classes(past):
+        now = current[:, part] - mean
+        change = sample(interleaved(past[:, part]), where)
+        change -= now
+        change *= weight
+        library(now).add(now, change, out=smoothed[:, part])
+    return tensor(smoothed)
 
 
 def bounded_affine(inverse_depth: Array, affine: Array, metric_affine: Array) -> Array:
     """Inverse depth (B, H, W) by an affine map (B, 2), within 0.3 to 3 times of that by another:
     a shift that fits what is near may not send what is far behind the camera."""
-    xp, (own, given) = (
-        library(inverse_depth),
-        (x[:, :, None, None] for x in (metric_affine, affine)),
-    )
+    xp = library(inverse_depth)
+    own, given = metric_affine[:, :, None, None], affine[:, :, None, None]
     usual, mapped = own[:, 0] * inverse_depth, given[:, 0] * inverse_depth
     usual += own[:, 1]
     mapped += given[:, 1]
     usual = usual.clip(MIN_INVERSE_DEPTH, LARGEST)
-    return xp.minimum(xp.maximum(mapped, 0.3 * usual), 3 * usual)
+    xp.maximum(mapped, 0.3 * usual, out=mapped)
+    usual *= 3
+    return xp.minimum(mapped, usual, out=mapped)
 
 
 def _given(numbers: Tensor, *tensors: Tensor) -> tuple[Any, ...]:
     """The library to compute with, the numbers by name, arrays of tensors, and the grid of maps
     of the first one's size."""
-    grid = pixel_grid(*tensors[0].shape[-2:], numbers.device)
-    numbers, x, y, *found = arrays(numbers, *grid, *tensors)
-    return library(numbers), unpack(FILTER_FIELDS, numbers), *found, (x, y)
+    height, width = tensors[0].shape[-2:]
+    found = arrays(numbers, *tensors, pixel_grid(height, width, numbers.device))
+    return library(found[0]), unpack(FILTER_FIELDS, found[0]), *found[1:]
 
 
 def _flat(maps: Array) -> Array:
