@@ -101,14 +101,19 @@ class _Memory:
     def touch(self, addresses: np.ndarray, program: int, write: bool) -> None:
         offsets, rest = np.divmod(addresses.astype(np.int64) - self._start, self._size)
         assert not rest.any()
-        assert np.isin(self._writers[offsets], (_NOBODY, program)).all(), "another one wrote this"
+        assert _only(self._writers[offsets], program), "another program wrote this"
+        readers = self._readers[offsets]
         if write:
-            assert np.isin(self._readers[offsets], (_NOBODY, program)).all(), "another one read"
+            assert _only(readers, program), "another program read this"
             assert len(np.unique(offsets)) == offsets.size, "written twice at once"
             self._writers[offsets] = program
         else:
-            free = np.isin(self._readers[offsets], (_NOBODY, program))
+            free = (readers == _NOBODY) | (readers == program)
             self._readers[offsets] = np.where(free, program, _SEVERAL)
+
+
+def _only(programs: np.ndarray, program: int) -> bool:
+    return bool(((programs == _NOBODY) | (programs == program)).all())
 
 
 def _program(builder: Any) -> int:

@@ -107,10 +107,8 @@ def _normal_equations(
     for i in tl.static_range(6):
         row = ()
         for j in tl.static_range(7):
-            if j < i:
-                row = row + (rows[j][i],)
-            else:
-                row = row + (tl.sum(sums[i * (13 - i) // 2 + j], 0),)
+            own = rows[j][i] if j < i else tl.sum(sums[i * (13 - i) // 2 + j], 0)
+            row = row + (own,)
         rows = rows + (row,)
     return rows
 

@@ -18,7 +18,7 @@ from dpt_ros.engine.smoothing.steps import sample_step
 from dpt_ros.engine.triton_launch import Launch, run
 
 _BLOCK = 256  # pixels of one program
-_SAMPLES_BLOCK, _SAMPLES_WARPS = 512, 16  # one sample per thread: the sums stay in registers
+_SAMPLES_BLOCK, _SAMPLES_WARPS = 512, 8  # two samples per thread: the sums stay in registers
 _TILE = 512  # logits of one program at a time
 _LIMIT = 2**31  # offsets are 32-bit
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
