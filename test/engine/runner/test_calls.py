@@ -83,6 +83,6 @@ def test_a_batch_takes_twelve_calls_whatever_it_has_to_do(shared, cameras):
     assert sorted(set(streams.calls)) == ["copy_", "record", "replay", "wait"]
     batch = 4 if cameras == 3 else cameras
     up, _, _, down = operations.bytes
-    assert up == batch * (WIDTH * HEIGHT * 3 + 4 * NUMBERS)
+    assert 0 <= up - batch * (WIDTH * HEIGHT * 3 + 4 * NUMBERS) < 32
     # depth, inverse, deviation, labels, confidence, five words of a point; and a few numbers
     assert 0 <= down - batch * WIDTH * HEIGHT * (4 + 4 + 4 + 1 + 1 + 20) <= batch * 256
