@@ -132,10 +132,10 @@ def update(
     k: Kalman,
     fit: Fit,
     limit_step: Array,
-    s0: Array,
-    s1: Array,
-    scale_only: Array,
+    s0: Array | float,
+    s1: Array | float,
     metric: bool,
+    scale_only: bool = False,
 ) -> tuple[Kalman, Array]:
     """Correct scale and shift by a fit.
 
@@ -145,8 +145,8 @@ def update(
         limit_step: (...) bool: depth was published before, so that it must not jump.
         s0, s1: (...) variances of an error common to all fits of this kind: of the scale,
             relative to the prior, and of the shift, (1/m)^2.
-        scale_only: (...) bool: use the scale of the fit only, if there is a shift already.
         metric: whether the network predicts 1/m by itself.
+        scale_only: use the scale of the fit only.
 
     Returns:
         The state after it, meaningful where the fit was used, of source 0; (...) index into
@@ -163,7 +163,7 @@ def update(
             c01=arrays.where(first, 0.0, k.c01),
             c11=arrays.where(first, q * q, k.c11),
         )
-        limit_step, scale_only = limit_step & ~first, scale_only & ~first
+        limit_step = limit_step & ~first
     inflated = k.s0 + k.s1 > s0 + s1
     p00 = k.c00 + arrays.where(inflated, k.s0, 0.0)
     p11 = k.c11 + arrays.where(inflated, k.s1, 0.0)
@@ -178,7 +178,8 @@ def update(
         n00, n01, n11 = a - a * a * m00, -a * b * m01, b - b * b * m11
         e0 = v0 - 1
         v0, v1 = 1 + a * (m00 * e0 + m01 * v1), b * (m01 * e0 + m11 * v1)
-    two = arrays.where(fitted & ~scale_only, 1.0, 0.0)
+    zero = fit.state * 0
+    two = zero if scale_only else arrays.where(fitted, zero + 1, zero)
     h0, h1 = arrays.where(fitted, 1.0, x), arrays.where(fitted, 0.0, 1.0)
     floor0, floor1 = (MIN_SIGMA * k.scale) ** 2, (MIN_SIGMA * q) ** 2
     n00 = arrays.where(fitted, n00 + floor0 + s0, fit.c00 + floor1 + (x * x * s0 + s1))
@@ -207,7 +208,6 @@ def update(
     allowed = arrays.minimum(MAX_STEP / arrays.maximum(change, 1e-9), 1)
     allowed = arrays.where(limit_step, allowed, 1.0)
     scale, shift = k.scale + allowed * step0, k.shift + allowed * step1
-    zero = 0 * two
     # Joseph's form where the gain is the optimal one times a factor.
     less = (2 - allowed) * allowed
     updated = Kalman(

@@ -32,7 +32,6 @@ SCALE_FIELDS: Fields = {
 """The numbers of one camera that ``scale`` needs of a frame."""
 
 SOURCES = ("none", "network", "anchors", "ground")
-ANCHORS = 2
 STATES = ("", "fitted", "scale only", "held", "uncorrected", "not metric yet", "disabled")
 HELD, UNCORRECTED, NOT_METRIC, DISABLED = range(3, 7)
 

@@ -73,30 +73,30 @@ def fit_pairs(raw_inverse_depth: Array, inverse_depth: Array, usable: Array) -> 
     depth.
 
     Args:
-        raw_inverse_depth: (..., N) float32 of the network, any unit, > 0 where usable.
-        inverse_depth: (..., N) float32 measured, 1/m, > 0 where usable.
-        usable: (..., N) bool; the other pairs may hold anything.
+        raw_inverse_depth: tensor (..., N) or array (N,) of the network, any unit, float32.
+        inverse_depth: the same, measured, 1/m.
+        usable: the same, bool; where both are > 0 and finite. The rest may hold anything.
 
     Returns:
-        (..., 10) float64: the fields of ``Fit``.
+        float64: the fields of ``Fit``, of tensors (..., 1, 10), of arrays (10,).
     """
-    pairs = usable.sum(-1)[..., None]
+    pairs = arrays.column(usable.sum(-1))
     n = arrays.maximum(pairs, 2)  # so that there are indices, where there is no fit
     middle = (n - 1) // 2, n // 2
     # Unusable pairs sort last; their weight is 0.
     x = arrays.where(usable, arrays.double(raw_inverse_depth), INF)
     q = arrays.where(usable, arrays.double(inverse_depth), 1.0)
-    measured_ascending = arrays.ascending(arrays.where(usable, q, INF))
-    raw, measured = _median(x, middle), _middle(measured_ascending, middle)
-    low, high = (_percentile(measured_ascending, n, share) for share in (0.1, 0.9))
+    raw, ascending = _median(x, middle), arrays.ascending(arrays.where(usable, q, INF))
+    measured = _middle(ascending, middle)
+    spread = _percentile(ascending, n, 0.9) - _percentile(ascending, n, 0.1)
     unit = measured / raw
     x = x * unit
 
     a = _repeated_median(raw_inverse_depth, inverse_depth, usable, n) * unit
     b = _median(x - a * q, middle)
-    good = (high - low >= MIN_SPREAD * measured) & (a > 0) & (a < INF)
+    good = (spread >= MIN_SPREAD * measured) & (a > 0) & (a < INF)
     known = arrays.where(usable, x, 0.0)
-    moments = arrays.stack([usable * 1.0, q, q * q, known, known * q], -2)
+    moments = arrays.stack([arrays.double(usable), q, q * q, known, known * q], -2)
     for _ in range(ITERATIONS):
         # Errors are relative to the fitted value, bounded from below near its zero.
         slope = a * q
@@ -107,23 +107,23 @@ def fit_pairs(raw_inverse_depth: Array, inverse_depth: Array, usable: Array) -> 
         error = error / (noise * TUKEY)
         root = arrays.maximum(1 - error * error, 0)
         weight = root / size
-        sums = moments @ (weight * weight)[..., None]
-        m0, m1, m2, y0, y1 = (sums[..., k, :] for k in range(5))
+        sums = arrays.product(moments, weight * weight)
+        m0, m1, m2, y0, y1 = map(arrays.column, arrays.columns(sums))
         determinant = m0 * m2 - m1 * m1
         a = (m0 * y1 - m1 * y0) / determinant
         b = (m2 * y0 - m1 * y1) / determinant
     sigma = arrays.maximum(noise, BIAS)
     factor = sigma * sigma * arrays.maximum(n / INDEPENDENT, 1) / determinant
     c00, c01, c11 = m0 * factor, -m1 * factor, m2 * factor
-    trace, inliers = m0 + m2, (root > 0).sum(-1)[..., None]
-    good &= (determinant * MAX_CONDITION > trace * trace) & (c00 <= (MAX_SCALE_SIGMA * a) ** 2)
-    good &= (a > MIN_SCALE) & (a < 1 / MIN_SCALE)
-    good &= (noise <= MAX_NOISE) & (inliers >= MIN_INLIERS * n)
+    trace, inliers = m0 + m2, arrays.column((root > 0).sum(-1))
+    good = good & (determinant * MAX_CONDITION > trace * trace) & (noise <= MAX_NOISE)
+    good = good & (a > MIN_SCALE) & (a < 1 / MIN_SCALE) & (inliers >= MIN_INLIERS * n)
+    good = good & (c00 <= (MAX_SCALE_SIGMA * a) ** 2)
     # From unit * raw = a * inverse + b to inverse = scale * raw + shift, by their derivatives.
     by_b = -1 / a
     scale, shift = -unit * by_b, b * by_b
     scale_by_a, shift_by_a = scale * by_b, shift * by_b
-    line_fit = [
+    line_fit = (
         scale,
         shift,
         scale_by_a * scale_by_a * c00,
@@ -132,19 +132,20 @@ def fit_pairs(raw_inverse_depth: Array, inverse_depth: Array, usable: Array) -> 
         raw,
         measured,
         noise,
-    ]
+    )
     # The median ratio, unless the pairs do not agree on it.
     ratio = arrays.where(usable, q / x, INF)
     agreed = _median(ratio, middle)
     noise = arrays.maximum(_median(abs(ratio / agreed - 1), middle) * MAD, MIN_NOISE)
     center, zero = agreed * measured, noise * 0
     sigma = arrays.maximum(noise, BIAS) * center
-    ratio_fit = [agreed * unit, zero, sigma * sigma / INDEPENDENT, zero, zero, raw, center, noise]
+    ratio_fit = (agreed * unit, zero, sigma * sigma / INDEPENDENT, zero, zero, raw, center, noise)
 
     state = arrays.where(noise > MAX_NOISE, float(NOT_PLAUSIBLE), float(SCALE_ONLY))
-    state = arrays.where(pairs < MIN_PAIRS, float(TOO_FEW), arrays.where(good, FITTED, state))
+    state = arrays.where(good, float(FITTED), state)
+    state = arrays.where(pairs < MIN_PAIRS, float(TOO_FEW), state)
     parts = [arrays.where(good, *both) for both in zip(line_fit, ratio_fit, strict=True)]
-    return arrays.stack([state, arrays.double(pairs), *parts], -1)[..., 0, :]
+    return arrays.stack([arrays.double(state), arrays.double(pairs), *parts], -1)
 
 
 def _middle(ascending: Array, middle: tuple[Array, Array]) -> Array:
@@ -168,13 +169,15 @@ def _repeated_median(x: Array, q: Array, usable: Array, n: Array) -> Array:
     number, picked = arrays.numbers(START_PAIRS, x), arrays.minimum(n, START_PAIRS)
     rank = arrays.minimum(arrays.whole((number * ((n - 1) / (picked - 1))).round()), n - 1)
     pick = arrays.gather(arrays.first_true(usable), rank)
-    x = arrays.gather(x, pick)
-    q = arrays.where(number < picked, arrays.gather(q, pick), NAN)
+    x, there = arrays.gather(x, pick), number < picked
+    q = arrays.where(there, arrays.gather(q, pick), NAN)
     least = MIN_BASELINE * _median(q, ((picked - 1) // 2, picked // 2))
     baseline = q[..., :, None] - q[..., None, :]
-    enough = abs(baseline) > least[..., None]
-    slopes = arrays.where(enough, (x[..., :, None] - x[..., None, :]) / baseline, NAN)
-    count = enough.sum(-1)[..., None]
-    slopes = arrays.gather(arrays.ascending(slopes), arrays.maximum(count - 1, 0) // 2)[..., 0]
-    rows = arrays.maximum((count > 0).sum(-2), 2)
+    enough = arrays.single(abs(baseline) > arrays.column(least))
+    # 0 / 0 is NaN, which is sorted last.
+    slopes = (x[..., :, None] - x[..., None, :]) * enough / (baseline * enough)
+    count = arrays.whole(enough.sum(-1))
+    middle = arrays.maximum(count - 1, 0)[..., None] // 2
+    slopes = arrays.gather(arrays.ascending(slopes), middle)[..., 0]
+    rows = arrays.maximum(arrays.column((count > 0).sum(-1)), 2)
     return _median(arrays.double(slopes), ((rows - 1) // 2, rows // 2))

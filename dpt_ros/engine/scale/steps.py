@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,11 +21,11 @@ from dpt_ros.engine.scale.arrays import Array
 from dpt_ros.engine.scale.ground import GRID_COLUMNS, GRID_POINTS, GRID_ROWS, HEIGHT_SIGMA
 from dpt_ros.engine.scale.kalman import Kalman
 from dpt_ros.engine.scale.plan import (
-    ANCHORS,
     DISABLED,
     HELD,
     NOT_METRIC,
     SCALE_FIELDS,
+    SOURCES,
     UNCORRECTED,
     ScaleStats,
 )
@@ -63,46 +64,47 @@ def fit_frame(
     """
     if triton := triton_launch.triton_of(raw_inverse_depth, _MODULE):
         return triton.fit_frame(raw_inverse_depth, logits, numbers, floor)
-    n, is_floor = unpack(SCALE_FIELDS, numbers), None
+    is_floor = None
     if logits is not None and floor is not None:
         index = _grid(logits.shape[2], logits.shape[3], logits)
         labels = logits.flatten(2)[..., index].argmax(1) + 1
         is_floor = (labels[..., None] == floor).any(-1)
-    parts = raw_inverse_depth, n["anchors"], n["floor"], is_floor
     if not postprocess.on_host(raw_inverse_depth):
-        return _fit_frame(*parts)
+        n = unpack(SCALE_FIELDS, numbers)
+        fits, seen = _fit_frame(raw_inverse_depth, n["anchors"], n["floor"], is_floor)
+        return torch.cat(fits, 1), seen
+    n = unpack(SCALE_FIELDS, numbers.numpy())
     if not n["anchors"].any() and not n["floor"].any():
-        batch = len(numbers)
-        return numbers.new_zeros(batch, 1, len(Fit._fields)).double(), numbers.new_zeros(
-            batch, MAX_PAIRS
-        )
+        none = torch.zeros(len(numbers), 1, len(Fit._fields), dtype=torch.float64)
+        return none, torch.zeros(len(numbers), MAX_PAIRS)
+    parts = [raw_inverse_depth.numpy(), n["anchors"], n["floor"]]
+    floors = [None] * len(numbers) if is_floor is None else list(is_floor.numpy())
     with np.errstate(all="ignore"):
-        fits, seen = _fit_frame(*(None if one is None else one.numpy() for one in parts))
-    return torch.from_numpy(fits), torch.from_numpy(seen)
+        results = [_fit_frame(*one) for one in zip(*parts, floors, strict=True)]
+    fitted, there = (np.stack(part) for part in zip(*results, strict=True))
+    return torch.from_numpy(fitted), torch.from_numpy(there)
 
 
 def _fit_frame(
     raw: Array, anchors: Array, floor: Array, is_floor: Array | None
-) -> tuple[Array, Array]:
-    batch, height, width = raw.shape
+) -> tuple[list[Array], Array]:
+    height, width = raw.shape[-2:]
     reach = max(1, round(width / PIXELS_PER_REACH))
     column, row = arrays.whole(anchors[..., 0] * width), arrays.whole(anchors[..., 1] * height)
     here, left, right = (_limited(column + k, width) for k in (0, -reach, reach))
     same, up, down = (_limited(row + k, height) * width for k in (0, -reach, reach))
-    places = arrays.stack([same + here, same + left, same + right, up + here, down + here], 1)
-    flat = raw.reshape(batch, -1)
-    around = arrays.gather(flat, places.reshape(batch, -1)).reshape(batch, 5, -1)
-    x, q = around[:, 0], anchors[..., 2]
+    places = arrays.stack([same + here, same + left, same + right, up + here, down + here], -2)
+    flat = raw.reshape(*raw.shape[:-2], -1)
+    around = arrays.gather(flat, places)
+    x, q = around[..., 0, :], anchors[..., 2]
     # At an edge a shift of a pixel decides between two depths; NaN is an edge too.
-    even = arrays.largest(around, 1) <= (1 + EDGE) * arrays.smallest(around, 1)
+    even = arrays.largest(around, -2) <= (1 + EDGE) * arrays.smallest(around, -2)
     usable = _positive(x) & _positive(q) & even
-    seen = arrays.where(usable, x, 0.0)
-    if is_floor is None:
-        return fit_pairs(x[:, None], q[:, None], usable[:, None]), seen
-    ground = flat[:, _grid(height, width, raw)]
-    on_floor = is_floor & _positive(ground) & _positive(floor)
-    pairs = ([x, ground], [q, floor], [usable, on_floor])
-    return fit_pairs(*(arrays.stack(both, 1) for both in pairs)), seen
+    fits = [fit_pairs(x, q, usable)]
+    if is_floor is not None:
+        ground = flat[..., _grid(height, width, raw)]
+        fits += [fit_pairs(ground, floor, is_floor & _positive(ground) & _positive(floor))]
+    return fits, arrays.where(usable, x, 0.0)
 
 
 def _positive(x: Array) -> Array:
@@ -148,54 +150,43 @@ def correct(
     """
     if triton := triton_launch.triton_of(fits, _MODULE):
         return triton.correct(state, table, fits, seen, numbers, metric)
-    parts = {"state": state, "table": table, "fits": fits, "seen": seen}
-    parts |= unpack(SCALE_FIELDS, numbers)
+    kept = {"state": state, "table": table, "fits": fits, "seen": seen}
     if not postprocess.on_host(fits):
-        return _correct(parts, metric)
+        return _correct(unpack(SCALE_FIELDS, numbers) | kept, metric)
+    n = unpack(SCALE_FIELDS, numbers.numpy())
+    n |= {name: part.numpy() for name, part in kept.items()}
+    cameras = [{name: part[k] for name, part in n.items()} for k in range(len(numbers))]
     with np.errstate(all="ignore"):
-        results = _correct({name: part.numpy() for name, part in parts.items()}, metric)
-    return tuple(torch.from_numpy(one) for one in results)  # type: ignore[return-value]
+        results = zip(*(_correct(one, metric) for one in cameras), strict=True)
+        return tuple(torch.from_numpy(np.stack(part)) for part in results)  # type: ignore
 
 
-def _correct(n: dict[str, Array], metric: bool) -> tuple[Array, ...]:
-    fresh, seconds = n["fresh"] > 0, arrays.double(n["seconds"])
-    state = arrays.where(fresh[:, None], arrays.double(n["initial"]), n["state"])
-    k, fit = kalman.predict(Kalman(*_columns(state)), seconds, metric), Fit(*_columns(n["fits"]))
-    ground, tilt = arrays.numbers(fit.state.shape[1], state) > 0, arrays.double(n["tilt"])
-    # The tilt's error is mostly shift, and does not average out.
-    s1 = ground * (tilt * tilt * (not metric))[:, None]
-    updated, refused = kalman.update(
-        Kalman(*(part[:, None] for part in k)),
-        fit,
-        ~fresh[:, None],
-        ground * HEIGHT_SIGMA**2,
-        s1,
-        ground & metric,
-        metric,
-    )
-    choices = arrays.stack(list(updated._replace(source=s1 * 0 + (ANCHORS + ground))), -1)
-    state = arrays.stack(list(k), -1)
+def _correct(n: dict[str, Array], metric: bool) -> tuple[Any, ...]:
+    fresh, tilt = n["fresh"] > 0, arrays.double(n["tilt"])
+    state = arrays.where(arrays.column(fresh), arrays.double(n["initial"]), n["state"])
+    before = kalman.predict(Kalman(*arrays.columns(state)), arrays.double(n["seconds"]), metric)
+    k, fits = before, [Fit(*arrays.columns(fit)) for fit in _sources(n["fits"])]
 
     tried = (n["anchors"][..., 2] != 0).any(-1)
-    anchored = tried & (refused[:, 0] == 0)
-    used, pairs, reason = (
-        arrays.where(tried, value, other)
-        for value, other in ((fit.state[:, 0], 0.0), (fit.pairs[:, 0], 0.0), (refused[:, 0], -1.0))
-    )
-    used = arrays.where(anchored, used, 0.0)
-    state = arrays.where(anchored[:, None], choices[:, 0], state)
-    if len(ground) > 1:
-        share = tilt / k.center
-        doubtful = kalman.relative_sigma(k) > arrays.sqrt(share * share + HEIGHT_SIGMA**2)
-        asked = ~anchored & (n["floor"] > 0).any(-1)
-        asked &= doubtful | (n["ground_only"] > 0) | (k.known == 0)
-        pairs = arrays.where(asked, fit.pairs[:, 1], pairs)
-        reason = arrays.where(asked, refused[:, 1], reason)
-        asked &= refused[:, 1] == 0
-        used = arrays.where(asked, fit.state[:, 1], used)
-        state = arrays.where(asked[:, None], choices[:, 1], state)
+    updated, refused = kalman.update(k, fits[0], ~fresh, 0.0, 0.0, metric)
+    anchored = tried & (refused == 0)
+    pairs, reason = arrays.where(tried, fits[0].pairs, 0.0), arrays.where(tried, refused, -1.0)
+    used = arrays.where(anchored, fits[0].state, 0.0)
+    k = _chosen(anchored, updated, k, SOURCES.index("anchors"))
+    for fit in fits[1:]:
+        share = tilt / before.center
+        doubtful = kalman.relative_sigma(before) > arrays.sqrt(share * share + HEIGHT_SIGMA**2)
+        tried = ~anchored & (n["floor"] > 0).any(-1)
+        tried = tried & (doubtful | (n["ground_only"] > 0) | (before.known == 0))
+        # The tilt's error is mostly shift, and does not average out.
+        shared = HEIGHT_SIGMA**2, 0.0 if metric else tilt * tilt
+        updated, refused = kalman.update(before, fit, ~fresh, *shared, metric, scale_only=metric)
+        pairs, reason = arrays.where(tried, fit.pairs, pairs), arrays.where(tried, refused, reason)
+        grounded = tried & (refused == 0)
+        used = arrays.where(grounded, fit.state, used)
+        k = _chosen(grounded, updated, k, SOURCES.index("ground"))
 
-    k, disabled = Kalman(*_columns(state)), n["disabled"] > 0
+    disabled = n["disabled"] > 0
     now, scale = (k.known > 0) & ~disabled, k.scale * k.unit
     told = arrays.where(k.fitted > 0, float(HELD), float(UNCORRECTED))
     told = arrays.where(k.known > 0, arrays.where(used > 0, used, told), float(NOT_METRIC))
@@ -212,38 +203,66 @@ def _correct(n: dict[str, Array], metric: bool) -> tuple[Array, ...]:
         told,
         arrays.where(idle, 0.0, reason),
     )
-    told = arrays.single(arrays.stack(list(stats), -1))
     covariance = [k.unit * k.unit * (k.c00 + k.s0), k.unit * k.c01, k.c11 + k.s1]
-    table = _table(n, fresh, anchored, arrays.single(scale), arrays.single(k.shift))
-    return state, table, told[:, 1:3], arrays.single(arrays.stack(covariance, -1)), told
+    state, *packed = (arrays.stack(list(part), -1) for part in (k, covariance, stats))
+    covariance, told = (arrays.single(part) for part in packed)
+    line = arrays.single(scale), arrays.single(k.shift)
+    local = n["table"], n["anchors"], n["seen"], n["seconds"]
+    return state, update_table(*local, fresh, anchored, *line), told[..., 1:3], covariance, told
 
 
-def _table(
-    n: dict[str, Array], fresh: Array, anchored: Array, scale: Array, shift: Array
+def _sources(fits: Array) -> list[Array]:
+    return [fits[..., k, :] for k in range(fits.shape[-2])]
+
+
+def _chosen(condition: Array, a: Kalman, b: Kalman, source: int) -> Kalman:
+    a = a._replace(source=a.source + source)
+    return Kalman(*(arrays.where(condition, *both) for both in zip(a, b, strict=True)))
+
+
+def update_table(
+    table: Array,
+    anchors: Array,
+    seen: Array,
+    seconds: Array,
+    fresh: Array,
+    anchored: Array,
+    scale: Array,
+    shift: Array,
 ) -> Array:
-    anchors, before = n["anchors"], arrays.where(fresh[:, None, None], 0.0, n["table"])
-    inverse_depth = scale[:, None] * n["seen"] + shift[:, None]
-    use = anchored[:, None] & (n["seen"] > 0) & (inverse_depth > 0)
-    target = before * (0.5 ** (n["seconds"] / HALF_LIFE))[:, None, None]
+    """The local correction after a frame; of tensors (B, ...) or of one camera's arrays.
+
+    Args:
+        table: (DEPTHS, COLUMNS) before it, logarithms of the factor.
+        anchors: (N, 3), shares of width and height, inverse depth.
+        seen: (N,) raw inverse depth there, 0 where an anchor is not used.
+        seconds: since the last frame.
+        fresh: bool: there was none, and depth may jump.
+        anchored: bool: whether the anchors determined scale and shift.
+        scale, shift: of the frame.
+    """
+    q = anchors[..., 2]
+    fresh, decay = (arrays.column(arrays.column(one)) for one in (fresh, seconds))
+    before = arrays.where(fresh, arrays.zeros(table), table)
+    target = before * 0.5 ** (decay / HALF_LIFE)
+    inverse_depth = arrays.column(scale) * seen + arrays.column(shift)
+    use = arrays.column(anchored) & (seen > 0) & (inverse_depth > 0)
     if isinstance(use, Tensor) or use.any():
         log = arrays.log(arrays.where(use, inverse_depth, 1.0))
-        ratio = arrays.where(use, arrays.log(anchors[..., 2]) - log, MAX_LOG_RATIO)
-        trust = arrays.maximum(1 - (ratio / MAX_LOG_RATIO) ** 2, 0) ** 2
+        ratio = arrays.where(use, arrays.log(q) - log, MAX_LOG_RATIO)
+        trust = arrays.maximum(1 - (ratio * (1 / MAX_LOG_RATIO)) ** 2, 0) ** 2
         centers = arrays.single((arrays.numbers(COLUMNS, log) + 0.5) * (1 / COLUMNS))
         across = (centers - anchors[..., :1]) * (SQRT_HALF / COLUMN_SIGMA)
         across = trust[..., None] * arrays.exp(-across * across)
         centers = arrays.single(arrays.numbers(DEPTHS, log) * LOG_STEP + LOG_FAR)
-        along = (centers[:, None] - log[:, None]) * (SQRT_HALF / DEPTH_SIGMA)
+        along = (centers[:, None] - log[..., None, :]) * (SQRT_HALF / DEPTH_SIGMA)
         along = arrays.exp(-along * along)
         averaged = (along @ (ratio[..., None] * across)) / (along @ across + PRIOR_WEIGHT)
-        target = arrays.where(use.any(-1)[:, None, None], averaged, target)
+        some = arrays.column(arrays.column(use.any(-1)))
+        target = arrays.where(some, averaged, target)
     step = arrays.minimum(arrays.maximum(target - before, -MAX_TABLE_STEP), MAX_TABLE_STEP)
-    table = arrays.where(fresh[:, None, None], target, before + step)
-    return arrays.where(abs(table) > LEAST, table, 0.0)
-
-
-def _columns(packed: Array) -> list[Array]:
-    return [packed[..., k] for k in range(packed.shape[-1])]
+    table = arrays.where(fresh, target, before + step)
+    return arrays.where(abs(table) > LEAST, table, arrays.zeros(table))
 
 
 def apply_table(raw_inverse_depth: Tensor, table: Tensor, affine: Tensor) -> Tensor:
@@ -262,9 +281,10 @@ def apply_table(raw_inverse_depth: Tensor, table: Tensor, affine: Tensor) -> Ten
     if postprocess.on_host(raw_inverse_depth):
         if not table.any():
             return raw_inverse_depth
-        parts = zip(raw_inverse_depth.numpy(), table.numpy(), affine.tolist(), strict=True)
+        parts = (part.numpy() for part in (raw_inverse_depth, table, affine))
         with np.errstate(all="ignore"):
-            return torch.from_numpy(np.stack([_apply_on_host(*one) for one in parts]))
+            maps = [_apply_on_host(*one) for one in zip(*parts, strict=True)]
+        return torch.from_numpy(maps[0][None] if len(maps) == 1 else np.stack(maps))
     scale, shift = affine[:, :, None, None].unbind(1)
     offset = shift / scale
     moved = raw_inverse_depth + offset
@@ -272,28 +292,26 @@ def apply_table(raw_inverse_depth: Tensor, table: Tensor, affine: Tensor) -> Ten
     width = raw_inverse_depth.shape[2]
     x = (torch.arange(width, device=y.device) * 2 + 1) * (1 / width) - 1
     grid = torch.stack([x.expand_as(y), y], -1)
-    table = table[:, None]
-    log = grid_sample(table, grid, padding_mode="border", align_corners=False)[:, 0]
+    log = grid_sample(table[:, None], grid, padding_mode="border", align_corners=False)[:, 0]
     corrected = moved * log.exp() - offset
-    use = (raw_inverse_depth > 0) & (moved * scale > 0) & (corrected > 0) & (log != 0)
+    use = (raw_inverse_depth > 0) & (moved > 0) & (corrected > 0)
     return torch.where(use, corrected, raw_inverse_depth)
 
 
-def _apply_on_host(raw: np.ndarray, table: np.ndarray, affine: list[float]) -> np.ndarray:
-    scale, shift = affine
-    offset = np.float32(shift / scale)
+def _apply_on_host(raw: np.ndarray, table: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    offset = affine[1] / affine[0]
     moved = raw + offset
     y = cv2.log(moved)
-    y += np.float32(np.log(scale) - LOG_FAR)
+    y += np.log(affine[0]) - np.float32(LOG_FAR)
     y *= np.float32(1 / LOG_STEP)
-    log = cv2.remap(
-        table, _columns_of(*raw.shape), y, cv2.INTER_LINEAR, None, cv2.BORDER_REPLICATE
-    )
-    corrected = cv2.exp(log)
+    x = _columns_of(*raw.shape)
+    log = cv2.remap(table, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    corrected = cv2.exp(log, y)
     corrected *= moved
     corrected -= offset
-    use = (raw > 0) & (moved > 0) & (corrected > 0) & (log != 0)
-    np.copyto(corrected, raw, where=~use)
+    use = (raw > 0) & (corrected > 0) if offset > 0 else moved > 0
+    if not use.all():
+        np.copyto(corrected, raw, where=~use)
     return corrected
 
 
@@ -319,5 +337,6 @@ def relative_variance(raw_inverse_depth: Tensor, affine: Tensor, covariance: Ten
         return triton.relative_variance(raw_inverse_depth, affine, covariance)
     scale, shift = affine[:, :, None, None].unbind(1)
     c00, c01, c11 = covariance[:, :, None, None].unbind(1)
-    variance = (c00 * raw_inverse_depth + 2 * c01) * raw_inverse_depth + c11
-    return variance / (scale * raw_inverse_depth + shift).clamp(min=1e-6).square()
+    variance = (raw_inverse_depth * c00).add_(2 * c01).mul_(raw_inverse_depth).add_(c11)
+    size = (raw_inverse_depth * scale).add_(shift).clamp_(min=1e-6)
+    return variance.div_(size.square_())

@@ -20,9 +20,9 @@ FAR_SEED = 1_000_000  # training took 0 to 1799
 
 def fit_pairs(raw, inverse):
     """The fit of all pairs, as numbers and the name of its state."""
-    x, q = (np.asarray(part, np.float32)[None] for part in (raw, inverse))
+    x, q = (np.asarray(part, np.float32) for part in (raw, inverse))
     with np.errstate(all="ignore"):
-        found = robust_fit.fit_pairs(x, q, (x > 0) & (x < np.inf))[0]
+        found = robust_fit.fit_pairs(x, q, (x > 0) & (x < np.inf))
     return Fit(*found.tolist())._replace(state=FIT_STATES[int(found[0])])
 
 
