@@ -195,6 +195,21 @@ def sample(maps: Any, where: Any) -> Array:
     return found
 
 
+def sample_again(found: Array, maps: Any, x: Array, y: Array, mask: Array) -> Array:
+    """What ``sample`` found (B, C, h, w), where the positions x and y (B, h, w) are others now: at
+    a mask (B, h, w) of 1, else 0."""
+    if isinstance(maps, Tensor):
+        return sample(maps, places(x, y, (maps.shape[2], maps.shape[3])))
+    for k, one in enumerate(maps):
+        left, top, width, height = cv2.boundingRect(mask[k].astype(np.uint8))
+        if width:
+            part = (slice(k, k + 1), slice(top, top + height), slice(left, left + width))
+            size = one.shape[:2] if isinstance(maps, list) else one.shape[1:]
+            again = sample(maps[k : k + 1], places(x[part], y[part], size))
+            found[k, :, part[1], part[2]] = again[0]
+    return found
+
+
 def _remap(
     values: np.ndarray, x: np.ndarray, y: np.ndarray, into: np.ndarray | None = None
 ) -> np.ndarray:

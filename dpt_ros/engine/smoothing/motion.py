@@ -15,6 +15,8 @@ from dpt_ros.engine.smoothing.maps import LARGEST, Array, identity, library, lin
 _FLOW_NOISE = 0.0015  # standard deviation of the flow, share of the focal length
 _INDEPENDENT = 200.0  # samples of the flow with independent errors
 _ITERATIONS = 2  # of the refinement
+_CROSS = np.zeros((3, 9), np.float32)  # of a unit vector along each axis
+_CROSS[[0, 0, 1, 1, 2, 2], [7, 5, 2, 6, 3, 1]] = (1, -1, 1, -1, 1, -1)
 _MIN_DEPTH_RATIO = 0.05  # of the two depths of one point; keeps divisions finite
 
 
@@ -160,6 +162,8 @@ def solve(matrix: Array, side: Array) -> Array:
 
 def _cross(w: Array) -> Array:
     """(B, 3) -> (B, 3, 3): the matrix of the cross product."""
+    if isinstance(w, np.ndarray):
+        return (w @ _CROSS).reshape(-1, 3, 3)
     x, y, z = w[:, 0], w[:, 1], w[:, 2]
     zero = 0 * x
     return library(w).stack([zero, -z, y, z, zero, -x, -y, x, zero], 1).reshape(-1, 3, 3)

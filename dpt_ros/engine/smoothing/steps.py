@@ -18,6 +18,7 @@ depend on values: nothing waits for the device.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,7 @@ from dpt_ros.engine.smoothing.maps import (
     places,
     resize,
     sample,
+    sample_again,
     select,
     square_root,
     tensor,
@@ -236,15 +238,17 @@ def register(
     turn, along = choose(has_ego, turn, still), choose(~has_ego, 0.0, along)
 
     x, y = project(turn, along, grid, current)
-    differs, worse = flow_disagreement(seen, grid, x, y, maps[:, 2:3], correlation[:, 0])
+    warped = sample(maps[:, :3], places(x, y, size))
+    differs, worse = flow_disagreement(seen, grid, x, y, warped[:, 2], correlation[:, 0], size)
     moving = differs * above(worse, -_LUMA_NOISE)
     refuted = (differs * above(worse, 2 * _LUMA_NOISE)).mean((1, 2)) > _MAX_WORSE
     refuted = refuted & (differs.mean((1, 2)) > _MAX_DIFFERING)
     reliable = has_ego & ~(has_flow & refuted)
     moving = choose(~(both & reliable), 0.0, moving)
-    x, y = follow_flow(x, y, seen, moving, has_flow & ~reliable)
+    by_flow = choose(has_flow & ~reliable, 1.0, moving)
+    x, y = select(by_flow, seen[:, 3], x), select(by_flow, seen[:, 4], y)
+    warped = sample_again(warped, maps[:, :3], x, y, by_flow)
     form = choose(reliable, form, identity(4, seen)[None, 2])
-    warped = sample(maps[:, :2], places(x, y, size))
     usable = (1 - above(warped[:, 1], 0.1)) * seen[:, 1] * (1 - moving) * (1 - outside(x, y))
     fit, inliers = fit_affine(
         _flat(seen[:, 0]), _flat(advance(form, x, y, warped[:, 0])), _flat(usable), affine,
@@ -262,7 +266,7 @@ def register(
         choose(begin, metric_affine, fit + leak * (metric_affine - fit)), metric_affine,
         reset_code, inliers, choose(begin, 1.0, age + 1),
     ]  # fmt: skip
-    return tensor(xp.concatenate([x.reshape(len(age), -1) + 0 * age[:, None] for x in found], 1))
+    return tensor(xp.concatenate([one.reshape(len(age), -1) for one in found], 1))
 
 
 @np.errstate(all="ignore")
@@ -293,40 +297,40 @@ def blend(
     n |= unpack(MOTION_FIELDS, motion)
     batch, _, height, width = maps.shape
     size = height, width
-    past, luma = interleaved(maps), maps[:, 2:3]
+    past = interleaved(maps)
     after, position = empty(maps, *maps.shape), empty(maps, batch, 2, *size)
     inverse_depth, variance, gain = (empty(maps, batch, *size) for _ in range(3))
-    planes = [*(after[:, k] for k in range(4)), inverse_depth, variance, gain]
-    planes += [position[:, 0], position[:, 1]]
+    outputs = after, inverse_depth, variance, gain, position
     for rows, inner, own in bands(raw, _MARGIN):
-        part = seen[:, :, rows], raw[:, rows], past, luma, n, exposure, grid[:, rows]
-        for into, values in zip(planes, _blend(*part, size), strict=True):
-            into[:, own] = values[:, inner]
-    found = after, inverse_depth, variance, gain, position
-    return tuple(tensor(one) for one in found)  # type: ignore[return-value]
+        given = seen[:, :, rows], raw[:, rows], grid[:, rows]
+        _blend(*given, past, n, exposure, size, inner, [one[..., own, :] for one in outputs])
+    return tuple(tensor(one) for one in outputs)  # type: ignore[return-value]
 
 
 def _blend(
     seen: Array,
     raw: Array,
+    grid: Array,
     past: Any,
-    luma: Array,
     n: dict[str, Array],
     exposure: Array,
-    grid: Array,
     size: tuple[int, int],
-) -> tuple[Array, ...]:
-    """``blend`` of some rows; of the first and last, ``_MARGIN`` may not be right."""
+    inner: slice,
+    outputs: Sequence[Array],
+) -> None:
+    """``blend`` of some rows, from the whole past: the inner ones' outputs are written."""
     xp, begin = library(raw), (n["fresh"] > 0) | (n["reset_code"] > 0)
     has_flow, has_ego, reliable = n["has_flow"] > 0, n["has_ego"] > 0, n["reliable"] > 0
     current = bounded_affine(seen[:, 0], n["affine"], n["usual"])
 
     x, y = project(n["turn"], n["shift"], grid, current)
-    differs, worse = flow_disagreement(seen, grid, x, y, luma, exposure)
+    warped = sample(past, places(x, y, size))
+    differs, worse = flow_disagreement(seen, grid, x, y, warped[:, 2], exposure, size)
     differs *= above(worse, -_LUMA_NOISE)
     moving = choose(~(has_ego & has_flow & reliable), 0.0, opened(differs))
-    x, y = follow_flow(x, y, seen, moving, has_flow & ~reliable)
-    warped = sample(past, places(x, y, size))
+    by_flow = choose(has_flow & ~reliable, 1.0, moving)
+    x, y = select(by_flow, seen[:, 3], x), select(by_flow, seen[:, 4], y)
+    warped = sample_again(warped, past, x, y, by_flow)
     # The state follows this frame's change of scale, so that there is no step in the innovation.
     change = n["affine"][:, 0] / n["fit"][:, 0]
     moved = advance(n["form"], x, y, warped[:, 0])
@@ -346,21 +350,34 @@ def _blend(
     xp.maximum(gain, choose(~has_flow, 0.0, changed), out=gain)
     gain = choose(begin, 1.0, gain)
 
-    inverse_depth = gain * (current - predicted)
-    inverse_depth += predicted
+    seen, raw, x, y, current, predicted, gain, moving, trace = (
+        one[..., inner, :] for one in (seen, raw, x, y, current, predicted, gain, moving, trace)
+    )
+    after, inverse_depth, variance, weight, position = outputs
     # After an update with the Kalman gain K the variance is K R.
-    variance = gain * noise**2
-    known = 1 - seen[:, 1]
-    known *= _UNKNOWN_VARIANCE
+    xp.multiply(gain, noise**2, out=variance)
+    mean, known, luma, left = (after[:, k] for k in range(4))
+    xp.subtract(current, predicted, out=mean)
+    mean *= gain
+    mean += predicted
+    xp.multiply(seen[:, 1], -_UNKNOWN_VARIANCE, out=known)
+    known += _UNKNOWN_VARIANCE
     known += variance
-    trace = _TRACE_DECAY * trace
-    xp.maximum(moving, trace, out=trace)
-    shown = select(seen[:, 1], inverse_depth, raw)
-    return inverse_depth, known, seen[:, 2], trace, shown, variance, gain, x, y
+    luma[:] = seen[:, 2]
+    xp.multiply(trace, _TRACE_DECAY, out=left)
+    xp.maximum(moving, left, out=left)
+    inverse_depth[:] = select(seen[:, 1], mean, raw)
+    weight[:], position[:, 0], position[:, 1] = gain, x, y
 
 
 def flow_disagreement(
-    seen: Array, grid: Array, x: Array, y: Array, luma: Array, exposure: Array
+    seen: Array,
+    grid: Array,
+    x: Array,
+    y: Array,
+    luma: Array,
+    exposure: Array,
+    size: tuple[int, int],
 ) -> tuple[Array, Array]:
     """Where optical flow disagrees with the camera's motion.
 
@@ -368,14 +385,14 @@ def flow_disagreement(
         seen: (B, 8, h, w), from ``look``, at the pixels of the grid.
         grid: (3, h, w), from ``pixel_grid``.
         x, y: (B, h, w) in the previous frame by the camera's motion, normalised.
-        luma: (B, 1, H, W) grey levels of the state.
+        luma: (B, h, w) grey levels of the state there.
         exposure: (B,) factor of them.
+        size: height and width of the maps.
 
     Returns:
         (B, h, w) 1 where the two differ, else 0; (B, h, w) by how many grey levels the camera's
         motion fits worse.
     """
-    size = (luma.shape[2], luma.shape[3])
     x_half, y_half = (size[1] - 1) / 2, (size[0] - 1) / 2
     to_x, to_y = seen[:, 3] - grid[0], seen[:, 4] - grid[1]
     to_x *= x_half
@@ -384,19 +401,9 @@ def flow_disagreement(
         weighted(seen[:, 3], x_half, x, -x_half), weighted(seen[:, 4], y_half, y, -y_half)
     )
     error = weighted(error, 1.0, length(to_x, to_y), -_FLOW_TOLERANCE[1])
-    worse = sample(luma, places(x, y, size))[:, 0]
-    worse *= exposure[:, None, None]
+    worse = luma * exposure[:, None, None]
     worse -= seen[:, 2]
     return above(error, _FLOW_TOLERANCE[0]), abs(worse) - seen[:, 5]
-
-
-def follow_flow(
-    x: Array, y: Array, seen: Array, moving: Array, everywhere: Array
-) -> tuple[Array, Array]:
-    """Positions (B, h, w) by flow where something moves by itself: where ``moving`` (B, h, w) is
-    1, and everywhere in frames (B,)."""
-    mask = choose(everywhere, 1.0, moving)
-    return select(mask, seen[:, 3], x), select(mask, seen[:, 4], y)
 
 
 def outside(x: Array, y: Array) -> Array:
