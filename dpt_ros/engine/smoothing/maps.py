@@ -83,10 +83,11 @@ def select(mask: Array, one: Array, other: Array) -> Array:
     if isinstance(mask, np.ndarray):
         if mask.min() > 0:
             return one
-        chosen = other.reshape(-1, other.shape[-1]).copy()
-        flat = mask.astype(np.uint8).reshape(chosen.shape)
-        return cv2.copyTo(one.reshape(chosen.shape), flat, chosen).reshape(other.shape)
-    return torch.where(mask > 0, one, other)
+        flat = (-1, other.shape[-1])
+        chosen, chosen_from = other.copy(), one.reshape(flat)
+        cv2.copyTo(chosen_from, mask.astype(np.uint8).reshape(flat), chosen.reshape(flat))
+        return chosen
+    return library(mask).where(mask > 0, one, other)
 
 
 @lru_cache(maxsize=16)
@@ -108,9 +109,19 @@ def at_least(values: Array, limit: Array) -> Array:
 def weighted(one: Array, factor: float, other: Array, other_factor: float) -> Array:
     """The weighted sum of two (B, H, W)."""
     if isinstance(one, np.ndarray):
-        flat = (x.reshape(-1, x.shape[-1]) for x in (one, other))
-        return cv2.addWeighted(next(flat), factor, next(flat), other_factor, 0).reshape(one.shape)
+        flat = (-1, one.shape[-1])
+        one_, other = one.reshape(flat), other.reshape(flat)
+        return cv2.addWeighted(one_, factor, other, other_factor, 0).reshape(one.shape)
     return factor * one + other_factor * other
+
+
+def linear(factors: Array, x: Array, y: Array, z: Array) -> Array:
+    """(B, H, W): factors (B, 4) of x, y, 1 and z; x and y may be of one camera, for all."""
+    if isinstance(z, np.ndarray) and len(z) == 1 and x.shape[0] == 1:
+        a, b, c, d = factors[0].tolist()
+        return cv2.scaleAdd(z[0], d, cv2.addWeighted(x[0], a, y[0], b, c))[None]
+    a, b, c, d = (factors[:, k, None, None] for k in range(4))
+    return a * x + b * y + c + d * z
 
 
 def length(x: Array, y: Array) -> Array:

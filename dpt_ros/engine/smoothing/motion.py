@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dpt_ros.engine.smoothing.maps import LARGEST, Array, identity, library
+from dpt_ros.engine.smoothing.maps import LARGEST, Array, identity, library, linear
 
 _FLOW_NOISE = 0.0015  # standard deviation of the flow, share of the focal length
 _INDEPENDENT = 200.0  # samples of the flow with independent errors
@@ -56,40 +56,31 @@ def project(turn: Array, shift: Array, grid: Array, inverse_depth: Array) -> tup
 
     Args:
         turn, shift: (B, 3, 3) and (B, 3), from ``warp``.
-        grid: (3, h, w) normalised x, y and 1, where x depends on the column and y on the row.
+        grid: (3, h, w) normalised x, y and 1.
         inverse_depth: (B, h, w) 1/m.
 
     Returns:
         x and y (B, h, w), normalised.
     """
-    x, y, moved = grid[0, :1], grid[1, :, :1], []
-    for row in range(3):
-        a, b, c = (turn[:, row, k, None, None] for k in range(3))
-        axis = shift[:, row, None, None] * inverse_depth
-        axis += a * x + c
-        axis += b * y
-        moved.append(axis)
-    near = 1.0 / moved[2].clip(_MIN_DEPTH_RATIO, LARGEST)
-    moved[0] *= near
-    moved[1] *= near
-    return moved[0], moved[1]
+    factors = library(turn).concatenate([turn, shift[:, :, None]], 2)
+    x, y, z = (linear(factors[:, k], grid[:1], grid[1:2], inverse_depth) for k in range(3))
+    near = 1.0 / z.clip(_MIN_DEPTH_RATIO, LARGEST)
+    x *= near
+    y *= near
+    return x, y
 
 
 def advance(form: Array, x: Array, y: Array, inverse_depth: Array) -> Array:
-    """Inverse depth (B, ...), 1/m, of static points in this frame.
+    """Inverse depth (B, h, w), 1/m, of static points in this frame.
 
     Args:
         form: (B, 4), from ``warp``: the ratio of the depths is linear in position and inverse
             depth.
-        x, y: (B, ...) in the previous frame, normalised.
-        inverse_depth: (B, ...) in the previous frame, 1/m.
+        x, y: (B, h, w) in the previous frame, normalised.
+        inverse_depth: (B, h, w) in the previous frame, 1/m.
     """
-    a, b, c, d = (form[:, k].reshape(-1, *[1] * (x.ndim - 1)) for k in range(4))
-    ratio = a * x
-    ratio += b * y
-    ratio += d * inverse_depth
-    ratio += c
-    return inverse_depth / ratio.clip(_MIN_DEPTH_RATIO, LARGEST)
+    ratio = linear(form, x, y, inverse_depth).clip(_MIN_DEPTH_RATIO, LARGEST)
+    return inverse_depth / ratio
 
 
 def refine(
@@ -136,10 +127,9 @@ def refine(
         robust = (_INDEPENDENT / _FLOW_NOISE / count) / length.clip(_FLOW_NOISE, LARGEST)
         normal, side = one, -total
         for jacobian, error, k in ((along_x, error_x, 0), (along_y, error_y, 1)):
-            jacobian *= sigma
             weighted = jacobian * (weight[:, k] * robust)[:, None]
-            normal = normal + weighted @ jacobian.swapaxes(1, 2)
-            side = side + weighted @ error[:, :, None]
+            normal = normal + sigma * (weighted @ jacobian.swapaxes(1, 2)) * sigma.swapaxes(1, 2)
+            side = side + sigma * (weighted @ error[:, :, None])
         step = solve(normal, side)
         total = total + step
         twist = (step * sigma)[:, :, 0]

@@ -179,6 +179,11 @@ def look(raw: Tensor, luma: Tensor, flow: Tensor) -> Tensor:
     return tensor(seen)
 
 
+def sample_step(height: int, width: int) -> int:
+    """Distance of the pixels by which a frame is registered."""
+    return max(1, round(math.sqrt(height * width / _SAMPLES)))
+
+
 @np.errstate(all="ignore")
 def register(
     seen: Tensor,
@@ -236,7 +241,7 @@ def register(
     refuted = (differs * above(worse, 2 * _LUMA_NOISE)).mean((1, 2)) > _MAX_WORSE
     refuted = refuted & (differs.mean((1, 2)) > _MAX_DIFFERING)
     reliable = has_ego & ~(has_flow & refuted)
-    moving = choose(both & reliable, moving, 0 * moving)
+    moving = choose(~(both & reliable), 0.0, moving)
     x, y = follow_flow(x, y, seen, moving, has_flow & ~reliable)
     form = choose(reliable, form, identity(4, seen)[None, 2])
     warped = sample(maps[:, :2], places(x, y, size))
@@ -319,7 +324,7 @@ def _blend(
     x, y = project(n["turn"], n["shift"], grid, current)
     differs, worse = flow_disagreement(seen, grid, x, y, luma, exposure)
     differs *= above(worse, -_LUMA_NOISE)
-    moving = choose(has_ego & has_flow & reliable, opened(differs), 0 * differs)
+    moving = choose(~(has_ego & has_flow & reliable), 0.0, opened(differs))
     x, y = follow_flow(x, y, seen, moving, has_flow & ~reliable)
     warped = sample(past, places(x, y, size))
     # The state follows this frame's change of scale, so that there is no step in the innovation.
@@ -331,25 +336,27 @@ def _blend(
     noise = n["measurement_noise"][:, None, None]
     predicted = choose(begin, current, clamp(moved, current, noise))
     gain = kalman_gain(current, predicted, moved, warped[:, 1], outside(x, y), n)
-    trace = choose(has_ego & has_flow, warped[:, 3], 0 * moving)
-    gain = xp.maximum(gain, n["moving_gain"][:, None, None] * moving)
-    gain = xp.maximum(gain, _TRACE_GAIN * trace * (1 - moving))
-    changed = above(seen[:, 5], _LUMA_OUTLIER) * choose(has_ego, moving, 1 + 0 * moving)
-    gain = choose(begin, 1.0, xp.maximum(gain, choose(has_flow, changed, 0 * changed)))
+    trace = choose(~(has_ego & has_flow), 0.0, warped[:, 3])
+    floor = _TRACE_GAIN * (1 - moving)
+    floor *= trace
+    floor += n["moving_gain"][:, None, None] * moving
+    xp.maximum(gain, floor, out=gain)
+    changed = above(seen[:, 5], _LUMA_OUTLIER)
+    changed *= choose(~has_ego, 1.0, moving)
+    xp.maximum(gain, choose(~has_flow, 0.0, changed), out=gain)
+    gain = choose(begin, 1.0, gain)
 
     inverse_depth = gain * (current - predicted)
     inverse_depth += predicted
     # After an update with the Kalman gain K the variance is K R.
     variance = gain * noise**2
-    known = variance + (1 - seen[:, 1]) * _UNKNOWN_VARIANCE
-    trace = xp.maximum(moving, _TRACE_DECAY * trace)
+    known = 1 - seen[:, 1]
+    known *= _UNKNOWN_VARIANCE
+    known += variance
+    trace = _TRACE_DECAY * trace
+    xp.maximum(moving, trace, out=trace)
     shown = select(seen[:, 1], inverse_depth, raw)
     return inverse_depth, known, seen[:, 2], trace, shown, variance, gain, x, y
-
-
-def sample_step(height: int, width: int) -> int:
-    """Distance of the pixels by which a frame is registered."""
-    return max(1, round(math.sqrt(height * width / _SAMPLES)))
 
 
 def flow_disagreement(
@@ -388,10 +395,8 @@ def follow_flow(
 ) -> tuple[Array, Array]:
     """Positions (B, h, w) by flow where something moves by itself: where ``moving`` (B, h, w) is
     1, and everywhere in frames (B,)."""
-    to_x, to_y = seen[:, 3] - x, seen[:, 4] - y
-    to_x *= choose(everywhere, 1.0, moving)
-    to_y *= choose(everywhere, 1.0, moving)
-    return x + to_x, y + to_y
+    mask = choose(everywhere, 1.0, moving)
+    return select(mask, seen[:, 3], x), select(mask, seen[:, 4], y)
 
 
 def outside(x: Array, y: Array) -> Array:
@@ -442,10 +447,12 @@ def kalman_gain(
     gate /= _GATE[1] - _GATE[0]
     variance /= total
     gain = at_least(variance, n["min_gain"])
-    gain += (1 - gain) * gate.clip(0.0, 1.0)
+    gate = gate.clip(0.0, 1.0)
+    gate *= 1 - gain
+    gain += gate
     step = current - moved
     step /= unit
-    return xp.maximum(gain, above(step, _NEARER_GATE))
+    return xp.maximum(gain, above(step, _NEARER_GATE), out=gain)
 
 
 def smooth_logits(
@@ -479,11 +486,11 @@ def smooth_logits(
     weight *= 1 - n["label_gain"][:, None, None, None]
     smoothed = empty(past, *past.shape)
     for part in classes(past):
-        now = current[:, part] - mean
-        change = sample(interleaved(past[:, part]), where)
+        now, change = smoothed[:, part], sample(interleaved(past[:, part]), where)
+        library(now).subtract(current[:, part], mean, out=now)
         change -= now
         change *= weight
-        library(now).add(now, change, out=smoothed[:, part])
+        now += change
     return tensor(smoothed)
 
 

@@ -2,10 +2,9 @@
 import numpy as np
 import pytest
 import torch
+from dpt_ros.engine.scale.local import LocalCorrection
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from dpt_ros.engine.scale.local import LocalCorrection
 
 COLUMNS = (np.arange(80) + 0.5) / 80
 
