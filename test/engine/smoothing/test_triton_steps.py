@@ -53,8 +53,8 @@ class Scene:
 
     Args:
         flags: of each camera.
-        what: "static"; "lost": no motion of a camera explains the flow; "cut": the state is of another scene;
-            "empty": no pixel is valid.
+        what: "static"; "lost": no motion of a camera explains the flow; "cut": the state is of
+            another scene; "empty": no pixel is valid.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ def check_look(
     raw = raw.to(device)
     with plain_torch():
         expected = steps.look(raw, luma, flow)
-    close(triton.look(raw, luma, flow, **launch), expected, tolerance=2e-5)
+    close(triton.look(raw, luma, flow, **launch), expected)
 
 
 def check_register(triton: Any, scene: Scene, **launch: Any) -> Tensor:
@@ -174,8 +174,11 @@ def check_blend(triton: Any, scene: Scene, motion: Tensor, **launch: Any) -> tup
         expected = steps.blend(*given)
     actual = triton.blend(*given, **launch)
     *others, position = zip(actual, expected, strict=True)
+    # At large maps the same place in pixels is known to 1e-5 only, which matters beside what has
+    # another variance.
+    tolerance = 5e-3 if s.raw.is_cuda else 2e-4
     for one, other in others:
-        close(one, other, 0.998)
+        close(one, other, 0.998, tolerance)
     known = unpack(FILTER_FIELDS, s.numbers)["fresh"] == 0
     close(position[0][known], position[1][known], 0.998)
     assert position[0].isfinite().all()
@@ -193,7 +196,7 @@ def check_logits(
         with plain_torch():
             expected = steps.smooth_logits(logits, past, position, gain, scene.numbers)
         actual = triton.smooth_logits(logits, past, position, gain, scene.numbers, **launch)
-        close(actual, expected, tolerance=2e-5)
+        close(actual, expected)
         beside = logits.stride(1) == 1
         form = torch.channels_last if beside else torch.contiguous_format
         assert actual.is_contiguous(memory_format=form)
