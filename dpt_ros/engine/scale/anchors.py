@@ -1,35 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Anchors: pixels of known depth, from a scan, a cloud or a depth image; and the robust fit."""
+"""Anchors: pixels of known depth, from a scan, a cloud or a depth image."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from dpt_ros.engine.frame import CameraModel
 
-MAX_PAIRS, MIN_PAIRS = 300, 8
-# From the 10th to the 90th percentile of the inverse depth, relative to its median: the spread
-# from which on scale and shift can be distinguished.
-_MIN_SPREAD = 0.25
+MAX_PAIRS = 300
 _MIN_DEPTH = 0.05  # metres; nearer points are not projected
 _CELLS = 80  # per image row; only the nearest point of a cell becomes an anchor
 _BORDER = 1.5  # pixels along the image border without anchors: networks are poor there
-_START_PAIRS = 128  # pairs of which the initial estimate takes all slopes
-_MIN_BASELINE = 0.02  # smallest difference of two inverse depths that gives a slope, over median
-_TUKEY = 4.685  # standard deviations from which on a pair has no weight (95 % efficiency)
-_MIN_NOISE = 0.01  # relative; no network is better than this
-_MAX_NOISE = 0.35  # relative; beyond this the pairs do not belong to the image
-_MIN_INLIERS = 0.5
-# A network's error is smooth over the image, not white noise: however many the pairs and however
-# small their residual, they count as this many independent ones with this noise.
-_INDEPENDENT = 6.0
-_BIAS = 0.04
-_MAX_SCALE_SIGMA = 0.2  # relative; beyond it only one number is fitted
-# Scale after the fit over the plain ratio: an inverse depth that is nearly all shift has no
-# information about the scene.
-MIN_SCALE = 0.05
 
 
 @dataclass(frozen=True)
@@ -164,116 +147,3 @@ def project_depth(
     x = (u - depth_camera.cx) / depth_camera.fx * z
     y = (v - depth_camera.cy) / depth_camera.fy * z
     return project_points(np.stack([x, y, z], 1), camera_from_sensor, camera, stamp_ns)
-
-
-@dataclass(frozen=True)
-class Fit:
-    """``inverse_depth = scale * raw_inverse_depth + shift``, as fitted to one frame.
-
-    Args:
-        state: "fitted"; "scale only": the pairs have no spread and fix one number, namely that
-            the line goes through ``center``; or why there is no fit: "too few pairs",
-            "not plausible".
-        pairs: how many pairs there were.
-        scale, shift: of the line; in state "scale only" the shift is 0.
-        covariance: (2, 2) of scale and shift; in state "scale only" [0, 0] is the variance of
-            the inverse depth at ``center``.
-        center: medians of the raw and of the measured inverse depth.
-        residual: relative standard deviation of the network about the line, robust.
-    """
-
-    state: str
-    pairs: int
-    scale: float = 1.0
-    shift: float = 0.0
-    covariance: np.ndarray = field(default_factory=lambda: np.zeros((2, 2)))
-    center: tuple[float, float] = (1.0, 1.0)
-    residual: float = 0.0
-
-
-def fit_pairs(raw_inverse_depth: np.ndarray, inverse_depth: np.ndarray) -> Fit:
-    """Robust line from a network's inverse depth to the measured one.
-
-    The network is regressed on the measurement, not vice versa, since the network has the noise,
-    which would flatten the line. The initial slope is the repeated median (Siegel 1982, a
-    Theil-Sen estimator with a breakdown point of 50 %), which is unique and does not jump between
-    two solutions as RANSAC does; Tukey's weights refine it, with errors relative to the inverse
-    depth.
-
-    Args:
-        raw_inverse_depth: (N,) of the network, any unit; pairs where it is not > 0 are dropped.
-        inverse_depth: (N,) measured, 1/m, > 0.
-    """
-    good = np.isfinite(raw_inverse_depth) & (raw_inverse_depth > 0)
-    good &= np.isfinite(inverse_depth) & (inverse_depth > 0)
-    x = raw_inverse_depth[good].astype(np.float64)[:MAX_PAIRS]
-    q = inverse_depth[good].astype(np.float64)[:MAX_PAIRS]
-    pairs = len(q)
-    if pairs < MIN_PAIRS:
-        return Fit("too few pairs", pairs)
-    center = float(np.median(x)), float(np.median(q))
-    unit = center[1] / center[0]
-    x = x * unit
-    low, high = np.percentile(q, (10, 90))
-    if high - low >= _MIN_SPREAD * center[1]:
-        line = _tukey_line(q, x)
-        if line is not None:
-            a, b, covariance, noise = line
-            # From unit * raw = a * inverse + b to inverse = scale * raw + shift.
-            jacobian = np.array([[-unit / a**2, 0.0], [b / a**2, -1 / a]])
-            covariance = jacobian @ covariance @ jacobian.T
-            return Fit("fitted", pairs, unit / a, -b / a, covariance, center, noise)
-    # The median ratio, unless the pairs do not agree on it.
-    ratio = q / x
-    middle = float(np.median(ratio))
-    noise = max(1.4826 * float(np.median(np.abs(ratio / middle - 1))), _MIN_NOISE)
-    if noise > _MAX_NOISE:
-        return Fit("not plausible", pairs, center=center, residual=noise)
-    center = center[0], middle * center[1]
-    variance = np.zeros((2, 2))
-    variance[0, 0] = (max(noise, _BIAS) * center[1]) ** 2 / _INDEPENDENT
-    return Fit("scale only", pairs, middle * unit, 0.0, variance, center, noise)
-
-
-def _tukey_line(q: np.ndarray, x: np.ndarray) -> tuple[float, float, np.ndarray, float] | None:
-    """x = a q + b: a, b, their covariance (2, 2), relative noise of x; None if implausible."""
-    pick = np.linspace(0, len(q) - 1, min(len(q), _START_PAIRS)).round().astype(np.intp)
-    a = _repeated_median(q[pick], x[pick])
-    b = float(np.median(x - a * q))
-    if not np.isfinite(a) or a <= 0:
-        return None
-    design = np.stack([q, np.ones_like(q)], 1)
-    for _ in range(6):
-        # Errors are relative to the fitted value, bounded from below near its zero.
-        size = np.maximum(a * q + b, 0.1 * a * q)
-        error = (x - a * q - b) / size
-        noise = max(1.4826 * float(np.median(np.abs(error))), _MIN_NOISE)
-        weight = np.clip(1 - (error / (_TUKEY * noise)) ** 2, 0, None) ** 2
-        scaled = design * (weight / size**2)[:, None]
-        normal = scaled.T @ design
-        if np.linalg.cond(normal) > 1e10:
-            return None
-        a, b = (float(part) for part in np.linalg.solve(normal, scaled.T @ x))
-    inliers = float((weight > 0).mean())
-    plausible = MIN_SCALE < a < 1 / MIN_SCALE
-    if not plausible or noise > _MAX_NOISE or inliers < _MIN_INLIERS:
-        return None
-    correlated = max(len(q) / _INDEPENDENT, 1.0)
-    covariance = np.linalg.inv(normal) * max(noise, _BIAS) ** 2 * correlated
-    if covariance[0, 0] > (_MAX_SCALE_SIGMA * a) ** 2:
-        return None
-    return a, b, covariance, noise
-
-
-def _repeated_median(q: np.ndarray, x: np.ndarray) -> float:
-    """The median over all points of the median slope to the others; NaN if there is none."""
-    baseline = q[:, None] - q
-    enough = np.abs(baseline) > _MIN_BASELINE * np.median(q)
-    slopes = np.full_like(baseline, np.inf)
-    np.divide(x[:, None] - x, baseline, out=slopes, where=enough)
-    count = enough.sum(1)
-    slopes.sort(1)
-    rows = np.flatnonzero(count)
-    if not len(rows):
-        return float("nan")
-    return float(np.median(slopes[rows, (count[rows] - 1) // 2]))

@@ -173,6 +173,11 @@ def look(raw: Tensor, luma: Tensor, flow: Tensor) -> Tensor:
     return tensor(seen)
 
 
+def sample_step(height: int, width: int) -> int:
+    """Distance of the pixels by which a frame is registered."""
+    return max(1, round(math.sqrt(height * width / _SAMPLES)))
+
+
 @np.errstate(all="ignore")
 def register(
     seen: Tensor,
@@ -205,7 +210,7 @@ def register(
     affine, correlation = choose(fresh, metric_affine, affine), choose(fresh, 1.0, correlation)
     nothing = seen[:, 1].sum((1, 2)) == 0
     size = (maps.shape[2], maps.shape[3])
-    step = max(1, round(math.sqrt(size[0] * size[1] / _SAMPLES)))
+    step = sample_step(*size)
     part = slice(step // 2, None, step)
     grid, seen = 1.0 * grid[..., part, part], 1.0 * seen[..., part, part]
     current = bounded_affine(seen[:, 0], affine, metric_affine)

@@ -9,9 +9,16 @@ from hypothesis import strategies as st
 
 from dpt_ros.engine.frame import CameraModel
 from dpt_ros.engine.scale.anchors import Anchors, project_scan
-from dpt_ros.engine.scale.estimator import ScaleEstimator, ScaleSettings, focal_factor
-from dpt_ros.engine.scale.ground import down_direction, floor_ids, floor_places
+from dpt_ros.engine.scale.estimator import ScaleEstimator
+from dpt_ros.engine.scale.ground import (
+    GRID_COLUMNS,
+    GRID_ROWS,
+    down_direction,
+    floor_ids,
+    floor_inverse_depth,
+)
 from dpt_ros.engine.scale.inverse_depth import limit_depth, metric_inverse_depth
+from dpt_ros.engine.scale.plan import ScaleSettings, focal_factor
 from dpt_ros.metrics.depth import depth_metrics
 from dpt_ros.model.zoo import ZOO
 from dpt_ros.world import CLASSES, KINDS, World
@@ -54,8 +61,8 @@ def test_a_relative_network_has_no_metres_before_the_first_fit():
     estimator = ScaleEstimator(metric=False)
     first = estimator.update(network, 0, CAMERA)
     assert (first.metric, first.source, first.state) == (False, "none", "not metric yet")
-    assert np.isinf(first.sigma)
-    assert (first.scale, first.shift) == (1.0, 0.0)
+    assert np.isinf(first.stats.sigma)
+    assert (first.stats.scale, first.stats.shift) == (1.0, 0.0)
     np.testing.assert_array_equal(first.inverse_depth, network)
     second = estimator.update(network, FRAME, CAMERA, anchors_of(truth, FRAME, rng))
     assert (second.metric, second.source, second.state) == (True, "anchors", "fitted")
@@ -78,7 +85,7 @@ def test_before_a_wall_a_metric_network_has_its_scale_corrected():
         found = estimator.update(wall * 1.3, k * FRAME, CAMERA, anchors_of(wall, k * FRAME, rng))
     assert found.state == "scale only"
     assert middle(found) == pytest.approx(0.5, rel=0.02)
-    assert abs(found.shift) < 0.02
+    assert abs(found.stats.shift) < 0.02
 
 
 def test_after_the_scan_is_lost_the_last_fit_is_held_and_doubt_grows():
@@ -88,12 +95,14 @@ def test_after_the_scan_is_lost_the_last_fit_is_held_and_doubt_grows():
         found = estimator.update(truth * 1.4, k * FRAME, CAMERA, anchors_of(truth, k * FRAME, rng))
     held = [estimator.update(truth * 1.4, k * FRAME, CAMERA) for k in range(10, 200, 10)]
     assert {(one.source, one.state) for one in held} == {("anchors", "held")}
-    assert {(one.scale, one.shift) for one in held} == {(found.scale, found.shift)}
-    sigmas = [found.sigma, *(one.sigma for one in held)]
+    assert {(one.stats.scale, one.stats.shift) for one in held} == {
+        (found.stats.scale, found.stats.shift)
+    }
+    sigmas = [found.stats.sigma, *(one.stats.sigma for one in held)]
     assert (np.diff(sigmas) > 0).all()
     assert sigmas[-1] > 3 * sigmas[0]
     for_ever = estimator.update(truth * 1.4, 10**15, CAMERA)
-    assert for_ever.sigma < 0.5
+    assert for_ever.stats.sigma < 0.5
 
 
 def test_anchors_of_another_time_are_left_out_with_the_reason():
@@ -101,9 +110,9 @@ def test_anchors_of_another_time_are_left_out_with_the_reason():
     found = ScaleEstimator().update(
         truth * 1.4, 10**9, CAMERA, anchors_of(truth, 10**9 - 400_000_000, rng)
     )
-    assert (found.scale, found.state) == (1.0, "uncorrected")
+    assert (found.stats.scale, found.state) == (1.0, "uncorrected")
     assert found.reason == "anchors 0.40 s from the frame"
-    assert found.pairs == 0
+    assert found.stats.pairs == 0
 
 
 @given(seed=st.integers(0, 10**6), gap=st.integers(1, 20))
@@ -169,7 +178,11 @@ def test_a_clock_that_jumps_back_keeps_the_correction():
     estimator = ScaleEstimator()
     found = estimator.update(truth * 1.3, 10**12, CAMERA, anchors_of(truth, 10**12, rng))
     again = estimator.update(truth * 1.3, 0, CAMERA)
-    assert (again.scale, again.shift, again.state) == (found.scale, found.shift, "held")
+    assert (again.stats.scale, again.stats.shift, again.state) == (
+        found.stats.scale,
+        found.stats.shift,
+        "held",
+    )
 
 
 def test_unknown_and_beyond_range_stay_what_they_are():
@@ -204,11 +217,13 @@ def test_the_variance_of_the_depth_is_that_of_drawn_corrections():
     found = ScaleEstimator().update(
         torch.from_numpy(truth * 1.2), 0, CAMERA, anchors_of(truth, 0, rng)
     )
-    x = np.array([0.3, 1.5])
-    drawn = rng.multivariate_normal([found.scale, found.shift], found.covariance, 20_000)
+    x = np.array([0.3, 1.5], np.float32)
+    c00, c01, c11 = found.covariance.tolist()
+    center = found.stats.scale, found.stats.shift
+    drawn = rng.multivariate_normal(center, [[c00, c01], [c01, c11]], 20_000)
     inverse = drawn[:, :1] * x + drawn[:, 1:]
-    expected = inverse.var(0) / (found.scale * x + found.shift) ** 2
-    variance = replace(found, raw_inverse_depth=torch.from_numpy(x)).relative_variance().numpy()
+    expected = inverse.var(0) / (found.stats.scale * x + found.stats.shift) ** 2
+    variance = replace(found, raw_inverse_depth=torch.from_numpy(x)[None]).relative_variance()[0]
     np.testing.assert_allclose(variance, expected, rtol=0.05)
 
 
@@ -218,7 +233,7 @@ def test_anchors_of_a_larger_picture_are_looked_up_where_they_are():
     large = Anchors(2 * same.u + 0.5, 3 * same.v + 1, same.metres, 0, 640, 720)
     found = ScaleEstimator().update(truth * 1.4, 0, CAMERA, large)
     assert found.state == "fitted"
-    assert found.residual == pytest.approx(0.01, rel=0.5)
+    assert found.stats.residual == pytest.approx(0.01, rel=0.5)
     np.testing.assert_allclose(found.inverse_depth, truth, rtol=0.05)
 
 
@@ -236,8 +251,8 @@ def test_a_pair_beside_an_edge_is_left_out(across, side):
     )
     found = ScaleEstimator().update(truth, 0, CAMERA, wrong)
     off_edges = (np.abs(plain.u - 159.5) > 3) & (np.abs(plain.v - 119.5) > 3)
-    assert found.pairs <= 40
-    assert found.pairs >= off_edges.sum()
+    assert found.stats.pairs <= 40
+    assert found.stats.pairs >= off_edges.sum()
 
 
 def test_the_ground_is_left_alone_where_it_was_not_asked_for_or_has_no_height():
@@ -245,7 +260,7 @@ def test_the_ground_is_left_alone_where_it_was_not_asked_for_or_has_no_height():
     for settings_ in (ScaleSettings(), ScaleSettings(source="anchors", camera_height=0.6)):
         estimator = ScaleEstimator(settings_, floor=(FLOOR,))
         found = estimator.update(network, 0, CAMERA, None, floor_labels(), down)
-        assert (found.source, found.state, found.pairs) == ("network", "uncorrected", 0)
+        assert (found.source, found.state, found.stats.pairs) == ("network", "uncorrected", 0)
     estimator = ScaleEstimator(ScaleSettings(source="ground", camera_height=0.6), floor=(FLOOR,))
     anchors = anchors_of(scene() * 2, 0, np.random.default_rng(0))
     found = estimator.update(network, 0, CAMERA, anchors, floor_labels(), down)
@@ -279,10 +294,16 @@ def test_a_gpu_says_the_same():
 # --- sources
 
 
+def logits_of(labels):
+    """(C, h, w) of which labels, counted from 1, are the largest."""
+    one_hot = torch.nn.functional.one_hot(torch.from_numpy(labels).long() - 1)
+    return one_hot.permute(2, 0, 1).float()
+
+
 def floor_labels():
     labels = np.ones((240, 320), np.uint8)
     labels[scene() > 0.43] = FLOOR
-    return labels
+    return logits_of(labels)
 
 
 def test_the_floor_fixes_the_scale_where_the_camera_s_height_is_known():
@@ -300,7 +321,7 @@ def test_the_floor_fixes_the_scale_where_the_camera_s_height_is_known():
 def test_what_is_not_labelled_floor_is_not_taken_for_it():
     truth = scene()
     estimator = ScaleEstimator(ScaleSettings(camera_height=0.6), floor=(FLOOR,))
-    labels = np.ones((240, 320), np.uint8)
+    labels = logits_of(np.ones((240, 320), np.uint8))
     found = estimator.update(truth * 1.4, 0, CAMERA, None, labels, np.array([0.0, 1.0, 0.0]))
     assert (found.source, found.state) == ("network", "uncorrected")
     assert found.reason == "too few pairs"
@@ -334,14 +355,14 @@ def test_the_ground_is_asked_where_anchors_say_nothing_plausible():
     assert (found.source, found.state, found.reason) == ("ground", "fitted", "")
     alone = ScaleEstimator(ScaleSettings(camera_height=0.6), floor=(FLOOR,))
     same = alone.update(truth * 1.4, 0, CAMERA, None, floor_labels(), np.array([0.0, 1, 0]))
-    assert (found.scale, found.shift) == (same.scale, same.shift)
+    assert (found.stats.scale, found.stats.shift) == (same.stats.scale, same.stats.shift)
 
 
 def test_a_metric_network_starts_from_its_focal_length_and_depth_scale():
     estimator = ScaleEstimator(ScaleSettings(depth_scale=3.0), focal=2.0)
     found = estimator.update(scene(), 0, CAMERA)
-    assert (found.scale, found.shift) == (pytest.approx(1 / 6), 0.0)
-    assert found.diagnostics()["scale sigma"] == f"{100 * found.sigma:.1f} %"
+    assert (found.stats.scale, found.stats.shift) == (pytest.approx(1 / 6), 0.0)
+    assert found.diagnostics()["scale sigma"] == f"{100 * found.stats.sigma:.1f} %"
 
 
 def test_a_missing_scan_is_no_reason_where_none_was_asked_for():
@@ -357,7 +378,7 @@ def test_a_source_that_was_not_asked_for_is_not_used():
     for source, state in (("network", "uncorrected"), ("none", "disabled")):
         estimator = ScaleEstimator(ScaleSettings(source=source))
         found = estimator.update(truth, 0, CAMERA, anchors_of(truth * 2, 0, rng))
-        assert (found.scale, found.state, found.metric) == (1.0, state, source == "network")
+        assert (found.stats.scale, found.state, found.metric) == (1.0, state, source == "network")
 
 
 def test_what_is_not_a_map_is_refused():
@@ -387,13 +408,14 @@ def test_down_is_down_and_the_floor_is_where_it_is_seen():
     base_from_camera = np.linalg.inv(level_mount(tilt))
     down = down_direction(base_from_camera)
     np.testing.assert_allclose(down, [0, np.cos(tilt), np.sin(tilt)], atol=1e-12)
-    x, y, inverse = floor_places(CAMERA, down, 0.6)
     world = World("room", 5)
     pose = world.frame(0).odom_from_camera
     view = world.frame(0)
-    x, y, inverse = floor_places(view.camera, down_direction(pose), pose[2, 3])
-    rows, columns = (y * 240).astype(int), (x * 320).astype(int)
-    floor = view.labels[rows, columns] == FLOOR
+    inverse = floor_inverse_depth(view.camera, down_direction(pose), pose[2, 3])
+    k = np.flatnonzero(inverse)
+    rows = ((k // GRID_COLUMNS + 0.5) * 240 / GRID_ROWS).astype(int)
+    columns = ((k % GRID_COLUMNS + 0.5) * 320 / GRID_COLUMNS).astype(int)
+    inverse, floor = inverse[k], view.labels[rows, columns] == FLOOR
     assert floor.sum() > 20
     error = inverse[floor] * view.depth[rows, columns][floor]
     assert np.median(np.abs(error - 1)) < 0.01
@@ -439,8 +461,9 @@ def abs_rel(predictions, with_scan, camera_height, flicker):
                 view.camera,
                 scan.stamp_ns,
             )
+            logits = logits_of(np.asarray(labels))
             found = estimator.update(
-                network, view.stamp_ns, view.camera, anchors if with_scan else None, labels, down
+                network, view.stamp_ns, view.camera, anchors if with_scan else None, logits, down
             )
             said = 1 / found.inverse_depth.clamp(min=1e-3).numpy()
             errors.append(depth_metrics(said, view.depth)["abs_rel"])

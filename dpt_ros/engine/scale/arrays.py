@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same arithmetic on torch's tensors and on numpy's numbers.
+
+The estimation of scale and shift is some hundred operations on a few hundred numbers. On a GPU
+they are tensors of a batch (..., N) and, of what there is one of per frame, (..., 1) or (...). On
+a CPU numpy's calls cost a fraction of torch's: there the same functions get one camera's arrays
+(N,) and numbers. What both have (operators, ``sum``, indices) is used directly; the rest is here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Array = Any
+"""A tensor, an array or a number."""
+
+
+def where(condition: Array, a: Array | float, b: Array | float) -> Array:
+    """``a`` where the condition holds, else ``b``."""
+    if isinstance(condition, Tensor):
+        return torch.where(condition, a, b)
+    if isinstance(condition, np.ndarray):
+        return np.where(condition, a, b)
+    return a if condition else b
+
+
+def maximum(a: Array, b: Array | float) -> Array:
+    """The larger one; NaN where ``a`` is NaN."""
+    if isinstance(a, Tensor):
+        return torch.maximum(a, b) if isinstance(b, Tensor) else a.clamp(min=b)
+    if isinstance(a, np.ndarray):
+        return np.maximum(a, b)
+    return b if a < b else a
+
+
+def minimum(a: Array, b: Array | float) -> Array:
+    """The smaller one; NaN where ``a`` is NaN."""
+    if isinstance(a, Tensor):
+        return torch.minimum(a, b) if isinstance(b, Tensor) else a.clamp(max=b)
+    if isinstance(a, np.ndarray):
+        return np.minimum(a, b)
+    return b if a > b else a
+
+
+def sqrt(x: Array) -> Array:
+    """The square root; NaN of a negative number."""
+    return x.sqrt() if isinstance(x, Tensor) else np.sqrt(x)
+
+
+def exp(x: Array) -> Array:
+    """e to the power of x."""
+    return x.exp() if isinstance(x, Tensor) else np.exp(x)
+
+
+def log(x: Array) -> Array:
+    """The natural logarithm; NaN of a negative number."""
+    return x.log() if isinstance(x, Tensor) else np.log(x)
+
+
+def double(x: Array) -> Array:
+    """As float64."""
+    if isinstance(x, Tensor):
+        return x.double()
+    return x.astype(np.float64) if isinstance(x, np.ndarray) else np.float64(x)
+
+
+def single(x: Array) -> Array:
+    """As float32."""
+    if isinstance(x, Tensor):
+        return x.float()
+    return x.astype(np.float32) if isinstance(x, np.ndarray) else np.float32(x)
+
+
+def zeros(x: Array) -> Array:
+    """Of the same shape."""
+    return torch.zeros_like(x) if isinstance(x, Tensor) else np.zeros_like(x)
+
+
+def whole(x: Array) -> Array:
+    """As int64, towards 0."""
+    if isinstance(x, Tensor):
+        return x.long()
+    return x.astype(np.int64) if isinstance(x, np.ndarray) else int(x)
+
+
+def column(x: Array) -> Array:
+    """Of what there is one of per row: with an axis behind, beside arrays of the rows."""
+    return x if np.isscalar(x) else x[..., None]
+
+
+def columns(x: Array) -> list[Array]:
+    """The parts along the last axis."""
+    return list(x.unbind(-1) if isinstance(x, Tensor) else x)
+
+
+def stack(parts: list[Array], axis: int) -> Array:
+    """Side by side along a new axis."""
+    if isinstance(parts[0], Tensor):
+        return torch.stack(parts, axis)
+    return np.stack(parts, axis) if isinstance(parts[0], np.ndarray) else np.array(parts)
+
+
+def numbers(count: int, like: Array) -> Array:
+    """(count,) int64: 0, 1, ..."""
+    if isinstance(like, Tensor):
+        return torch.arange(count, device=like.device)
+    return np.arange(count)
+
+
+def product(matrix: Array, vector: Array) -> Array:
+    """(..., M, N) times (..., N)."""
+    if isinstance(matrix, Tensor):
+        return (matrix @ vector[..., None])[..., 0]
+    return matrix @ vector
+
+
+def ascending(x: Array) -> Array:
+    """Sorted along the last axis, NaN last."""
+    return x.sort(-1).values if isinstance(x, Tensor) else np.sort(x)
+
+
+def first_true(x: Array) -> Array:
+    """Indices along the last axis: of what is True in its order, then of the rest."""
+    if isinstance(x, Tensor):
+        return x.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)
+    return np.argsort(~x, kind="stable")
+
+
+def gather(x: Array, index: Array) -> Array:
+    """(..., K, ...): of (..., N), at indices (..., K, ...) along the last axis."""
+    if isinstance(x, Tensor):
+        return x.gather(-1, index.flatten(x.ndim - 1)).view_as(index)
+    return x[index] if x.ndim == 1 else np.take_along_axis(x, index, -1)
+
+
+def largest(x: Array, axis: int) -> Array:
+    """The largest along an axis; NaN if there is a NaN."""
+    return x.amax(axis) if isinstance(x, Tensor) else x.max(axis)
+
+
+def smallest(x: Array, axis: int) -> Array:
+    """The smallest along an axis; NaN if there is a NaN."""
+    return x.amin(axis) if isinstance(x, Tensor) else x.min(axis)
