@@ -24,7 +24,6 @@ from dpt_ros.engine import triton_launch
 from dpt_ros.engine.inference.network import Network
 from dpt_ros.engine.input import triton_preprocess
 from dpt_ros.engine.input.device_preprocess import DeviceInput
-from dpt_ros.engine.smoothing import steps as temporal_steps
 from dpt_ros.model import create_model
 from helpers.gpu_rehearsal import RehearsedNetwork
 from helpers.networks import CPU, pair
@@ -135,10 +134,8 @@ def fake_gpu(shared: bool = True, dtype: torch.dtype = torch.float16) -> Iterato
         with FakeTensorMode(allow_non_fake_inputs=True):
             gpu = FakeGpu(counts, shared, dtype)
             patch.setattr(Tensor, "cpu", cpu)
-            temporal_steps.pixel_grid.cache_clear()
             with counts:
                 yield gpu
-            temporal_steps.pixel_grid.cache_clear()
 
 
 class _Launched:

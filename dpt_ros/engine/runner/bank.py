@@ -8,8 +8,6 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-_PLACES = 4  # for cameras, at first
-
 
 class Bank:
     """Tensors with two rows per camera: each frame reads one of them and writes the other.
@@ -20,11 +18,12 @@ class Bank:
 
     Args:
         device: of the tensors.
+        places: for cameras, at first.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, places: int) -> None:
         self._device = device
-        self._places = _PLACES
+        self._places = places
         self._owners: dict[str, int] = {}
         self._tensors: WeakValueDictionary[tuple, Tensor] = WeakValueDictionary()
         self._held: dict[str, dict[str, Tensor]] = {}
@@ -52,12 +51,12 @@ class Bank:
 
     def grow(self) -> None:
         """Make room for twice as many cameras. Programs that use the tensors must be dropped."""
-        self._places *= 2
-        old, self._tensors = dict(self._tensors), WeakValueDictionary()
-        for source, parts in self._held.items():
-            self._held[source] = self.tensors(parts)
-        for key, tensor in self._tensors.items():
-            tensor[: len(old[key])] = old[key]
+        grown = Bank(self._device, 2 * self._places)  # memory may run out: nothing has changed
+        held = {source: grown.tensors(parts) for source, parts in self._held.items()}
+        for key, tensor in grown._tensors.items():
+            old = self._tensors[key]
+            tensor[: len(old)] = old
+        self._places, self._tensors, self._held = grown._places, grown._tensors, held
 
     def hold(self, source: str, tensors: dict[str, Tensor]) -> None:
         """Keep the tensors that a camera's state lies in."""

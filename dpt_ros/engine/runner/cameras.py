@@ -128,7 +128,11 @@ class Cameras:
             if before.labels != chain.label_shape:
                 weights[_LABEL_GAIN] = 1.0
         after = replace(
-            before, filter=history, scale=scale, labels=chain.label_shape, row=1 - before.row
+            before,
+            filter=history,
+            scale=scale if chain.refined else None,
+            labels=chain.label_shape,
+            row=1 - before.row,
         )
         return Plan(np.concatenate([weights, measured]), reset, reason, before, after)
 
@@ -167,9 +171,10 @@ class Cameras:
             prediction.metric = self._always_metric
             return
         prediction.metric, prediction.scale = describe(parts.pop("scale"), plan.reason)
-        prediction.reset = plan.reset or RESET_REASONS[int(parts.pop("reset_code"))]
-        if prediction.metric:
-            self._metric.add(prediction.frame.source)
+        code = int(parts.pop("reset_code"))
+        prediction.reset = plan.reset or RESET_REASONS[code]
+        change = self._metric.add if prediction.metric else self._metric.discard
+        change(prediction.frame.source)
 
     def _focal(self, camera: CameraModel | None) -> float:
         depth = self._networks.depth

@@ -58,19 +58,6 @@ class Kind:
         camera = frame.camera if outputs.points else None
         return cls(frame.encoding, frame.pixels.shape, frame.pixels.dtype.name, outputs, camera)
 
-    def blank(self, source: str, stamp_ns: int) -> Frame:
-        """A black frame of this kind from a stationary camera."""
-        height, width = picture_size(self.shape, self.encoding)
-        guess = CameraModel(width, height, width, width, (width - 1) / 2, (height - 1) / 2)
-        return Frame(
-            np.zeros(self.shape, self.dtype),
-            self.encoding,
-            stamp_ns,
-            source=source,
-            camera=self.camera or guess,
-            odom_from_camera=np.eye(4),
-        )
-
 
 class Chain:
     """The steps for frames of one kind: preprocess, infer, finish. On a CPU, OpenCV resizes.

@@ -47,7 +47,7 @@ class StreamRunner(Runner):
     """Uploads, computes and downloads on three lanes, so that frames overlap.
 
     Each kind of frames and batch size has a ring of buffers, allocated once, and after its first
-    runs two graphs, which are then replayed.
+    runs a graph, which is then replayed.
 
     Args:
         networks, settings: see ``Runner``.
@@ -70,16 +70,21 @@ class StreamRunner(Runner):
         self._warn = warn
         self._graphs = settings.cuda_graphs
         self._programs: OrderedDict[tuple[Kind, bool, int], Program] = OrderedDict()
-        self._bank = Bank(streams.device)
+        self._bank = Bank(streams.device, max(len(settings.cameras), 1))
         self._lost = ""
         self._full_captures = 0
 
+    def _clear(self) -> None:
+        self._bank.clear()
+
     def _state(self, source: str) -> dict[str, Tensor]:
-        return self._bank.state(source, self._cameras.row(source))
+        return self._bank.state(source, self._row(source) + self._cameras.row(source))
 
     @torch.inference_mode()
     def _load_state(self, source: str, tensors: dict[str, Tensor]) -> None:
-        self._bank.load(source, self._row(source), tensors)
+        row = self._row(source)
+        with self._streams.on("compute"):  # whose memory it is from then on
+            self._bank.load(source, row, tensors)
         # The lanes do not wait for what is written here.
         if self._networks.device.type == "cuda":
             torch.cuda.synchronize(self._networks.device)
@@ -135,7 +140,7 @@ class StreamRunner(Runner):
         if self._lost:
             raise DeviceLostError(self._lost)
         if self._cameras.forget():
-            self._bank.clear()
+            self._clear()
         kind = Kind.of(frames[0], outputs)
         return self._repeated(partial(self._start, kind, frames, settings))
 
@@ -159,15 +164,14 @@ class StreamRunner(Runner):
             self._free()
 
     def _start(self, kind: Kind, frames: Sequence[Frame], settings: Settings) -> Ticket:
+        first = [self._row(frame.source) for frame in frames]  # perhaps ends all programs
         program = self._program(kind, len(frames), settings)
         limit = depth_limit(self._networks, settings)
         plans = [self._cameras.plan(frame, program.chain, settings) for frame in frames]
-        numbers = []
-        for frame, plan in zip(frames, plans, strict=True):
-            row = self._row(frame.source)
-            numbers.append(
-                frame_numbers(plan.numbers, limit, row + plan.before.row, row + plan.after.row)
-            )
+        numbers = [
+            frame_numbers(plan.numbers, limit, row + plan.before.row, row + plan.after.row)
+            for plan, row in zip(plans, first, strict=True)
+        ]
         slot = program.launch([frame.pixels for frame in frames], numbers)
         self._cameras.accept(frames, plans)
         for frame in frames:

@@ -92,9 +92,14 @@ class Runner(ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from the result of ``state_dict`` with the same networks and settings."""
+        self._clear()
         self._cameras.load_state_dict({name: parts["record"] for name, parts in state.items()})
         for name, parts in state.items():
             self._load_state(name, parts["state"])
+
+    @abstractmethod
+    def _clear(self) -> None:
+        """Forget the states of all cameras."""
 
     @abstractmethod
     def _state(self, source: str) -> dict[str, Tensor]:
@@ -113,6 +118,7 @@ class HostRunner(Runner):
 
     def __init__(self, networks: Networks, settings: Settings) -> None:
         super().__init__(networks, settings)
+        self._threads = torch.get_num_threads()
         self._chains: OrderedDict[tuple[Kind, bool], Chain] = OrderedDict()
         self._states: dict[str, State] = {}
 
@@ -131,6 +137,8 @@ class HostRunner(Runner):
         return Ticket(lambda: predictions)
 
     def _predict(self, frame: Frame, outputs: OutputRequest, settings: Settings) -> Prediction:
+        # A thread may have begun with the one thread that another had set, see ``one_thread``.
+        torch.set_num_threads(self._threads)
         prediction = Prediction(frame)
         measure = partial(_timed, prediction.seconds)
         with measure("convert"):
@@ -144,7 +152,7 @@ class HostRunner(Runner):
             lambda: Chain(self._networks, kind, smoothed, self._settings),
         )
         if self._cameras.forget():
-            self._states.clear()
+            self._clear()
         plans: list[Plan] = []
 
         def numbers() -> Tensor:
@@ -163,13 +171,13 @@ class HostRunner(Runner):
 
     def _state_for(self, source: str, chain: Chain) -> State | None:
         """The camera's state; what is of another size, or not there, is blank."""
-        state = self._states.get(source)
         if not chain.refined:
             return None
-        if state is None or not state.fits(chain):
-            blank = State.blank(chain, 1, self._networks.device)
-            state = blank if state is None else replace(blank, scale=state.scale)
-        return state
+        state = self._states.get(source)
+        return state.fitted(chain) if state else State.blank(chain, 1, self._networks.device)
+
+    def _clear(self) -> None:
+        self._states.clear()
 
     def _state(self, source: str) -> dict[str, Tensor]:
         state = self._states.get(source)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from dpt_ros.engine.scale.plan import SCALE_FIELDS
 from dpt_ros.engine.scale.steps import relative_variance
 from dpt_ros.engine.smoothing.filter import TemporalSettings
 from dpt_ros.engine.smoothing.state import FILTER_FIELDS, FilterState
-from dpt_ros.engine.smoothing.steps import smooth
+from dpt_ros.engine.smoothing.steps import resize, smooth
 
 # Where a camera's state is read and written, see ``Bank``; metres beyond which depth is +Inf.
 _FRAME_FIELDS: Fields = {"row": (), "new_row": (), "limit": ()}
@@ -41,14 +41,15 @@ class State:
         parts = self.scale._asdict() | (vars(self.filter) if self.filter else {})
         return {name: value for name, value in parts.items() if value is not None}
 
-    def fits(self, chain: Chain) -> bool:
-        """Whether the chain's frames have maps of these sizes."""
+    def fitted(self, chain: Chain) -> State:
+        """For a chain's next frame: without smoothing, or for maps of another size, the filter's
+        part is blank; grey levels are resized. ``smooth`` leaves out logits of another shape."""
         mine = self.filter
-        if mine is None:
-            return not chain.smoothed
-        logits = () if mine.logits is None else tuple(mine.logits.shape[1:])
-        sizes = (tuple(mine.maps.shape[2:]), tuple(mine.luma.shape[1:]))
-        return sizes == (chain.map_size, chain.luma_size) and chain.label_shape in ((), logits)
+        if not chain.smoothed or mine is None or tuple(mine.maps.shape[2:]) != chain.map_size:
+            blank = State.blank(chain, len(self.scale.numbers), self.scale.numbers.device)
+            return State(blank.filter, self.scale)
+        luma = resize(mine.luma[:, None], chain.luma_size)[:, 0]
+        return State(replace(mine, luma=luma), self.scale)
 
     @classmethod
     def blank(cls, chain: Chain, batch: int, device: torch.device) -> State:
@@ -143,7 +144,7 @@ def step(
         own, weights, measured = numbers().split(_SIZES, 1)
         if state is not None:
             state, maps = _refine(chain, state, maps, luma, weights, measured)
-    with timed("postprocess"), one_thread(chain.on_host):
+    with timed("postprocess"):
         outputs = chain.finish(maps, pixels, unpack(_FRAME_FIELDS, own)["limit"].view(-1, 1, 1))
     return state, outputs
 

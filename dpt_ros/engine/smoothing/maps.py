@@ -89,9 +89,15 @@ def select(mask: Array, one: Array, other: Array) -> Array:
     return library(mask).where(mask > 0, one, other)
 
 
-@lru_cache(maxsize=16)
 def pixel_grid(height: int, width: int, device: torch.device) -> Tensor:
     """(3, H, W): every pixel's x and y, normalised to -1..1 with corners aligned, and 1."""
+    # Kept for a CPU only: a graph would read what it does not own.
+    make = _pixel_grid if device.type == "cpu" else _pixel_grid.__wrapped__
+    return make(height, width, device)
+
+
+@lru_cache(maxsize=16)
+def _pixel_grid(height: int, width: int, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         y = torch.linspace(-1, 1, height, device=device).view(-1, 1).expand(height, width)
         x = torch.linspace(-1, 1, width, device=device).expand(height, width)

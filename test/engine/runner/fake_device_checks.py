@@ -34,10 +34,10 @@ class FakeStreams(HostStreams):
 def launches(
     gpu: FakeGpu, batch: int, kind: Kind, settings: Settings, count: int = 3
 ) -> list[int]:
-    """Kernels of each of some frames; the uploads of constants by the first one are not counted."""
+    """Kernels of each of some frames; uploads of constants by the first one are not counted."""
     smoothed = settings.smoothing_strength > 0
     chain = Chain(gpu.networks, kind, smoothed, settings, FakeStreams())
-    program = Program(chain, FakeStreams(), Bank(CUDA), batch, 0)
+    program = Program(chain, FakeStreams(), Bank(CUDA, 4), batch, 0)
     found = []
     for _ in range(count):
         before = gpu.counts.total()
