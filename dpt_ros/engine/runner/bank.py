@@ -70,7 +70,9 @@ class Bank:
 
     def state(self, source: str, row: int) -> dict[str, Tensor]:
         """The parts of a camera's state in a row, (1, ...) each, on the host."""
-        return {name: part[row : row + 1].cpu() for name, part in self._held.get(source, {}).items()}
+        return {
+            name: part[row : row + 1].cpu() for name, part in self._held.get(source, {}).items()
+        }
 
     def load(self, source: str, row: int, state: dict[str, Tensor]) -> None:
         """Write a camera's state into a row."""

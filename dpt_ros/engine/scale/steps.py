@@ -32,7 +32,7 @@ from dpt_ros.engine.scale.plan import (
 from dpt_ros.engine.scale.robust_fit import INF, Fit, fit_pairs
 
 EDGE = 0.25  # relative difference of inverse depths around a pair from which on it is an edge
-PIXELS_PER_REACH = 160  # image width per pixel of distance of the neighbours compared
+_PIXELS_PER_REACH = 160  # image width per pixel of distance of the neighbours compared
 COLUMNS, DEPTHS = 40, 64  # of the table
 LOG_FAR, LOG_NEAR = float(np.log(0.03)), float(np.log(4.0))  # inverse depth at its ends, of 1/m
 LOG_STEP = (LOG_NEAR - LOG_FAR) / (DEPTHS - 1)
@@ -89,7 +89,7 @@ def _fit_frame(
     raw: Array, anchors: Array, floor: Array, is_floor: Array | None
 ) -> tuple[list[Array], Array]:
     height, width = raw.shape[-2:]
-    reach = max(1, round(width / PIXELS_PER_REACH))
+    reach = reach_of(width)
     column, row = arrays.whole(anchors[..., 0] * width), arrays.whole(anchors[..., 1] * height)
     here, left, right = (_limited(column + k, width) for k in (0, -reach, reach))
     same, up, down = (_limited(row + k, height) * width for k in (0, -reach, reach))
@@ -105,6 +105,11 @@ def _fit_frame(
         ground = flat[..., _grid(height, width, raw)]
         fits += [fit_pairs(ground, floor, is_floor & _positive(ground) & _positive(floor))]
     return fits, arrays.where(usable, x, 0.0)
+
+
+def reach_of(width: int) -> int:
+    """Pixels between an anchor and the neighbours that show whether it is at an edge."""
+    return max(1, round(width / _PIXELS_PER_REACH))
 
 
 def _positive(x: Array) -> Array:

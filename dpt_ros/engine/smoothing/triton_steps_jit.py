@@ -251,24 +251,22 @@ def update_kernel(
     turn, along = load(motion + MOTION.value.turn, 9), load(motion + MOTION.value.shift, 3)
     form, fit = load(motion + MOTION.value.form, 4), load(motion + MOTION.value.fit, 2)
     noise = tl.load(numbers + NUMBER.value.measurement_noise)
-    fresh = flag(numbers + NUMBER.value.fresh)
-    begin = fresh | flag(motion + MOTION.value.reset_code)
+    begin = flag(numbers + NUMBER.value.fresh) | flag(motion + MOTION.value.reset_code)
     has_flow = flag(numbers + NUMBER.value.has_flow)
     has_ego = flag(motion + MOTION.value.has_ego)
     reliable = flag(motion + MOTION.value.reliable)
     both = has_flow & has_ego
 
     # Position in the previous frame
-    grid = normalised(column, width), normalised(row, height)
+    x, y = normalised(column, width), normalised(row, height)
     current = bounded(tl.load(seen, mask=inside, other=1.0), affine, usual)
-    position = project(turn, along, grid[0], grid[1], current)
+    x, y = project(turn, along, x, y, current)
     moving = _opened(moving_ptr + camera * size, row, column, height, width, inside)
     moving = moving & both & reliable
     follows = moving | (has_flow & ~reliable)
     flow_x = tl.load(seen + 3 * size, mask=inside, other=0.0)
     flow_y = tl.load(seen + 4 * size, mask=inside, other=0.0)
-    x = tl.where(fresh, grid[0], tl.where(follows, flow_x, position[0]))
-    y = tl.where(fresh, grid[1], tl.where(follows, flow_y, position[1]))
+    x, y = tl.where(follows, flow_x, x), tl.where(follows, flow_y, y)
     position_ptr += camera * 2 * size + pixel
     tl.store(position_ptr, x, mask=inside)
     tl.store(position_ptr + size, y, mask=inside)
@@ -321,7 +319,7 @@ def update_kernel(
     tl.store(after, inverse_depth, mask=inside)
     tl.store(after + size, variance + (1.0 - valid) * STEPS.value.unknown_variance, mask=inside)
     tl.store(after + 2 * size, tl.load(seen + 2 * size, mask=inside), mask=inside)
-    tl.store(after + 3 * size, tl.where(fresh, 0.0, trace), mask=inside)
+    tl.store(after + 3 * size, trace, mask=inside)
     pixel += camera * size
     raw = tl.load(raw_ptr + pixel, mask=inside)
     tl.store(inverse_depth_ptr + pixel, tl.where(valid > 0, inverse_depth, raw), mask=inside)

@@ -66,8 +66,8 @@ class Scene:
         # As a part of a longer vector
         self.numbers = torch.from_numpy(np.stack(packed)).repeat(1, 2)[:, : len(packed[0])]
         truth = 0.1 + textured(rng, batch, height, width)
-        rows, columns = (torch.linspace(-1, 1, size) for size in (height, width))
-        grid = torch.stack([columns.expand(height, -1), rows[:, None].expand(-1, width)])
+        y, x = (torch.linspace(-1, 1, size) for size in (height, width))
+        grid = torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)])
         rays = torch.cat([grid, torch.ones(1, height, width)]).flatten(1)
         n = {name: x[0] for name, x in unpack(FILTER_FIELDS, self.numbers).items()}
         moved = n["to_grid"] @ n["rotation"] @ n["from_grid"] @ rays
@@ -82,10 +82,13 @@ class Scene:
         pixel = torch.tensor([2 / (width - 1), 2 / (height - 1)])[:, None, None]
         position = moved + 0.1 * pixel * noise(*moved.shape)
         residual = 3 * noise(batch, height, width).abs()
-        for rows, columns in ((slice(4, 12), slice(6, 18)), (slice(-5, None), slice(-7, None))):
-            position[:, 0, rows, columns] += 6 * pixel[0]
-            luma[:, rows, columns] += 60
-            residual[:, rows, columns] += 22
+        # Two parts move, one of them at the border; lines at the border are noise.
+        moving = torch.zeros(height, width, dtype=torch.bool)
+        moving[4:12, 6:18] = moving[-5:, -10:-3] = True
+        moving[0] = moving[:, 0] = moving[:, -1] = True
+        position[:, 0] += 6 * pixel[0] * moving
+        luma += 60 * moving
+        residual += 22 * moving
         alone = torch.from_numpy(rng.random((batch, height, width)) < 0.02)
         position += 5 * pixel * alone[:, None]
         if what == "lost":
