@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from dpt_ros.engine.packed import offsets
-from dpt_ros.engine.smoothing import motion, registration, steps
+from dpt_ros.engine.smoothing import motion, registration, steps, update
 from dpt_ros.engine.smoothing.state import FILTER_FIELDS, MOTION_FIELDS
 
 
@@ -26,13 +26,14 @@ def _named(values: dict[str, Any]) -> Any:
     return tl.constexpr(namedtuple("Values", values)(**values))
 
 
-def constants(module: ModuleType) -> Any:
-    numbers = {k: v for k, v in vars(module).items() if isinstance(v, int | float | tuple)}
+def constants(*modules: ModuleType) -> Any:
+    names = {k: v for module in modules for k, v in vars(module).items()}
+    numbers = {k: v for k, v in names.items() if isinstance(v, int | float | tuple)}
     return _named({k.strip("_").lower(): v for k, v in numbers.items() if k.isupper()})
 
 
 NUMBER, MOTION = _named(offsets(FILTER_FIELDS)), _named(offsets(MOTION_FIELDS))
-STEPS, REFINE, FIT = (constants(module) for module in (steps, motion, registration))
+REFINE, FIT, STEPS = constants(motion), constants(registration), constants(motion, update, steps)
 
 
 @triton.jit

@@ -208,6 +208,8 @@ def test_each_camera_of_a_batch_is_filtered_as_alone_in_numpy_and_torch_whatever
     after, *together = steps.smooth(FilterState(*state), *frame)
     assert all(bool(torch.isfinite(one[fresh]).all()) for one in vars(after).values())
     assert bool((together[3][fresh] == 1).all())
+    flow = steps.optical_flow(luma, state[-1])
+    monkeypatch.setattr(steps, "optical_flow", lambda *_: flow)
     monkeypatch.setattr("dpt_ros.engine.output.postprocess.on_host", lambda values: False)
     in_torch = steps.smooth(FilterState(*state), *frame)
     monkeypatch.undo()
