@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from dpt_ros.engine.packed import offsets
-from dpt_ros.engine.smoothing import motion, registration, steps, update
+from dpt_ros.engine.smoothing import motion, steps, update
 from dpt_ros.engine.smoothing.state import FILTER_FIELDS, MOTION_FIELDS
 
 
@@ -33,7 +33,7 @@ def constants(*modules: ModuleType) -> Any:
 
 
 NUMBER, MOTION = _named(offsets(FILTER_FIELDS)), _named(offsets(MOTION_FIELDS))
-REFINE, FIT, STEPS = constants(motion), constants(registration), constants(motion, update, steps)
+REFINE, STEPS = constants(motion), constants(motion, update, steps)
 
 
 @triton.jit
