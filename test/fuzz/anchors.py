@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import numpy as np
+from helpers.scale_estimator import ScaleEstimator
 from sensor_msgs.msg import Image, LaserScan, PointCloud2, PointField
 from std_msgs.msg import Header
 
 from dpt_ros.engine.frame import CameraModel
 from dpt_ros.engine.scale.anchors import Anchors
-from dpt_ros.engine.scale.estimator import ScaleEstimator, ScaleSettings
+from dpt_ros.engine.scale.plan import ScaleSettings
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.camera.anchor_projector import AnchorProjector
 from dpt_ros.ros.messages.image import MessageError, give_bytes
@@ -116,8 +117,8 @@ def _scale(
     estimator: ScaleEstimator, network: np.ndarray, stamp: int, anchors: Anchors | None
 ) -> None:
     scaled = estimator.update(network, stamp, _CAMERA, anchors)
-    numbers = (scaled.scale, scaled.shift, *scaled.covariance.ravel())
-    if not np.isfinite(numbers).all() or scaled.scale <= 0:
+    numbers = (*scaled.affine.tolist(), *scaled.covariance.tolist())
+    if not np.isfinite(numbers).all() or numbers[0] <= 0:
         raise Broken(f"The scale is {numbers}.")
     if scaled.metric and (scaled.inverse_depth < 0).any():
         raise Broken("There is negative inverse depth.")

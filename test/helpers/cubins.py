@@ -19,6 +19,10 @@ from dpt_ros.engine.inference import triton_kernels as kernels
 from dpt_ros.engine.input.encodings import find_encoding
 from dpt_ros.engine.input.input_plan import TENSOR_DTYPES, make_plan
 from dpt_ros.engine.input.triton_preprocess import network_input
+from dpt_ros.engine.packed import length
+from dpt_ros.engine.scale import triton_steps as scale
+from dpt_ros.engine.scale.estimator import ScaleState
+from dpt_ros.engine.scale.plan import SCALE_FIELDS
 from dpt_ros.engine.triton_launch import Launch
 
 ARCHS = (80, 86, 87, 89, 90, 100, 120)
@@ -28,9 +32,11 @@ _TYPE_NAMES = {
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
     torch.float32: "*fp32",
+    torch.float64: "*fp64",
     torch.uint8: "*u8",
     torch.int16: "*i16",
     torch.int32: "*i32",
+    torch.int64: "*i64",
 }
 
 
@@ -57,6 +63,31 @@ def network_cubins(arch: int) -> dict[str, bytes]:
     kernels.depth_tail(_map(32, 384), vector, vector, 1.0, 0.1, True, vector, 1e-8, launch=launch)
     logits = _map(152, 240)[:, :150]
     kernels.classify_upsampled(logits, (480, 480), (480, 480), True, launch=launch)
+    return cubins
+
+
+def scale_cubins(arch: int) -> dict[str, bytes]:
+    """Compile the kernels of the scale, for metric and relative networks, without and with the
+    floor; needs no GPU.
+
+    Args:
+        arch: compute capability times ten, one of :data:`ARCHS`.
+
+    Returns:
+        The machine code (cubin) by kernel and number of its variant.
+    """
+    cubins: dict[str, bytes] = {}
+    launch = compile_launch(arch, cubins)
+    raw, numbers = torch.zeros(2, 240, 320), torch.zeros(2, length(SCALE_FIELDS))
+    logits = torch.zeros((2, 150, 120, 160), dtype=torch.float16)
+    state, floor = ScaleState.empty(2), torch.tensor([4, 7])
+    for parts, metric in (((logits, floor), True), ((None, None), False)):
+        fits, seen = scale.fit_frame(raw, parts[0], numbers, parts[1], launch)
+        _, table, affine, covariance, _ = scale.correct(
+            *state, fits, seen, numbers, metric, launch
+        )
+    scale.apply_table(raw, table, affine, launch)
+    scale.relative_variance(raw, affine, covariance, launch)
     return cubins
 
 

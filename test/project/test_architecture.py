@@ -31,7 +31,8 @@ WITHIN = {
     "engine": [
         {"faults", "frame", "packed", "settings"},
         {"triton_launch"},
-        {"output", "scale"},
+        {"output"},
+        {"scale"},
         {"input", "smoothing"},
         {"inference"},
         {"runner"},

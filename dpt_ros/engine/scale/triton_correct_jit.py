@@ -279,7 +279,7 @@ def correct_kernel(
     reason = _chosen(refused, sources, tried, -1.0)
     pairs = _chosen(tl.load(fits_ptr + 1, mask=there, other=0.0), sources, tried, 0.0)
     used = tl.where(reason == 0, tried, -1)
-    state = _chosen(tl.load(fits_ptr, mask=there, other=0.0), sources, used, 0.0)
+    fit_state = _chosen(tl.load(fits_ptr, mask=there, other=0.0), sources, used, 0.0)
     scale = _chosen(u_scale, sources, used, scale)
     shift = _chosen(u_shift, sources, used, shift)
     c00 = _chosen(u00, sources, used, c00)
@@ -300,43 +300,31 @@ def correct_kernel(
         disabled = tl.load(numbers_ptr + _DISABLED) > 0
         now = (known > 0) & (disabled == 0)
         told = tl.where(fitted > 0, _HELD, _UNCORRECTED)
-        told = tl.where(used >= 0, state.to(tl.float32), told)
+        told = tl.where(used >= 0, fit_state.to(tl.float32), told)
         told = tl.where(known > 0, told, _NOT_METRIC)
         told = tl.where(disabled, _STATE_DISABLED, told)
         idle = (tl.load(numbers_ptr + _UNASKED) > 0) & (told == _UNCORRECTED)
         idle = disabled | (idle & (reason < 0))
         sigma = _sigma(scale, shift, c00 + s0, c01, c11 + s1, center)
-        stats_ptr += camera * 9
-        tl.store(stats_ptr, tl.where(now, 1.0, 0.0))
-        tl.store(stats_ptr + 1, tl.where(now, line, 1.0).to(tl.float32))
-        tl.store(stats_ptr + 2, tl.where(now, shift, 0.0).to(tl.float32))
-        tl.store(stats_ptr + 3, tl.where(now, sigma, _INF).to(tl.float32))
-        tl.store(stats_ptr + 4, residual.to(tl.float32))
-        tl.store(stats_ptr + 5, pairs.to(tl.float32))
-        tl.store(stats_ptr + 6, tl.where(now, source, 0.0).to(tl.float32))
-        tl.store(stats_ptr + 7, told)
-        tl.store(stats_ptr + 8, tl.where(idle, 0.0, reason).to(tl.float32))
-        tl.store(affine_ptr + camera * 2, tl.where(now, line, 1.0).to(tl.float32))
-        tl.store(affine_ptr + camera * 2 + 1, tl.where(now, shift, 0.0).to(tl.float32))
-        covariance_ptr += camera * 3
-        tl.store(covariance_ptr, (unit * unit * (c00 + s0)).to(tl.float32))
-        tl.store(covariance_ptr + 1, (unit * c01).to(tl.float32))
-        tl.store(covariance_ptr + 2, (c11 + s1).to(tl.float32))
-        new_state_ptr += camera * 14
-        tl.store(new_state_ptr, scale)
-        tl.store(new_state_ptr + 1, shift)
-        tl.store(new_state_ptr + 2, c00)
-        tl.store(new_state_ptr + 3, c01)
-        tl.store(new_state_ptr + 4, c11)
-        tl.store(new_state_ptr + 5, s0)
-        tl.store(new_state_ptr + 6, s1)
-        tl.store(new_state_ptr + 7, factor)
-        tl.store(new_state_ptr + 8, unit)
-        tl.store(new_state_ptr + 9, known)
-        tl.store(new_state_ptr + 10, fitted)
-        tl.store(new_state_ptr + 11, center)
-        tl.store(new_state_ptr + 12, source)
-        tl.store(new_state_ptr + 13, residual)
+        told_scale = tl.where(now, line, 1.0)
+        told_shift = tl.where(now, shift, 0.0)
+        tl.store(affine_ptr + camera * 2, told_scale.to(tl.float32))
+        tl.store(affine_ptr + camera * 2 + 1, told_shift.to(tl.float32))
+        covariance = (unit * unit * (c00 + s0), unit * c01, c11 + s1)
+        for i in tl.static_range(3):
+            tl.store(covariance_ptr + camera * 3 + i, covariance[i].to(tl.float32))
+        stats = (
+            tl.where(now, 1.0, 0.0), told_scale, told_shift, tl.where(now, sigma, _INF), residual,
+            pairs, tl.where(now, source, 0.0), told, tl.where(idle, 0.0, reason),
+        )  # fmt: skip
+        for i in tl.static_range(9):
+            tl.store(stats_ptr + camera * 9 + i, stats[i].to(tl.float32))
+        state = (
+            scale, shift, c00, c01, c11, s0, s1, factor, unit, known, fitted, center, source,
+            residual,
+        )  # fmt: skip
+        for i in tl.static_range(14):
+            tl.store(new_state_ptr + camera * 14 + i, state[i])
 
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, WIDTH)
@@ -347,20 +335,19 @@ def correct_kernel(
     weights = tl.zeros((ROWS, WIDTH), tl.float32)
     ratios = tl.zeros((ROWS, WIDTH), tl.float32)
     uses = 0
-    for first in range(0, COUNT, CHUNK):
-        k = first + tl.arange(0, CHUNK)
-        inside = k < COUNT
-        place = numbers_ptr + _ANCHORS + 3 * k
-        at = tl.load(place, mask=inside, other=0.0)
-        q = tl.load(place + 2, mask=inside, other=0.0)
-        seen = tl.load(seen_ptr + camera * COUNT + k, mask=inside, other=0.0)
+    for start in range(0, COUNT, CHUNK):
+        anchor = start + tl.arange(0, CHUNK)
+        valid = anchor < COUNT
+        place = numbers_ptr + _ANCHORS + 3 * anchor
+        at = tl.load(place, mask=valid, other=0.0)
+        measured = tl.load(place + 2, mask=valid, other=0.0)
+        seen = tl.load(seen_ptr + camera * COUNT + anchor, mask=valid, other=0.0)
         inverse_depth = line * seen + offset
         use = anchored & (seen > 0) & (inverse_depth > 0)
         uses += tl.sum(use.to(tl.int32), 0)
         log = tl.log(tl.where(use, inverse_depth, 1.0))
-        ratio = tl.where(use, tl.log(tl.where(use, q, 1.0)) - log, _MAX_LOG_RATIO)
-        share = ratio * (1 / _MAX_LOG_RATIO)
-        trust = tl.maximum(1 - share * share, 0.0)
+        ratio = tl.where(use, tl.log(tl.where(use, measured, 1.0)) - log, _MAX_LOG_RATIO)
+        trust = tl.maximum(1 - ratio * ratio * (1 / _MAX_LOG_RATIO**2), 0.0)
         across = (centers[None, :] - at[:, None]) * _ACROSS
         across = (trust * trust)[:, None] * tl.exp(-across * across)
         along = (depths[:, None] - log[None, :]) * _ALONG

@@ -16,6 +16,7 @@ from dpt_ros.engine.scale import ground, plan, robust_fit, steps
 
 _PAIRS = tl.constexpr(512)  # MAX_PAIRS, padded
 _START = tl.constexpr(robust_fit.START_PAIRS)
+_ROWS = tl.constexpr(32)  # of the slopes, at a time
 _BISECTIONS = tl.constexpr(32)
 _LAST_KEY = tl.constexpr(2**31 - 1)
 _INF = tl.constexpr(float("inf"))
@@ -84,26 +85,32 @@ def _repeated_median(x, q, usable, n):
     rank = tl.where((rank.to(tl.float64) == place + 0.5) & (rank % 2 == 1), rank - 1, rank)
     rank = tl.minimum(rank, n - 1)
     # The first place at which so many usable ones have been counted, by bisection.
-    count = tl.cumsum(usable.to(tl.int32), 0)
+    total = tl.cumsum(usable.to(tl.int32), 0)
     low = tl.zeros_like(rank)
     high = low + (_PAIRS - 1)
     for _ in range(9):
-        middle = (low + high) >> 1
-        enough = tl.gather(count, middle, 0) > rank
-        high = tl.where(enough, middle, high)
-        low = tl.where(enough, low, middle + 1)
+        between = (low + high) >> 1
+        reached = tl.gather(total, between, 0) > rank
+        high = tl.where(reached, between, high)
+        low = tl.where(reached, low, between + 1)
     there = number < picked
     x = tl.gather(x, high, 0)
     q = tl.gather(q, high, 0)
     least = _median(tl.where(there, q, _INF), picked) * _MIN_BASELINE
-    baseline = q[:, None] - q[None, :]
-    enough = (tl.abs(baseline) > least.to(tl.float32)) & there[:, None] & there[None, :]
-    slopes = (x[:, None] - x[None, :]) / tl.where(enough, baseline, 1.0)
-    count = tl.sum(enough.to(tl.int32), 1)
-    keys = tl.where(enough, _keys(slopes), _LAST_KEY)
-    slopes = _ranked(keys, tl.maximum(count - 1, 0) // 2)
-    slopes = tl.where(count > 0, slopes.to(tl.float32), _INF)
-    rows = tl.sum((count > 0).to(tl.int32), 0)
+    rows = 0
+    slopes = tl.full((_START,), _INF, tl.float32)
+    for block in range(_START // _ROWS):
+        row = block * _ROWS + tl.arange(0, _ROWS)
+        baseline = tl.gather(q, row, 0)[:, None] - q[None, :]
+        enough = (tl.abs(baseline) > least.to(tl.float32)) & there[None, :]
+        enough = enough & (row < picked)[:, None]
+        slope = (tl.gather(x, row, 0)[:, None] - x[None, :]) / tl.where(enough, baseline, 1.0)
+        count = tl.sum(enough.to(tl.int32), 1)
+        keys = tl.where(enough, _keys(slope), _LAST_KEY)
+        middle = _ranked(keys, tl.maximum(count - 1, 0) // 2).to(tl.float32)
+        middle = tl.gather(tl.where(count > 0, middle, _INF), number % _ROWS, 0)
+        slopes = tl.where(number // _ROWS == block, middle, slopes)
+        rows += tl.sum((count > 0).to(tl.int32), 0)
     return _median(slopes, tl.maximum(rows, 2))
 
 
@@ -161,19 +168,19 @@ def fit_kernel(
     else:
         grid_row = 2 * (k // _GRID_COLUMNS) + 1
         grid_column = 2 * (k % _GRID_COLUMNS) + 1
-        place = grid_row * height // (2 * _GRID_ROWS) * width
-        place += grid_column * width // (2 * _GRID_COLUMNS)
-        x = tl.load(raw_ptr + place, mask=inside, other=0.0)
+        pixel = grid_row * height // (2 * _GRID_ROWS) * width
+        pixel += grid_column * width // (2 * _GRID_COLUMNS)
+        x = tl.load(raw_ptr + pixel, mask=inside, other=0.0)
         q = tl.load(numbers_ptr + _FLOOR + k, mask=inside, other=0.0)
-        place = (grid_row * h // (2 * _GRID_ROWS)).to(tl.int64) * stride_row
-        place += grid_column * w // (2 * _GRID_COLUMNS) * stride_column
+        logit = (grid_row * h // (2 * _GRID_ROWS)).to(tl.int64) * stride_row
+        logit += grid_column * w // (2 * _GRID_COLUMNS) * stride_column
         logits_ptr += camera.to(tl.int64) * stride_batch
         best = tl.full((_PAIRS,), -_INF, tl.float32)
         label = tl.zeros((_PAIRS,), tl.int32)
         for first in range(0, classes, BLOCK):
             number = first + tl.arange(0, BLOCK)
             mask = inside[:, None] & (number < classes)[None, :]
-            address = place[:, None] + number[None, :].to(tl.int64) * stride_class
+            address = logit[:, None] + number[None, :].to(tl.int64) * stride_class
             value = tl.load(logits_ptr + address, mask=mask, other=-_INF).to(tl.float32)
             part = tl.max(value, 1)
             # The first of equal classes wins.
