@@ -17,9 +17,11 @@ from launch.actions import (
     OpaqueFunction,
     RegisterEventHandler,
     SetEnvironmentVariable,
+    TimerAction,
 )
+from launch.event_handlers import OnProcessIO
+from launch.events.process import ProcessIO
 from launch_ros.actions import LifecycleNode, Node
-from launch_ros.event_handlers import OnStateTransition
 
 from dpt_ros.ros.share import transport_environment
 
@@ -99,24 +101,12 @@ def _start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     for variable, value in transport_environment().items():
         actions.append(SetEnvironmentVariable(variable, value))
     if bag:
-        # rosbag2 does not wait for subscribers: the node needs time to discover its publishers and
-        # to subscribe with the QoS that they offer. Where rosbag2 is not installed,
-        # dpt_ros.apps.bag_player is used: it waits for the subscription and publishes no clock.
-        command = ["ros2", "bag", "play", bag, "--clock", "--delay", "3"]
-        if not has_rosbag2:
-            also = [given["camera_info"], given["odom"], given["scan"], "/tf", "/tf_static"]
-            command = [sys.executable, "-m", "dpt_ros.apps.bag_player", bag]
-            command += ["--topics", given["image"], "--also", *also]
-            if given["namespace"]:
-                command += ["--ros-args", "-r", f"__ns:=/{given['namespace'].lstrip('/')}"]
-        player = ExecuteProcess(cmd=command, output="screen")
-        actions.append(
-            RegisterEventHandler(
-                OnStateTransition(
-                    target_lifecycle_node=node, goal_state="active", entities=[player]
-                )
-            )
-        )
+        topics = [given[name] for name in ("image", "camera_info", "odom", "scan")]
+        if has_rosbag2:
+            players = _rosbag2(bag, topics, given["namespace"])
+        else:
+            players = [_own_player(bag, topics, given["namespace"])]
+        actions.append(_when_ready(node, players))
     if given["rviz"].lower() == "true":
         rviz = os.path.join(config, "dpt.rviz")
         actions.append(
@@ -130,3 +120,53 @@ def _start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             )
         )
     return [*actions, node]
+
+
+def _rosbag2(bag: str, topics: list[str], namespace: str) -> list[LaunchDescriptionEntity]:
+    """rosbag2's player, and what lets it begin.
+
+    It does not wait for subscribers: the node needs time to discover its publishers and to
+    subscribe with the QoS that they offer. With --delay its clock would run meanwhile and then go
+    back, and (0.26) the first 0.1 s of the bag would come at once, of which the node takes the
+    newest image only. So it starts paused.
+    """
+    command = ["ros2", "bag", "play", bag, "--clock", "--start-paused"]
+    # A bag's names are absolute; those without a slash are the node's, in its namespace.
+    space = f"/{namespace.strip('/')}"
+    relative = [name for name in topics if not name.startswith("/")] if namespace else []
+    if relative:
+        command += ["--remap", *(f"/{name}:={space}/{name}" for name in relative)]
+    resume = ["/rosbag2_player/resume", "rosbag2_interfaces/srv/Resume"]
+    start = ExecuteProcess(cmd=["ros2", "service", "call", *resume], output="log")
+    player = ExecuteProcess(cmd=command, output="screen")
+    return [player, TimerAction(period=3.0, actions=[start])]
+
+
+def _own_player(bag: str, topics: list[str], namespace: str) -> ExecuteProcess:
+    """Where rosbag2 is not installed: it waits for the subscription and publishes no clock."""
+    image, *also = topics
+    command = [sys.executable, "-m", "dpt_ros.apps.bag_player", bag]
+    command += ["--topics", image, "--also", *also, "/tf", "/tf_static"]
+    if namespace:
+        command += ["--ros-args", "-r", f"__ns:=/{namespace.lstrip('/')}"]
+    return ExecuteProcess(cmd=command, output="screen")
+
+
+def _when_ready(
+    node: LifecycleNode, actions: list[LaunchDescriptionEntity]
+) -> RegisterEventHandler:
+    """Run actions once, when the node logs that it is active.
+
+    Not OnStateTransition: the node is active a tenth of a second after its start, often before
+    launch and the node have discovered each other, and the event is then lost.
+    """
+    waiting = list(actions)
+
+    def look(event: ProcessIO) -> list[LaunchDescriptionEntity] | None:
+        if b"Ready on " not in event.text or not waiting:
+            return None
+        found = waiting[:]
+        waiting.clear()
+        return found
+
+    return RegisterEventHandler(OnProcessIO(target_action=node, on_stdout=look, on_stderr=look))

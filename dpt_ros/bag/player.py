@@ -60,7 +60,7 @@ def play(
         BagError: a topic is not in the bag or its type not installed, or the first topic had no
             subscriber in time.
     """
-    names = _names(reader, topics, also)
+    names = _names(reader, topics, also, node.get_namespace())
     publishers: dict[str, Publisher] = {}
     for topic, name in names.items():
         channel = reader.channels[topic]
@@ -92,8 +92,12 @@ def play(
     return sent
 
 
-def _names(reader: BagReader, topics: Sequence[str], also: Sequence[str]) -> dict[str, str]:
+def _names(
+    reader: BagReader, topics: Sequence[str], also: Sequence[str], namespace: str = "/"
+) -> dict[str, str]:
     """Names to publish under, by topic of the bag, in the order given.
+
+    A name without a leading slash may be in the bag with the namespace or without.
 
     Raises:
         BagError: one of ``topics`` is missing.
@@ -103,7 +107,8 @@ def _names(reader: BagReader, topics: Sequence[str], also: Sequence[str]) -> dic
     missing = []
     for name in dict.fromkeys((*topics, *also)):
         for form in (name, f"{name}/compressed"):
-            if (topic := there.get(form.lstrip("/"))) is not None:
+            full = form if form.startswith("/") else f"{namespace}/{form}"
+            if topic := there.get(full.lstrip("/")) or there.get(form.lstrip("/")):
                 names.setdefault(topic, form)
                 break
         else:

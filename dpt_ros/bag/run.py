@@ -22,9 +22,8 @@ from dpt_ros.bag.writer import OutputBag, offered_qos
 from dpt_ros.engine.frame import OutputRequest, Prediction
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.pipeline import make_runner
-from dpt_ros.engine.runner.chain import Kind
+from dpt_ros.engine.runner.chain import Kind, is_refined
 from dpt_ros.engine.runner.host import Ticket
-from dpt_ros.engine.runner.refinement import is_refined
 from dpt_ros.ros.camera.frame_builder import Arrival
 from dpt_ros.ros.camera.frame_order import FrameOrder
 from dpt_ros.ros.messages.error import one_line

@@ -75,7 +75,7 @@ class Progress:
         frames: of these, the images that were computed.
         failed: images that could not be, counted by the reason.
         bag: rosbag2's metadata of the complete files, empty before the first.
-        engine: the state of the filters, see ``Refiner.state_dict``.
+        engine: the state of the filters, see ``Runner.state_dict``.
         outputs: the state of the outputs, by camera.
     """
 

@@ -27,16 +27,24 @@ def offsets(fields: Fields) -> dict[str, int]:
 
 def pack(fields: Fields, values: dict[str, Any]) -> np.ndarray:
     """(length,) float32; what has no value is 0."""
-    packed = np.zeros(length(fields), np.float32)
-    for name, at in offsets(fields).items():
-        if name in values:
-            packed[at : at + math.prod(fields[name])] = np.ravel(values[name])
-    return packed
+    packed: list[float] = []
+    for name, shape in fields.items():
+        value = values.get(name, 0.0)
+        if shape and name in values:
+            packed += np.ravel(value).tolist()
+        else:
+            packed += [float(value)] * math.prod(shape)
+    return np.array(packed, np.float32)
 
 
 def unpack(fields: Fields, packed: Any) -> dict[str, Any]:
-    """Views of a tensor or array (B, length): by name (B, *shape)."""
-    return {
-        name: packed[:, at : at + math.prod(fields[name])].reshape(len(packed), *fields[name])
-        for name, at in offsets(fields).items()
-    }
+    """Views of (B, length), a tensor or an array: by name (B, *shape)."""
+    found, at = {}, 0
+    for name, shape in fields.items():
+        if shape:
+            count = math.prod(shape)
+            found[name] = packed[:, at : at + count].reshape(len(packed), *shape)
+        else:
+            count, found[name] = 1, packed[:, at]
+        at += count
+    return found

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import numpy as np
+from helpers.scale_estimator import ScaleEstimator
 from sensor_msgs.msg import Image, LaserScan, PointCloud2, PointField
 from std_msgs.msg import Header
 
 from dpt_ros.engine.frame import CameraModel
 from dpt_ros.engine.scale.anchors import Anchors
-from dpt_ros.engine.scale.estimator import ScaleEstimator
 from dpt_ros.engine.scale.plan import ScaleSettings
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.camera.anchor_projector import AnchorProjector

@@ -36,6 +36,7 @@ class _Publisher:
 _NODE = SimpleNamespace(
     create_publisher=lambda kind, *_: _Publisher(kind),
     context=SimpleNamespace(ok=lambda: True),
+    get_namespace=lambda: "/",
 )
 
 

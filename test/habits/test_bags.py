@@ -19,6 +19,7 @@ from rosbags.rosbag2 import StoragePlugin
 from sensor_msgs.msg import CameraInfo, Image
 
 from dpt_ros.apps.bag import main
+from dpt_ros.bag.player import _names
 from dpt_ros.bag.reader import BagError, BagReader
 from dpt_ros.bag.run import convert
 
@@ -191,6 +192,18 @@ FOREIGN = [
     ("/scene", "foxglove.SceneUpdate", "protobuf", "protobuf"),
     ("/log", "log", "jsonschema", "json"),
 ]
+
+
+@pytest.mark.parametrize("space", ["", "/robot"])
+def test_a_player_in_a_namespace_finds_topics_with_and_without_it(tmp_path, space) -> None:
+    records = ((time, space + topic, said) for time, topic, said in bags.records(FRAMES))
+    reader = BagReader(bags.write(tmp_path / "in", records))
+    assert _names(reader, ["image"], ["odom"], "/robot") == {
+        f"{space}/image": "image",
+        f"{space}/odom": "odom",
+    }
+    with pytest.raises(BagError, match="no topic rear"):
+        _names(reader, ["rear"], [], "/robot")
 
 
 @pytest.mark.parametrize("profile", ["ros2", ""])

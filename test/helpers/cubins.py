@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import tempfile
 from collections.abc import Iterable
 from typing import Any
 
@@ -122,6 +125,16 @@ def compile_launch(arch: int, cubins: dict[str, bytes]) -> Launch:
         cubins[f"{name}_{sum(key.startswith(name) for key in cubins)}"] = compiled.asm["cubin"]
 
     return compile_one
+
+
+def stack_bytes(cubin: bytes) -> int:
+    """Memory of a thread for values that its registers have no room for."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return sum(int(size) for size in re.findall(r"(?:STACK|LOCAL):(\d+)", usage))
 
 
 def _map(channels: int, side: int) -> Tensor:

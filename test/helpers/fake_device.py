@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -25,8 +24,6 @@ from dpt_ros.engine import triton_launch
 from dpt_ros.engine.inference.network import Network
 from dpt_ros.engine.input import triton_preprocess
 from dpt_ros.engine.input.device_preprocess import DeviceInput
-from dpt_ros.engine.smoothing import filter as temporal
-from dpt_ros.engine.smoothing import steps as temporal_steps
 from dpt_ros.model import create_model
 from helpers.gpu_rehearsal import RehearsedNetwork
 from helpers.networks import CPU, pair
@@ -115,10 +112,6 @@ def fake_gpu(shared: bool = True, dtype: torch.dtype = torch.float16) -> Iterato
         assert all(one.is_cuda for one in args if isinstance(one, Tensor)), kernel.__name__
         counts.launches[kernel.__name__] += 1
 
-    def upload(values: np.ndarray, device: torch.device) -> Tensor:
-        counts.uploads += 1
-        return torch.empty(np.shape(values), dtype=torch.float32, device=device)
-
     def cpu(values: Tensor) -> Tensor:
         counts.waits.append("cpu")
         with unset_fake_temporarily():
@@ -138,14 +131,11 @@ def fake_gpu(shared: bool = True, dtype: torch.dtype = torch.float16) -> Iterato
                 lambda pixels, plan: triton_preprocess.network_input(pixels, plan, launch)
             ),
         )
-        patch.setattr(temporal, "_upload", upload)
         with FakeTensorMode(allow_non_fake_inputs=True):
             gpu = FakeGpu(counts, shared, dtype)
             patch.setattr(Tensor, "cpu", cpu)
-            temporal_steps.pixel_grid.cache_clear()
             with counts:
                 yield gpu
-            temporal_steps.pixel_grid.cache_clear()
 
 
 class _Launched:

@@ -14,12 +14,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from inspect import ismethod
 from typing import Any
+from weakref import WeakMethod
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
 
 from dpt_ros.engine import triton_launch
 from dpt_ros.engine.inference.network import Network
@@ -27,7 +30,9 @@ from dpt_ros.engine.input import device_preprocess
 from dpt_ros.engine.input.device_preprocess import DeviceInput
 from dpt_ros.engine.input.input_plan import InputPlan
 from dpt_ros.engine.output import postprocess
+from dpt_ros.engine.runner.chain import Chain
 from dpt_ros.engine.runner.streams import HostStreams
+from dpt_ros.engine.smoothing import flow
 from helpers.plain_torch import plain_torch
 
 _WAITS = ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "item", "unique2")
@@ -144,37 +149,50 @@ class RehearsalStreams(HostStreams):
     def join(self) -> None:
         self._forked = False
 
-    def capture(
-        self, work: Callable[[], dict[str, Tensor]]
-    ) -> tuple[Callable[[], None], dict[str, Tensor]]:
-        captured = False
+    def begin_capture(self) -> None:
+        """Called in each capture."""
 
-        def strictly() -> dict[str, Tensor]:
-            nonlocal captured
-            if captured:
-                return work()
-            self._kernels.capturing = True
-            try:
-                with _NoWaits():
-                    results = work()
-            except BaseException:
-                # The end of a capture hides what went wrong inside of it.
-                raise RuntimeError(
-                    "CUDA error: capturing stream has unjoined work"
-                    if self._forked
-                    else "CUDA error: operation failed due to a previous error during capture"
-                ) from None
-            finally:
-                self._kernels.capturing, captured = False, True
-            if self._forked:
-                raise RuntimeError("CUDA error: capturing stream has unjoined work")
-            return results
-
-        return super().capture(strictly)
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        self._kernels.capturing = True
+        try:
+            with Captured():
+                self.begin_capture()
+                work()
+        except BaseException:
+            # The end of a capture hides what went wrong inside of it.
+            raise RuntimeError(
+                "CUDA error: capturing stream has unjoined work"
+                if self._forked
+                else "CUDA error: operation failed due to a previous error during capture"
+            ) from None
+        finally:
+            self._kernels.capturing = False
+        if self._forked:
+            raise RuntimeError("CUDA error: capturing stream has unjoined work")
+        return replay_of(work)
 
 
-class _NoWaits(TorchDispatchMode):
-    """Refuses what a capturing stream refuses: whatever brings a value to the host."""
+def replay_of(work: Callable[[], None]) -> Callable[[], None]:
+    """What repeats captured work. As a graph, it keeps nothing of what it reads alive."""
+    method = WeakMethod(work) if ismethod(work) else lambda: work
+
+    def replay() -> None:
+        again = method()
+        assert again is not None, "what a graph reads was freed"
+        with torch.inference_mode():
+            again()
+
+    return replay
+
+
+class Captured(TorchDispatchMode):
+    """Work that is captured: it refuses what brings a value to the host, and nothing is computed:
+    memory from outside is in the end as it was before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: dict[int, Tensor] = {}
+        self._before: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
@@ -183,7 +201,29 @@ class _NoWaits(TorchDispatchMode):
         )
         if name in _WAITS or masks:
             raise RuntimeError(f"operation not permitted when stream is capturing: {name}")
-        return func(*args, **(kwargs or {}))
+        for argument, given in zip(func._schema.arguments, args, strict=False):
+            info = argument.alias_info
+            if info is not None and info.is_write and isinstance(given, Tensor):
+                self._keep(given)
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            for made in tree_leaves(result):
+                if isinstance(made, Tensor) and made.layout == torch.strided:
+                    self._made.setdefault(made.untyped_storage().data_ptr(), made)
+        return result
+
+    def _keep(self, given: Tensor) -> None:
+        place = given.untyped_storage().data_ptr()
+        if place not in self._made and place not in self._before:
+            with _disable_current_modes():
+                whole = torch.empty(0, dtype=torch.uint8).set_(given.untyped_storage())
+                self._before[place] = (whole, whole.clone())
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        with _disable_current_modes(), torch.inference_mode():
+            for whole, before in self._before.values():
+                whole.copy_(before)
 
 
 @contextmanager
@@ -195,7 +235,7 @@ def rehearsal() -> Iterator[Kernels]:
         usable = rehearsed.enabled() and not torch.compiler.is_compiling()
         return _Wrappers(rehearsed, module) if usable else None
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, flow_of_a_device():
         patch.setattr(
             triton_launch, "_enabled", True
         )  # put back at the end, whoever turned it off
@@ -207,6 +247,31 @@ def rehearsal() -> Iterator[Kernels]:
             lambda plan: rehearsed.network_input if rehearsed.enabled() else None,
         )
         yield rehearsed
+
+
+@contextmanager
+def flow_of_a_device() -> Iterator[None]:
+    """Within, a host runner has the grey levels and the optical flow that a GPU would have."""
+    make, preprocess = Chain.__init__, Chain.preprocess
+
+    def made(self: Chain, *args: Any, **named: Any) -> None:
+        make(self, *args, **named)
+        if self.on_host:
+            self.luma_size = flow.flow_size(*self.map_size)
+
+    def preprocessed(self: Chain, pixels: Any) -> tuple[list[Tensor], Tensor | None]:
+        images, luma = preprocess(self, pixels)
+        if self.on_host and luma is not None:
+            spec = self._depth.spec
+            scale, offset = torch.tensor([spec.std, spec.mean]) * 255
+            luma = flow.luma_of(images[-1], scale, offset)
+        return images, luma
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Chain, "__init__", made)
+        patch.setattr(Chain, "preprocess", preprocessed)
+        patch.setattr(flow, "_flow_on_host", flow.inverse_search)
+        yield
 
 
 def _specialisation(kernel: Any, args: tuple) -> list[Any]:

@@ -29,6 +29,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from dpt_ros.engine.frame import Frame, OutputRequest, Prediction
 from dpt_ros.engine.runner.host import Runner, Ticket
 from dpt_ros.engine.settings import Settings
+from helpers.gpu_rehearsal import Captured, replay_of
 from helpers.memory_access import HostArray, HostBuffer, Watch, tensors
 
 Clock = dict[str, int]
@@ -138,30 +139,28 @@ class OrderedStreams:
         if self._recording is not None:
             self._recording.append(_Step("join"))
 
-    def capture(
-        self, work: Callable[[], dict[str, Tensor]]
-    ) -> tuple[Callable[[], None], dict[str, Tensor]]:
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         steps: list[_Step] = []
         self._recording = steps
         try:
-            with self.on("compute"):
-                results = work()
+            with self.on("compute"), Captured():
+                work()
         finally:
             self._recording = None
         if _forked(steps):
             self._report("a graph is captured with a branch that is not joined")
+        again = replay_of(work)
 
         def replay() -> None:
             self._replay(steps)
             self._replaying = True
             try:
-                with _disable_current_modes(), torch.inference_mode():
-                    for name, value in work().items():
-                        results[name].copy_(value)
+                with _disable_current_modes():
+                    again()
             finally:
                 self._replaying = False
 
-        return replay, results
+        return replay
 
     def synchronize(self) -> None:
         for lane in list(self._clocks):

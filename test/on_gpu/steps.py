@@ -56,6 +56,7 @@ def kernel_tests(small: bool, out: str) -> None:
         "engine/inference/test_kernels.py",
         "engine/inference/test_gpu_modules.py",
         "engine/input/test_device_preprocess.py",
+        "engine/smoothing/test_triton_steps.py",
     )
     words = ["-m", "gpu"]
     if small:

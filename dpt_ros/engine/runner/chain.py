@@ -1,20 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a camera's pixels to finished outputs: the steps of a frame, and the order of the steps."""
+"""The steps of a frame that keep nothing: preprocess, infer, finish."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dpt_ros.engine.frame import CameraModel, Frame, OutputRequest, Prediction
+from dpt_ros.engine.frame import CameraModel, Frame, OutputRequest
 from dpt_ros.engine.inference.kernels import classify_upsampled
 from dpt_ros.engine.inference.network import Network, Networks
 from dpt_ros.engine.input.device_preprocess import DeviceInput, rgb
@@ -24,10 +23,11 @@ from dpt_ros.engine.output.flying_pixels import remove_flying_pixels
 from dpt_ros.engine.output.label_groups import of_logits
 from dpt_ros.engine.output.point_cloud import points
 from dpt_ros.engine.output.postprocess import resize_depth
-from dpt_ros.engine.runner.refinement import Refiner
 from dpt_ros.engine.runner.streams import Streams
+from dpt_ros.engine.scale.estimator import ScaleConstants
 from dpt_ros.engine.scale.inverse_depth import limit_depth
 from dpt_ros.engine.settings import Settings
+from dpt_ros.engine.smoothing.flow import flow_size, grey, luma_of
 
 Pixels = Tensor | Sequence[np.ndarray]
 
@@ -58,89 +58,24 @@ class Kind:
         camera = frame.camera if outputs.points else None
         return cls(frame.encoding, frame.pixels.shape, frame.pixels.dtype.name, outputs, camera)
 
-    def blank(self, source: str, stamp_ns: int) -> Frame:
-        """A black frame of this kind from a stationary camera."""
-        height, width = picture_size(self.shape, self.encoding)
-        guess = CameraModel(width, height, width, width, (width - 1) / 2, (height - 1) / 2)
-        return Frame(
-            np.zeros(self.shape, self.dtype),
-            self.encoding,
-            stamp_ns,
-            source=source,
-            camera=self.camera or guess,
-            odom_from_camera=np.eye(4),
-        )
-
-
-class Steps(Protocol):
-    """The steps of a frame that run on the device: a ``Chain``, or its CUDA graphs."""
-
-    refined: bool
-
-    def preprocess(self, pixels: Pixels) -> list[Tensor]: ...
-
-    def infer(self, images: list[Tensor]) -> dict[str, Tensor]: ...
-
-    def finish(
-        self, maps: dict[str, Tensor], pixels: Pixels, limit: Tensor | float
-    ) -> dict[str, Tensor]: ...
-
-
-@torch.inference_mode()
-def process(
-    chain: Steps,
-    refiner: Refiner,
-    frames: Sequence[Frame],
-    pixels: Pixels,
-    limit: Tensor | float,
-    settings: Settings,
-    seconds: dict[str, float],
-) -> tuple[dict[str, Tensor], list[Prediction]]:
-    """Process a batch of frames, one per camera: the whole algorithm, one call per step.
-
-    ``Refiner.start_flow`` has been called: optical flow runs on threads beside the networks.
-
-    Args:
-        chain: made for the frames' kind.
-        refiner: keeps the state of the cameras from frame to frame.
-        frames: B of one kind.
-        pixels: of the frames: B arrays, or on a GPU (B, *kind.shape), uint16 viewed as int16.
-        limit: metres beyond which depth is +Inf; a tensor can be changed between graph replays.
-        settings: the live ones.
-        seconds: receives the time spent per step.
-
-    Returns:
-        the outputs of ``Chain.finish``, and a prediction per frame that has no arrays yet.
-    """
-    with _timed(seconds, "preprocess"):
-        images = chain.preprocess(pixels)
-    with _timed(seconds, "network"):
-        maps = chain.infer(images)
-    if not chain.refined:
-        predictions = refiner.unrefined(frames)
-    else:
-        with _timed(seconds, "refine"):
-            flows = refiner.flow(frames, settings)
-            scales = refiner.scale(frames, maps)
-            predictions = refiner.smooth(frames, maps, flows, scales, settings)
-    with _timed(seconds, "postprocess"):
-        outputs = chain.finish(maps, pixels, limit)
-    return outputs, predictions
-
 
 class Chain:
-    """The device's steps for frames of one kind: preprocess, infer, finish.
-
-    On a GPU no step waits for the device, reads a value, or copies to or from the host, so that
-    all can be captured in CUDA graphs. On a CPU, OpenCV resizes.
+    """The steps for frames of one kind: preprocess, infer, finish. On a CPU, OpenCV resizes.
 
     Args:
         networks: from ``load_networks``.
         kind: of the frames.
-        refined: whether ``Refiner.smooth`` runs between ``infer`` and ``finish``.
+        smoothed: whether depth and labels are smoothed between ``infer`` and ``finish``.
         settings: sizes of the network's input and of the outputs; live settings are ignored.
         streams: the lanes of a GPU, on which the label network runs beside the depth network;
             ``HostStreams`` run the GPU's steps on a CPU. None for the CPU's own steps.
+
+    Attributes:
+        refined: whether depth is scaled or smoothed.
+        map_size: (height, width) of the depth network's maps.
+        label_shape: (C, h, w) of the logits; () without labels.
+        luma_size: (height, width) of the images for optical flow.
+        on_host: whether these are the CPU's own steps.
 
     Raises:
         ValueError: the networks compute none of the requested outputs.
@@ -150,12 +85,16 @@ class Chain:
         self,
         networks: Networks,
         kind: Kind,
-        refined: bool,
+        smoothed: bool,
         settings: Settings,
         streams: Streams | None = None,
     ) -> None:
-        self.kind, self.refined = kind, refined
+        self.kind = kind
+        self.smoothed = smoothed and networks.depth is not None
+        scaled = settings.scale_source != "none"
+        self.refined = networks.depth is not None and (smoothed or scaled)
         self._streams = streams
+        self.on_host = streams is None
         self._size = picture_size(kind.shape, kind.encoding)
         outputs = kind.outputs
         self._gives_depth = networks.depth is not None and outputs.any_depth
@@ -164,7 +103,7 @@ class Chain:
         if not self._gives_depth and not self._gives_labels:
             raise ValueError("The networks compute none of the requested outputs.")
         # The temporal filter needs depth to know which pixels show the same place.
-        self._depth = networks.depth if self._gives_depth or refined else None
+        self._depth = networks.depth if self._gives_depth or self.refined else None
         self._labels = networks.labels if self._gives_labels else None
         # The label network first; a network of both tasks once.
         wanted = dict.fromkeys((self._labels, self._depth))
@@ -178,6 +117,22 @@ class Chain:
         self._groups = networks.groups
         self._metric = networks.metric
         self._least = networks.least
+        self._farthest = networks.farthest
+        self.map_size = self._sizes[id(self._depth)] if self._depth is not None else (0, 0)
+        self.label_shape: tuple[int, ...] = ()
+        if self._labels is not None:
+            height, width = self._sizes[id(self._labels)]
+            self.label_shape = (len(networks.class_names), height // 2, width // 2)
+        own = self._size if streams is None else self.map_size
+        self.luma_size = flow_size(*own)
+        floor = None
+        if settings.scale_camera_height > 0 and networks.floor:
+            floor = torch.tensor(networks.floor, device=networks.device)
+        self.scale_constants = ScaleConstants(networks.metric, floor)
+        if self._depth is not None and streams is not None:
+            spec = self._depth.spec
+            numbers = torch.tensor([spec.std, spec.mean], device=networks.device) * 255
+            self._to_rgb = numbers.unbind()
         self._stride = settings.points_stride
         self._far = settings.points_far
         self._max_incidence = settings.points_max_incidence
@@ -192,17 +147,20 @@ class Chain:
         )  # fmt: skip
 
     @torch.inference_mode()
-    def preprocess(self, pixels: Pixels) -> list[Tensor]:
+    def preprocess(self, pixels: Pixels) -> tuple[list[Tensor], Tensor | None]:
         """Convert, resize and normalise.
 
         Args:
-            pixels: see ``process``.
+            pixels: see ``step``.
 
         Returns:
-            per network (B, 3, h, w) in its ``input_dtype``.
+            per network (B, 3, h, w) in its ``input_dtype``; for optical flow (B, hl, wl) float32
+            grey levels, None without smoothing.
         """
         if isinstance(pixels, Tensor):
-            return [prepare(pixels) for prepare in self._device_inputs]
+            images = [prepare(pixels) for prepare in self._device_inputs]
+            # The depth network is the last one.
+            return images, luma_of(images[-1], *self._to_rgb) if self.smoothed else None
         pictures = [to_rgb(one, self.kind.encoding) for one in pixels]
         images = []
         for network in self._networks:
@@ -211,7 +169,10 @@ class Chain:
                 network_input(one, size, spec.mean, spec.std, exact=False) for one in pictures
             ]
             images.append(parts[0] if len(parts) == 1 else torch.cat(parts))
-        return images
+        if not self.smoothed:
+            return images, None
+        luma = torch.from_numpy(np.stack([grey(one) for one in pictures]))
+        return images, luma.float()
 
     @torch.inference_mode()
     def infer(self, images: list[Tensor]) -> dict[str, Tensor]:
@@ -222,8 +183,7 @@ class Chain:
 
         Returns:
             by name, those that are needed: "inverse_depth" (B, h, w) float32, 1/m from a metric
-            network, else relative; "logits" (B, C, h / 2, w / 2); and for ``Refiner.smooth`` to
-            fill in, "variance" (B, h, w) float32 and "reset_code" (B,) uint8.
+            network, else relative; "logits" (B, C, h / 2, w / 2).
         """
         results: dict[int, dict[str, Tensor]] = {}
         last = len(images) - 1
@@ -241,11 +201,13 @@ class Chain:
         if self._labels is not None:
             logits = results[id(self._labels)]["logits"]
             maps["logits"] = logits if self._groups is None else of_logits(logits, self._groups)
-        if self.refined:
-            depth = maps["inverse_depth"]
-            maps["variance"] = torch.empty_like(depth)
-            maps["reset_code"] = depth.new_empty(len(depth), dtype=torch.uint8)
         return maps
+
+    def bounded(self, raw_inverse_depth: Tensor) -> Tensor:
+        """A metric network's output saturates: beyond that it is unknown, 0."""
+        if not self._metric:
+            return raw_inverse_depth
+        return torch.where(raw_inverse_depth > 1 / self._farthest, raw_inverse_depth, 0.0)
 
     @torch.inference_mode()
     def finish(
@@ -254,14 +216,16 @@ class Chain:
         """Resize, invert and limit the depth; classify; make points.
 
         Args:
-            maps: from ``infer``, refined or not.
-            pixels, limit: see ``process``.
+            maps: from ``infer``; "variance" (B, h, w) relative, "reset_code" (B,) and "scale"
+                (B, k) where ``refined``.
+            pixels: see ``step``.
+            limit: metres beyond which depth is +Inf; (B, 1, 1) or a number.
 
         Returns:
             those requested and possible: "depth" and "deviation" (B, H, W) float32, metres;
             "inverse" (B, H, W) float32, 1/m or relative; "labels" and "confidence" (B, H, W)
-            uint8; "points" (B, H, W, 5) as ``point_cloud.points`` returns them; "reset_code" as
-            in ``maps``.
+            uint8; "points" (B, H, W, 5) as ``point_cloud.points`` returns them; "reset_code" and
+            "scale" as in ``maps``.
         """
         wanted = self.kind.outputs
         outputs: dict[str, Tensor] = {}
@@ -277,7 +241,7 @@ class Chain:
                 outputs[name] = strided.contiguous()
         named = {"depth": wanted.depth, "labels": wanted.labels}
         outputs = {name: value for name, value in outputs.items() if named.get(name, True)}
-        return outputs | ({"reset_code": maps["reset_code"]} if self.refined else {})
+        return outputs | {name: maps[name] for name in ("reset_code", "scale") if name in maps}
 
     @contextmanager
     def _branches(self) -> Iterator[Callable[[], AbstractContextManager[Any]]]:
@@ -350,13 +314,13 @@ class Chain:
         return clouds[0][None] if len(clouds) == 1 else torch.stack(clouds)
 
 
+def is_refined(networks: Networks, settings: Settings) -> bool:
+    """Whether depth is to be scaled or smoothed."""
+    if networks.depth is None:
+        return False
+    return settings.smoothing_strength > 0 or settings.scale_source != "none"
+
+
 def depth_limit(networks: Networks, settings: Settings) -> float:
     """Metres beyond which depth is published as +Inf; inf for no limit."""
     return min(settings.max_range or float("inf"), networks.farthest)
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    seconds[step] = time.perf_counter() - start

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NoReturn
+from typing import NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -22,15 +22,16 @@ from dpt_ros.engine.faults import (
 )
 from dpt_ros.engine.frame import Frame, OutputRequest, Prediction
 from dpt_ros.engine.inference.network import Networks
-from dpt_ros.engine.runner.chain import Chain, Kind, Pixels, Steps, depth_limit, process
-from dpt_ros.engine.runner.host import Runner, Ticket, fill, get_or_create
-from dpt_ros.engine.runner.refinement import Refiner, is_refined
+from dpt_ros.engine.runner.bank import Bank
+from dpt_ros.engine.runner.cameras import Plan
+from dpt_ros.engine.runner.chain import Chain, Kind, depth_limit
+from dpt_ros.engine.runner.host import Runner, Ticket, get_or_create
+from dpt_ros.engine.runner.program import EAGER_RUNS, Program, Slot
+from dpt_ros.engine.runner.step import frame_numbers
 from dpt_ros.engine.runner.streams import Streams
 from dpt_ros.engine.settings import Settings
 
-# Eager runs of a kind before its graphs are captured: libraries choose their algorithms there.
-_EAGER_RUNS = 2
-_PERIOD_NS = 33_000_000  # between blank frames
+_BATCHES = (1, 2, 4)
 # What a camera sends of which nothing is known.
 _USUAL = Kind("rgb8", (480, 640, 3), "uint8", OutputRequest())
 _KINDS_WARMED = 4
@@ -39,14 +40,14 @@ _OUT_OF_MEMORY = (
     "The memory of {device} ran out. Everything that could be spared was freed and the frame is"
     " tried again. Another process may be using the device."
 )
-_VIEWED_AS = {"uint8": torch.uint8, "uint16": torch.int16, "float32": torch.float32}
+_Made = TypeVar("_Made")
 
 
 class StreamRunner(Runner):
     """Uploads, computes and downloads on three lanes, so that frames overlap.
 
     Each kind of frames and batch size has a ring of buffers, allocated once, and after its first
-    runs two graphs, which are then replayed.
+    runs a graph, which is then replayed.
 
     Args:
         networks, settings: see ``Runner``.
@@ -68,16 +69,27 @@ class StreamRunner(Runner):
         self._streams = streams
         self._warn = warn
         self._graphs = settings.cuda_graphs
-        self._programs: OrderedDict[tuple[Kind, bool, int], _Program] = OrderedDict()
+        self._programs: OrderedDict[tuple[Kind, bool, int], Program] = OrderedDict()
+        self._bank = Bank(streams.device, max(len(settings.cameras), 1))
         self._lost = ""
         self._full_captures = 0
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
+    def _clear(self) -> None:
+        self._bank.clear()
+
+    def _state(self, source: str) -> dict[str, Tensor]:
+        return self._bank.state(source, self._row(source) + self._cameras.row(source))
+
+    @torch.inference_mode()
+    def _load_state(self, source: str, tensors: dict[str, Tensor]) -> None:
+        row = self._row(source)
+        with self._streams.on("compute"):  # whose memory it is from then on
+            self._bank.load(source, row, tensors)
         # The lanes do not wait for what is written here.
         if self._networks.device.type == "cuda":
             torch.cuda.synchronize(self._networks.device)
 
+    @torch.inference_mode()
     def warm_up(
         self, known: Mapping[str, Kind], settings: Settings, stop: Callable[[], bool]
     ) -> None:
@@ -95,21 +107,21 @@ class StreamRunner(Runner):
             Exception: as ``start``.
         """
         cameras = Counter(known.values()) or {_USUAL: max(len(settings.cameras), 1)}
-        refiner, self._refiner = self._refiner, Refiner(self._networks, self._settings)
-        try:
-            for kind, count in list(cameras.items())[:_KINDS_WARMED]:
-                for batch in (size for size in (1, 2, 4) if size <= max(count, 1)):
-                    for number in range(_EAGER_RUNS):
-                        if stop():
-                            return
-                        frames = [kind.blank(str(k), number * _PERIOD_NS) for k in range(batch)]
-                        ticket = self.start(frames, kind.outputs, settings)
-                        ticket.wait()
-                        ticket.release()
-        finally:
-            self._refiner = refiner
-            if not known:
-                self._programs.clear()
+        for kind, count in list(cameras.items())[:_KINDS_WARMED]:
+            for batch in (size for size in _BATCHES if size <= max(count, 1)):
+                for _ in range(EAGER_RUNS):
+                    if stop():
+                        return
+                    program, slot = self._repeated(partial(self._blank, kind, batch, settings))
+                    slot.done.wait()
+                    program.release(slot)
+        if not known:
+            self._programs.clear()
+
+    def _blank(self, kind: Kind, batch: int, settings: Settings) -> tuple[Program, Slot]:
+        """Start black frames of nobody's."""
+        program = self._program(kind, batch, settings)
+        return program, program.launch([np.zeros(kind.shape, kind.dtype)] * batch, [])
 
     @torch.inference_mode()
     def start(self, frames: Sequence[Frame], outputs: OutputRequest, settings: Settings) -> Ticket:
@@ -127,20 +139,20 @@ class StreamRunner(Runner):
         """
         if self._lost:
             raise DeviceLostError(self._lost)
-        key = (Kind.of(frames[0], outputs), is_refined(self._networks, settings), len(frames))
-        snapshot, freed = None, False
+        if self._cameras.forget():
+            self._clear()
+        kind = Kind.of(frames[0], outputs)
+        return self._repeated(partial(self._start, kind, frames, settings))
+
+    def _repeated(self, work: Callable[[], _Made]) -> _Made:
+        """The result of ``work``, which is repeated after a fault that has a remedy."""
+        freed = False
         while True:
             try:
-                if snapshot is None:
-                    if key[1]:
-                        self._refiner.start_flow(frames, settings)
-                    snapshot = self._refiner.snapshot(frames)
-                return self._start(key, frames, settings)
+                return work()
             except Exception as error:
-                self._refiner.roll_back(snapshot or {})
                 remedy = _remedy(error)
                 if remedy is None or (freed and remedy[1] is None):
-                    self._refiner.withdraw_flow(frames)
                     self._raise(error, self._streams.synchronize)
             # Outside of the handler, whose traceback keeps the memory of the failed work alive.
             warning, turn_off = remedy
@@ -151,35 +163,68 @@ class StreamRunner(Runner):
             self._warn(warning)
             self._free()
 
-    def _start(
-        self, key: tuple[Kind, bool, int], frames: Sequence[Frame], settings: Settings
-    ) -> Ticket:
-        program = get_or_create(self._programs, key, lambda: self._program(*key))
-        if self._graphs and program.wants_capture:
-            self._capture(program)
+    def _start(self, kind: Kind, frames: Sequence[Frame], settings: Settings) -> Ticket:
+        first = [self._row(frame.source) for frame in frames]  # perhaps ends all programs
+        program = self._program(kind, len(frames), settings)
         limit = depth_limit(self._networks, settings)
-        slot = program.launch(frames, limit, self._refiner, settings)
-        return Ticket(partial(self._wait, slot), partial(program.release, slot))
+        plans = [self._cameras.plan(frame, program.chain, settings) for frame in frames]
+        numbers = [
+            frame_numbers(plan.numbers, limit, row + plan.before.row, row + plan.after.row)
+            for plan, row in zip(plans, first, strict=True)
+        ]
+        slot = program.launch([frame.pixels for frame in frames], numbers)
+        self._cameras.accept(frames, plans)
+        for frame in frames:
+            self._bank.hold(frame.source, program.states)
+        predictions = [Prediction(frame) for frame in frames]
+        return Ticket(
+            partial(self._wait, slot, predictions, plans), partial(program.release, slot)
+        )
 
-    def _wait(self, slot: _Slot) -> list[Prediction]:
+    def _wait(
+        self, slot: Slot, predictions: list[Prediction], plans: Sequence[Plan]
+    ) -> list[Prediction]:
         try:
             slot.done.wait()
         except RuntimeError as error:
             # Not for the lanes: another thread may be capturing one.
             self._raise(error, slot.done.wait)
-        fill(slot.predictions, slot.arrays, slot.seconds())
-        return slot.predictions
+        for prediction in predictions:
+            prediction.seconds = slot.seconds()
+        assert slot.host_outputs is not None
+        self._cameras.fill(predictions, plans, slot.host_outputs.arrays())
+        return predictions
 
-    def _program(self, kind: Kind, refined: bool, batch: int) -> _Program:
+    def _program(self, kind: Kind, count: int, settings: Settings) -> Program:
+        """The program for a number of frames of a kind, with its graph if it is time."""
+        batch = next(size for size in _BATCHES if size >= count)
+        smoothed = settings.smoothing_strength > 0
+        program = get_or_create(
+            self._programs, (kind, smoothed, batch), lambda: self._make(kind, smoothed, batch)
+        )
+        if self._graphs and program.wants_capture:
+            self._capture(program)
+        return program
+
+    def _make(self, kind: Kind, smoothed: bool, batch: int) -> Program:
         streams = self._streams
         with streams.on("compute"):
-            chain = Chain(self._networks, kind, refined, self._settings, streams)
-            program = _Program(chain, streams, batch, self.in_flight)
+            chain = Chain(self._networks, kind, smoothed, self._settings, streams)
+            program = Program(chain, streams, self._bank, batch, self.in_flight)
         # Its memory may have been freed by an earlier frame, and other lanes will write to it.
         streams.synchronize()
         return program
 
-    def _capture(self, program: _Program) -> None:
+    def _row(self, source: str) -> int:
+        row = self._bank.row(source)
+        while row is None:
+            self._programs.clear()  # their graphs know the old tensors
+            with self._streams.on("compute"):
+                self._bank.grow()
+            row = self._bank.row(source)
+        return row
+
+    def _capture(self, program: Program) -> None:
         try:
             program.capture()
             self._full_captures = 0
@@ -238,145 +283,3 @@ def _remedy(error: Exception) -> tuple[str, Callable[[], None] | None] | None:
         if isinstance(one, AccelerationError):
             return str(one), one.turn_off
     return (_OUT_OF_MEMORY, None) if is_out_of_memory(error) else None
-
-
-class _Slot:
-    """Buffers of one batch; used by nothing else until they are released."""
-
-    def __init__(self, streams: Streams, batch: int, kind: Kind) -> None:
-        shape = (batch, *kind.shape)
-        self.host_pixels = streams.buffer(shape, _VIEWED_AS[kind.dtype])
-        self.pixels = torch.empty_like(self.host_pixels, device=streams.device)
-        self.array = self.host_pixels.numpy().view(kind.dtype)
-        self.outputs: dict[str, Tensor] = {}
-        self.host_outputs: dict[str, Tensor] = {}
-        self.arrays: dict[str, np.ndarray] = {}
-        self.predictions: list[Prediction] = []
-        self.begun, self.uploaded, self.computing, self.computed, self.done = (
-            streams.event() for _ in range(5)
-        )
-
-    def make_outputs(self, streams: Streams, like: dict[str, Tensor]) -> None:
-        outputs = {name: torch.empty_like(value) for name, value in like.items()}
-        for name, value in like.items():
-            self.host_outputs[name] = streams.buffer(tuple(value.shape), value.dtype)
-            self.arrays[name] = self.host_outputs[name].numpy()
-        self.outputs = outputs  # last: memory may run out before
-
-    def seconds(self) -> dict[str, float]:
-        return {
-            "upload": self.uploaded.seconds_since(self.begun),
-            "network": self.computed.seconds_since(self.computing),
-            "download": self.done.seconds_since(self.computed),
-        }
-
-
-class _CapturedChain:
-    """A chain's steps as two CUDA graphs: preprocess and infer are one, finish is the other.
-
-    Scale and smoothing are in neither, because what they do depends on each camera's past.
-    """
-
-    def __init__(self, chain: Steps, streams: Streams, pixels: Tensor, limit: Tensor) -> None:
-        self.refined = chain.refined
-        self._chain = chain  # its constants, which the graphs read and do not own
-        self._replay_infer, maps = streams.capture(lambda: chain.infer(chain.preprocess(pixels)))
-        self._replay_finish, self._outputs = streams.capture(
-            lambda: chain.finish(maps, pixels, limit)
-        )
-        self._maps = maps
-
-    def preprocess(self, pixels: Pixels) -> list[Tensor]:
-        return []
-
-    def infer(self, images: list[Tensor]) -> dict[str, Tensor]:
-        self._replay_infer()
-        return self._maps
-
-    def finish(
-        self, maps: dict[str, Tensor], pixels: Pixels, limit: Tensor | float
-    ) -> dict[str, Tensor]:
-        self._replay_finish()
-        return self._outputs
-
-
-class _Program:
-    """A chain with its buffers and, after some runs, its graphs; for one kind and batch size.
-
-    A graph always reads and writes the same memory. So a frame's pixels are copied into it and
-    its results out of it, on the device and in the same lane, from and to the frame's own
-    buffers: the next replay cannot overtake the download.
-    """
-
-    def __init__(self, chain: Chain, streams: Streams, batch: int, slots: int) -> None:
-        self._chain: Steps = chain
-        self._streams = streams
-        self._free = deque(_Slot(streams, batch, chain.kind) for _ in range(slots))
-        self._pixels = torch.empty_like(self._free[0].pixels)
-        self._limit = torch.full((), torch.inf, device=streams.device)
-        self._limit_value = float("inf")
-        self._runs = 0
-
-    @property
-    def wants_capture(self) -> bool:
-        return isinstance(self._chain, Chain) and self._runs >= _EAGER_RUNS
-
-    def capture(self) -> None:
-        self._chain = _CapturedChain(self._chain, self._streams, self._pixels, self._limit)
-
-    def launch(
-        self, frames: Sequence[Frame], limit: float, refiner: Refiner, settings: Settings
-    ) -> _Slot:
-        """Start a batch on the lanes, without waiting for the device."""
-        slot = self._free.popleft()
-        launched = False
-        try:
-            self._fill(slot, frames, limit, refiner, settings)
-            launched = True
-        finally:
-            if not launched:
-                # What was started of the frame may still use its buffers.
-                self._free.append(slot)
-                self._streams.synchronize()
-        return slot
-
-    def _fill(
-        self,
-        slot: _Slot,
-        frames: Sequence[Frame],
-        limit: float,
-        refiner: Refiner,
-        settings: Settings,
-    ) -> None:
-        streams = self._streams
-        for index, frame in enumerate(frames):
-            slot.array[index] = frame.pixels
-        with streams.on("upload"):
-            streams.record_event(slot.begun, "upload")
-            slot.pixels.copy_(slot.host_pixels, non_blocking=True)
-            streams.record_event(slot.uploaded, "upload")
-        with streams.on("compute"):
-            streams.wait_event(slot.uploaded, "compute")
-            streams.record_event(slot.computing, "compute")
-            if limit != self._limit_value:
-                self._limit.fill_(limit)
-                self._limit_value = limit
-            self._pixels.copy_(slot.pixels)
-            results, slot.predictions = process(
-                self._chain, refiner, frames, self._pixels, self._limit, settings, {}
-            )
-            self._runs += 1
-            if not slot.outputs:
-                slot.make_outputs(streams, results)
-            for name, value in results.items():
-                slot.outputs[name].copy_(value)
-            streams.record_event(slot.computed, "compute")
-        with streams.on("download"):
-            streams.wait_event(slot.computed, "download")
-            for name, value in slot.outputs.items():
-                slot.host_outputs[name].copy_(value, non_blocking=True)
-            streams.record_event(slot.done, "download")
-
-    def release(self, slot: _Slot) -> None:
-        slot.predictions = []
-        self._free.append(slot)

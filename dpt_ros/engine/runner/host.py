@@ -1,29 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runners take batches of frames through their chain: the interface, and the one of a CPU."""
+"""Runners take batches of frames through their steps: the interface, and the one of a CPU."""
 
 from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
-import numpy as np
+import torch
+from torch import Tensor
 
 from dpt_ros.engine.frame import Frame, OutputRequest, Prediction
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.input.preprocess import to_rgb
-from dpt_ros.engine.output.point_cloud import POINT
-from dpt_ros.engine.runner.chain import Chain, Kind, depth_limit, process
-from dpt_ros.engine.runner.refinement import Refiner, is_refined
+from dpt_ros.engine.runner.cameras import Cameras, Plan
+from dpt_ros.engine.runner.chain import Chain, Kind, depth_limit
+from dpt_ros.engine.runner.step import State, frame_numbers, step
 from dpt_ros.engine.settings import Settings
-from dpt_ros.engine.smoothing.state import RESET_REASONS
 
 # Chains kept. A camera that changes its size again and again must not fill the memory.
 _CHAINS_KEPT = 8
-_IN_METRES = ("depth", "deviation", "points")
 _Key = TypeVar("_Key")
 _Made = TypeVar("_Made")
 
@@ -43,7 +44,7 @@ class Ticket:
 
 
 class Runner(ABC):
-    """Takes frames through their chains on one device.
+    """Takes frames through their steps on one device.
 
     Args:
         networks: from ``load_networks``.
@@ -61,11 +62,14 @@ class Runner(ABC):
     def __init__(self, networks: Networks, settings: Settings) -> None:
         self._networks = networks
         self._settings = settings
-        self._refiner = Refiner(networks, settings)
+        self._cameras = Cameras(networks, settings)
 
     @abstractmethod
     def start(self, frames: Sequence[Frame], outputs: OutputRequest, settings: Settings) -> Ticket:
-        """Start a batch of one kind, one frame per source; always called from one thread."""
+        """Start a batch of one kind, one frame per source; always called from one thread.
+
+        A frame that fails does not change its camera's state.
+        """
 
     @abstractmethod
     def warm_up(
@@ -76,15 +80,34 @@ class Runner(ABC):
 
     def reset(self) -> None:
         """Forget the past of all cameras; thread-safe."""
-        self._refiner.reset()
+        self._cameras.reset()
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of all cameras: tensors and plain values. Call it when no ticket is out."""
-        return self._refiner.state_dict()
+        """The state of all cameras, by source: tensors on the host and plain values.
+
+        Call it when no ticket is out.
+        """
+        records = self._cameras.state_dict()
+        return {name: {"record": records[name], "state": self._state(name)} for name in records}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from the result of ``state_dict`` with the same networks and settings."""
-        self._refiner.load_state_dict(state)
+        self._clear()
+        self._cameras.load_state_dict({name: parts["record"] for name, parts in state.items()})
+        for name, parts in state.items():
+            self._load_state(name, parts["state"])
+
+    @abstractmethod
+    def _clear(self) -> None:
+        """Forget the states of all cameras."""
+
+    @abstractmethod
+    def _state(self, source: str) -> dict[str, Tensor]:
+        """A camera's state on the host, as ``State.tensors`` gives it."""
+
+    @abstractmethod
+    def _load_state(self, source: str, tensors: dict[str, Tensor]) -> None:
+        """Continue with a camera's state."""
 
 
 class HostRunner(Runner):
@@ -95,7 +118,9 @@ class HostRunner(Runner):
 
     def __init__(self, networks: Networks, settings: Settings) -> None:
         super().__init__(networks, settings)
+        self._threads = torch.get_num_threads()
         self._chains: OrderedDict[tuple[Kind, bool], Chain] = OrderedDict()
+        self._states: dict[str, State] = {}
 
     def warm_up(
         self, known: Mapping[str, Kind], settings: Settings, stop: Callable[[], bool]
@@ -106,56 +131,68 @@ class HostRunner(Runner):
         """Compute the frames; the arrays of the predictions are the caller's.
 
         Raises:
-            ValueError: the frames cannot be read.
+            ValueError: a frame cannot be read.
         """
-        seconds: dict[str, float] = {}
-        begin = time.perf_counter()
-        # Once for the networks, the optical flow and the points: none of them converts rgb8.
-        converted = [
-            replace(frame, pixels=to_rgb(frame.pixels, frame.encoding), encoding="rgb8")
-            for frame in frames
-        ]
-        seconds["convert"] = time.perf_counter() - begin
-        key = (Kind.of(converted[0], outputs), is_refined(self._networks, settings))
-        chain = get_or_create(
-            self._chains, key, lambda: Chain(self._networks, *key, settings=self._settings)
-        )
-        if chain.refined:
-            self._refiner.start_flow(converted, settings)
-        pixels = [frame.pixels for frame in converted]
-        limit = depth_limit(self._networks, settings)
-        results, predictions = process(
-            chain, self._refiner, converted, pixels, limit, settings, seconds
-        )
-        arrays = {name: value.numpy() for name, value in results.items()}
-        for prediction, frame in zip(predictions, frames, strict=True):
-            prediction.frame = frame
-        fill(predictions, arrays, seconds)
+        predictions = [self._predict(frame, outputs, settings) for frame in frames]
         return Ticket(lambda: predictions)
 
+    def _predict(self, frame: Frame, outputs: OutputRequest, settings: Settings) -> Prediction:
+        # A thread may have begun with the one thread that another had set, see ``one_thread``.
+        torch.set_num_threads(self._threads)
+        prediction = Prediction(frame)
+        measure = partial(_timed, prediction.seconds)
+        with measure("convert"):
+            # Once for the networks, the optical flow and the points: none of them converts rgb8.
+            pixels = to_rgb(frame.pixels, frame.encoding)
+        kind = Kind.of(replace(frame, pixels=pixels, encoding="rgb8"), outputs)
+        smoothed = settings.smoothing_strength > 0
+        chain = get_or_create(
+            self._chains,
+            (kind, smoothed),
+            lambda: Chain(self._networks, kind, smoothed, self._settings),
+        )
+        if self._cameras.forget():
+            self._clear()
+        plans: list[Plan] = []
 
-def fill(
-    predictions: list[Prediction], arrays: dict[str, np.ndarray], seconds: dict[str, float]
-) -> None:
-    """Add the arrays of a batch, (B, ...) each, to its predictions.
+        def numbers() -> Tensor:
+            plans.append(self._cameras.plan(frame, chain, settings))
+            limit = depth_limit(self._networks, settings)
+            return torch.from_numpy(frame_numbers(plans[0].numbers, limit))[None]
 
-    A prediction that is not metric gets no arrays in metres.
-    """
-    for k, prediction in enumerate(predictions):
-        parts = {name: array[k] for name, array in arrays.items()}
-        reset_code = int(parts.pop("reset_code", 0))
-        prediction.reset = prediction.reset or RESET_REASONS[reset_code]
-        prediction.seconds = dict(seconds)
-        if "points" in parts:
-            parts["points"] = parts["points"].view(POINT)[..., 0]
-        for name, part in parts.items():
-            if prediction.metric or name not in _IN_METRES:
-                setattr(prediction, name, part)
-        maps = (prediction.depth, prediction.inverse, prediction.deviation)
-        shapes = [one.shape for one in maps if one is not None]
-        camera = prediction.frame.camera
-        if camera is not None and shapes:
-            prediction.camera = camera.scaled(width=shapes[0][1], height=shapes[0][0])
+        state = self._state_for(frame.source, chain)
+        after, results = step(chain, state, [pixels], numbers, measure)
+        self._cameras.accept([frame], plans)
+        if after is not None:
+            self._states[frame.source] = after
+        arrays = {name: value.numpy() for name, value in results.items()}
+        self._cameras.fill([prediction], plans, arrays)
+        return prediction
+
+    def _state_for(self, source: str, chain: Chain) -> State | None:
+        """The camera's state; what is of another size, or not there, is blank."""
+        if not chain.refined:
+            return None
+        state = self._states.get(source)
+        return state.fitted(chain) if state else State.blank(chain, 1, self._networks.device)
+
+    def _clear(self) -> None:
+        self._states.clear()
+
+    def _state(self, source: str) -> dict[str, Tensor]:
+        state = self._states.get(source)
+        return {} if state is None else {k: one.clone() for k, one in state.tensors().items()}
+
+    def _load_state(self, source: str, tensors: dict[str, Tensor]) -> None:
+        if tensors:
+            self._states[source] = State.of(tensors)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - start
 
 
 def get_or_create(kept: OrderedDict[_Key, _Made], key: _Key, make: Callable[[], _Made]) -> _Made:

@@ -60,14 +60,15 @@ class Streams(Protocol):
     def join(self) -> None:
         """Let the compute lane wait for the branches."""
 
-    def capture(
-        self, work: Callable[[], dict[str, Tensor]]
-    ) -> tuple[Callable[[], None], dict[str, Tensor]]:
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         """Capture the kernels of ``work`` in a graph.
 
+        Args:
+            work: reads and writes tensors that outlive the graph; what it makes lies in the
+                graph's own memory.
+
         Returns:
-            its replay, and the results, which are undefined until the first replay and written
-            in place by each.
+            the replay of the graph.
 
         Raises:
             Exception: it cannot be captured. Graphs captured before must then be dropped.
@@ -137,9 +138,7 @@ class CudaStreams:
             self._forked = False
             self._streams["compute"].wait_stream(self._streams["branch"])
 
-    def capture(
-        self, work: Callable[[], dict[str, Tensor]]
-    ) -> tuple[Callable[[], None], dict[str, Tensor]]:
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         if not self._graphs:
             # Once the last graph of a pool is gone, the allocator refuses the pool's id.
             self._pool = torch.cuda.graph_pool_handle()
@@ -161,7 +160,7 @@ class CudaStreams:
                 stack.enter_context(captured)
                 begun = True
                 try:
-                    results = work()
+                    work()
                 except BaseException as error:
                     inner = id(error)
                     raise
@@ -173,7 +172,7 @@ class CudaStreams:
             self._make_streams()
             raise
         self._graphs.add(graph)
-        return graph.replay, results
+        return graph.replay
 
     def _end_capture(self) -> None:
         """Release the pool, which torch before 2.14 does not do if the end of a capture fails
@@ -230,30 +229,11 @@ class HostStreams:
     def join(self) -> None:
         pass
 
-    def capture(
-        self, work: Callable[[], dict[str, Tensor]]
-    ) -> tuple[Callable[[], None], dict[str, Tensor]]:
-        # As on a GPU: the results are the tensors that the work made, inference tensors too, and
-        # undefined until the first replay.
-        results, again = work(), work()
-        for name, value in results.items():
-            if value.data_ptr() != again[name].data_ptr():  # else it is the work's input
-                _invalidate(value)
-
-        def replay() -> None:
-            with torch.inference_mode():
-                for name, value in work().items():
-                    results[name].copy_(value)
-
-        return replay, results
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        return work
 
     def synchronize(self) -> None:
         pass
-
-
-@torch.inference_mode()
-def _invalidate(values: Tensor) -> None:
-    values.fill_(torch.nan if values.is_floating_point() else 255)
 
 
 class _HostEvent:

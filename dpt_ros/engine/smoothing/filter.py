@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Temporally consistent depth and labels: a causal filter that adds no delay; one per camera.
+"""Temporally consistent depth and labels: a causal filter that adds no delay.
 
 Averaging over frames removes the flicker of monocular depth, and adds ghosts. This filter
 averages only what is known to be the same point, and takes what is nearer at once. ``steps`` runs
@@ -12,28 +12,22 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from dpt_ros.engine.frame import CameraModel
-from dpt_ros.engine.smoothing.motion import (
-    EgoMotion,
-    Flow,
-    FlowEstimator,
-    grey,
-    normalisation,
-    relative_pose,
-)
-from dpt_ros.engine.smoothing.state import FilteredFrame, FilterGains, FilterState, Observation
-from dpt_ros.engine.smoothing.steps import MIN_INVERSE_DEPTH, advance, begin, pixel_grid, resize
+from dpt_ros.engine.packed import pack
+from dpt_ros.engine.smoothing.flow import grey
+from dpt_ros.engine.smoothing.motion import normalisation, relative_pose
+from dpt_ros.engine.smoothing.state import FILTER_FIELDS, FilteredFrame, FilterState
+from dpt_ros.engine.smoothing.steps import resize, smooth
 
 _FRAME_SECONDS = 1 / 30  # that process_noise is given for
 _MAX_LEAK = 0.2  # of the scale per frame: also at a low frame rate several are averaged
-_THUMBNAIL = (24, 32)
 # Metres/s and radians/s beyond which odometry jumped: no robot moves like this.
 _MAX_SPEED, _MAX_TURN_RATE = 10.0, 2 * math.pi
 # Standard deviations of odometry as the prior of the refinement: constant, and per motion.
@@ -48,7 +42,7 @@ class TemporalSettings:
     Args:
         strength: 0 passes every frame through unchanged, 1 smooths most.
         max_gap: seconds between frames beyond which the filter is reset.
-        use_flow: whether optical flow is computed where it is not given to ``update``.
+        use_flow: whether optical flow is used.
         measurement_noise: relative standard deviation of a frame's inverse depth.
         process_noise: relative standard deviation added to the state, per 1/30 s.
         memory: time constant of depth at most, seconds.
@@ -82,14 +76,124 @@ class TemporalSettings:
 
 
 @dataclass(frozen=True)
-class _Previous:
-    """The previous frame, and the state after it."""
+class FrameHistory:
+    """What the host remembers of a camera's last frame; arguments as of ``plan_frame``."""
 
-    state: FilterState
     stamp_ns: int
-    pose: np.ndarray | None
     camera: CameraModel | None
+    pose: np.ndarray | None
     frame_id: str
+    size: tuple[int, int]
+    has_image: bool
+
+
+def plan_frame(
+    history: FrameHistory | None,
+    settings: TemporalSettings,
+    stamp_ns: int,
+    camera: CameraModel | None,
+    pose: np.ndarray | None,
+    frame_id: str,
+    size: tuple[int, int],
+    has_image: bool,
+    anchored: bool = False,
+) -> tuple[np.ndarray, str, FrameHistory]:
+    """Decide how the next frame of a camera is filtered.
+
+    Args:
+        history: from the previous frame; None if there is none.
+        settings: the live ones.
+        stamp_ns: acquisition time, nanoseconds.
+        camera: intrinsics of an image of any size; without them the pose is not used.
+        pose: (4, 4) of the optical frame in a frame that does not jump, metres; or None.
+        frame_id: the optical frame; another one is another camera.
+        size: (H, W) of the maps.
+        has_image: whether there is an image for optical flow.
+        anchored: whether scale and shift of the frame are measured by other sensors.
+
+    Returns:
+        the numbers of ``FILTER_FIELDS``; why the state is not used, "" if it is; what to give
+        with the next frame.
+    """
+    now = FrameHistory(
+        stamp_ns, camera, None if pose is None else np.array(pose, np.float64), frame_id, size,
+        has_image,
+    )  # fmt: skip
+    reason = _reset_reason(history, now, settings.max_gap)
+    values = {"measurement_noise": settings.measurement_noise, "fresh": bool(reason)}
+    if history is not None and not reason:
+        seconds = (stamp_ns - history.stamp_ns) * 1e-9
+        has_odometry = pose is not None and history.pose is not None
+        values |= _gains(settings, seconds, anchored, has_odometry)
+        values["has_flow"] = settings.use_flow and has_image and history.has_image
+        values |= _motion(history, now, seconds)
+    return pack(FILTER_FIELDS, values), reason, now
+
+
+def _reset_reason(history: FrameHistory | None, now: FrameHistory, max_gap: float) -> str:
+    if history is None:
+        return "first frame"
+    if now.stamp_ns <= history.stamp_ns:
+        return "stamp not newer"
+    if (now.stamp_ns - history.stamp_ns) * 1e-9 > max_gap:
+        return "gap"
+    if now.size != history.size:
+        return "size changed"
+    if now.camera != history.camera:
+        return "camera changed"
+    return "frame_id changed" if now.frame_id != history.frame_id else ""
+
+
+def _gains(
+    s: TemporalSettings, seconds: float, anchored: bool, has_odometry: bool
+) -> dict[str, float]:
+    stretch = 3 * s.strength / (2 - s.strength)  # of time constants: 1 at strength 0.5, 3 at 1
+
+    def gain(memory: float) -> float:
+        return 1 - math.exp(-seconds / (memory * stretch))
+
+    scale = s.anchor_memory if anchored else s.scale_memory
+    flow_leak = gain(min(scale, s.flow_memory))
+    return {
+        "process_noise": s.process_noise**2 * seconds / _FRAME_SECONDS / stretch**2,
+        "min_gain": gain(s.memory),
+        "label_gain": gain(s.label_memory),
+        "leak": min(gain(scale), _MAX_LEAK) if has_odometry else flow_leak,
+        "flow_leak": flow_leak,
+        "moving_gain": s.moving_gain,
+    }
+
+
+def _motion(history: FrameHistory, now: FrameHistory, seconds: float) -> dict[str, Any]:
+    """The camera's motion by odometry, if it did not jump."""
+    if now.camera is None:
+        return {}
+    to_grid, from_grid = _grid_matrices(now.camera, now.size)
+    values: dict[str, Any] = {
+        "has_ego": True,
+        "to_grid": to_grid,
+        "from_grid": from_grid,
+        "free_sigma": _NO_ODOMETRY_SIGMA * seconds / _FRAME_SECONDS,
+    }
+    if now.pose is not None and history.pose is not None:
+        rotation, shift = relative_pose(history.pose, now.pose)
+        angle = math.acos(min(1.0, max(-1.0, (np.trace(rotation) - 1) / 2)))
+        distance = float(np.linalg.norm(shift))
+        if distance < _MAX_SPEED * seconds and angle < _MAX_TURN_RATE * seconds:
+            rotation_sigma = _ROTATION_SIGMA[0] + _ROTATION_SIGMA[1] * angle
+            shift_sigma = _TRANSLATION_SIGMA[0] + _TRANSLATION_SIGMA[1] * distance
+            sigma = np.repeat([rotation_sigma, shift_sigma], 3)
+            values |= {"has_odometry": True, "rotation": rotation, "shift": shift}
+            values |= {"prior_sigma": sigma}
+    return values
+
+
+@lru_cache(maxsize=64)
+def _grid_matrices(camera: CameraModel, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Rays -> normalised coordinates, and back; not to be changed."""
+    height, width = size
+    to_grid = normalisation(width, height) @ camera.scaled(width, height).matrix()
+    return to_grid, np.linalg.inv(to_grid)
 
 
 class TemporalFilter:
@@ -101,40 +205,44 @@ class TemporalFilter:
 
     def __init__(self, settings: TemporalSettings = TemporalSettings()) -> None:
         self.settings = settings
-        self._previous: _Previous | None = None
-        self._estimator = FlowEstimator()
+        self.reset()
 
     def reset(self) -> None:
         """Forget all frames."""
-        self._previous = None
-        self._estimator.reset()
+        self._history: FrameHistory | None = None
+        self._state: FilterState | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """All that ``load_state_dict`` needs to continue identically: tensors on the host, plain
         values; {} before the first frame."""
-        previous = self._previous
-        if previous is None:
+        history = self._history
+        if history is None or self._state is None:
             return {}
-        maps = {name: value for name, value in vars(previous.state).items() if value is not None}
+        past = {name: value for name, value in vars(self._state).items() if value is not None}
         return {
-            "past": {name: value.detach().cpu().clone() for name, value in maps.items()},
-            "stamp_ns": previous.stamp_ns,
-            "pose": None if previous.pose is None else previous.pose.tolist(),
-            "camera": None if previous.camera is None else vars(previous.camera).copy(),
-            "frame_id": previous.frame_id,
+            "past": {name: value[0].detach().cpu().clone() for name, value in past.items()},
+            "stamp_ns": history.stamp_ns,
+            "pose": None if history.pose is None else history.pose.tolist(),
+            "camera": None if history.camera is None else vars(history.camera).copy(),
+            "frame_id": history.frame_id,
+            "has_image": history.has_image,
         }
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Continue from a ``state_dict``, on a device."""
         self.reset()
         if state:
-            maps = {name: value.to(device) for name, value in state["past"].items()}
-            self._previous = _Previous(
-                FilterState(**{"logits": None, **maps}),
+            past = {name: value.to(device)[None] for name, value in state["past"].items()}
+            maps = past["maps"]
+            # Earlier versions did not keep the image itself.
+            self._state = FilterState(**{"logits": None, "luma": maps[:, 2], **past})
+            self._history = FrameHistory(
                 state["stamp_ns"],
-                None if state["pose"] is None else np.array(state["pose"]),
                 None if state["camera"] is None else CameraModel(**state["camera"]),
+                None if state["pose"] is None else np.array(state["pose"]),
                 state["frame_id"],
+                (maps.shape[2], maps.shape[3]),
+                state.get("has_image", True),
             )
 
     @torch.inference_mode()
@@ -148,7 +256,6 @@ class TemporalFilter:
         odom_from_camera: np.ndarray | None = None,
         metric_affine: tuple[float, float] | None = None,
         *,
-        flow: Flow | None = None,
         frame_id: str = "",
         anchors: tuple[float, float] | None = None,
     ) -> FilteredFrame:
@@ -158,15 +265,13 @@ class TemporalFilter:
             inverse_depth: (H, W), 1/m; NaN, inf and what is not positive is not valid and comes
                 back as it is.
             logits: (C, h, w) of any size, or None.
-            rgb: (h, w, 3) uint8 image of any size, or None: then no flow, unless it is given.
+            rgb: (h, w, 3) uint8 image of any size, or None: then no flow.
             stamp_ns: acquisition time, nanoseconds.
             camera: intrinsics of an image of any size; without them the pose is not used.
             odom_from_camera: (4, 4) pose of the optical frame in a frame that does not jump
                 (odom, not map), metres; or None.
             metric_affine: scale and shift of this frame's ``inverse_depth`` to 1/m, as measured
                 by other sensors; None where it is in 1/m already.
-            flow: of this frame by a ``FlowEstimator``, instead of computing it here; used if
-                it begins at the frame of the last update.
             frame_id: the optical frame; another one is another camera.
             anchors: deprecated name of ``metric_affine``.
 
@@ -181,165 +286,45 @@ class TemporalFilter:
             )
             metric_affine = anchors
         raw = torch.as_tensor(inverse_depth)
-        device = raw.device
-        values = None if logits is None else torch.as_tensor(logits, device=device)
+        values = None if logits is None else torch.as_tensor(logits, device=raw.device)
         _check(raw, values, rgb, odom_from_camera, metric_affine)
         if self.settings.strength == 0:
             self.reset()
             return self._pass_through(raw, values)
-        affine = _upload(np.array(metric_affine or (1.0, 0.0)), device)
-        if flow is None and rgb is not None and self.settings.use_flow:
-            flow = self._estimator.compute(_host(rgb), stamp_ns)
-        observation = _observe(raw.float(), rgb, flow)
-        previous = self._previous
-        reason = self._reset_reason(observation, stamp_ns, camera, frame_id)
-        if previous is None or reason:
-            gains = FilterGains(self.settings.measurement_noise)
-            filtered, state = begin(observation, values, affine, gains)
-        else:
-            seconds = (stamp_ns - previous.stamp_ns) * 1e-9
-            if flow is not None and flow.since_ns == previous.stamp_ns:
-                observation = replace(observation, flow=_flow_maps(flow, observation))
-            observation = _with_ego_motion(
-                observation, previous, camera, odom_from_camera, seconds
-            )
-            observation = _with_correlation(observation, previous.state)
-            has_odometry = odom_from_camera is not None and previous.pose is not None
-            gains = self._gains(seconds, metric_affine is not None, has_odometry)
-            filtered, state = advance(observation, values, affine, gains, previous.state)
-        pose = None if odom_from_camera is None else np.array(odom_from_camera, np.float64)
-        self._previous = _Previous(state, stamp_ns, pose, camera, frame_id)
-        return replace(filtered, reason=reason)
-
-    def _reset_reason(
-        self, observation: Observation, stamp_ns: int, camera: CameraModel | None, frame_id: str
-    ) -> str:
-        """Why the state cannot be used, "" if it can."""
-        previous = self._previous
-        if previous is None:
-            return "first frame"
-        if stamp_ns <= previous.stamp_ns:
-            return "stamp not newer"
-        if (stamp_ns - previous.stamp_ns) * 1e-9 > self.settings.max_gap:
-            return "gap"
-        maps, raw = previous.state.maps, observation.raw
-        if raw.shape != maps.shape[1:] or raw.device != maps.device:
-            return "size changed"
-        if camera != previous.camera:
-            return "camera changed"
-        return "frame_id changed" if frame_id != previous.frame_id else ""
-
-    def _gains(self, seconds: float, anchored: bool, has_odometry: bool) -> FilterGains:
-        s = self.settings
-        stretch = 3 * s.strength / (2 - s.strength)  # of time constants: 1 at strength 0.5, 3 at 1
-
-        def gain(memory: float) -> float:
-            return 1 - math.exp(-seconds / (memory * stretch))
-
-        scale = s.anchor_memory if anchored else s.scale_memory
-        if not has_odometry:
-            scale = min(scale, s.flow_memory)
-        return FilterGains(
-            measurement_noise=s.measurement_noise,
-            process_noise=s.process_noise**2 * seconds / _FRAME_SECONDS / stretch**2,
-            min_gain=gain(s.memory),
-            label_gain=gain(s.label_memory),
-            leak=min(gain(scale), _MAX_LEAK) if has_odometry else gain(scale),
-            flow_leak=gain(min(scale, s.flow_memory)),
-            moving_gain=s.moving_gain,
+        if self._state is not None and self._state.maps.device != raw.device:
+            self.reset()
+        numbers, reason, self._history = plan_frame(
+            self._history, self.settings, stamp_ns, camera, odom_from_camera, frame_id,
+            (raw.shape[0], raw.shape[1]), rgb is not None, metric_affine is not None,
+        )  # fmt: skip
+        luma = torch.zeros(1, 8, 8)
+        if rgb is not None:
+            image = rgb.cpu().numpy() if isinstance(rgb, Tensor) else rgb
+            luma = torch.from_numpy(grey(image)[None]).float()
+        luma, raw = luma.to(raw.device), raw[None].float()
+        state = self._state
+        if state is None or reason:
+            maps, affine = raw.new_zeros(1, 4, *raw.shape[1:]), raw.new_zeros(1, 2)
+            state = FilterState(maps, None, affine, raw.new_zeros(1), luma)
+        elif state.luma.shape != luma.shape:
+            previous = resize(state.luma[:, None], (luma.shape[1], luma.shape[2]))[:, 0]
+            state = replace(state, luma=previous)
+        affine = torch.tensor([metric_affine or (1.0, 0.0)]).to(raw)
+        self._state, inverse, variance, smoothed, gain, applied, code = smooth(
+            state, raw, affine, None if values is None else values[None], luma,
+            torch.from_numpy(numbers[None]).to(raw.device),
+        )  # fmt: skip
+        smoothed = None if smoothed is None else smoothed[0]
+        return FilteredFrame(
+            inverse[0], variance[0], smoothed, applied[0], gain[0], code[0], reason
         )
 
     def _pass_through(self, raw: Tensor, logits: Tensor | None) -> FilteredFrame:
         one = torch.ones(raw.shape, device=raw.device)
         reset_code = torch.zeros((), dtype=torch.uint8, device=raw.device)
-        affine = _upload(np.array([1.0, 0.0]), raw.device)
+        affine = torch.tensor([1.0, 0.0]).to(raw.device)
         variance = one * self.settings.measurement_noise**2
         return FilteredFrame(raw, variance, logits, affine, one, reset_code)
-
-
-def _observe(raw: Tensor, rgb: Tensor | np.ndarray | None, flow: Flow | None) -> Observation:
-    """A frame by itself."""
-    valid = (torch.isfinite(raw) & (raw > 0)).float()
-    inverse_depth = torch.nan_to_num(raw, 0.0, 0.0, 0.0).clamp(min=MIN_INVERSE_DEPTH)
-    if flow is None and rgb is None:
-        return Observation(raw, inverse_depth, valid, torch.zeros_like(raw))
-    luma = flow.luma if flow is not None else grey(_host(rgb))
-    luma_map = resize(_upload(luma[None], raw.device), (raw.shape[0], raw.shape[1]))[0]
-    return Observation(raw, inverse_depth, valid, luma_map)
-
-
-def _flow_maps(flow: Flow, observation: Observation) -> Tensor:
-    """``Observation.flow`` from a ``Flow`` of any size."""
-    height, width = observation.raw.shape
-    parts = (np.moveaxis(flow.displacement, 2, 0), flow.residual[None], flow.weight)
-    maps = _upload(np.concatenate(parts), observation.raw.device)
-    x_scale = 2 * width / maps.shape[2] / (width - 1)
-    y_scale = 2 * height / maps.shape[1] / (height - 1)
-    maps = resize(maps, (height, width))
-    grid = pixel_grid(height, width, maps.device)
-    maps[0].mul_(x_scale).add_(grid[0])
-    maps[1].mul_(y_scale).add_(grid[1])
-    return maps
-
-
-def _with_ego_motion(
-    observation: Observation,
-    previous: _Previous,
-    camera: CameraModel | None,
-    pose: np.ndarray | None,
-    seconds: float,
-) -> Observation:
-    """Add the camera's motion by odometry; without it, or where it jumped, no motion with a wide
-    prior, to be refined by flow."""
-    if camera is None:
-        return observation
-    height, width = observation.raw.shape
-    rotation, shift, has_odometry = np.eye(3), np.zeros(3), False
-    rotation_sigma = shift_sigma = _NO_ODOMETRY_SIGMA * seconds / _FRAME_SECONDS
-    if pose is not None and previous.pose is not None:
-        odom_rotation, odom_shift = relative_pose(previous.pose, pose)
-        angle = math.acos(min(1.0, max(-1.0, (np.trace(odom_rotation) - 1) / 2)))
-        distance = float(np.linalg.norm(odom_shift))
-        has_odometry = distance < _MAX_SPEED * seconds and angle < _MAX_TURN_RATE * seconds
-        if has_odometry:
-            rotation, shift = odom_rotation, odom_shift
-            rotation_sigma = _ROTATION_SIGMA[0] + _ROTATION_SIGMA[1] * angle
-            shift_sigma = _TRANSLATION_SIGMA[0] + _TRANSLATION_SIGMA[1] * distance
-    if not has_odometry and observation.flow is None:
-        return observation
-    to_grid = normalisation(width, height) @ camera.scaled(width, height).matrix()
-    sigma = np.repeat([rotation_sigma, shift_sigma], 3)
-    matrices = (rotation, shift, to_grid, np.linalg.inv(to_grid), sigma)
-    numbers = _upload(np.concatenate([np.ravel(m) for m in matrices]), observation.raw.device)
-    ego = EgoMotion(
-        numbers[:9].view(3, 3), numbers[9:12], numbers[12:21].view(3, 3), numbers[21:30].view(3, 3)
-    )
-    return replace(observation, ego=ego, prior_sigma=numbers[30:])
-
-
-def _with_correlation(observation: Observation, state: FilterState) -> Observation:
-    """Add exposure gain and correlation of thumbnails of this image and the previous one."""
-    images = torch.stack([observation.luma, state.maps[2]])[None]
-    small = F.interpolate(images, _THUMBNAIL, mode="area")[0].flatten(1)
-    mean = small.mean(1, keepdim=True)
-    small = small - mean
-    power = small.square().sum(1)
-    correlation = (small[0] * small[1]).sum() / (power[0] * power[1]).sqrt().clamp(min=1e-3)
-    exposure_gain = (mean[0, 0] / mean[1, 0].clamp(min=1.0)).clamp(0.1, 10.0)
-    return replace(observation, exposure_gain=exposure_gain, correlation=correlation)
-
-
-def _upload(values: np.ndarray, device: torch.device) -> Tensor:
-    """float32 on a device, without waiting for it."""
-    tensor = torch.from_numpy(np.ascontiguousarray(values, np.float32))
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor
-
-
-def _host(rgb: Tensor | np.ndarray | None) -> np.ndarray:
-    assert rgb is not None
-    return rgb.cpu().numpy() if isinstance(rgb, Tensor) else rgb
 
 
 def _check(

@@ -1,205 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every pixel's position in the previous frame: by the camera's pose, and by optical flow."""
+"""The motion of cameras between two frames: reprojection of static points, and refinement by flow.
+
+Positions are in normalised coordinates, see ``normalisation``. A motion is a rotation (B, 3, 3)
+and a shift (B, 3), metres: what is at X in this frame's axes was at rotation @ X + shift in those
+of the previous frame. The functions take tensors or numpy arrays, see ``maps``.
+"""
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from typing import Any
-
-import cv2
 import numpy as np
-import torch
-from torch import Tensor
 
-_FLOW_WIDTH = 320  # of the images for optical flow at most, pixels
-# OpenCV 5.0's DIS reads outside of smaller images: its coarsest scale has no room for a patch,
-# and the process may crash.
-_MIN_SIZE = 32
+from dpt_ros.engine.smoothing.maps import (
+    LARGEST,
+    Array,
+    above,
+    identity,
+    length,
+    library,
+    linear,
+    weighted,
+)
+
 _FLOW_NOISE = 0.0015  # standard deviation of the flow, share of the focal length
 _INDEPENDENT = 200.0  # samples of the flow with independent errors
+_FLOW_TOLERANCE = (1.5, 0.05)  # pixels, and share of the flow, to which flow and ego-motion agree
+LUMA_NOISE = 4.0  # grey levels
 _ITERATIONS = 2  # of the refinement
+_CROSS = np.zeros((3, 9), np.float32)  # of a unit vector along each axis
+_CROSS[[0, 0, 1, 1, 2, 2], [7, 5, 2, 6, 3, 1]] = (1, -1, 1, -1, 1, -1)
 _MIN_DEPTH_RATIO = 0.05  # of the two depths of one point; keeps divisions finite
-_CONTRAST = 4.0  # grey levels per pixel by which motion is measured well
-
-
-@dataclass(frozen=True)
-class Flow:
-    """Backward optical flow, from one frame to the previous one.
-
-    Args:
-        displacement: (h, w, 2) float32, pixels of this map: what is at (x, y) was at
-            (x, y) + displacement.
-        residual: (h, w) float32, photometric error of the flow, grey levels, after the exposures
-            are made equal.
-        weight: (2, h, w) float32, 0..1, how well the texture determines motion along x and y.
-        luma: (h, w) uint8, this frame in grey.
-        stamp_ns, since_ns: of this frame and of the previous one, nanoseconds.
-    """
-
-    displacement: np.ndarray
-    residual: np.ndarray
-    weight: np.ndarray
-    luma: np.ndarray
-    stamp_ns: int
-    since_ns: int
-
-
-class FlowEstimator:
-    """Optical flow of one camera, on a thread of its own if wanted.
-
-    OpenCV's dense inverse search (DIS; Kroeger et al., ECCV 2016), ultrafast preset: its patches
-    have zero mean, so that a step of the exposure does not matter.
-    """
-
-    def __init__(self) -> None:
-        self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
-        self._previous: tuple[np.ndarray, int] | None = None
-        self._worker: ThreadPoolExecutor | None = None
-        self._pending: Future[Flow | None] | None = None
-        self._previous_pending: tuple[np.ndarray, int] | None = None
-
-    def submit(self, rgb: np.ndarray, stamp_ns: int) -> None:
-        """Start with the next frame on the estimator's thread; ``result`` waits for it.
-
-        Args:
-            rgb: (H, W, 3) uint8, must not change until ``result`` returns.
-            stamp_ns: of the frame, nanoseconds.
-        """
-        if self._worker is None:
-            self._worker = ThreadPoolExecutor(1, "dpt_flow")
-        if self._pending is not None:
-            wait([self._pending])
-        self._previous_pending = self._previous
-        self._pending = self._worker.submit(self.compute, rgb, stamp_ns)
-
-    def withdraw(self) -> None:
-        """Forget the frame submitted last."""
-        if self._pending is not None:
-            wait([self._pending])
-            self._pending, self._previous = None, self._previous_pending
-
-    def result(self) -> Flow | None:
-        """Flow of the frame submitted last; None when there is no previous frame of its size, or
-        the image has less than 32 pixels a side."""
-        return None if self._pending is None else self._pending.result()
-
-    def compute(self, rgb: np.ndarray, stamp_ns: int) -> Flow | None:
-        """The same on the caller's thread; arguments as of ``submit``, result as of ``result``."""
-        luma = grey(rgb)
-        previous, self._previous = self._previous, (luma, stamp_ns)
-        if previous is None or previous[0].shape != luma.shape or min(luma.shape) < _MIN_SIZE:
-            return None
-        displacement = self._dis.calc(luma, previous[0], None)
-        residual = _residual(displacement, luma, previous[0])
-        return Flow(displacement, residual, _texture(luma), luma, stamp_ns, previous[1])
-
-    def reset(self) -> None:
-        """Forget the previous frame."""
-        self.load_state_dict({})
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that ``load_state_dict`` needs to continue identically: tensors, plain values."""
-        self.result()
-        if self._previous is None:
-            return {}
-        luma, stamp_ns = self._previous
-        return {"luma": torch.from_numpy(luma), "stamp_ns": stamp_ns}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a ``state_dict``."""
-        self.result()
-        self._pending = None
-        self._previous = (state["luma"].numpy(), state["stamp_ns"]) if state else None
-
-    def close(self) -> None:
-        """End the thread."""
-        if self._worker is not None:
-            self._worker.shutdown()
-            self._worker = None
-
-
-def grey(rgb: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 -> (h, w) uint8, at most 320 pixels wide."""
-    height, width = rgb.shape[:2]
-    if width > _FLOW_WIDTH:
-        size = (_FLOW_WIDTH, max(8, round(height * _FLOW_WIDTH / width)))
-        rgb = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
-    return cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
-
-
-def _residual(displacement: np.ndarray, luma: np.ndarray, previous: np.ndarray) -> np.ndarray:
-    """(h, w) float32 photometric error, grey levels."""
-    height, width = luma.shape
-    x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-    x += displacement[..., 0]
-    y += displacement[..., 1]
-    moved = cv2.remap(previous, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    gain = cv2.mean(luma)[0] / max(cv2.mean(previous)[0], 1.0)
-    return cv2.absdiff(luma, cv2.convertScaleAbs(moved, alpha=gain)).astype(np.float32)
-
-
-def _texture(luma: np.ndarray) -> np.ndarray:
-    """(2, h, w) float32, 0..1: the structure tensor's diagonal over noise and the other axis."""
-    squares = []
-    for axis in ((1, 0), (0, 1)):
-        slope = cv2.Sobel(luma, cv2.CV_32F, *axis, ksize=3, scale=1 / 8)
-        squares.append(cv2.boxFilter(slope * slope, -1, (5, 5)))
-    total = squares[0] + squares[1] + _CONTRAST**2
-    return np.stack([squares[0] / total, squares[1] / total])
 
 
 def normalisation(width: int, height: int) -> np.ndarray:
     """(3, 3): homogeneous pixels -> -1 at the centre of the first pixel, 1 at the last one's."""
     return np.array([[2 / max(width - 1, 1), 0, -1], [0, 2 / max(height - 1, 1), -1], [0, 0, 1.0]])
-
-
-@dataclass(frozen=True)
-class EgoMotion:
-    """A camera's motion between two frames, to warp the pixels of a static scene.
-
-    Positions are in normalised coordinates, see ``normalisation``.
-
-    Args:
-        rotation: (3, 3), shift: (3,) metres: what is at X in this frame's axes was at
-            rotation @ X + shift in those of the previous frame.
-        to_grid: (3, 3), rays (X/Z, Y/Z, 1) -> normalised coordinates; from_grid: its inverse.
-    """
-
-    rotation: Tensor
-    shift: Tensor
-    to_grid: Tensor
-    from_grid: Tensor
-
-    def project(self, grid: Tensor, inverse_depth: Tensor) -> Tensor:
-        """Positions of pixels in the previous frame.
-
-        Args:
-            grid: (3, ...) normalised x, y and 1.
-            inverse_depth: (...) 1/m.
-
-        Returns:
-            (2, ...) normalised x, y.
-        """
-        turn = self.to_grid @ self.rotation @ self.from_grid
-        shift = (self.to_grid @ self.shift).view(3, *[1] * inverse_depth.ndim)
-        moved = (turn @ grid.reshape(3, -1)).view(grid.shape)
-        moved = torch.addcmul(moved, shift, inverse_depth)
-        return moved[:2] / moved[2].clamp(min=_MIN_DEPTH_RATIO)
-
-    def advance(self, position: Tensor, inverse_depth: Tensor) -> Tensor:
-        """Inverse depth (...), 1/m, of static points in this frame.
-
-        Args:
-            position: (2, ...) in the previous frame, normalised.
-            inverse_depth: (...) in the previous frame, 1/m.
-        """
-        axis = self.rotation[:, 2]
-        form = axis @ self.from_grid
-        ratio = torch.addcmul(form[2], form[0], position[0])
-        ratio = torch.addcmul(ratio, form[1], position[1])
-        ratio = torch.addcmul(ratio, -(axis @ self.shift), inverse_depth)
-        return inverse_depth / ratio.clamp(min=_MIN_DEPTH_RATIO)
 
 
 def relative_pose(previous: np.ndarray, current: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -212,14 +46,107 @@ def relative_pose(previous: np.ndarray, current: np.ndarray) -> tuple[np.ndarray
     return previous_from_current[:3, :3], previous_from_current[:3, 3]
 
 
+def warp(
+    rotation: Array, shift: Array, to_grid: Array, from_grid: Array
+) -> tuple[Array, Array, Array]:
+    """A motion as ``project`` and ``advance`` take it.
+
+    Args:
+        rotation, shift: (B, 3, 3) and (B, 3).
+        to_grid: (B, 3, 3), rays (X/Z, Y/Z, 1) -> normalised coordinates; from_grid: its inverse.
+
+    Returns:
+        turn (B, 3, 3): to_grid @ rotation @ from_grid; shift (B, 3): to_grid @ shift; and form
+        (B, 4): axis @ from_grid and -(axis @ shift), where axis is the rotation's third column.
+    """
+    axis, shift = rotation[:, None, :, 2], shift[:, :, None]
+    form = library(shift).concatenate([axis @ from_grid, -(axis @ shift)], 2)[:, 0]
+    return to_grid @ rotation @ from_grid, (to_grid @ shift)[:, :, 0], form
+
+
+def project(turn: Array, shift: Array, grid: Array, inverse_depth: Array) -> tuple[Array, Array]:
+    """Positions of pixels in the previous frame.
+
+    Args:
+        turn, shift: (B, 3, 3) and (B, 3), from ``warp``.
+        grid: (3, h, w) normalised x, y and 1.
+        inverse_depth: (B, h, w) 1/m.
+
+    Returns:
+        x and y (B, h, w), normalised.
+    """
+    factors = library(turn).concatenate([turn, shift[:, :, None]], 2)
+    x, y, z = (linear(factors[:, k], grid[:1], grid[1:2], inverse_depth) for k in range(3))
+    near = 1.0 / z.clip(_MIN_DEPTH_RATIO, LARGEST)
+    x *= near
+    y *= near
+    return x, y
+
+
+def advance(form: Array, x: Array, y: Array, inverse_depth: Array) -> Array:
+    """Inverse depth (B, h, w), 1/m, of static points in this frame.
+
+    Args:
+        form: (B, 4), from ``warp``: the ratio of the depths is linear in position and inverse
+            depth.
+        x, y: (B, h, w) in the previous frame, normalised.
+        inverse_depth: (B, h, w) in the previous frame, 1/m.
+    """
+    ratio = linear(form, x, y, inverse_depth).clip(_MIN_DEPTH_RATIO, LARGEST)
+    return inverse_depth / ratio
+
+
+def flow_disagreement(
+    seen: Array,
+    grid: Array,
+    x: Array,
+    y: Array,
+    luma: Array,
+    exposure: Array,
+    size: tuple[int, int],
+) -> tuple[Array, Array]:
+    """Where optical flow disagrees with the camera's motion.
+
+    Args:
+        seen: (B, 8, h, w), from ``look``, at the pixels of the grid.
+        grid: (3, h, w), from ``pixel_grid``.
+        x, y: (B, h, w) in the previous frame by the camera's motion, normalised.
+        luma: (B, h, w) grey levels of the state there.
+        exposure: (B,) factor of them.
+        size: height and width of the maps.
+
+    Returns:
+        (B, h, w) 1 where the two differ, else 0; (B, h, w) by how many grey levels the camera's
+        motion fits worse.
+    """
+    x_half, y_half = (size[1] - 1) / 2, (size[0] - 1) / 2
+    to_x, to_y = seen[:, 3] - grid[0], seen[:, 4] - grid[1]
+    to_x *= x_half
+    to_y *= y_half
+    error = length(
+        weighted(seen[:, 3], x_half, x, -x_half), weighted(seen[:, 4], y_half, y, -y_half)
+    )
+    error = weighted(error, 1.0, length(to_x, to_y), -_FLOW_TOLERANCE[1])
+    worse = luma * exposure[:, None, None]
+    worse -= seen[:, 2]
+    return above(error, _FLOW_TOLERANCE[0]), abs(worse) - seen[:, 5]
+
+
+def outside(x: Array, y: Array) -> Array:
+    """(B, h, w) 1 where a position is outside of the previous frame, else 0."""
+    return above(library(x).maximum(abs(x), abs(y)), 1.0)
+
+
 def refine(
-    ego: EgoMotion,
-    grid: Tensor,
-    inverse_depth: Tensor,
-    flow_position: Tensor,
-    weight: Tensor,
-    prior_sigma: Tensor,
-) -> EgoMotion:
+    rotation: Array,
+    shift: Array,
+    from_grid: Array,
+    grid: Array,
+    inverse_depth: Array,
+    flow_position: Array,
+    weight: Array,
+    prior_sigma: Array,
+) -> tuple[Array, Array]:
     """Refine a camera's motion by optical flow.
 
     The equations of Longuet-Higgins and Prazdny (1980), linear in a small rotation and shift,
@@ -227,41 +154,68 @@ def refine(
     the jitter of odometry, and estimates the motion where there is none.
 
     Args:
-        ego: by odometry; no motion if there is none.
+        rotation, shift: (B, 3, 3) and (B, 3) by odometry; no motion if there is none.
+        from_grid: (B, 3, 3) normalised coordinates -> rays (X/Z, Y/Z, 1).
         grid: (3, N) normalised x, y and 1.
-        inverse_depth: (N,) 1/m.
-        flow_position: (2, N) in the previous frame by optical flow, normalised.
-        weight: (2, N) of the flow along x and y, 0..1.
-        prior_sigma: (6,) standard deviations of the prior: rotation, radians; shift, metres.
+        inverse_depth: (B, N) 1/m.
+        flow_position: (B, 2, N) in the previous frame by optical flow, normalised.
+        weight: (B, 2, N) of the flow along x and y, 0..1.
+        prior_sigma: (B, 6) standard deviations of the prior: rotation, radians; shift, metres.
+
+    Returns:
+        rotation and shift.
     """
-    target = torch.addmm(ego.from_grid[:2, 2:], ego.from_grid[:2, :2], flow_position)
-    rays = ego.from_grid @ grid
-    identity = torch.eye(6, device=prior_sigma.device)
-    rotation, shift, total = ego.rotation, ego.shift, torch.zeros_like(prior_sigma)
+    xp = library(grid)
+    target = from_grid[:, :2, :2] @ flow_position + from_grid[:, :2, 2:]
+    rays, sigma, total = from_grid @ grid, prior_sigma[:, :, None], 0.0
+    zero, one, count = xp.zeros_like(inverse_depth), identity(6, grid), grid.shape[1]
     for _ in range(_ITERATIONS):
-        point = rotation @ rays + shift[:, None] * inverse_depth
-        near = 1.0 / point[2].clamp(min=_MIN_DEPTH_RATIO)
-        x, y, q = point[0] * near, point[1] * near, inverse_depth * near
-        zero, one = torch.zeros_like(x), torch.ones_like(x)
-        along_x = torch.stack([-x * y, one + x * x, -y, q, zero, -x * q])
-        along_y = torch.stack([-one - y * y, x * y, x, zero, q, -y * q])
-        error_x, error_y = target[0] - x, target[1] - y
-        length = (error_x.square() + error_y.square()).sqrt()
-        robust = _FLOW_NOISE / length.clamp(min=_FLOW_NOISE) / _FLOW_NOISE**2
-        robust = robust * _INDEPENDENT / x.numel()
-        jacobian = torch.cat([along_x, along_y], 1) * prior_sigma[:, None]
-        weighted = jacobian * torch.cat([weight[0] * robust, weight[1] * robust])
-        normal = weighted @ jacobian.T + identity
-        side = weighted @ torch.cat([error_x, error_y]) - total
-        step = torch.linalg.solve_ex(normal, side)[0]
+        point = rotation @ rays + shift[:, :, None] * inverse_depth[:, None]
+        near = 1.0 / point[:, 2].clip(_MIN_DEPTH_RATIO, LARGEST)
+        x, y, q = point[:, 0] * near, point[:, 1] * near, inverse_depth * near
+        xy = x * y
+        along_x = xp.stack([-xy, 1 + x * x, -y, q, zero, -x * q], 1)
+        along_y = xp.stack([-1 - y * y, xy, x, zero, q, -y * q], 1)
+        error_x, error_y = target[:, 0] - x, target[:, 1] - y
+        length = xp.sqrt(error_x * error_x + error_y * error_y)
+        robust = (_INDEPENDENT / _FLOW_NOISE / count) / length.clip(_FLOW_NOISE, LARGEST)
+        normal, side = one, -total
+        for jacobian, error, k in ((along_x, error_x, 0), (along_y, error_y, 1)):
+            weighted = jacobian * (weight[:, k] * robust)[:, None]
+            normal = normal + sigma * (weighted @ jacobian.swapaxes(1, 2)) * sigma.swapaxes(1, 2)
+            side = side + sigma * (weighted @ error[:, :, None])
+        step = solve(normal, side)
         total = total + step
-        twist = step * prior_sigma
-        cross = _cross(twist[:3])
-        turn = identity[:3, :3] + cross + 0.5 * cross @ cross
-        rotation, shift = turn @ rotation, turn @ shift + twist[3:]
-    return EgoMotion(rotation, shift, ego.to_grid, ego.from_grid)
+        twist = (step * sigma)[:, :, 0]
+        cross = _cross(twist[:, :3])
+        turn = one[:3, :3] + cross + 0.5 * cross @ cross
+        rotation = turn @ rotation
+        shift = (turn @ shift[:, :, None])[:, :, 0] + twist[:, 3:]
+    return rotation, shift
 
 
-def _cross(w: Tensor) -> Tensor:
-    zero = torch.zeros_like(w[0])
-    return torch.stack([zero, -w[2], w[1], w[2], zero, -w[0], -w[1], w[0], zero]).view(3, 3)
+def solve(matrix: Array, side: Array) -> Array:
+    """x (B, n, 1) with matrix @ x = side, by elimination without pivots.
+
+    Args:
+        matrix: (B, n, n), symmetric and positive definite.
+        side: (B, n, 1).
+    """
+    xp = library(matrix)
+    if xp is np:
+        return np.linalg.solve(matrix, side)
+    rows = xp.concatenate([matrix, side], 2)
+    for k in range(matrix.shape[1]):
+        row = rows[:, k : k + 1] / rows[:, k : k + 1, k : k + 1]
+        others = rows - rows[:, :, k : k + 1] * row
+        rows = xp.concatenate([others[:, :k], row, others[:, k + 1 :]], 1)
+    return rows[:, :, -1:]
+
+
+def _cross(w: Array) -> Array:
+    """(B, 3) -> (B, 3, 3): the matrix of the cross product."""
+    if isinstance(w, np.ndarray):
+        return (w @ _CROSS).reshape(-1, 3, 3)
+    x, y, z = w[:, 0], w[:, 1], w[:, 2]
+    zero = 0 * x
+    return library(w).stack([zero, -z, y, z, zero, -x, -y, x, zero], 1).reshape(-1, 3, 3)

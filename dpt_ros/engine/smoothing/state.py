@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the temporal filter works on: observation, gains, state, and the filtered frame."""
+"""What the temporal filter works on: numbers from the host, state, and the filtered frame.
+
+Tensors have a leading batch of cameras, all on one device.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -11,84 +14,93 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dpt_ros.engine.output.postprocess import classify
-from dpt_ros.engine.smoothing.motion import EgoMotion
+from dpt_ros.engine.packed import Fields, unpack
+from dpt_ros.engine.smoothing.maps import arrays, library, pixel_grid
 
 RESET_REASONS = ("", "scene cut", "no valid depth")
 
+FILTER_FIELDS: Fields = {
+    "fresh": (),
+    "has_flow": (),
+    "has_ego": (),
+    "has_odometry": (),
+    "measurement_noise": (),
+    "process_noise": (),
+    "min_gain": (),
+    "label_gain": (),
+    "leak": (),
+    "flow_leak": (),
+    "moving_gain": (),
+    "rotation": (3, 3),
+    "shift": (3,),
+    "to_grid": (3, 3),
+    "from_grid": (3, 3),
+    "prior_sigma": (6,),
+    "free_sigma": (),
+}
+"""Decisions of the host for a frame, from ``filter.plan_frame``.
 
-@dataclass(frozen=True)
-class Observation:
-    """A frame, on the device.
+fresh: 1 if the state is not to be used; the state may then hold anything, NaN too.
+has_flow: 1 if there are images of this frame and of the previous one.
+has_ego: 1 if the camera's intrinsics are known.
+has_odometry: 1 if rotation and shift are by odometry; 0: no motion is assumed as the prior.
+measurement_noise: relative standard deviation of a frame's inverse depth.
+process_noise: relative variance added to the state.
+min_gain: the least weight of a frame, for depth.
+label_gain: weight of a frame, for labels.
+leak: share by which scale and shift return to the frame's own.
+flow_leak: the same while the camera's motion is not reliable.
+moving_gain: the least gain where something moves by itself.
+rotation, shift: the camera's motion by odometry, metres, see ``motion``.
+to_grid: rays (X/Z, Y/Z, 1) -> normalised coordinates; from_grid: its inverse.
+prior_sigma: standard deviations of odometry: rotation, radians; shift, metres.
+free_sigma: the same without odometry, of all six.
+"""
 
-    Args:
-        raw: (H, W) inverse depth as it came.
-        inverse_depth: (H, W) the same, > 0 also where it is not valid.
-        valid: (H, W) float32, 1 where it is.
-        luma: (H, W) grey levels.
-        flow: (5, H, W) optical flow: position in the previous frame (x, y, normalised), residual
-            in grey levels, weight along x and y; None if there is none.
-        ego: the camera's motion, None if it is not known.
-        prior_sigma: (6,) standard deviations of ``ego``, see ``motion.refine``.
-        exposure_gain: () factor of the previous frame's luma that makes it as bright.
-        correlation: () of the two images.
-    """
+MOTION_FIELDS: Fields = {
+    "turn": (3, 3),
+    "shift": (3,),
+    "form": (4,),
+    "has_ego": (),
+    "reliable": (),
+    "fit": (2,),
+    "affine": (2,),
+    "usual": (2,),
+    "reset_code": (),
+    "inliers": (),
+    "age": (),
+}
+"""What ``steps.register`` finds.
 
-    raw: Tensor
-    inverse_depth: Tensor
-    valid: Tensor
-    luma: Tensor
-    flow: Tensor | None = None
-    ego: EgoMotion | None = None
-    prior_sigma: Tensor | None = None
-    exposure_gain: Tensor | None = None
-    correlation: Tensor | float = 1.0
-
-    def at(self, index: Any) -> Observation:
-        """At some pixels: an index into (..., H, W)."""
-        names = ("raw", "inverse_depth", "valid", "luma")
-        maps: dict[str, Any] = {name: getattr(self, name)[index[1:]] for name in names}
-        return replace(self, flow=None if self.flow is None else self.flow[index], **maps)
-
-
-@dataclass(frozen=True)
-class FilterGains:
-    """Weights of a frame, from the seconds since the previous one.
-
-    Args:
-        measurement_noise: relative standard deviation of a frame's inverse depth.
-        process_noise: relative variance added to the state.
-        min_gain: of a frame, for depth.
-        label_gain: of a frame, for labels.
-        leak: share by which scale and shift return to the frame's own.
-        flow_leak: the same while the camera's motion is not reliable.
-        moving_gain: the least gain where something moves by itself.
-    """
-
-    measurement_noise: float
-    process_noise: float = 0.0
-    min_gain: float = 1.0
-    label_gain: float = 1.0
-    leak: float = 1.0
-    flow_leak: float = 1.0
-    moving_gain: float = 1.0
+turn, shift: see ``motion.project``; no motion without ego-motion.
+form: see ``motion.advance``; depths do not change where the motion is not reliable.
+has_ego: 1 if the camera's motion is estimated; reliable: 1 if it fits the images, too.
+fit: scale and shift of the frame's inverse depth that fit the state best.
+affine: those applied to it; usual: those that it would have by itself.
+reset_code: index into ``RESET_REASONS``.
+inliers: share of the samples that fit, 0..1.
+age: frames since the last reset.
+"""
 
 
 @dataclass(frozen=True)
 class FilterState:
-    """The filter's state of one camera, on the device.
+    """The filter's state.
 
     Args:
-        maps: (4, H, W): inverse depth, 1/m; its relative variance; luma, grey levels; 1 where
+        maps: (B, 4, H, W): inverse depth, 1/m; its relative variance; luma, grey levels; 1 where
             something moved, decaying.
-        logits: (C, h, w), of mean 0, or None.
-        affine: (2,) scale and shift of the last frame.
-        age: () frames since the last reset.
+        logits: (B, C, h, w), of mean 0, or None.
+        affine: (B, 2) scale and shift of the last frame.
+        age: (B,) frames since the last reset.
+        luma: (B, hl, wl) grey levels of the last frame.
     """
 
     maps: Tensor
     logits: Tensor | None
     affine: Tensor
     age: Tensor
+    luma: Tensor
 
 
 @dataclass(frozen=True)
@@ -137,3 +149,11 @@ class FilteredFrame:
     def confidence(self) -> Tensor | None:
         """(H, W) uint8, 0..255, softmax probability of the label; computed on first access."""
         return self._classes[1]
+
+
+def given(numbers: Tensor, *tensors: Tensor) -> tuple[Any, ...]:
+    """The library to compute with, the numbers by name, arrays of tensors, and the grid of maps
+    of the first one's size."""
+    height, width = tensors[0].shape[-2:]
+    found = arrays(numbers, *tensors, pixel_grid(height, width, numbers.device))
+    return library(found[0]), unpack(FILTER_FIELDS, found[0]), *found[1:]

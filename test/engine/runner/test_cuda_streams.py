@@ -23,7 +23,7 @@ def cuda() -> Iterator[Cuda]:
 def work(cuda: Cuda, streams: CudaStreams, fails: str = ""):
     """A network on the branch and one beside it, as a chain runs them."""
 
-    def run() -> dict[str, torch.Tensor]:
+    def run() -> None:
         try:
             with streams.branch():
                 cuda.matmul()
@@ -34,7 +34,6 @@ def work(cuda: Cuda, streams: CudaStreams, fails: str = ""):
                 raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
         finally:
             streams.join()
-        return {}
 
     return run
 
@@ -45,7 +44,7 @@ def test_graphs_that_come_and_go_never_use_a_dead_pool_or_freed_workspace(cuda):
     for number in range(12):
         with streams.on("compute"):
             work(cuda, streams)()  # launched one by one, as before every capture
-        alive.append(streams.capture(work(cuda, streams))[0])
+        alive.append(streams.capture(work(cuda, streams)))
         if number % 3 == 2:
             del alive[: 1 + number % 2]  # programs that are let go
         if number == 7:
@@ -62,7 +61,7 @@ def test_graphs_that_come_and_go_never_use_a_dead_pool_or_freed_workspace(cuda):
 @pytest.mark.parametrize("where", ["branch", "beside"])
 def test_an_error_in_a_capture_shows_its_cause_and_the_next_capture_works(cuda, where):
     streams = CudaStreams(torch.device("cuda"))
-    keep, _ = streams.capture(work(cuda, streams))
+    keep = streams.capture(work(cuda, streams))
     before = dict(streams._streams), streams._pool
     with pytest.raises(RuntimeError) as caught:
         streams.capture(work(cuda, streams, where))
@@ -71,7 +70,7 @@ def test_an_error_in_a_capture_shows_its_cause_and_the_next_capture_works(cuda, 
     assert streams._pool != before[1]
     assert all(streams._streams[lane] is not stream for lane, stream in before[0].items())
     streams.synchronize()
-    again, _ = streams.capture(work(cuda, streams))
+    again = streams.capture(work(cuda, streams))
     again()
     keep()
     assert cuda.violations == 0
@@ -80,11 +79,10 @@ def test_an_error_in_a_capture_shows_its_cause_and_the_next_capture_works(cuda, 
 def test_joining_without_a_branch_waits_for_nothing(cuda):
     streams = CudaStreams(torch.device("cuda"))
 
-    def alone() -> dict[str, torch.Tensor]:
+    def alone() -> None:
         streams.join()
-        return {}
 
-    streams.capture(alone)[0]()
+    streams.capture(alone)()
     streams.join()
 
 

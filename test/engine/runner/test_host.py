@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import gc
-import weakref
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from helpers.gpu_rehearsal import RehearsalStreams, rehearsal
 from helpers.networks import embedded_networks
 from helpers.runner_frames import (
     EVERYTHING,
@@ -30,7 +30,6 @@ from dpt_ros.engine.inference.loading import NetworkError, load_networks
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.output.flying_pixels import flying_pixel_mask
 from dpt_ros.engine.pipeline import make_runner
-from dpt_ros.engine.runner.chain import Chain
 from dpt_ros.engine.runner.cuda import StreamRunner
 from dpt_ros.engine.runner.host import HostRunner, Runner
 from dpt_ros.engine.runner.streams import HostStreams
@@ -120,26 +119,18 @@ def test_every_run_before_and_after_recording_says_the_same_of_its_own_frame(net
         same(run(runner, seen, EVERYTHING)[0], one(networks, seen, EVERYTHING))
 
 
-class Graphs(HostStreams):
-    """Graphs that own nothing of what they read, as CUDA's; the host's own run the work again."""
-
-    def capture(self, work):
-        results = work()
-        return (lambda: None), results
-
-
-def test_a_captured_program_keeps_the_constants_that_its_graphs_read(networks):
-    runner = on_streams(networks, Graphs())
-    run(runner, frame(0), EVERYTHING)
-    (program,) = runner._programs.values()
-    plan = program._chain._device_inputs[0].plan
-    constants = weakref.ref(plan.row_weights)
-    del plan
-    for number in range(1, 4):
-        run(runner, frame(number), EVERYTHING)
-    gc.collect()
-    assert not isinstance(program._chain, Chain)  # but its graphs
-    assert constants() is not None
+def test_a_graph_that_outlives_its_program_is_found(networks):
+    with rehearsal() as kernels:
+        runner = on_streams(networks, RehearsalStreams(kernels))
+        for number in range(3):
+            run(runner, frame(number), EVERYTHING)
+        (program,) = runner._programs.values()
+        replay = program._run
+        runner._programs.clear()
+        del program
+        gc.collect()
+        with pytest.raises(AssertionError, match="freed"):
+            replay()
 
 
 def test_a_batch_says_of_each_camera_what_it_would_say_of_it_alone(networks):

@@ -49,7 +49,7 @@ class Faulty(HostStreams):
             self.times -= 1
             raise self.error
 
-    def capture(self, work: Callable[[], dict[str, torch.Tensor]]):
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         self._fault("capture")
         return super().capture(work)
 

@@ -39,7 +39,7 @@ from dpt_ros.engine.runner.cuda import StreamRunner
 from dpt_ros.engine.runner.host import HostRunner
 from dpt_ros.engine.scale.anchors import Anchors
 from dpt_ros.engine.settings import Settings
-from dpt_ros.engine.smoothing.steps import max_pool3x3
+from dpt_ros.engine.smoothing.maps import max_pool3x3
 
 FRAMES = 5  # two launched one by one, then the graph
 
@@ -113,7 +113,7 @@ def test_opencv_gets_no_maps_in_a_rehearsal(rehearsed, monkeypatch):
     monkeypatch.setattr(cv2, "dilate", None)
     monkeypatch.setattr(cv2, "resize", None)
     maps = torch.rand(1, 8, 9)
-    assert max_pool3x3(maps[0]).shape == (8, 9)
+    assert max_pool3x3(maps).shape == (1, 8, 9)
     assert resize_depth(maps, (16, 18), exact=False).shape == (1, 16, 18)
 
 

@@ -4,12 +4,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers.scale_estimator import ScaleEstimator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpt_ros.engine.frame import CameraModel
 from dpt_ros.engine.scale.anchors import Anchors, project_scan
-from dpt_ros.engine.scale.estimator import ScaleEstimator
 from dpt_ros.engine.scale.ground import (
     GRID_COLUMNS,
     GRID_ROWS,

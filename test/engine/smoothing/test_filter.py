@@ -8,7 +8,7 @@ import importlib
 import numpy as np
 import pytest
 import torch
-from helpers.filter_clips import CAMERA, FRAME, H, W, feed, noisy, picture, settled, slope
+from helpers.filter_clips import CAMERA, H, W, feed, noisy, picture, settled, slope
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,11 +16,12 @@ from dpt_ros import engine
 from dpt_ros.engine.frame import CameraModel
 from dpt_ros.engine.smoothing.filter import TemporalFilter, TemporalSettings
 from dpt_ros.engine.smoothing.motion import (
-    EgoMotion,
-    FlowEstimator,
+    advance,
     normalisation,
+    project,
     refine,
     relative_pose,
+    warp,
 )
 from dpt_ros.engine.smoothing.registration import fit_affine
 from dpt_ros.world import World
@@ -284,30 +285,9 @@ def test_it_helps_whatever_tells_the_motion(source: str) -> None:
     assert np.mean(errors["out"][4:]) < np.mean(errors["raw"][4:])
 
 
-def test_flow_from_a_worker_is_the_flow_computed_here() -> None:
-    estimator = FlowEstimator()
-    here, beside = TemporalFilter(), TemporalFilter()
-    rng = np.random.default_rng(0)
-    try:
-        for k in range(4):
-            rgb, inverse = np.roll(picture(), k, 1), noisy(slope(), rng)
-            estimator.submit(rgb, k * FRAME)
-            one = feed(here, k, inverse, rgb)
-            two = feed(beside, k, inverse, rgb, flow=estimator.result())
-            assert torch.equal(one.inverse_depth, two.inverse_depth)
-    finally:
-        estimator.close()
-
-
-def test_flow_that_begins_elsewhere_is_not_used() -> None:
-    estimator = FlowEstimator()
-    estimator.compute(picture(1), 5)
-    flow = estimator.compute(picture(2), FRAME)
-    steadier, plain = TemporalFilter(), TemporalFilter(TemporalSettings(use_flow=False))
-    for k, given_flow in ((0, None), (1, flow)):
-        one = feed(steadier, k, slope(), picture(2), flow=given_flow)
-        two = feed(plain, k, slope(), picture(2))
-    assert torch.equal(one.inverse_depth, two.inverse_depth)
+def batch(*arrays: np.ndarray) -> list[torch.Tensor]:
+    """Of one camera."""
+    return [torch.from_numpy(np.float32(one)[None]) for one in arrays]
 
 
 def test_refinement_takes_the_error_out_of_odometry() -> None:
@@ -318,29 +298,32 @@ def test_refinement_takes_the_error_out_of_odometry() -> None:
     true[:3, :3] = [[np.cos(0.01), 0, np.sin(0.01)], [0, 1, 0], [-np.sin(0.01), 0, np.cos(0.01)]]
     rotation, shift = relative_pose(np.eye(4), true)
     y, x = torch.meshgrid(torch.linspace(-1, 1, 24), torch.linspace(-1, 1, 32), indexing="ij")
-    places = torch.stack([x, y, torch.ones_like(x)]).flatten(1)
-    inverse = torch.rand(places.shape[1], generator=torch.Generator().manual_seed(0)) + 0.2
-    static = [torch.tensor(m, dtype=torch.float32) for m in (grid, np.linalg.inv(grid))]
-    known = EgoMotion(*(torch.tensor(m, dtype=torch.float32) for m in (rotation, shift)), *static)
-    seen_at = known.project(places, inverse)
-    guess = EgoMotion(torch.eye(3), torch.zeros(3), *static)
-    trust = torch.tensor([0.05] * 3 + [0.05] * 3)
-    found = refine(guess, places, inverse, seen_at, torch.ones_like(seen_at), trust)
-    torch.testing.assert_close(found.rotation, known.rotation, atol=3e-4, rtol=0)
-    torch.testing.assert_close(found.shift, known.shift, atol=2e-3, rtol=0)
+    places = torch.stack([x, y, torch.ones_like(x)])
+    inverse = torch.rand(1, *x.shape, generator=torch.Generator().manual_seed(0)) + 0.2
+    turned, moved, to_grid, from_grid = batch(rotation, shift, grid, np.linalg.inv(grid))
+    turn, along, _ = warp(turned, moved, to_grid, from_grid)
+    seen_at = torch.stack(project(turn, along, places, inverse), 1).flatten(2)
+    found = refine(
+        torch.eye(3)[None], torch.zeros(1, 3), from_grid, places.flatten(1), inverse.flatten(1),
+        seen_at, torch.ones_like(seen_at), torch.full((1, 6), 0.05),
+    )  # fmt: skip
+    torch.testing.assert_close(found[0], turned, atol=3e-4, rtol=0)
+    torch.testing.assert_close(found[1], moved, atol=2e-3, rtol=0)
 
 
 def test_a_point_that_is_projected_back_has_the_depth_it_had() -> None:
     rotation, shift = relative_pose(np.eye(4), np.diag([1.0, 1, 1, 1]) + np.eye(4, k=1) * 0.05)
     grid = normalisation(W, H) @ CAMERA.matrix()
-    arrays = (np.eye(3), np.array([0.02, -0.01, 0.2]), grid, np.linalg.inv(grid))
-    ego = EgoMotion(*(torch.tensor(m, dtype=torch.float32) for m in arrays))
-    places = torch.tensor([[0.3], [-0.2], [1.0]])
-    inverse = torch.tensor([0.5])
+    turn, along, form = warp(
+        *batch(np.eye(3), np.array([0.02, -0.01, 0.2]), grid, np.linalg.inv(grid))
+    )
+    places = torch.tensor([0.3, -0.2, 1.0])[:, None, None]
+    inverse = torch.tensor([[[0.5]]])
     before = 1 / (1 / inverse + 0.2)  # the camera came 0.2 m nearer to it
     assert shift.shape == (3,)
     assert rotation.shape == (3, 3)
-    torch.testing.assert_close(ego.advance(ego.project(places, inverse), before), inverse)
+    x, y = project(turn, along, places, inverse)
+    torch.testing.assert_close(advance(form, x, y, before), inverse)
 
 
 def test_the_fit_finds_scale_and_shift_among_outliers_and_does_not_flatten() -> None:
@@ -349,17 +332,17 @@ def test_the_fit_finds_scale_and_shift_among_outliers_and_does_not_flatten() -> 
     raw = (truth - 0.05) / 1.1 * (1 + 0.05 * torch.randn(2000, generator=rng))
     target = truth * (1 + 0.02 * torch.randn(2000, generator=rng))
     target[:400] *= 1.6
-    usable = torch.ones(2000)
-    fit, fits = fit_affine(raw, target, usable, torch.tensor([1.0, 0]), torch.tensor([1.0, 0]))
-    assert abs(float(fit[0]) - 1.1) < 0.04
-    assert abs(float(fit[1]) - 0.05) < 0.02
+    start = torch.tensor([[1.0, 0]])
+    fit, fits = fit_affine(raw[None], target[None], torch.ones(1, 2000), start, start)
+    assert abs(float(fit[0, 0]) - 1.1) < 0.04
+    assert abs(float(fit[0, 1]) - 0.05) < 0.02
     assert 0.75 < float(fits) < 0.85
 
 
 def test_too_few_samples_leave_the_map_as_it_was() -> None:
-    start = torch.tensor([1.3, 0.1])
+    start, none = torch.tensor([[1.3, 0.1]]), torch.zeros(1, 500)
     fit, _ = fit_affine(
-        torch.rand(500), torch.rand(500), torch.zeros(500), start, torch.tensor([1.0, 0])
+        torch.rand(1, 500), torch.rand(1, 500), none, start, torch.tensor([[1.0, 0]])
     )
     torch.testing.assert_close(fit, start)
 

@@ -3,46 +3,61 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 from helpers.filter_clips import CAMERA, FRAME, H, W, feed, noisy, picture, settled, slope
 
-from dpt_ros.engine.smoothing.filter import TemporalFilter, TemporalSettings, _flow_maps
-from dpt_ros.engine.smoothing.motion import Flow, FlowEstimator
-from dpt_ros.engine.smoothing.state import FilterGains, FilterState, Observation
-from dpt_ros.engine.smoothing.steps import (
-    clamp,
-    flow_disagreement,
-    kalman_gain,
-    pixel_grid,
-    smooth_logits,
-)
+from dpt_ros.engine.packed import pack
+from dpt_ros.engine.smoothing import steps
+from dpt_ros.engine.smoothing.filter import TemporalFilter, TemporalSettings, plan_frame
+from dpt_ros.engine.smoothing.maps import pixel_grid
+from dpt_ros.engine.smoothing.motion import flow_disagreement, solve
+from dpt_ros.engine.smoothing.state import FILTER_FIELDS, MOTION_FIELDS, FilterState
+from dpt_ros.engine.smoothing.steps import look, smooth_logits
+from dpt_ros.engine.smoothing.update import blend, clamp
 
 NOISE = 0.05
-GAINS = FilterGains(NOISE, min_gain=0.1, label_gain=0.25, moving_gain=0.3)
-HERE = pixel_grid(8, 8, torch.device("cpu"))
+GAINS = {
+    "measurement_noise": NOISE,
+    "min_gain": 0.1,
+    "label_gain": 0.25,
+    "moving_gain": 0.3,
+    "has_flow": 1,
+}
+NUMBERS = torch.from_numpy(pack(FILTER_FIELDS, GAINS))[None]
+HERE = pixel_grid(8, 8, torch.device("cpu"))[None]
 
 
 def flat(value: float) -> torch.Tensor:
-    return torch.full((8, 8), value)
+    return torch.full((1, 8, 8), value)
 
 
-def observed(flow: torch.Tensor | None = None) -> Observation:
-    one = flat(1.0)
-    return Observation(one, one, one, flat(100.0), flow, exposure_gain=torch.tensor(1.0))
+def looked(now: float = 1.0, residual: float = 0.0) -> torch.Tensor:
+    """A frame of one inverse depth whose flow says that nothing moves."""
+    front = torch.stack([flat(now), flat(1.0), flat(100.0)], 1)
+    return torch.cat([front, HERE[:, :2], flat(residual)[:, None], torch.ones(1, 2, 8, 8)], 1)
 
 
 def weight(now: float, was: float, variance: float = 0.0, **given: float) -> float:
     """The gain where past and present say this; ``moving``, ``left`` and ``residual`` by flow."""
-    flow = torch.cat([HERE[:2], flat(given.get("residual", 0.0))[None], torch.ones(2, 8, 8)])
-    maps = torch.stack([flat(was), flat(variance), flat(100.0), flat(given.get("left", 0.0))])
-    moving = flat(given["moving"]) if "moving" in given else None
-    where = HERE[:2] + given.get("outside", 0.0)
-    found = kalman_gain(flat(now), flat(was), maps, where, moving, observed(flow), GAINS)
-    return float(found[4, 4])
+    seen = looked(now, given.get("residual", 0.0))
+    seen[0, 0, 3, 3], seen[0, 0, 5, 5] = 0.1, 9.0  # so that nothing is clamped
+    maps = torch.stack([flat(was), flat(variance), flat(100.0), flat(given.get("left", 0.0))], 1)
+    turn, ego = np.eye(3), "moving" in given
+    turn[0, 2] = given.get("outside", 0.0)
+    if given.get("moving"):
+        seen[:, 3] += 2 / 7 * 2  # flow contradicts the camera, which stands still
+        maps[:, 2] = 200.0
+    motion = {
+        "turn": turn, "form": [0, 0, 1, 0], "has_ego": ego, "reliable": ego, "fit": [1, 0],
+        "affine": [1, 0], "usual": [1, 0],
+    }  # fmt: skip
+    has_flow = ego or "residual" in given
+    numbers = torch.from_numpy(pack(FILTER_FIELDS, GAINS | {"has_flow": has_flow}))[None]
+    packed = torch.from_numpy(pack(MOTION_FIELDS, motion))[None]
+    found = blend(seen, flat(now), maps, packed, torch.tensor([[1.0, 1.0]]), numbers)
+    return float(found[3][0, 4, 4])
 
 
 def test_the_gain_is_kalmans_and_never_less_than_the_least() -> None:
@@ -73,8 +88,9 @@ def test_what_moves_by_itself_and_where_it_was_are_believed_sooner() -> None:
 
 def test_the_past_is_kept_within_its_neighbourhood() -> None:
     now = flat(2.0)
-    now[3, 3] = 3.0
-    high, low = (clamp(flat(value), now, GAINS) for value in (9.0, 0.1))
+    now[0, 3, 3] = 3.0
+    noise = torch.full((1, 1, 1), NOISE)
+    high, low = (clamp(flat(value), now, noise)[0] for value in (9.0, 0.1))
     assert float(high[6, 6]) == pytest.approx(2.0 * (1 + 1.5 * NOISE))
     assert float(high[4, 4]) == pytest.approx(3.0 + 2.0 * 1.5 * NOISE)
     assert float(low[4, 4]) == pytest.approx(2.0 * (1 - 1.5 * NOISE))
@@ -82,17 +98,13 @@ def test_the_past_is_kept_within_its_neighbourhood() -> None:
 
 def test_flow_contradicts_the_camera_beyond_a_pixel_and_a_half_and_some_of_the_way() -> None:
     pixel = 2 / 7  # of 8 x 8, normalised
-    past = FilterState(
-        torch.stack([flat(1.0), flat(0.0), flat(120.0), flat(0.0)]), None, HERE, HERE
-    )
 
-    def of(apart: float, way: float, residual: float = 3.0) -> tuple[float, float]:
-        flow = torch.cat([HERE[:2], flat(residual)[None], torch.ones(2, 8, 8)])
-        flow[0] += way * pixel
-        where = flow[:2].clone()
-        where[1] += apart * pixel
-        brighter = replace(observed(flow), exposure_gain=torch.tensor(0.8))
-        differs, worse = flow_disagreement(brighter, HERE, where, past)
+    def of(apart: float, way: float) -> tuple[float, float]:
+        seen = looked(residual=3.0)
+        seen[:, 3] += way * pixel
+        x, y = seen[:, 3], seen[:, 4] + apart * pixel
+        past, exposure = flat(120.0), torch.tensor([0.8])
+        differs, worse = flow_disagreement(seen, HERE[0], x, y, past, exposure, (8, 8))
         return float(differs.mean()), float(worse.mean())
 
     assert of(1.4, 0.0)[0] == 0
@@ -103,15 +115,20 @@ def test_flow_contradicts_the_camera_beyond_a_pixel_and_a_half_and_some_of_the_w
 
 
 def test_labels_keep_their_past_as_far_as_depth_does() -> None:
-    fresh = torch.stack([flat(1.0), flat(-1.0)])
-    past = -fresh
+    fresh = torch.stack([flat(1.0), flat(-1.0)], 1)
     for weight_, belief in ((0.1, 0.75), (0.375, 0.375), (0.6, 0.0)):
-        found = smooth_logits(fresh, past, HERE[:2], flat(weight_), GAINS)
-        assert found is not None
-        assert float(found[0, 4, 4]) == pytest.approx(1 - 2 * belief, abs=1e-5)
-    for other in (None, torch.zeros(3, 8, 8), torch.zeros(2, 4, 4)):
-        assert smooth_logits(fresh, other, HERE[:2], flat(0.1), GAINS) is fresh
-    assert smooth_logits(None, past, HERE[:2], flat(0.1), GAINS) is None
+        found = smooth_logits(fresh, -fresh, HERE[:, :2], flat(weight_), NUMBERS)
+        assert float(found[0, 0, 4, 4]) == pytest.approx(1 - 2 * belief, abs=1e-5)
+    for other in (None, torch.zeros(1, 3, 8, 8), torch.zeros(1, 2, 4, 4)):
+        found = smooth_logits(fresh + 3, other, HERE[:, :2], flat(0.1), NUMBERS)
+        torch.testing.assert_close(found, fresh)
+
+
+def test_elimination_without_pivots_solves_the_normal_equations() -> None:
+    rows = torch.randn(3, 40, 6, generator=torch.Generator().manual_seed(0))
+    matrix, side = rows.transpose(1, 2) @ rows + torch.eye(6), torch.ones(3, 6, 1)
+    known = torch.from_numpy(solve(matrix.numpy(), side.numpy()))
+    torch.testing.assert_close(solve(matrix, side), known)
 
 
 # --- the whole filter
@@ -148,17 +165,63 @@ def test_labels_follow_the_world_whatever_tells_the_motion(told_by: str) -> None
 
 
 def test_flow_of_any_size_tells_the_pixel_where_a_place_was() -> None:
-    one = torch.ones(16, 40)
-    size, displacement = (8, 10), np.zeros((8, 10, 2), np.float32)
-    displacement[:] = (1.5, 1.0)  # of 10 x 8 pixels: 6 across and 2 down of 40 x 16
-    empty = np.zeros(size, np.float32)
-    luma, weight = np.zeros(size, np.uint8), np.ones((2, *size), np.float32)
-    flow = Flow(displacement, empty, weight, luma, FRAME, 0)
-    found = _flow_maps(flow, Observation(one, one, one, one))
+    flow = torch.zeros(1, 5, 8, 10)
+    flow[:, 0], flow[:, 1] = 1.5, 1.0  # of 10 x 8 pixels: 6 across and 2 down of 40 x 16
+    found = look(torch.ones(1, 16, 40), torch.zeros(1, 8, 10), flow)[0, 3:5]
     here = pixel_grid(16, 40, torch.device("cpu"))
-    x, y = (found[:2] - here[:2]) * torch.tensor([39 / 2, 15 / 2])[:, None, None]
+    x, y = (found - here[:2]) * torch.tensor([39 / 2, 15 / 2])[:, None, None]
     torch.testing.assert_close(x, torch.full((16, 40), 6.0))
     torch.testing.assert_close(y, torch.full((16, 40), 2.0))
+
+
+def test_each_camera_of_a_batch_is_filtered_as_alone_in_numpy_and_torch_whatever_a_fresh_state(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rng = np.random.default_rng(0)
+    floor = torch.from_numpy(slope())
+    numbers, fresh = [], torch.tensor([False, False, True, False])
+    for pose, image, stamp in ((0.01, True, FRAME), (None, True, FRAME), (0, True, 0),
+                               (0.02, False, FRAME)):  # fmt: skip
+        poses = [None if pose is None else shifted(x) for x in (0.0, pose or 0.0)]
+        size, set_ = (H, W), TemporalSettings()
+        history = plan_frame(None, set_, 0, CAMERA, poses[0], "", size, image)[2]
+        packed, reason, _ = plan_frame(history, set_, stamp, CAMERA, poses[1], "", size, image)
+        assert bool(reason) == (stamp == 0)
+        numbers.append(torch.from_numpy(packed))
+    count = len(numbers)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(count, *shape, generator=generator)
+
+    raw = torch.stack([torch.from_numpy(noisy(slope(), rng)) for _ in range(count)])
+    raw[1, 5:9, 3:20] = torch.nan
+    luma = torch.stack([torch.from_numpy(picture(k)[..., 1]).float() for k in range(count)])
+    past = floor.expand(count, H, W)
+    maps = torch.stack([past, 0.002 * torch.ones_like(past), luma.roll(1, 2), past * 0], 1)
+    affine = torch.tensor([[1.0, 0.0], [1.1, 0.01], [0.9, 0.0], [1.0, 0.0]])
+    age = torch.tensor([3.0, 9.0, 5.0, 1.0])
+    state = [maps, random(3, 30, 40), affine, age, luma.roll(1, 2)]
+    for values in state:
+        values[fresh] = torch.nan
+    frame = [raw, affine.nan_to_num(1.0), random(3, 30, 40), luma, torch.stack(numbers)]
+    after, *together = steps.smooth(FilterState(*state), *frame)
+    assert all(bool(torch.isfinite(one[fresh]).all()) for one in vars(after).values())
+    assert bool((together[3][fresh] == 1).all())
+    flow = steps.optical_flow(luma, state[-1])
+    monkeypatch.setattr(steps, "optical_flow", lambda *_: flow)
+    monkeypatch.setattr("dpt_ros.engine.output.postprocess.on_host", lambda values: False)
+    in_torch = steps.smooth(FilterState(*state), *frame)
+    monkeypatch.undo()
+    for k in range(count):
+        alone = steps.smooth(FilterState(*(x[k : k + 1] for x in state)),
+                             *(x[k : k + 1] for x in frame))  # fmt: skip
+        for one, other, third in zip(
+            [*vars(after).values(), *together], [*vars(alone[0]).values(), *alone[1:]],
+            [*vars(in_torch[0]).values(), *in_torch[1:]], strict=True,
+        ):  # fmt: skip
+            torch.testing.assert_close(one[k], other[0], atol=1e-3, rtol=1e-3, equal_nan=True)
+            torch.testing.assert_close(third[k], other[0], atol=1e-3, rtol=1e-3, equal_nan=True)
 
 
 def shifted(metres: float) -> np.ndarray:
@@ -228,18 +291,6 @@ def test_without_odometry_scale_returns_sooner_to_what_the_network_says() -> Non
         return float(np.median(steady.inverse_depth.numpy() / slope()))
 
     assert after(None) > after(np.eye(4)) + 0.02
-
-
-def test_flow_is_used_where_there_is_no_picture() -> None:
-    estimator = FlowEstimator()
-    here, beside = TemporalFilter(), TemporalFilter()
-    rng = np.random.default_rng(0)
-    for k in range(4):
-        rgb, inverse = np.roll(picture(), k, 1), noisy(slope(), rng)
-        flow = estimator.compute(rgb, k * FRAME)
-        one = feed(here, k, inverse, rgb)
-        two = feed(beside, k, inverse, None, flow=flow)  # type: ignore[arg-type]
-        assert torch.equal(one.inverse_depth, two.inverse_depth)
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["odometry", "nothing"])

@@ -152,25 +152,24 @@ def _ours(bench: Bench, graph: bool = True, compiled: bool = False) -> Call:
     with streams.on("compute"):
         chain = Chain(bench.networks(compiled), kind, False, bench.settings, streams)
 
-        def eager() -> dict[str, Tensor]:
-            maps = chain.infer(chain.preprocess(bench.pixels))
-            return chain.finish(maps, bench.pixels, float("inf"))
+        found: dict[str, Tensor] = {}
+
+        def work() -> None:
+            images, _ = chain.preprocess(bench.pixels)
+            found.update(chain.finish(chain.infer(images), bench.pixels, float("inf")))
 
         for _ in range(3):
-            found = eager()
+            work()
     streams.synchronize()
-    if graph:
-        replay, found = streams.capture(eager)
+    replay = streams.capture(work) if graph else work
 
     def call() -> dict[str, Tensor]:
         with streams.on("compute"):
-            if graph:
-                replay()
-            results = found if graph else eager()
+            replay()
             done = torch.cuda.current_stream().record_event() if on_gpu else None
         if done is not None:
             torch.cuda.current_stream().wait_event(done)
-        return {"labels" if k == "labels" else "depth": v for k, v in results.items()}
+        return {"labels" if k == "labels" else "depth": v for k, v in found.items()}
 
     return call
 
