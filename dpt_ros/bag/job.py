@@ -157,5 +157,6 @@ def machine(networks: Networks) -> dict[str, Any]:
         "precision": networks.precision,
         "torch": torch.__version__,
         "dpt_ros": ours,
+        "states": 2,  # form of the cameras' states
         "threads": 0 if on_gpu else torch.get_num_threads(),
     }

@@ -256,6 +256,7 @@ class TemporalFilter:
         odom_from_camera: np.ndarray | None = None,
         metric_affine: tuple[float, float] | None = None,
         *,
+        flow: object | None = None,
         frame_id: str = "",
         anchors: tuple[float, float] | None = None,
     ) -> FilteredFrame:
@@ -273,11 +274,19 @@ class TemporalFilter:
             metric_affine: scale and shift of this frame's ``inverse_depth`` to 1/m, as measured
                 by other sensors; None where it is in 1/m already.
             frame_id: the optical frame; another one is another camera.
+            flow: deprecated and ignored: flow is always computed here.
             anchors: deprecated name of ``metric_affine``.
 
         Raises:
             ValueError: an argument has the wrong shape.
         """
+        if flow is not None:
+            warnings.warn(
+                "The argument flow of TemporalFilter.update is deprecated and ignored: optical"
+                " flow is computed from rgb.",
+                DeprecationWarning,
+                stacklevel=3,
+            )
         if anchors is not None:
             warnings.warn(
                 "The argument anchors of TemporalFilter.update is deprecated: use metric_affine.",

@@ -417,6 +417,8 @@ def test_the_old_names_work_and_tell_the_new_ones() -> None:
         old = TemporalFilter().update(slope(), None, picture(), 0, anchors=(2.0, 0.1))
     assert warned[0].filename == __file__
     assert torch.equal(old.inverse_depth, scaled.inverse_depth)
+    with pytest.warns(DeprecationWarning, match="flow is computed from rgb"):
+        TemporalFilter().update(slope(), None, picture(), 0, flow=object())
     with pytest.warns(DeprecationWarning, match=r"from dpt_ros\.engine\."):
         module = importlib.import_module("dpt_ros.engine.temporal")
     assert module.TemporalFilter is engine.TemporalFilter is TemporalFilter
