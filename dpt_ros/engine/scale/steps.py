@@ -94,10 +94,14 @@ def _fit_frame(
 ) -> tuple[Array, Array]:
     height, width = raw.shape[-2:]
     reach = reach_of(width)
-    column, row = arrays.whole(anchors[..., 0] * width), arrays.whole(anchors[..., 1] * height)
-    here, left, right = (_limited(column + k, width) for k in (0, -reach, reach))
-    same, up, down = (_limited(row + k, height) * width for k in (0, -reach, reach))
-    places = arrays.stack([same + here, same + left, same + right, up + here, down + here], -2)
+    # An anchor's pixel, those to its left and right, and those above and below.
+    k = arrays.numbers(5, raw)[:, None]
+    beside, above = ((k == i + 1) * reach - (k == i) * reach for i in (1, 3))
+    column, row = (
+        arrays.whole(anchors[..., None, :, axis] * size) + offset
+        for axis, size, offset in ((0, width, beside), (1, height, above))
+    )
+    places = _limited(row, height) * width + _limited(column, width)
     flat = raw.reshape(*raw.shape[:-2], -1)
     around = arrays.gather(flat, places)
     x, q = around[..., 0, :], anchors[..., 2]
@@ -272,7 +276,7 @@ def update_table(
         target = arrays.where(some, averaged, target)
     step = arrays.minimum(arrays.maximum(target - before, -MAX_TABLE_STEP), MAX_TABLE_STEP)
     table = arrays.where(fresh, target, before + step)
-    return arrays.where(abs(table) > LEAST, table, arrays.zeros(table))
+    return table * (abs(table) > LEAST)
 
 
 def apply_table(raw_inverse_depth: Tensor, table: Tensor, affine: Tensor) -> Tensor:
