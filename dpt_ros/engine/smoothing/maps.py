@@ -161,12 +161,15 @@ def square_root(values: Array) -> Array:
     return values.sqrt()
 
 
-def places(x: Array, y: Array, size: tuple[int, int]) -> Any:
-    """What ``sample`` takes, of positions (B, ...) in maps (H, W), normalised."""
-    if not isinstance(x, np.ndarray):
-        return torch.stack([x, y], -1)
+def places(position: Array, size: tuple[int, int]) -> Any:
+    """What ``sample`` takes, of positions (B, 2, h, w), normalised, in maps (H, W)."""
+    if not isinstance(position, np.ndarray):
+        return position.movedim(1, -1)
     half_height, half_width = (size[0] - 1) / 2, (size[1] - 1) / 2
-    return scaled(x, half_width, half_width), scaled(y, half_height, half_height)
+    return (
+        scaled(position[:, 0], half_width, half_width),
+        scaled(position[:, 1], half_height, half_height),
+    )
 
 
 def interleaved(maps: Array) -> Any:
@@ -195,9 +198,10 @@ def centre(logits: Tensor) -> tuple[Array, Array]:
 
 
 def sample(maps: Any, where: Any) -> Array:
-    """(B, C, H, W), or ``interleaved``, at positions from ``places``; the nearest value beyond the
-    border."""
+    """(B, C, H, W), or ``interleaved``, at positions from ``places``, of each camera or of one for
+    all; the nearest value beyond the border."""
     if isinstance(maps, Tensor):
+        where = where.expand(len(maps), -1, -1, -1)
         return F.grid_sample(
             maps, where, mode="bilinear", padding_mode="border", align_corners=True
         )
@@ -206,27 +210,35 @@ def sample(maps: Any, where: Any) -> Array:
     count = maps[0].shape[2] if mixed else maps.shape[1]
     found = np.empty((len(maps), count, *x.shape[1:]), np.float32)
     for k, one in enumerate(maps):
+        at = x[k % len(x)], y[k % len(x)]
         if mixed:
-            cv2.split(_remap(one, x[k], y[k]), list(found[k]))
+            cv2.split(_remap(one, *at), list(found[k]))
             continue
         for plane, into in zip(one, found[k], strict=True):
-            _remap(plane, x[k], y[k], into)
+            _remap(plane, *at, into)
     return found
 
 
-def sample_again(found: Array, maps: Any, x: Array, y: Array, mask: Array) -> Array:
-    """What ``sample`` found (B, C, h, w), where the positions x and y (B, h, w) are others now: at
-    a mask (B, h, w) of 1, else 0."""
-    if isinstance(maps, Tensor):
-        return sample(maps, places(x, y, (maps.shape[2], maps.shape[3])))
-    for k, one in enumerate(maps):
-        left, top, width, height = cv2.boundingRect(mask[k].astype(np.uint8))
+def sample_elsewhere(
+    mask: Array, elsewhere: Array, position: Array, found: Array, maps: Any, size: tuple[int, int]
+) -> tuple[Array, Array]:
+    """Positions (B, 2, h, w), and what ``sample`` found there (B, C, h, w), with other positions
+    where a mask (B, h, w) is 1. Both are changed on a CPU, where the rest is not sampled again.
+
+    Args:
+        maps, size: what to sample from, and its height and width.
+    """
+    if not isinstance(mask, np.ndarray):
+        position = library(mask).where(mask[:, None] > 0, elsewhere, position)
+        return position, sample(maps, places(position, size))
+    for k, one in enumerate(mask.astype(np.uint8)):
+        left, top, width, height = cv2.boundingRect(one)
         if width:
-            part = (slice(k, k + 1), slice(top, top + height), slice(left, left + width))
-            size = one.shape[:2] if isinstance(maps, list) else one.shape[1:]
-            again = sample(maps[k : k + 1], places(x[part], y[part], size))
-            found[k, :, part[1], part[2]] = again[0]
-    return found
+            rows, columns = slice(top, top + height), slice(left, left + width)
+            part = (slice(k, k + 1), slice(None), rows, columns)
+            np.copyto(position[part], elsewhere[part], where=one[rows, columns] > 0)
+            found[part] = sample(maps[k : k + 1], places(position[part], size))
+    return position, found
 
 
 def _remap(

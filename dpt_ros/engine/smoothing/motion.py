@@ -14,6 +14,7 @@ from dpt_ros.engine.smoothing.maps import (
     LARGEST,
     Array,
     above,
+    empty,
     identity,
     length,
     library,
@@ -64,7 +65,7 @@ def warp(
     return to_grid @ rotation @ from_grid, (to_grid @ shift)[:, :, 0], form
 
 
-def project(turn: Array, shift: Array, grid: Array, inverse_depth: Array) -> tuple[Array, Array]:
+def project(turn: Array, shift: Array, grid: Array, inverse_depth: Array) -> Array:
     """Positions of pixels in the previous frame.
 
     Args:
@@ -73,34 +74,35 @@ def project(turn: Array, shift: Array, grid: Array, inverse_depth: Array) -> tup
         inverse_depth: (B, h, w) 1/m.
 
     Returns:
-        x and y (B, h, w), normalised.
+        (B, 2, h, w) normalised x and y.
     """
     factors = library(turn).concatenate([turn, shift[:, :, None]], 2)
     x, y, z = (linear(factors[:, k], grid[:1], grid[1:2], inverse_depth) for k in range(3))
     near = 1.0 / z.clip(_MIN_DEPTH_RATIO, LARGEST)
-    x *= near
-    y *= near
-    return x, y
+    position = empty(near, len(near), 2, *near.shape[1:])
+    position[:, 0], position[:, 1] = x * near, y * near
+    return position
 
 
-def advance(form: Array, x: Array, y: Array, inverse_depth: Array) -> Array:
+def advance(form: Array, position: Array, inverse_depth: Array) -> Array:
     """Inverse depth (B, h, w), 1/m, of static points in this frame.
 
     Args:
         form: (B, 4), from ``warp``: the ratio of the depths is linear in position and inverse
             depth.
-        x, y: (B, h, w) in the previous frame, normalised.
+        position: (B, 2, h, w) in the previous frame, normalised.
         inverse_depth: (B, h, w) in the previous frame, 1/m.
     """
-    ratio = linear(form, x, y, inverse_depth).clip(_MIN_DEPTH_RATIO, LARGEST)
+    ratio = linear(form, position[:, 0], position[:, 1], inverse_depth).clip(
+        _MIN_DEPTH_RATIO, LARGEST
+    )
     return inverse_depth / ratio
 
 
 def flow_disagreement(
     seen: Array,
     grid: Array,
-    x: Array,
-    y: Array,
+    position: Array,
     luma: Array,
     exposure: Array,
     size: tuple[int, int],
@@ -110,7 +112,7 @@ def flow_disagreement(
     Args:
         seen: (B, 8, h, w), from ``look``, at the pixels of the grid.
         grid: (3, h, w), from ``pixel_grid``.
-        x, y: (B, h, w) in the previous frame by the camera's motion, normalised.
+        position: (B, 2, h, w) in the previous frame by the camera's motion, normalised.
         luma: (B, h, w) grey levels of the state there.
         exposure: (B,) factor of them.
         size: height and width of the maps.
@@ -124,7 +126,8 @@ def flow_disagreement(
     to_x *= x_half
     to_y *= y_half
     error = length(
-        weighted(seen[:, 3], x_half, x, -x_half), weighted(seen[:, 4], y_half, y, -y_half)
+        weighted(seen[:, 3], x_half, position[:, 0], -x_half),
+        weighted(seen[:, 4], y_half, position[:, 1], -y_half),
     )
     error = weighted(error, 1.0, length(to_x, to_y), -_FLOW_TOLERANCE[1])
     worse = luma * exposure[:, None, None]
@@ -132,9 +135,10 @@ def flow_disagreement(
     return above(error, _FLOW_TOLERANCE[0]), abs(worse) - seen[:, 5]
 
 
-def outside(x: Array, y: Array) -> Array:
-    """(B, h, w) 1 where a position is outside of the previous frame, else 0."""
-    return above(library(x).maximum(abs(x), abs(y)), 1.0)
+def outside(position: Array) -> Array:
+    """(B, h, w) 1 where a position (B, 2, h, w) is outside of the previous frame, else 0."""
+    size = abs(position)
+    return above(library(size).maximum(size[:, 0], size[:, 1]), 1.0)
 
 
 def refine(

@@ -43,8 +43,7 @@ from dpt_ros.engine.smoothing.maps import (
     places,
     resize,
     sample,
-    sample_again,
-    select,
+    sample_elsewhere,
     tensor,
     thumbnail,
 )
@@ -229,21 +228,20 @@ def register(
     turn, along, form = warp(rotation, shift, n["to_grid"], n["from_grid"])
     turn, along = choose(has_ego, turn, still), choose(~has_ego, 0.0, along)
 
-    x, y = project(turn, along, grid, current)
-    warped = sample(maps[:, :3], places(x, y, size))
-    differs, worse = flow_disagreement(seen, grid, x, y, warped[:, 2], correlation[:, 0], size)
+    position = project(turn, along, grid, current)
+    warped = sample(maps[:, :3], places(position, size))
+    differs, worse = flow_disagreement(seen, grid, position, warped[:, 2], correlation[:, 0], size)
     moving = differs * above(worse, -LUMA_NOISE)
     refuted = (differs * above(worse, 2 * LUMA_NOISE)).mean((1, 2)) > _MAX_WORSE
     refuted = refuted & (differs.mean((1, 2)) > _MAX_DIFFERING)
     reliable = has_ego & ~(has_flow & refuted)
     moving = choose(~(both & reliable), 0.0, moving)
     by_flow = choose(has_flow & ~reliable, 1.0, moving)
-    x, y = select(by_flow, seen[:, 3], x), select(by_flow, seen[:, 4], y)
-    warped = sample_again(warped, maps[:, :3], x, y, by_flow)
+    position, warped = sample_elsewhere(by_flow, seen[:, 3:5], position, warped, maps[:, :3], size)
     form = choose(reliable, form, identity(4, seen)[None, 2])
-    usable = (1 - above(warped[:, 1], 0.1)) * seen[:, 1] * (1 - moving) * (1 - outside(x, y))
+    usable = (1 - above(warped[:, 1], 0.1)) * seen[:, 1] * (1 - moving) * (1 - outside(position))
     fit, inliers = fit_affine(
-        _flat(seen[:, 0]), _flat(advance(form, x, y, warped[:, 0])), _flat(usable), affine,
+        _flat(seen[:, 0]), _flat(advance(form, position, warped[:, 0])), _flat(usable), affine,
         metric_affine,
     )  # fmt: skip
 
@@ -282,12 +280,11 @@ def smooth_logits(
     position, gain, past, numbers, grid = arrays(*values)
     if tuple(gain.shape[2:]) != size:
         # corners aligned, as the head upsamples the logits
-        x, y = (one + 0 * current[:, 0] for one in grid[:2])
-        here = places(x, y, (gain.shape[2], gain.shape[3]))
+        here = places(grid[None, :2], (gain.shape[2], gain.shape[3]))
         position, gain = sample(position, here), sample(gain, here)
     n = unpack(FILTER_FIELDS, numbers)
     past = choose(n["fresh"] > 0, 0.0, past)
-    where = places(position[:, 0], position[:, 1], size)
+    where = places(position, size)
     weight = (1 - (gain - _LABEL_GATE[0]) / _LABEL_GATE[1]).clip(0.0, 1.0)
     weight *= 1 - n["label_gain"][:, None, None, None]
     smoothed = empty(past, *past.shape)

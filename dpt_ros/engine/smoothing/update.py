@@ -21,7 +21,7 @@ from dpt_ros.engine.smoothing.maps import (
     opened,
     places,
     sample,
-    sample_again,
+    sample_elsewhere,
     scaled,
     select,
     square_root,
@@ -73,28 +73,27 @@ def blend(
     )
     fresh, size = n["fresh"] > 0, (maps.shape[2], maps.shape[3])
     maps, exposure = choose(fresh, 1.0, maps), choose(fresh, 1.0, correlation[:, 0])
-    n |= unpack(MOTION_FIELDS, motion)
+    n |= unpack(MOTION_FIELDS, motion)  # its "shift" and "has_ego" are those that apply
     begin = fresh | (n["reset_code"] > 0)
     has_flow, has_ego, reliable = n["has_flow"] > 0, n["has_ego"] > 0, n["reliable"] > 0
     current = bounded_affine(seen[:, 0], n["affine"], n["usual"])
 
-    x, y = project(n["turn"], n["shift"], grid, current)
+    position = project(n["turn"], n["shift"], grid, current)
     past = interleaved(maps)
-    warped = sample(past, places(x, y, size))
-    differs, worse = flow_disagreement(seen, grid, x, y, warped[:, 2], exposure, size)
+    warped = sample(past, places(position, size))
+    differs, worse = flow_disagreement(seen, grid, position, warped[:, 2], exposure, size)
     differs *= above(worse, -LUMA_NOISE)
     moving = choose(~(has_ego & has_flow & reliable), 0.0, opened(differs))
     by_flow = choose(has_flow & ~reliable, 1.0, moving)
-    x, y = select(by_flow, seen[:, 3], x), select(by_flow, seen[:, 4], y)
-    warped = sample_again(warped, past, x, y, by_flow)
+    position, warped = sample_elsewhere(by_flow, seen[:, 3:5], position, warped, past, size)
     # The state follows this frame's change of scale, so that there is no step in the innovation.
     change = n["affine"][:, 0] / n["fit"][:, 0]
-    moved = advance(n["form"], x, y, warped[:, 0])
+    moved = advance(n["form"], position, warped[:, 0])
     moved = scaled(moved, change, n["affine"][:, 1] - n["fit"][:, 1] * change)
 
     noise = n["measurement_noise"][:, None, None]
     predicted = choose(begin, current, clamp(moved, current, noise))
-    gain = kalman_gain(current, predicted, moved, warped[:, 1], outside(x, y), n)
+    gain = kalman_gain(current, predicted, moved, warped[:, 1], outside(position), n)
     trace = choose(~(has_ego & has_flow), 0.0, warped[:, 3])
     floor = _TRACE_GAIN * (1 - moving)
     floor *= trace
@@ -118,7 +117,7 @@ def blend(
     luma[:] = seen[:, 2]
     xp.multiply(trace, _TRACE_DECAY, out=left)
     xp.maximum(moving, left, out=left)
-    found = after, select(seen[:, 1], mean, raw), variance, gain, xp.stack([x, y], 1)
+    found = after, select(seen[:, 1], mean, raw), variance, gain, position
     return tuple(tensor(one) for one in found)  # type: ignore[return-value]
 
 

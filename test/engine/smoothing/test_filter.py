@@ -302,7 +302,7 @@ def test_refinement_takes_the_error_out_of_odometry() -> None:
     inverse = torch.rand(1, *x.shape, generator=torch.Generator().manual_seed(0)) + 0.2
     turned, moved, to_grid, from_grid = batch(rotation, shift, grid, np.linalg.inv(grid))
     turn, along, _ = warp(turned, moved, to_grid, from_grid)
-    seen_at = torch.stack(project(turn, along, places, inverse), 1).flatten(2)
+    seen_at = project(turn, along, places, inverse).flatten(2)
     found = refine(
         torch.eye(3)[None], torch.zeros(1, 3), from_grid, places.flatten(1), inverse.flatten(1),
         seen_at, torch.ones_like(seen_at), torch.full((1, 6), 0.05),
@@ -322,8 +322,8 @@ def test_a_point_that_is_projected_back_has_the_depth_it_had() -> None:
     before = 1 / (1 / inverse + 0.2)  # the camera came 0.2 m nearer to it
     assert shift.shape == (3,)
     assert rotation.shape == (3, 3)
-    x, y = project(turn, along, places, inverse)
-    torch.testing.assert_close(advance(form, x, y, before), inverse)
+    position = project(turn, along, places, inverse)
+    torch.testing.assert_close(advance(form, position, before), inverse)
 
 
 def test_the_fit_finds_scale_and_shift_among_outliers_and_does_not_flatten() -> None:

@@ -102,9 +102,9 @@ def test_flow_contradicts_the_camera_beyond_a_pixel_and_a_half_and_some_of_the_w
     def of(apart: float, way: float) -> tuple[float, float]:
         seen = looked(residual=3.0)
         seen[:, 3] += way * pixel
-        x, y = seen[:, 3], seen[:, 4] + apart * pixel
+        position = torch.stack([seen[:, 3], seen[:, 4] + apart * pixel], 1)
         past, exposure = flat(120.0), torch.tensor([0.8])
-        differs, worse = flow_disagreement(seen, HERE[0], x, y, past, exposure, (8, 8))
+        differs, worse = flow_disagreement(seen, HERE[0], position, past, exposure, (8, 8))
         return float(differs.mean()), float(worse.mean())
 
     assert of(1.4, 0.0)[0] == 0
