@@ -9,9 +9,6 @@ import torch
 from torch import Tensor
 
 from dpt_ros.engine.scale.kalman import KALMAN
-from dpt_ros.engine.scale.plan import (
-    ScaleSettings,
-)
 from dpt_ros.engine.scale.steps import (
     COLUMNS,
     DEPTHS,
@@ -19,8 +16,6 @@ from dpt_ros.engine.scale.steps import (
     correct,
     fit_frame,
 )
-
-_DEFAULTS = ScaleSettings()
 
 
 class ScaleConstants(NamedTuple):
