@@ -37,7 +37,10 @@ def arrays(*tensors: Tensor) -> tuple[Array, ...]:
 
 def tensor(values: Array) -> Tensor:
     """The way back."""
-    return torch.from_numpy(values) if isinstance(values, np.ndarray) else values
+    # NumPy 1 makes float64 of float32 scalars in places.
+    if isinstance(values, np.ndarray):
+        return torch.from_numpy(values.astype(np.float32, copy=False))
+    return values
 
 
 def library(values: Array) -> Any:
@@ -244,7 +247,27 @@ def sample_elsewhere(
 def _remap(
     values: np.ndarray, x: np.ndarray, y: np.ndarray, into: np.ndarray | None = None
 ) -> np.ndarray:
-    return cv2.remap(values, x, y, cv2.INTER_LINEAR, into, cv2.BORDER_REPLICATE)
+    if _EXACT_REMAP:
+        return cv2.remap(values, x, y, cv2.INTER_LINEAR, into, cv2.BORDER_REPLICATE)
+    height, width = values.shape[:2]
+    where = np.stack([x * (2 / (width - 1)) - 1, y * (2 / (height - 1)) - 1], -1)
+    maps = torch.from_numpy(values.reshape(1, height, width, -1)).movedim(3, 1)
+    at = torch.from_numpy(where.astype(np.float32))[None]
+    found = F.grid_sample(maps, at, padding_mode="border", align_corners=True)[0].movedim(0, 2)
+    result = found.numpy().reshape(*x.shape, *values.shape[2:])
+    if into is not None:
+        into[...] = result
+    return result
+
+
+def _remap_is_exact() -> bool:
+    """OpenCV 4 rounds positions to 1/32 pixel, which repeated every frame would blur."""
+    at = np.full((1, 1), 0.51, np.float32)
+    values = np.array([[0, 1], [0, 1]], np.float32)
+    return bool(abs(cv2.remap(values, at, at, cv2.INTER_LINEAR)[0, 0] - 0.51) < 1e-4)
+
+
+_EXACT_REMAP = _remap_is_exact()
 
 
 def opened(mask: Array) -> Array:

@@ -9,7 +9,7 @@ import torch
 from helpers.filter_clips import CAMERA, FRAME, H, W, feed, noisy, picture, settled, slope
 
 from dpt_ros.engine.packed import pack
-from dpt_ros.engine.smoothing import steps
+from dpt_ros.engine.smoothing import maps, steps
 from dpt_ros.engine.smoothing.filter import TemporalFilter, TemporalSettings, plan_frame
 from dpt_ros.engine.smoothing.maps import pixel_grid
 from dpt_ros.engine.smoothing.motion import flow_disagreement, solve
@@ -316,3 +316,18 @@ def test_a_filter_that_is_restored_goes_on_as_the_other(known: bool) -> None:
     for k in (3, 4):
         inverse = noisy(slope(), rng)
         assert step(one, k, inverse) == step(other, k, inverse)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_where_opencv_rounds_positions_maps_are_sampled_exactly_too(monkeypatch, mixed) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.random((1, 4, 12, 16), np.float32)
+    x, y = (rng.uniform(-1, size, (1, 9, 7)).astype(np.float32) for size in (16, 12))
+    where = torch.from_numpy(np.stack([x / 7.5 - 1, y / 5.5 - 1], -1))
+    expected = torch.nn.functional.grid_sample(
+        torch.from_numpy(values), where, padding_mode="border", align_corners=True
+    )
+    given = maps.interleaved(values) if mixed else values
+    for exact in (maps._EXACT_REMAP, False):
+        monkeypatch.setattr(maps, "_EXACT_REMAP", exact)
+        np.testing.assert_allclose(maps.sample(given, (x, y)), expected, atol=1e-5)
