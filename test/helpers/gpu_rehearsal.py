@@ -12,7 +12,7 @@ loaded first by it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from inspect import ismethod
 from typing import Any
@@ -154,8 +154,9 @@ class RehearsalStreams(HostStreams):
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         self._kernels.capturing = True
+        captured = Captured()
         try:
-            with Captured():
+            with captured:
                 self.begin_capture()
                 work()
         except BaseException:
@@ -169,29 +170,62 @@ class RehearsalStreams(HostStreams):
             self._kernels.capturing = False
         if self._forked:
             raise RuntimeError("CUDA error: capturing stream has unjoined work")
-        return replay_of(work)
+        return replay_of(work, captured.outside)
 
 
-def replay_of(work: Callable[[], None]) -> Callable[[], None]:
-    """What repeats captured work. As a graph, it keeps nothing of what it reads alive."""
+def replay_of(work: Callable[[], None], outside: set[int] | None = None) -> Callable[[], None]:
+    """What repeats captured work. As a graph, it keeps nothing of what it reads alive, and its own
+    memory aside it knows those addresses only that its capture used: ``outside``, None where
+    another check sees to that."""
     method = WeakMethod(work) if ismethod(work) else lambda: work
 
     def replay() -> None:
         again = method()
         assert again is not None, "what a graph reads was freed"
-        with torch.inference_mode():
+        with torch.inference_mode(), nullcontext() if outside is None else Touched() as touched:
             again()
+        assert touched is None or touched.outside <= outside, "a graph would not use this memory"
 
     return replay
 
 
-class Captured(TorchDispatchMode):
+class Touched(TorchDispatchMode):
+    """Work whose memory is watched.
+
+    Attributes:
+        outside: storages that it uses and did not make.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outside: set[int] = set()
+        self._made: dict[int, Tensor] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.outside.update(k for k in _storages((args, kwargs)) if k not in self._made)
+        result = func(*args, **(kwargs or {}))
+        new = _storages(result)
+        self._made.update((k, one) for k, one in new.items() if k not in self.outside)
+        return result
+
+
+def _storages(given: Any) -> dict[int, Tensor]:
+    """Tensors by the address of their memory."""
+    found = {
+        one.untyped_storage().data_ptr(): one
+        for one in tree_leaves(given)
+        if isinstance(one, Tensor) and one.layout == torch.strided
+    }
+    found.pop(0, None)  # of no size
+    return found
+
+
+class Captured(Touched):
     """Work that is captured: it refuses what brings a value to the host, and nothing is computed:
     memory from outside is in the end as it was before."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._made: dict[int, Tensor] = {}
         self._before: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -205,12 +239,7 @@ class Captured(TorchDispatchMode):
             info = argument.alias_info
             if info is not None and info.is_write and isinstance(given, Tensor):
                 self._keep(given)
-        result = func(*args, **(kwargs or {}))
-        if not func.is_view:
-            for made in tree_leaves(result):
-                if isinstance(made, Tensor) and made.layout == torch.strided:
-                    self._made.setdefault(made.untyped_storage().data_ptr(), made)
-        return result
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
     def _keep(self, given: Tensor) -> None:
         place = given.untyped_storage().data_ptr()

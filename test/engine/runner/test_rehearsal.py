@@ -117,6 +117,23 @@ def test_opencv_gets_no_maps_in_a_rehearsal(rehearsed, monkeypatch):
     assert resize_depth(maps, (16, 18), exact=False).shape == (1, 16, 18)
 
 
+def test_a_replay_that_would_use_other_memory_than_its_capture_is_found(rehearsed):
+    class Counter:
+        total = torch.zeros(2)
+
+        def work(self) -> None:
+            self.total += torch.ones(2)
+
+    counter = Counter()
+    replay = RehearsalStreams(rehearsed).capture(counter.work)
+    assert counter.total.tolist() == [0, 0]  # a capture computes nothing
+    replay()
+    assert counter.total.tolist() == [1, 1]
+    counter.total = torch.zeros(2)
+    with pytest.raises(AssertionError, match="would not use this memory"):
+        replay()
+
+
 @pytest.mark.parametrize("shared", [True, False], ids=["one network", "two networks"])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_mode_gives_every_frame(host_networks, gpu_networks, rehearsed, name, shared):
