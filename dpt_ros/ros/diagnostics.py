@@ -165,7 +165,7 @@ def ready_message(networks: Networks, inputs: Iterable[str], outputs: Iterable[s
     """One line for the log: networks, device, topics subscribed to and published."""
     names = {"depth": networks.depth_name, "labels": networks.label_name}
     running = [f"{output} {name}" for output, name in names.items() if name]
-    return (
+    return (  # launch/dpt.launch.py waits for the first two words
         f"Ready on {_device_name(networks.device)}, {networks.precision}: {', '.join(running)}."
         f" Subscribed: {', '.join(inputs)}. Published: {', '.join(outputs)}."
     )
