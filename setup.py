@@ -19,6 +19,8 @@ PROGRAMS = {
     "dpt_bag": "dpt_ros.apps.bag:main",
     "dpt_evaluate": "dpt_ros.apps.evaluate:main",
     "dpt_train": "dpt_ros.apps.train:main",
+    "dpt_run": "dpt_ros.apps.run:main",
+    "dpt_export": "dpt_ros.apps.export:main",
     "dpt_view": "dpt_ros.apps.view:main",
     "dpt_bench": "dpt_ros.apps.bench:main",
     "dpt_status": "dpt_ros.apps.status:main",
@@ -57,6 +59,11 @@ def ros(distribution: str, rclpy: str) -> list[str]:
 # Another way to run the networks on a CPU (backend: openvino).
 OPENVINO = ["openvino>=2025.2,<2027"]
 
+# Networks as ONNX files (dpt_export), and run by ONNX Runtime (backend: onnxruntime).
+ONNX = ["onnx>=1.18,<2", "onnxruntime>=1.20,<2", "onnxscript>=0.5,<1"]
+# Compressed video (image_transport: video; dpt_bag, dpt_run).
+VIDEO = ["av>=14,<19"]
+
 # Many bags on many processes or machines (dpt_bag --ray).
 RAY = ["ray>=2.40,<3"]
 # NYUv2's .mat files (dpt_evaluate, dpt_train).
@@ -68,9 +75,11 @@ VIEW = ["rerun-sdk>=0.41,<0.50; python_version >= '3.11'"]
 
 TEST = [
     *DATASETS,
+    *ONNX,
     *OPENVINO,
     *RAY,
     *TENSORBOARD,
+    *VIDEO,
     *VIEW,
     "colcon-common-extensions>=0.3,<0.4",
     "hypothesis>=6.100,<7",
@@ -115,9 +124,11 @@ setup(
         "ros": ros("jazzy", ">=7.1,<8"),
         "ros-kilted": ros("kilted", ">=9.1,<10"),
         "datasets": DATASETS,
+        "onnx": ONNX,
         "openvino": OPENVINO,
         "ray": RAY,
         "tensorboard": TENSORBOARD,
+        "video": VIDEO,
         "view": VIEW,
         "test": TEST,
     },
