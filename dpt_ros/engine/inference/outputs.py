@@ -37,6 +37,7 @@ class Outputs(nn.Module):
         self.heads = [heads[task] for task in model.spec.tasks]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) -> inverse depth (B, H, W), logits (B, C, H / 2, W / 2), as far as known."""
-        features = self.model.features(images)
-        return tuple(head(features) for head in self.heads)
+        """(B, 3, H, W) -> inverse depth (B, H, W), logits (B, C, H / 2, W / 2), as far as known;
+        float32, whatever the format of the weights."""
+        features = self.model.features(images.to(self.model.encoder.cls_token.dtype))
+        return tuple(head(features).float() for head in self.heads)
