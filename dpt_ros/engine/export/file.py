@@ -11,18 +11,19 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import nn
 
-# Keys of the metadata; every value is JSON.
+from dpt_ros.data.onnx_metadata import SPEC as SPEC
+from dpt_ros.data.onnx_metadata import read_metadata as read_metadata
+
+# Keys of the metadata, beside SPEC; every value is JSON.
 KIND = "dpt_ros.kind"
 """network, frame or step."""
 NETWORK = "dpt_ros.network"
 """Names of the networks."""
-SPEC = "dpt_ros.spec"
-"""What a runner has to know of the network: normalisation, sizes, tasks, class names."""
 SOURCE = "dpt_ros.source"
 """Where the weights are from: file name and sha256."""
 VERSION = "dpt_ros.version"
@@ -159,56 +160,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The metadata of an ONNX file: key to JSON. Needs no package, and skips the weights.
-
-    Raises:
-        OSError: the file cannot be read.
-        ExportError: it is no ONNX file, or is cut off.
-    """
-    found = {}
-    with Path(path).expanduser().open("rb") as file:
-        end = os.fstat(file.fileno()).st_size
-        try:
-            for number, _, size in _fields(file, end):
-                stop = file.tell() + size
-                if number == 14:  # ModelProto.metadata_props: StringStringEntryProto
-                    entry = {}
-                    for key, _, length in _fields(file, stop):
-                        entry[key] = file.read(length).decode()
-                    found[entry[1]] = entry.get(2, "")
-                file.seek(stop)
-        except (EOFError, KeyError, UnicodeDecodeError) as error:
-            raise ExportError(f"{path} is not a complete ONNX file.") from error
-    return found
-
-
-def _fields(file: BinaryIO, end: int) -> Iterator[tuple[int, int, int]]:
-    """Number, wire type and length of each field of a protobuf message, the file at its start."""
-    while file.tell() < end:
-        tag = _varint(file)
-        number, wire = tag >> 3, tag & 7
-        if wire == 0:
-            _varint(file)
-            size = 0
-        elif wire == 2:
-            size = _varint(file)
-        else:
-            raise EOFError  # ONNX's messages at this level have nothing else
-        if not number or file.tell() + size > end:
-            raise EOFError
-        yield number, wire, size
-
-
-def _varint(file: BinaryIO) -> int:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = file.read(1)
-        if not byte:
-            raise EOFError
-        value |= (byte[0] & 0x7F) << shift
-        if byte[0] < 0x80:
-            return value
-    raise EOFError
