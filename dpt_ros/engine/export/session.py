@@ -44,9 +44,7 @@ class _File:
             raise ExportError(f"{path} is no step: write one with dpt_export --step.")
         self.path, self.names = os.fspath(path), metadata[NETWORK]
         self.spec, self.fields = metadata[SPEC], metadata[FIELDS]
-        self.session = onnxruntime.InferenceSession(
-            self.path, options, providers=list(providers)
-        )
+        self.session = onnxruntime.InferenceSession(self.path, options, providers=list(providers))
         self.outputs = [one.name for one in self.session.get_outputs()]
         self.state = {
             one.name.removeprefix(STATE): (tuple(one.shape[1:]), _NUMPY[one.type])

@@ -20,9 +20,7 @@ _torch_only: ContextVar[bool] = ContextVar("torch_only", default=False)
 def on_host(values: torch.Tensor) -> bool:
     """Whether the values are on the CPU, where OpenCV is faster than torch, unless torch is to
     compute everything, see ``torch_only``."""
-    return values.device.type == "cpu" and not (
-        _torch_only.get() or torch.compiler.is_exporting()
-    )
+    return values.device.type == "cpu" and not (_torch_only.get() or torch.compiler.is_exporting())
 
 
 @contextmanager
