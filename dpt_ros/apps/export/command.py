@@ -21,7 +21,6 @@ from dpt_ros.engine.input.encodings import check_shape, find_encoding
 from dpt_ros.engine.runner.chain import Kind
 from dpt_ros.model import create_model
 from dpt_ros.model.describe import described_spec
-from dpt_ros.model.dpt import DPT
 from dpt_ros.model.factory import model_spec, weights_path
 
 
