@@ -64,7 +64,12 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--step", action="store_true", help="export scale and smoothing, too")
     add("--precision", choices=("fp32", "fp16"), default="fp32",
         help="of weights and activations, not of inputs and outputs (default: fp32)")  # fmt: skip
-    add("--batch", type=_count, metavar="N", help="fixed batch (default: any; 1 of a step)")
+    add(
+        "--batch",
+        type=_count,
+        metavar="N",
+        help="fixed batch (default: any; 1 of a frame or step)",
+    )
     add("--size", type=_size, metavar="HxW", help="of the network's input, fixed (default: any; of"
         " a frame that of the node)")  # fmt: skip
     add("--encoding", metavar="NAME", help="of the camera's pixels (default: rgb8)")

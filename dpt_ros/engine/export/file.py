@@ -63,6 +63,7 @@ def write(
     metadata: dict[str, str],
     precision: str = "fp32",
     external_data: bool = False,
+    rewrite: bool = True,
 ) -> None:
     """Write a module as an ONNX file (opset 18), checked by onnx, complete or not at all.
 
@@ -78,6 +79,8 @@ def write(
             noted in the metadata.
         external_data: put the weights into a second file, PATH.data. Done without asking where
             they exceed the 2 GiB that an ONNX file may have.
+        rewrite: let onnxscript look for patterns to rewrite, as runtimes do when they load the
+            file; its time grows with the square of the number of operations.
 
     Raises:
         ImportError: onnx or onnxscript is not installed.
@@ -158,6 +161,7 @@ def _converted(
             output_names=list(outputs),
             opset_version=OPSET,
             dynamic_shapes=dynamic_shapes,
+            optimize=rewrite,
             verbose=False,
         )
     assert program is not None  # only the exporter before torch.export gives None
@@ -191,6 +195,26 @@ def _symbols(exported: torch.export.ExportedProgram, model: Model) -> dict[str, 
         for own, given in zip(node.meta["val"].shape, value.shape or (), strict=True)
         if not isinstance(own, int)
     }
+
+
+def _simplify(model: Any) -> None:
+    """What onnxscript.optimizer does, without its patterns."""
+    import onnx_ir.passes.common as common
+    from onnxscript.optimizer import fold_constants
+
+    common.InlinePass()(model)
+    fold_constants(model)
+    for once in (
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedFunctionsPass(),
+        common.RemoveUnusedOpsetsPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.DeduplicateInitializersPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.OutputFixPass(),
+        common.NameFixPass(),
+    ):
+        once(model)
 
 
 @contextmanager

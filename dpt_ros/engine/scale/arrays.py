@@ -119,14 +119,18 @@ def product(matrix: Array, vector: Array) -> Array:
 
 
 def ascending(x: Array) -> Array:
-    """Sorted along the last axis, NaN last."""
-    return x.sort(-1).values if isinstance(x, Tensor) else np.sort(x)
+    """Sorted along the last axis, NaN last; of tensors as +inf, since ONNX does not order NaN."""
+    if isinstance(x, Tensor):
+        return torch.where(x == x, x, torch.inf).sort(-1).values
+    return np.sort(x)
 
 
 def first_true(x: Array) -> Array:
     """Indices along the last axis: of what is True in its order, then of the rest."""
     if isinstance(x, Tensor):
-        return x.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)
+        count = x.shape[-1]  # of different keys, since not every runtime sorts stably
+        keys = torch.arange(count, device=x.device) + count * (~x).long()
+        return keys.sort(-1).values % count
     return np.argsort(~x, kind="stable")
 
 
