@@ -63,8 +63,13 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--frame", action="store_true", help="export preprocessing and outputs, too")
     what.add_argument("--step", action="store_true", help="export scale and smoothing, too")
     add("--precision", choices=("fp32", "fp16"), default="fp32",
-        help="of weights and activations; inputs and outputs are float32 (default: fp32)")  # fmt: skip
-    add("--batch", type=_count, metavar="N", help="fixed batch (default: any; 1 of a step)")
+        help="of weights and activations, not of inputs and outputs (default: fp32)")  # fmt: skip
+    add(
+        "--batch",
+        type=_count,
+        metavar="N",
+        help="fixed batch (default: any; 1 of a frame or step)",
+    )
     add("--size", type=_size, metavar="HxW", help="of the network's input, fixed (default: any; of"
         " a frame that of the node)")  # fmt: skip
     add("--encoding", metavar="NAME", help="of the camera's pixels (default: rgb8)")
@@ -136,11 +141,14 @@ def _file_error(args: argparse.Namespace) -> str | None:
         return None if out.is_file() else f"The file {out} does not exist."
     if out.suffix != ".onnx":
         return f"{out} cannot be written: give a name that ends in .onnx."
-    if out.is_dir() or not os.access(out.parent, os.W_OK):
-        there = out.parent.is_dir()
-        why = "it is a folder" if out.is_dir() else "there is no write permission"
-        return f"{out} cannot be written: {why if there else f'the folder {out.parent} does not exist'}."
-    return None
+    why = ""
+    if not out.parent.is_dir():
+        why = f"the folder {out.parent} does not exist"
+    elif out.is_dir():
+        why = "it is a folder"
+    elif not os.access(out.parent, os.W_OK):
+        why = f"no permission to write to the folder {out.parent}"
+    return f"{out} cannot be written: {why}." if why else None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

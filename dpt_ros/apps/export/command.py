@@ -16,12 +16,10 @@ from dpt_ros.apps.report import table
 from dpt_ros.engine.export.file import PRECISION, read_metadata
 from dpt_ros.engine.export.network import export_network, spec_of
 from dpt_ros.engine.export.parity import TOLERANCES, Difference, compare_network
-from dpt_ros.engine.frame import OutputRequest
 from dpt_ros.engine.input.encodings import check_shape, find_encoding
 from dpt_ros.engine.runner.chain import Kind
 from dpt_ros.model import create_model
 from dpt_ros.model.describe import described_spec
-from dpt_ros.model.dpt import DPT
 from dpt_ros.model.factory import model_spec, weights_path
 
 
@@ -73,8 +71,9 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _write_frame(args: argparse.Namespace, name: str, weights: str | None) -> None:
-    from dpt_ros.engine.export.frame import export_frame, export_networks
+    from dpt_ros.engine.export.frame import all_outputs, export_frame, export_networks
     from dpt_ros.engine.export.step import export_step
+    from dpt_ros.engine.inference.loading import label_fields
     from dpt_ros.engine.parameter_file import read_settings
 
     settings, _ = read_settings(None, args.given)
@@ -84,22 +83,20 @@ def _write_frame(args: argparse.Namespace, name: str, weights: str | None) -> No
     depth, labels = (model if task in model.tasks else None for task in ("depth", "labels"))
     if labels is None and settings.label_network not in ("auto", "none"):
         labels = create_model(settings.label_network, settings.label_weights or None, fold=True)
-    networks = export_networks(depth, labels, settings, args.precision)
-    request = OutputRequest(
-        depth=depth is not None and (args.step or networks.metric),
-        inverse=depth is not None and not networks.metric,
-        labels=labels is not None,
-        confidence=labels is not None,
-        deviation=depth is not None and args.step,
-    )
+    classes = label_fields(labels and labels.spec, settings, torch.device("cpu"))
+    networks = export_networks(depth, labels, args.precision, **classes)
     height, width = args.image_size or (480, 640)
     encoding = find_encoding(args.encoding or "rgb8")
     channels = (encoding.channels,) if encoding.channels else ()
     shape = (round(height * encoding.planes), width, *channels)
-    kind = Kind(args.encoding or "rgb8", shape, np.dtype(encoding.dtype).name, request)
+    outputs = all_outputs(networks, args.step)
+    kind = Kind(args.encoding or "rgb8", shape, np.dtype(encoding.dtype).name, outputs)
     check_shape(kind.shape, kind.encoding)
-    batch = {"batch": args.batch} if args.batch else {}
-    (export_step if args.step else export_frame)(networks, kind, settings, args.out, **batch)
+    export = export_step if args.step else export_frame
+    export(
+        networks, kind, settings, args.out, args.batch or 1, _source(name, weights),
+        args.external_data,
+    )  # fmt: skip
     _report(args.out)
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -173,12 +174,30 @@ def _converted(
         values += node.outputs
         node.metadata_props.clear()  # stack traces, with paths
         node.doc_string = None
+    symbols = _symbols(exported, model)
     for value in values:
         value.metadata_props.clear()
+        shape = value.shape
+        for axis, side in enumerate(shape or ()):
+            if shape is not None and not isinstance(side, int) and side.value:
+                shape[axis] = re.sub(r"\w+", lambda it: symbols.get(it[0], it[0]), side.value)
+    model.graph.metadata_props.clear()
     model.metadata_props.clear()
     model.graph.doc_string = None
     model.producer_name, model.producer_version = "dpt_ros", __version__
     return model
+
+
+def _symbols(exported: torch.export.ExportedProgram, model: Model) -> dict[str, str]:
+    """What PyTorch calls the open sizes, s77, and what the inputs call them."""
+    mine = [node for node in exported.graph.nodes if node.op == "placeholder"]
+    mine = [node for node in mine if node.name in exported.graph_signature.user_inputs]
+    return {
+        str(own).rpartition("*")[2]: str(given).rpartition("*")[2]
+        for node, value in zip(mine, model.graph.inputs, strict=True)
+        for own, given in zip(node.meta["val"].shape, value.shape or (), strict=True)
+        if not isinstance(own, int)
+    }
 
 
 def _simplify(model: Model) -> None:
