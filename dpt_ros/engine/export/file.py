@@ -100,7 +100,7 @@ def write(
     import onnx_ir
 
     with _folder_beside(path) as folder:
-        model = _converted(module, args, inputs, outputs, dynamic_shapes)
+        model = _converted(module, args, inputs, outputs, dynamic_shapes, rewrite)
         model.graph.name = path.stem
         model.metadata_props.update(metadata | {PRECISION: f'"{precision}"'})
         weights = [value.const_value for value in model.graph.initializers.values()]
@@ -151,6 +151,7 @@ def _converted(
     inputs: Sequence[str],
     outputs: Sequence[str],
     dynamic_shapes: Any,
+    rewrite: bool,
 ) -> Model:
     """The module as a model of onnx_ir, without traces of this machine."""
     with torch.no_grad(), _quiet():
@@ -166,6 +167,8 @@ def _converted(
         )
     assert program is not None  # only the exporter before torch.export gives None
     model = program.model
+    if not rewrite:
+        _simplify(model)
     values = [*model.graph.inputs, *model.graph.initializers.values()]
     for node in model.graph.all_nodes():
         values += node.outputs
@@ -197,7 +200,7 @@ def _symbols(exported: torch.export.ExportedProgram, model: Model) -> dict[str, 
     }
 
 
-def _simplify(model: Any) -> None:
+def _simplify(model: Model) -> None:
     """What onnxscript.optimizer does, without its patterns."""
     import onnx_ir.passes.common as common
     from onnxscript.optimizer import fold_constants

@@ -126,7 +126,7 @@ class FrameModule(nn.Module):
 
     @staticmethod
     def bits(pixels: Tensor) -> Tensor:
-        """uint16 as int16 of the same bits, which the chain takes; by arithmetic, which ONNX has."""
+        """uint16 as int16 of the same bits, as the chain takes it; ONNX has no view."""
         if pixels.dtype != torch.uint16:
             return pixels
         values = pixels.to(torch.int32)
