@@ -126,6 +126,8 @@ def _option_error(args: argparse.Namespace) -> str | None:
             f"--size is {args.size[0]}x{args.size[1]}, but height and width must be multiples of"
             f" {step} for {args.network}."
         )
+    if args.step and (args.parity or args.parity_only) and (args.batch or 1) > 1:
+        return f"--batch is {args.batch}, but a step is compared with one camera: leave it out."
     if args.parity_only and args.external_data:
         return "--external-data: nothing is written with --parity-only."
     return None
@@ -136,7 +138,7 @@ def _file_error(args: argparse.Namespace) -> str | None:
     packages += ["onnxruntime"] if args.parity or args.parity_only else []
     if missing := [name for name in packages if find_spec(name) is None]:
         return f"Not installed: {', '.join(missing)}. pip install 'dpt_ros[onnx]'"
-    out = args.out.expanduser()
+    out = args.out
     if args.parity_only:
         return None if out.is_file() else f"The file {out} does not exist."
     if out.suffix != ".onnx":
@@ -151,9 +153,17 @@ def _file_error(args: argparse.Namespace) -> str | None:
     return f"{out} cannot be written: {why}." if why else None
 
 
+def written(path: Path) -> str:
+    """What to print about a file that is written."""
+    both = (path, path.with_name(f"{path.name}.data"))
+    sizes = [f"{one} ({one.stat().st_size / 1e6:.1f} MB)" for one in both if one.is_file()]
+    return f"Written: {', '.join(sizes)}"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``dpt_export``. Returns the exit code."""
     args = _parser().parse_args(argv)
+    args.out = args.out.expanduser()
     error = _argument_error(args)
     if error is not None:
         print(f"dpt_export: {error}", file=sys.stderr)
