@@ -137,7 +137,7 @@ def _file_error(args: argparse.Namespace) -> str | None:
     packages = [] if args.parity_only else ["onnx", "onnxscript"]
     packages += ["onnxruntime"] if args.parity or args.parity_only else []
     if missing := [name for name in packages if find_spec(name) is None]:
-        return f"Not installed: {', '.join(missing)}. pip install 'dpt_ros[onnx]'"
+        return f"Packages are missing: pip install {' '.join(missing)}."
     out = args.out
     if args.parity_only:
         return None if out.is_file() else f"The file {out} does not exist."
