@@ -153,13 +153,6 @@ def _file_error(args: argparse.Namespace) -> str | None:
     return f"{out} cannot be written: {why}." if why else None
 
 
-def written(path: Path) -> str:
-    """What to print about a file that is written."""
-    both = (path, path.with_name(f"{path.name}.data"))
-    sizes = [f"{one} ({one.stat().st_size / 1e6:.1f} MB)" for one in both if one.is_file()]
-    return f"Written: {', '.join(sizes)}"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``dpt_export``. Returns the exit code."""
     args = _parser().parse_args(argv)

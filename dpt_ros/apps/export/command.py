@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from dpt_ros.apps.export import written
+from dpt_ros.apps.export import frame
 from dpt_ros.apps.report import table
 from dpt_ros.engine.export.file import PRECISION, read_metadata
 from dpt_ros.engine.export.network import export_network, spec_of
@@ -39,8 +39,6 @@ def _run(args: argparse.Namespace) -> int:
     if weights == "random":
         print("Weights are random as asked: the predictions mean nothing.", file=sys.stderr)
     if args.frame or args.step:
-        from dpt_ros.apps.export import frame
-
         return 0 if frame.export(args, name, weights, _source(name, weights)) else 1
     if not args.parity_only:
         model = create_model(name, weights=weights, fold=True)
@@ -49,7 +47,7 @@ def _run(args: argparse.Namespace) -> int:
             external_data=args.external_data, source=_source(name, weights),
         )  # fmt: skip
         del model
-        print(written(args.out))
+        print(frame.written(args.out))
     if not (args.parity or args.parity_only):
         return 0
     spec_of(args.out)  # a frame or a step, or no file of dpt_export, is refused

@@ -6,11 +6,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from dpt_ros.apps.export import written
 from dpt_ros.apps.report import table
 from dpt_ros.engine.export.compare import compare_frame, compare_step
 from dpt_ros.engine.export.frame import all_outputs, export_frame, export_networks
@@ -64,6 +64,13 @@ def export(
         pixels = (np.stack([one.pixels] * (args.batch or 1)) for one in _video(kind, frames))
         found = compare_frame(args.out, networks, kind, settings, pixels)
     return _judge(found, TOLERANCES[args.precision], frames)
+
+
+def written(path: Path) -> str:
+    """What to print about a file that is written."""
+    both = (path, path.with_name(f"{path.name}.data"))
+    sizes = [f"{one} ({one.stat().st_size / 1e6:.1f} MB)" for one in both if one.is_file()]
+    return f"Written: {', '.join(sizes)}"
 
 
 def _kind(args: argparse.Namespace, outputs: OutputRequest) -> Kind:
