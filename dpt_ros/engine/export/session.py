@@ -136,6 +136,20 @@ class StepSession:
         """Forget the past of all cameras."""
         self._cameras.reset()
 
+    def state_dict(self) -> dict[str, Any]:
+        """The state of all cameras, as ``Runner.state_dict`` gives it, but as arrays."""
+        records = self._cameras.state_dict()
+        return {name: {"record": records[name], "state": self._states[name]} for name in records}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from the result of ``state_dict``, or of a runner's with the same networks and
+        settings."""
+        self._cameras.load_state_dict({name: parts["record"] for name, parts in state.items()})
+        self._states = {
+            name: {key: np.asarray(value) for key, value in parts["state"].items()}
+            for name, parts in state.items()
+        }
+
     def __call__(self, frames: Sequence[Frame]) -> list[Prediction]:
         """Process a frame of each of up to B cameras, B the batch of the files.
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from dpt_ros.engine.runner.cameras import Cameras
 from dpt_ros.engine.runner.chain import Chain, Kind, depth_limit, is_refined
 from dpt_ros.engine.runner.step import FIELDS as PARTS
 from dpt_ros.engine.runner.step import NUMBERS, State, frame_numbers, step
+from dpt_ros.engine.scale.arrays import double as as_double
+from dpt_ros.engine.scale.arrays import single_precision
 from dpt_ros.engine.scale.plan import ScaleStats
 from dpt_ros.engine.settings import Settings
 from dpt_ros.engine.smoothing.state import RESET_REASONS
@@ -67,6 +70,7 @@ class StepModule(FrameModule):
 
     Args:
         networks, kind, settings: see ``FrameModule``.
+        double: whether scale and shift are estimated in float64, as in the node, or in float32.
 
     Attributes:
         state_names: names of ``State.tensors``, in the order of the inputs.
@@ -77,17 +81,25 @@ class StepModule(FrameModule):
 
     refined = True
 
-    def __init__(self, networks: Networks, kind: Kind, settings: Settings) -> None:
+    def __init__(
+        self, networks: Networks, kind: Kind, settings: Settings, double: bool = True
+    ) -> None:
         if not is_refined(networks, settings):
             raise ExportError(
                 "A step needs a depth network, and smoothing.strength above 0 or a scale.source;"
                 " export with --frame instead."
             )
         super().__init__(networks, kind, settings, settings.smoothing_strength > 0)
+        self._numbers_in = nullcontext if double else single_precision
         self.state_names = list(self._blank(1))
 
     def _blank(self, batch: int) -> dict[str, Tensor]:
-        return State.blank(self.chain, batch, torch.device("cpu")).tensors()
+        blank = State.blank(self.chain, batch, torch.device("cpu")).tensors()
+        with self._numbers_in():
+            return {
+                k: as_double(one) if one.dtype == torch.float64 else one
+                for k, one in blank.items()
+            }
 
     def example(self, batch: int) -> tuple[Tensor, ...]:
         state = self._blank(batch)
@@ -95,7 +107,8 @@ class StepModule(FrameModule):
 
     def forward(self, pixels: Tensor, numbers: Tensor, *state: Tensor) -> list[Tensor]:
         before = State.of(dict(zip(self.state_names, state, strict=True)))
-        after, outputs = step(self.chain, before, self.bits(pixels), lambda: numbers)
+        with self._numbers_in():
+            after, outputs = step(self.chain, before, self.bits(pixels), lambda: numbers)
         assert after is not None
         told = [outputs[name] for name in (*self.names, "reset_code", "scale")]
         return told + list(after.tensors().values())
@@ -109,6 +122,7 @@ def export_step(
     batch: int = 1,
     source: Mapping[str, str] | None = None,
     external_data: bool = False,
+    double: bool = True,
 ) -> None:
     """Write the step as an ONNX file.
 
@@ -121,12 +135,13 @@ def export_step(
 
     Args:
         networks, kind, settings, path, batch, source, external_data: see ``export_frame``.
+        double: see ``StepModule``; TensorRT has no float64.
 
     Raises:
         ImportError, OSError: see ``write``.
         ExportError, ValueError: see ``StepModule``.
     """
-    module = StepModule(networks, kind, settings)
+    module = StepModule(networks, kind, settings, double)
     state = module.state_names
     inputs = ["pixels", "numbers", *(STATE + name for name in state)]
     outputs = [*module.names, "reset_code", "scale", *(NEW_STATE + name for name in state)]
