@@ -76,6 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--image-size", type=_size, metavar="HxW", help="of the camera's image (default: 480x640)")
     add("-p", dest="given", action="append", default=[], metavar="NAME:=VALUE",
         help="a parameter of the node, for --frame and --step; may be repeated")  # fmt: skip
+    add("--no-float64", action="store_true", help="estimate the scale of a step in float32, for"
+        " TensorRT and others without float64")  # fmt: skip
     add("--external-data", action="store_true", help="put the weights into OUT.data; done without"
         " asking above 2 GB")  # fmt: skip
     parity = parser.add_mutually_exclusive_group()
@@ -126,6 +128,8 @@ def _option_error(args: argparse.Namespace) -> str | None:
             f"--size is {args.size[0]}x{args.size[1]}, but height and width must be multiples of"
             f" {step} for {args.network}."
         )
+    if args.no_float64 and not args.step:
+        return "--no-float64: only with --step; networks and frames have no float64."
     if args.step and (args.parity or args.parity_only) and (args.batch or 1) > 1:
         return f"--batch is {args.batch}, but a step is compared with one camera: leave it out."
     if args.parity_only and args.external_data:

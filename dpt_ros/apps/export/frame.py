@@ -50,20 +50,22 @@ def export(
     networks = export_networks(depth, labels, args.precision, **classes)
     kind = _kind(args, all_outputs(networks, args.step))
     if not args.parity_only:
-        write = export_step if args.step else export_frame
-        batch = args.batch or 1
-        write(networks, kind, settings, args.out, batch, source, args.external_data)
+        given = (networks, kind, settings, args.out, args.batch or 1, source, args.external_data)
+        if args.step:
+            export_step(*given, double=not args.no_float64)
+        else:
+            export_frame(*given)
         print(written(args.out))
     if not (args.parity or args.parity_only):
         return True
-    frames = 60 if args.step else 3
+    frames, tolerance = 60 if args.step else 3, TOLERANCES[args.precision]
     if args.step:
         session = StepSession(args.out, providers=["CPUExecutionProvider"])
-        found = compare_step(session, networks, settings, _video(kind, frames))
+        found = compare_step(session, networks, settings, _video(kind, frames), 3 * tolerance)
     else:
         pixels = (np.stack([one.pixels] * (args.batch or 1)) for one in _video(kind, frames))
         found = compare_frame(args.out, networks, kind, settings, pixels)
-    return _judge(found, TOLERANCES[args.precision], frames)
+    return _judge(found, tolerance, frames)
 
 
 def written(path: Path) -> str:
@@ -101,8 +103,11 @@ def _video(kind: Kind, count: int) -> Iterator[Frame]:
 
 def _judge(found: Mapping[str, float], tolerance: float, frames: int) -> bool:
     """Print the largest differences; whether all that is bounded is within its bound."""
-    most = dict.fromkeys(("depth", "inverse", "deviation"), 3 * tolerance)
-    most |= {"labels": 10 * tolerance, "reset": 0.0, "scale": 0.0}
+    most = {"labels": 10 * tolerance, "reset": 0.0, "scale": 0.0}
+    for name in ("depth", "inverse", "deviation"):
+        # Of a step: see compare_step.
+        steps = f"{name} pixels" in found
+        most |= {f"{name} pixels": 10 * tolerance} if steps else {name: 3 * tolerance}
     rows = [
         (name, f"{value:.1e}", f"{most[name]:.0e}" if name in most else "-")
         for name, value in found.items()
@@ -110,7 +115,7 @@ def _judge(found: Mapping[str, float], tolerance: float, frames: int) -> bool:
     print(table(("output", "difference", "at most"), rows))
     wrong = [name for name, value in found.items() if not value <= most.get(name, np.inf)]
     print(
-        f"{frames} frames; of labels and confidence the share of pixels that differ: "
+        f"{frames} frames; of labels, confidence and pixels the share that differs: "
         + (f"{', '.join(wrong)} differ by more." if wrong else "equal.")
     )
     return not wrong

@@ -68,15 +68,22 @@ def compare_frame(
 
 
 def compare_step(
-    session: StepSession, networks: Networks, settings: Settings, frames: Iterable[Frame]
+    session: StepSession,
+    networks: Networks,
+    settings: Settings,
+    frames: Iterable[Frame],
+    tolerance: float | None = None,
 ) -> dict[str, float]:
     """The largest ``difference`` of a video's predictions by output, and "reset" and "scale": the
-    number of frames that differ in why the filter began anew, or in the state of the scale.
+    number of frames that differ in why the filter began anew, or in the state of the scale; of
+    float outputs, with a tolerance, "NAME pixels", the largest share of a frame's pixels beyond it:
+    where a decision of the filter is close, rounding alone can turn it at single pixels.
 
     Args:
         session: a new one.
         networks, settings: of the export.
         frames: of one camera, in their order.
+        tolerance: relative to the largest value.
     """
     worst = {"reset": 0.0, "scale": 0.0}
     with torch_only():
@@ -85,14 +92,14 @@ def compare_step(
             [found] = session([frame])
             ticket = runner.start([frame], all_outputs(networks, True), settings)
             [wanted] = ticket.wait()
-            for name, value in _differences(found, wanted).items():
+            for name, value in _differences(found, wanted, tolerance).items():
                 whole = name in ("reset", "scale")
                 worst[name] = worst[name] + value if whole else max(worst.get(name, 0.0), value)
             ticket.release()
     return worst
 
 
-def _differences(one: Prediction, other: Prediction) -> dict[str, float]:
+def _differences(one: Prediction, other: Prediction, tolerance: float | None) -> dict[str, float]:
     state = "scale state"
     found = {
         "reset": float(one.reset != other.reset),
@@ -102,6 +109,12 @@ def _differences(one: Prediction, other: Prediction) -> dict[str, float]:
         mine, theirs = getattr(one, name), getattr(other, name)
         if mine is not None and theirs is not None:
             found[name] = difference(mine, theirs)
+            if tolerance is not None and mine.dtype.kind == "f":
+                most = tolerance * abs(theirs[np.isfinite(theirs)]).max(initial=0.0)
+                same = (mine == theirs) | (np.isnan(mine) & np.isnan(theirs))
+                with np.errstate(invalid="ignore"):  # of infinities
+                    beyond = ~same & ~(abs(mine - theirs) <= most)
+                found[f"{name} pixels"] = float(beyond.mean())
         elif mine is not theirs:
             found[name] = float("inf")
     return found
