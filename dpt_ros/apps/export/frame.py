@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 from dpt_ros.apps.report import table
 from dpt_ros.engine.export.compare import compare_frame, compare_step
+from dpt_ros.engine.export.file import KIND, PRECISION, SPEC, read_metadata
 from dpt_ros.engine.export.frame import all_outputs, export_frame, export_networks
 from dpt_ros.engine.export.parity import TOLERANCES
 from dpt_ros.engine.export.session import StepSession
@@ -38,6 +40,8 @@ def export(
     Raises:
         ValueError: a wrong parameter, encoding or size.
     """
+    if args.parity_only:
+        args.precision = _exported_precision(args)
     settings, _ = read_settings(None, args.given)
     if args.size:
         settings = replace(settings, input_height=args.size[0], input_width=args.size[1])
@@ -66,6 +70,24 @@ def export(
         pixels = (np.stack([one.pixels] * (args.batch or 1)) for one in _video(kind, frames))
         found = compare_frame(args.out, networks, kind, settings, pixels)
     return _judge(found, tolerance, frames)
+
+
+def _exported_precision(args: argparse.Namespace) -> str:
+    """Of an existing file, which has to be of the kind that the arguments say."""
+    found = {key: json.loads(value) for key, value in read_metadata(args.out).items()}
+    kind, wanted = found.get(KIND), "step" if args.step else "frame"
+    if kind != wanted:
+        raise ValueError(
+            f"{args.out} is not a {wanted}, but {f'a {kind}' if kind else 'foreign'}."
+        )
+    spec, asked = found[SPEC], _kind(args, OutputRequest())
+    mine = (spec["encoding"], tuple(spec["pixels"]), spec["batch"])
+    if mine != (asked.encoding, asked.shape, args.batch or 1):
+        raise ValueError(
+            f"{args.out} is for {mine[0]}, pixels {mine[1]}, batch {mine[2]}: give --encoding,"
+            " --image-size and --batch as at its export."
+        )
+    return str(found[PRECISION])
 
 
 def written(path: Path) -> str:

@@ -76,8 +76,8 @@ def compare_step(
 ) -> dict[str, float]:
     """The largest ``difference`` of a video's predictions by output, and "reset" and "scale": the
     number of frames that differ in why the filter began anew, or in the state of the scale; of
-    float outputs, with a tolerance, "NAME pixels", the largest share of a frame's pixels beyond it:
-    where a decision of the filter is close, rounding alone can turn it at single pixels.
+    float outputs, with a tolerance, "NAME pixels", the largest share of a frame's pixels beyond
+    it: where a decision of the filter is close, rounding alone can turn it at single pixels.
 
     Args:
         session: a new one.
