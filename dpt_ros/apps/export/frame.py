@@ -65,7 +65,7 @@ def export(
     frames, tolerance = 60 if args.step else 3, TOLERANCES[args.precision]
     if args.step:
         session = StepSession(args.out, providers=["CPUExecutionProvider"])
-        found = compare_step(session, networks, settings, _video(kind, frames), 3 * tolerance)
+        found = compare_step(session, networks, settings, _video(kind, frames))
     else:
         pixels = (np.stack([one.pixels] * (args.batch or 1)) for one in _video(kind, frames))
         found = compare_frame(args.out, networks, kind, settings, pixels)
@@ -126,10 +126,7 @@ def _video(kind: Kind, count: int) -> Iterator[Frame]:
 def _judge(found: Mapping[str, float], tolerance: float, frames: int) -> bool:
     """Print the largest differences; whether all that is bounded is within its bound."""
     most = {"labels": 10 * tolerance, "reset": 0.0, "scale": 0.0}
-    for name in ("depth", "inverse", "deviation"):
-        # Of a step: see compare_step.
-        steps = f"{name} pixels" in found
-        most |= {f"{name} pixels": 10 * tolerance} if steps else {name: 3 * tolerance}
+    most |= dict.fromkeys(("depth", "inverse", "deviation"), 3 * tolerance)
     rows = [
         (name, f"{value:.1e}", f"{most[name]:.0e}" if name in most else "-")
         for name, value in found.items()
@@ -137,7 +134,7 @@ def _judge(found: Mapping[str, float], tolerance: float, frames: int) -> bool:
     print(table(("output", "difference", "at most"), rows))
     wrong = [name for name, value in found.items() if not value <= most.get(name, np.inf)]
     print(
-        f"{frames} frames; of labels, confidence and pixels the share that differs: "
+        f"{frames} frames; of labels, confidence and single pixels the share that differs: "
         + (f"{', '.join(wrong)} differ by more." if wrong else "equal.")
     )
     return not wrong

@@ -77,21 +77,20 @@ def export_networks(
     )
 
 
-class FrameModule(nn.Module):
-    """A frame without a past: pixels (B, \\*kind.shape) in; the outputs of ``names`` out, as
-    ``Chain.finish`` gives them.
+class KindModule(nn.Module):
+    """What a frame and a step have in common: the chain of one kind of frames.
 
     Args:
         networks: from ``export_networks``.
-        kind: of the frames; its camera gives a metric network's focal length.
-        settings: of the conversion; live settings are fixed in the file.
+        kind: of the frames; its camera gives a frame of a metric network the focal length.
+        settings: of the conversion; live settings are fixed in a frame's file.
         smoothed: see ``Chain``.
 
     Attributes:
         names: of the outputs.
 
     Raises:
-        ExportError: an output that a file cannot give.
+        ExportError: an output that a file cannot give, or networks prepared for something else.
         ValueError: the networks compute none of the outputs, or the pixels do not fit.
     """
 
@@ -103,26 +102,19 @@ class FrameModule(nn.Module):
         super().__init__()
         _check(networks, kind.outputs, self.refined)
         self.chain = Chain(networks, kind, smoothed, settings, HostStreams())
-        models = {id(one): one.module for one in (networks.depth, networks.labels) if one}  # type: ignore[attr-defined]
-        self.weights = nn.ModuleList(models.values())
-        self.limit, self.names = depth_limit(networks, settings), output_names(networks, kind)
-        spec = networks.depth.spec if networks.depth else None
-        focal = focal_factor(spec.focal, kind.camera, self.chain.map_size[1]) if spec else 1.0
-        self.factor = focal * settings.scale_factor if networks.metric else 1.0
+        self.names = output_names(networks, kind)
+        self.weights = nn.ModuleList()
+        for network in dict.fromkeys((networks.depth, networks.labels)):
+            if isinstance(network, ExportNetwork):
+                self.weights.append(network.module)
+            elif network is not None:
+                raise ExportError(f"{network.spec.name} is not from export_networks.")
         self.eval()
 
     def example(self, batch: int) -> tuple[Tensor, ...]:
-        """Black frames."""
+        """Inputs: black frames, without a past."""
         kind = self.chain.kind
         return (torch.zeros((batch, *kind.shape), dtype=_DTYPES[kind.dtype]),)
-
-    def forward(self, pixels: Tensor) -> list[Tensor]:
-        chain, pixels = self.chain, self.bits(pixels)
-        maps = chain.infer(chain.preprocess(pixels)[0])
-        if "inverse_depth" in maps:
-            maps["inverse_depth"] = chain.bounded(maps["inverse_depth"]) * (1 / self.factor)
-        outputs = chain.finish(maps, pixels, self.limit)
-        return [outputs[name] for name in self.names]
 
     @staticmethod
     def bits(pixels: Tensor) -> Tensor:
@@ -131,6 +123,26 @@ class FrameModule(nn.Module):
             return pixels
         values = pixels.to(torch.int32)
         return (values - 65536 * (values > 32767).to(torch.int32)).to(torch.int16)
+
+
+class FrameModule(KindModule):
+    """A frame without a past: pixels (B, \\*kind.shape) in; the outputs of ``names`` out, as
+    ``Chain.finish`` gives them. Arguments and errors are those of ``KindModule``."""
+
+    def __init__(self, networks: Networks, kind: Kind, settings: Settings) -> None:
+        super().__init__(networks, kind, settings)
+        self.limit = depth_limit(networks, settings)
+        depth = networks.depth
+        focal = focal_factor(depth.spec.focal if depth else 0, kind.camera, self.chain.map_size[1])
+        self.factor = focal * settings.scale_factor if networks.metric else 1.0
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        chain, pixels = self.chain, self.bits(pixels)
+        maps = chain.infer(chain.preprocess(pixels)[0])
+        if "inverse_depth" in maps:
+            maps["inverse_depth"] = chain.bounded(maps["inverse_depth"]) * (1 / self.factor)
+        outputs = chain.finish(maps, pixels, self.limit)
+        return [outputs[name] for name in self.names]
 
 
 def _check(networks: Networks, outputs: OutputRequest, refined: bool) -> None:
@@ -190,15 +202,15 @@ def export_frame(
 
     Args:
         networks: from ``export_networks``.
-        kind: of the frames, see ``FrameModule``.
-        settings: see ``FrameModule``.
+        kind: of the frames, see ``KindModule``.
+        settings: see ``KindModule``.
         path: of the file.
         batch: B.
         source, external_data: see ``export_network``.
 
     Raises:
         ImportError, OSError: see ``write``.
-        ExportError, ValueError: see ``FrameModule``.
+        ExportError, ValueError: see ``KindModule``.
     """
     module = FrameModule(networks, kind, settings)
     write_module(module, ["pixels"], module.names, "frame", networks, settings, path, batch,
@@ -206,7 +218,7 @@ def export_frame(
 
 
 def write_module(
-    module: FrameModule,
+    module: KindModule,
     inputs: list[str],
     outputs: list[str],
     what: str,

@@ -69,8 +69,9 @@ class _File:
         found = {}
         for name, (shape, dtype) in self.state.items():
             value = state.get(name) if same or name in ScaleState._fields else None
-            fits = value is not None and value.shape[1:] == shape
-            found[name] = value if fits else np.zeros((1, *shape), dtype)
+            if value is None or value.shape[1:] != shape:
+                value = np.zeros((1, *shape), dtype)
+            found[name] = value.astype(dtype, copy=False)
         return found
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dpt_ros.engine.export.file import FIELDS, ExportError
-from dpt_ros.engine.export.frame import FrameModule, write_module
+from dpt_ros.engine.export.frame import KindModule, write_module
 from dpt_ros.engine.frame import Frame
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.runner.cameras import Cameras
@@ -64,12 +64,12 @@ _MEANING = {
 }
 
 
-class StepModule(FrameModule):
+class StepModule(KindModule):
     """``runner.step.step`` of a kind: pixels, numbers (B, NUMBERS) and the parts of ``State`` in;
     the outputs of ``names``, "reset_code", "scale" and the parts of the new state out.
 
     Args:
-        networks, kind, settings: see ``FrameModule``.
+        networks, kind, settings: see ``KindModule``.
         double: whether scale and shift are estimated in float64, as in the node, or in float32.
 
     Attributes:

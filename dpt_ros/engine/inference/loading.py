@@ -75,6 +75,7 @@ def load_networks(settings: Settings) -> Networks:
                 f"set {_PARAMETERS[task][0]} to another network or to none."
             )
         chosen[task] = loaded[key]
+    labels = chosen["labels"]
     _check_scale(chosen["depth"], settings)
     warnings += dict.fromkeys(text for network in loaded.values() for text in network.warnings)
     random = "random" in [weights[task] for task, name in names.items() if name]
@@ -82,12 +83,12 @@ def load_networks(settings: Settings) -> Networks:
         warnings.append("Weights are random as asked: the predictions mean nothing.")
     return Networks(
         depth=chosen["depth"],
-        labels=chosen["labels"],
+        labels=labels,
         device=device,
         precision=precision,
         random=random,
         warnings=tuple(warnings),
-        **label_fields(chosen["labels"] and chosen["labels"].spec, settings, device),
+        **label_fields(labels.spec if labels else None, settings, device),
     )
 
 
