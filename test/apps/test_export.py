@@ -62,6 +62,23 @@ def test_an_existing_file_is_compared_and_a_difference_is_exit_code_1(
     assert exported.read_bytes() == before
 
 
+def test_a_frame_is_exported_and_compared_with_the_camera_it_is_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "frame.onnx")
+    frame = [NAME, out, "--frame", "--encoding", "nv12", "--size", "48x64", "--threads", "1"]
+    assert main([*frame, "--image-size", "60x80", "--parity"]) == 0
+    assert "3 frames" in capsys.readouterr().out
+    assert main([*frame, "--image-size", "60x90", "--parity-only"]) == 1
+    assert "is for nv12, pixels (90, 80), batch 1: give" in capsys.readouterr().err
+    assert main([NAME, out, "--step", "--parity-only"]) == 1
+    assert "is not a step, but a frame" in capsys.readouterr().err
+    assert main([NAME, out, "--parity-only"]) == 1
+    assert "cannot be used as a network: it is a frame" in capsys.readouterr().err
+    assert main([*frame, "-p", "no.such:=1"]) == 1
+    assert "Unknown parameter 'no.such'" in capsys.readouterr().err
+
+
 def test_a_file_that_does_not_name_its_network_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -79,4 +96,4 @@ def test_an_interruption_is_exit_code_130(
 
     monkeypatch.setattr("dpt_ros.apps.export.command.export_network", stop)
     assert main([NAME, str(tmp_path / "a.onnx")]) == 130
-    assert "interrupted; " in capsys.readouterr().err
+    assert "interrupted" in capsys.readouterr().err

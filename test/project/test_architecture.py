@@ -36,12 +36,24 @@ WITHIN = {
         {"input", "smoothing"},
         {"inference"},
         {"runner"},
+        {"export"},
         {"pipeline", "provenance", "temporal"},
     ],
     "ros": [{"messages"}, {"camera"}],
     "apps": [
         {"progress", "report"},
-        {"bag", "bag_player", "bench", "demo", "evaluate", "run", "status", "train", "view"},
+        {
+            "bag",
+            "bag_player",
+            "bench",
+            "demo",
+            "evaluate",
+            "export",
+            "run",
+            "status",
+            "train",
+            "view",
+        },
     ],
 }
 

@@ -76,6 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--image-size", type=_size, metavar="HxW", help="of the camera's image (default: 480x640)")
     add("-p", dest="given", action="append", default=[], metavar="NAME:=VALUE",
         help="a parameter of the node, for --frame and --step; may be repeated")  # fmt: skip
+    add("--no-float64", action="store_true", help="estimate the scale of a step in float32, for"
+        " TensorRT and others without float64")  # fmt: skip
     add("--external-data", action="store_true", help="put the weights into OUT.data; done without"
         " asking above 2 GB")  # fmt: skip
     parity = parser.add_mutually_exclusive_group()
@@ -126,6 +128,10 @@ def _option_error(args: argparse.Namespace) -> str | None:
             f"--size is {args.size[0]}x{args.size[1]}, but height and width must be multiples of"
             f" {step} for {args.network}."
         )
+    if args.no_float64 and not args.step:
+        return "--no-float64: only with --step; networks and frames have no float64."
+    if args.step and (args.parity or args.parity_only) and (args.batch or 1) > 1:
+        return f"--batch is {args.batch}, but a step is compared with one camera: leave it out."
     if args.parity_only and args.external_data:
         return "--external-data: nothing is written with --parity-only."
     return None
@@ -135,8 +141,8 @@ def _file_error(args: argparse.Namespace) -> str | None:
     packages = [] if args.parity_only else ["onnx", "onnxscript"]
     packages += ["onnxruntime"] if args.parity or args.parity_only else []
     if missing := [name for name in packages if find_spec(name) is None]:
-        return f"Not installed: {', '.join(missing)}. pip install 'dpt_ros[onnx]'"
-    out = args.out.expanduser()
+        return f"Packages are missing: pip install {' '.join(missing)}."
+    out = args.out
     if args.parity_only:
         return None if out.is_file() else f"The file {out} does not exist."
     if out.suffix != ".onnx":
@@ -154,6 +160,7 @@ def _file_error(args: argparse.Namespace) -> str | None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``dpt_export``. Returns the exit code."""
     args = _parser().parse_args(argv)
+    args.out = args.out.expanduser()
     error = _argument_error(args)
     if error is not None:
         print(f"dpt_export: {error}", file=sys.stderr)

@@ -6,18 +6,15 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
+from dpt_ros.apps.export import frame
 from dpt_ros.apps.report import table
 from dpt_ros.engine.export.file import PRECISION, read_metadata
 from dpt_ros.engine.export.network import export_network, spec_of
 from dpt_ros.engine.export.parity import TOLERANCES, Difference, compare_network
-from dpt_ros.engine.input.encodings import check_shape, find_encoding
-from dpt_ros.engine.runner.chain import Kind
 from dpt_ros.model import create_model
 from dpt_ros.model.describe import described_spec
 from dpt_ros.model.factory import model_spec, weights_path
@@ -33,25 +30,24 @@ def run(args: argparse.Namespace) -> int:
         print(f"dpt_export: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"dpt_export: interrupted; {args.out} was not written.", file=sys.stderr)
+        print("dpt_export: interrupted; no file is left half written.", file=sys.stderr)
         return 130
 
 
 def _run(args: argparse.Namespace) -> int:
     name, weights = _named(args)
+    if weights == "random":
+        print("Weights are random as asked: the predictions mean nothing.", file=sys.stderr)
     if args.frame or args.step:
-        _write_frame(args, name, weights)
-        return 0
+        return 0 if frame.export(args, name, weights, _source(name, weights)) else 1
     if not args.parity_only:
         model = create_model(name, weights=weights, fold=True)
-        if weights == "random":
-            print("Weights are random as asked: the predictions mean nothing.", file=sys.stderr)
         export_network(
             model, args.out, batch=args.batch, size=args.size, precision=args.precision,
             external_data=args.external_data, source=_source(name, weights),
         )  # fmt: skip
         del model
-        _report(args.out)
+        print(frame.written(args.out))
     if not (args.parity or args.parity_only):
         return 0
     spec_of(args.out)  # a frame or a step, or no file of dpt_export, is refused
@@ -68,36 +64,6 @@ def _run(args: argparse.Namespace) -> int:
         + (f"{len(wrong)} of {len(found)} shapes differ by more." if wrong else "equal.")
     )
     return 1 if wrong else 0
-
-
-def _write_frame(args: argparse.Namespace, name: str, weights: str | None) -> None:
-    from dpt_ros.engine.export.frame import all_outputs, export_frame, export_networks
-    from dpt_ros.engine.export.step import export_step
-    from dpt_ros.engine.inference.loading import label_fields
-    from dpt_ros.engine.parameter_file import read_settings
-
-    settings, _ = read_settings(None, args.given)
-    if args.size:
-        settings = replace(settings, input_height=args.size[0], input_width=args.size[1])
-    model = create_model(name, weights=weights, fold=True, weight_std=settings.weight_std)
-    depth, labels = (model if task in model.tasks else None for task in ("depth", "labels"))
-    if labels is None and settings.label_network not in ("auto", "none"):
-        labels = create_model(settings.label_network, settings.label_weights or None, fold=True)
-    classes = label_fields(labels and labels.spec, settings, torch.device("cpu"))
-    networks = export_networks(depth, labels, args.precision, **classes)
-    height, width = args.image_size or (480, 640)
-    encoding = find_encoding(args.encoding or "rgb8")
-    channels = (encoding.channels,) if encoding.channels else ()
-    shape = (round(height * encoding.planes), width, *channels)
-    outputs = all_outputs(networks, args.step)
-    kind = Kind(args.encoding or "rgb8", shape, np.dtype(encoding.dtype).name, outputs)
-    check_shape(kind.shape, kind.encoding)
-    export = export_step if args.step else export_frame
-    export(
-        networks, kind, settings, args.out, args.batch or 1, _source(name, weights),
-        args.external_data,
-    )  # fmt: skip
-    _report(args.out)
 
 
 def _named(args: argparse.Namespace) -> tuple[str, str | None]:
@@ -131,12 +97,6 @@ def _source(name: str, weights: str | None) -> dict[str, str]:
         while block := file.read(1 << 20):
             digest.update(block)
     return {"weights": path.name, "sha256": digest.hexdigest()}
-
-
-def _report(path: Path) -> None:
-    data = path.with_name(f"{path.name}.data")
-    files = [one for one in (path, data) if one.is_file()]
-    print("Written:", ", ".join(f"{one} ({one.stat().st_size / 1e6:.1f} MB)" for one in files))
 
 
 def _table(found: list[Difference]) -> str:

@@ -129,7 +129,7 @@ def check_target(path: Path) -> None:
 def not_installed(packages: Sequence[str]) -> str:
     """The message that packages for ONNX are missing."""
     verb = "is" if len(packages) == 1 else "are"
-    return f"{' and '.join(packages)} {verb} not installed: pip install 'dpt_ros[onnx]'."
+    return f"{' and '.join(packages)} {verb} not installed: pip install {' '.join(packages)}."
 
 
 @contextmanager

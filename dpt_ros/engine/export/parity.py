@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpt_ros.engine.export.file import not_installed
+from dpt_ros.engine.export.file import ExportError, not_installed
+from dpt_ros.engine.faults import first_line
 from dpt_ros.engine.inference.outputs import Outputs
 from dpt_ros.model.dpt import DPT
 from dpt_ros.model.heads import MIN_INVERSE_DEPTH
@@ -70,6 +71,7 @@ def session(path: str | os.PathLike[str], threads: int = 0) -> Any:
 
     Raises:
         ImportError: onnxruntime is not installed.
+        ExportError: it does not load the file.
     """
     if find_spec("onnxruntime") is None:
         raise ImportError(not_installed(["onnxruntime"]))
@@ -78,9 +80,11 @@ def session(path: str | os.PathLike[str], threads: int = 0) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors
-    return onnxruntime.InferenceSession(
-        str(Path(path).expanduser()), options, providers=["CPUExecutionProvider"]
-    )
+    path = str(Path(path).expanduser())
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # each of ONNX Runtime's kinds derives from Exception alone
+        raise ExportError(f"ONNX Runtime does not load {path}: {first_line(error)}") from error
 
 
 def compare_network(

@@ -146,7 +146,7 @@ def test_what_cannot_be_written_is_refused_before_the_work(
     with pytest.raises(ValueError, match="precision is 'fp8', but must be fp32 or fp16"):
         write(tmp_path / "a.onnx", module, precision="fp8")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(ImportError, match=r"onnxscript is not installed: pip install 'dpt_ros\["):
+    with pytest.raises(ImportError, match="is not installed: pip install onnxscript"):
         write(tmp_path / "a.onnx", module)
     assert os.listdir(tmp_path) == []
 

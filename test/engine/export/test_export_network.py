@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.places import ROOT
 
 from dpt_ros.data import class_names, palette
 from dpt_ros.engine.export.file import ExportError, read_metadata
@@ -108,6 +110,18 @@ def test_a_file_describes_its_network(path: Path) -> None:
     assert described["metric"]
     assert described["multiple_of"] == 16
     assert len(described["classes"]) == 10
+
+
+def test_the_example_of_the_docs_runs(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (ROOT / "docs" / "deploy.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(path.parent)
+    exec(code, {})
+    shape, name = capsys.readouterr().out.rsplit(maxsplit=1)
+    assert shape == "(240, 320)"
+    assert name in class_names("labels_world.json")
 
 
 def test_half_precision_has_half_weights_float_in_and_outputs_and_close_results(
