@@ -15,7 +15,7 @@ import torch
 from dpt_ros.bag import MAPS
 from dpt_ros.bag.reader import BagReader
 from dpt_ros.bag.topics import Camera, ChosenTopics
-from dpt_ros.engine.inference.loading import load_networks
+from dpt_ros.engine.loading import load_networks
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.settings import Settings, parameter_name
 

@@ -23,7 +23,7 @@ from dpt_ros.bag.settings import read_settings
 from dpt_ros.bag.topics import ChosenTopics
 from dpt_ros.bag.writer import saved_frames
 from dpt_ros.engine.faults import DeviceLostError
-from dpt_ros.engine.inference.loading import NetworkError
+from dpt_ros.engine.loading import NetworkError
 
 
 def run(args: argparse.Namespace) -> int:

@@ -143,7 +143,7 @@ class Chain:
         size = self._sizes[id(network)]
         return DeviceInput(
             kind.encoding, kind.shape, size, spec.mean, spec.std, network.device,
-            network.input_dtype,
+            network.backend.input_dtype,
         )  # fmt: skip
 
     @torch.inference_mode()
