@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from dpt_ros.data.onnx_metadata import SPEC, read_metadata
+
 FOLDER = Path(__file__).parent
 
 
@@ -20,6 +22,8 @@ def _classes(file_name: str) -> list[dict[str, Any]]:
 
         with safe_open(file_name, "numpy") as file:
             return json.loads(file.metadata()["classes"])
+    if file_name.endswith(".onnx"):
+        return json.loads(read_metadata(file_name)[SPEC])["classes"]
     return _classes_of_list(file_name)
 
 
@@ -33,7 +37,7 @@ def class_names(file_name: str) -> tuple[str, ...]:
 
     Args:
         file_name: a list of classes in this folder, or the path of one elsewhere or of a trained
-            .safetensors file, which carries its own.
+            .safetensors file or an exported .onnx file, which carry their own.
     """
     return tuple(entry["name"] for entry in _classes(file_name))
 

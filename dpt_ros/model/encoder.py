@@ -39,7 +39,12 @@ class PlainConv2dSame(nn.Conv2d):
         self.same_pad = conv.same_pad
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.same_pad:
+        if self.same_pad and torch.compiler.is_exporting():
+            # Of any side that is a multiple of the stride; worked out from a side that is a
+            # symbol, it would take the exporter minutes.
+            total = [max(k - s, 0) for k, s in zip(self.kernel_size, self.stride, strict=True)]
+            x = F.pad(x, [side for n in reversed(total) for side in (n // 2, n - n // 2)])
+        elif self.same_pad:
             x = pad_same(x, self.kernel_size, self.stride)
         return super().forward(x)
 
@@ -165,7 +170,7 @@ class Encoder(nn.Module):
                     taps.append(x)
         x = self.patch_embed(x)
         tokens = x.flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         return tokens, (x.shape[2], x.shape[3]), taps
 
     def positions(self, grid: tuple[int, int]) -> Tensor:

@@ -45,7 +45,8 @@ class DepthHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(B, F, H / 2, W / 2) -> (B, H, W), float32 at least."""
         x = upsample2(self.conv1(features))
-        x = F.relu(self.conv3(F.relu(self.conv2(x)))).squeeze(1)
+        x = F.relu(self.conv2(x)).to(self.conv3.weight.dtype)
+        x = F.relu(self.conv3(x)).squeeze(1)
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         return to_depth(x, self.scale, self.shift, self.invert)
 

@@ -3,18 +3,17 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dpt_ros.engine.faults import first_line
 from dpt_ros.engine.inference.backend import BackendError
 from dpt_ros.engine.inference.fold import fold
+from dpt_ros.engine.inference.outputs import NAMES, Outputs
 from dpt_ros.model.dpt import DPT
 
 PRECISIONS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
@@ -61,7 +60,7 @@ class OpenVinoModel:
         self.spec = model.spec
         self._device = device
         self._convert = openvino.convert_model
-        self._outputs = _Outputs(model)
+        self._outputs = Outputs(model, raw=True)
         self._compiled: dict[tuple[int, ...], Any] = {}
         self._config: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
@@ -90,9 +89,8 @@ class OpenVinoModel:
             self._compiled[shape] = self._compile(images)
         # OpenVINO reuses its output buffers: each result is copied before the next call.
         results = self._compiled[shape](images.contiguous().numpy(), share_inputs=True)
-        names = {"depth": "inverse_depth", "labels": "logits"}
         outputs = {
-            names[task]: torch.from_numpy(value)
+            NAMES[task]: torch.from_numpy(value)
             for task, value in zip(self.spec.tasks, results.values(), strict=True)
         }
         if "inverse_depth" in outputs:
@@ -146,24 +144,3 @@ def _core() -> Any:
     import openvino
 
     return openvino.Core()
-
-
-class _Outputs(nn.Module):
-    """The part that OpenVINO computes: outputs in the order of the spec's tasks."""
-
-    def __init__(self, model: DPT) -> None:
-        super().__init__()
-        self.model = model
-        heads: dict[str, Callable[[Tensor], Tensor]] = {}
-        if model.depth_head is not None:
-            # Scale and shift are applied in float32 by OpenVinoModel.
-            raw = copy.copy(model.depth_head)
-            raw.scale, raw.shift, raw.invert = 1.0, 0.0, False
-            heads["depth"] = raw
-        if model.label_head is not None:
-            heads["labels"] = model.label_head
-        self.heads = [heads[task] for task in model.spec.tasks]
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        features = self.model.features(images)
-        return tuple(head(features) for head in self.heads)

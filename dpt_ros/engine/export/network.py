@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A network alone as an ONNX file: normalised images in, inverse depth and logits out."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import Dim
+
+from dpt_ros import __version__
+from dpt_ros.engine.export.file import (
+    KIND,
+    NETWORK,
+    SOURCE,
+    SPEC,
+    VERSION,
+    ExportError,
+    check_target,
+    read_metadata,
+    write,
+)
+from dpt_ros.engine.inference.fold import fold
+from dpt_ros.engine.inference.outputs import NAMES, Outputs
+from dpt_ros.model import describe
+from dpt_ros.model.dpt import DPT
+from dpt_ros.model.zoo import ModelSpec
+
+
+def export_network(
+    model: DPT,
+    path: str | os.PathLike[str],
+    *,
+    batch: int | None = None,
+    size: tuple[int, int] | None = None,
+    precision: str = "fp32",
+    external_data: bool = False,
+    source: Mapping[str, str] | None = None,
+) -> None:
+    """Write a network as an ONNX file.
+
+    Input: "images" (B, 3, H, W) float32, RGB, normalised with the spec's mean and std; H and W
+    multiples of ``spec.multiple_of``. Outputs, as far as the network has them: "inverse_depth"
+    (B, H, W) float32, 1/m from a metric network, else relative; "logits" (B, C, H / 2, W / 2)
+    float32, before the last upsampling.
+
+    Args:
+        model: from ``create_model``, float32; it is folded, and for fp16 halved, in place.
+        path: of the file.
+        batch: B; None leaves it open.
+        size: (H, W); None leaves them open.
+        precision: "fp32", or "fp16" for weights and activations in half precision, from the last
+            convolution of the depth head on in float32.
+        external_data: put the weights into PATH.data.
+        source: where the weights are from, for the metadata.
+
+    Raises:
+        ImportError: onnx or onnxscript is not installed.
+        OSError: the file cannot be written.
+        ExportError: a wrong size or precision.
+    """
+    path = Path(path).expanduser()
+    check_target(path)
+    spec = model.spec
+    check_shape(spec, batch, size)
+    module = outputs_of(model, precision)
+    step = spec.multiple_of
+    # An open size is a symbol, and the numbers of its example must differ from one another.
+    shape: tuple[int, int, int, int] = (batch or 2, 3, *(size or (6 * step, 10 * step)))
+    dims: dict[int, Any] = {} if batch else {0: Dim("batch")}
+    if not size:
+        dims |= {2: step * Dim("height"), 3: step * Dim("width")}
+    write(
+        module,
+        (torch.zeros(shape),),
+        path,
+        inputs=["images"],
+        outputs=[NAMES[task] for task in spec.tasks],
+        dynamic_shapes={"images": dims} if dims else None,
+        metadata=network_metadata(spec, source),
+        precision=precision,
+        external_data=external_data,
+    )
+
+
+def check_shape(spec: ModelSpec, batch: int | None, size: tuple[int, int] | None) -> None:
+    """Raises ExportError if a network cannot have this batch or (height, width)."""
+    if batch is not None and batch < 1:
+        raise ExportError(f"The batch is {batch}, but must be at least 1.")
+    step = spec.multiple_of
+    if size is not None and any(side < step or side % step for side in size):
+        raise ExportError(
+            f"The size is {size[0]}x{size[1]}, but height and width of the input of {spec.name}"
+            f" must be multiples of {step}; the nearest size is"
+            f" {'x'.join(str(max(round(side / step), 1) * step) for side in size)}."
+        )
+
+
+def outputs_of(model: DPT, precision: str) -> Outputs:
+    """The module to export; it folds the model, and for fp16 halves its weights, in place.
+
+    Raises:
+        ExportError: the model is not a float32 one on the CPU, as ``create_model`` gives it.
+    """
+    if model.training or {(p.dtype, p.device.type) for p in model.parameters()} != {
+        (torch.float32, "cpu")
+    }:
+        raise ExportError("The network to export must be float32, on the CPU, in eval mode.")
+    fold(model)
+    if precision == "fp16":
+        model.half()
+        if model.depth_head is not None:
+            model.depth_head.conv3.float()
+    return Outputs(model).eval()
+
+
+def network_metadata(spec: ModelSpec, source: Mapping[str, str] | None) -> dict[str, str]:
+    described = describe.describe(spec)
+    content = json.loads(described["network"]) | {"mean": spec.mean, "std": spec.std}
+    content |= {"metric": spec.invert, "classes": json.loads(described.get("classes", "[]"))}
+    values: dict[str, Any] = {
+        KIND: "network",
+        NETWORK: spec.name,
+        SPEC: content,
+        SOURCE: dict(source or {}),
+        VERSION: {"dpt_ros": __version__, "torch": torch.__version__},
+    }
+    return {key: json.dumps(value) for key, value in values.items()}
+
+
+def spec_of(path: str | os.PathLike[str]) -> ModelSpec:
+    """The network in a file of :func:`export_network`; its class names are read from the file.
+
+    Raises:
+        OSError: the file cannot be read.
+        ExportError: it is no such file.
+    """
+    path = Path(path).expanduser()
+    try:
+        metadata = read_metadata(path)
+        kind = json.loads(metadata.get(KIND, "null"))
+        if kind != "network":
+            what = f"a {kind}" if kind else "not written by dpt_export"
+            raise ExportError(
+                f"{path} cannot be used as a network: it is {what}. Write one with dpt_export"
+                " NETWORK FILE.onnx."
+            )
+        content = json.loads(metadata[SPEC])
+        mean, std = (tuple(map(float, content.pop(name))) for name in ("mean", "std"))
+        del content["metric"]
+        described = {
+            "model": json.loads(metadata[NETWORK]),
+            "classes": json.dumps(content.pop("classes")),
+            "network": json.dumps(content),
+        }
+        spec = describe.spec_of(described, path)
+    except ExportError:
+        raise
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise ExportError(f"{path} cannot be used as a network: {error}") from error
+    if len(mean) != 3 or len(std) != 3 or not all(std):
+        raise ExportError(f"{path} cannot be used as a network: its mean is {mean}, std {std}.")
+    return replace(spec, mean=mean, std=std)
