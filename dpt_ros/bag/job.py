@@ -15,8 +15,8 @@ import torch
 from dpt_ros.bag import MAPS
 from dpt_ros.bag.reader import BagReader
 from dpt_ros.bag.topics import Camera, ChosenTopics
-from dpt_ros.engine.loading import load_networks
 from dpt_ros.engine.inference.network import Networks
+from dpt_ros.engine.loading import load_networks
 from dpt_ros.engine.settings import Settings, parameter_name
 
 # Settings that do not change the output.

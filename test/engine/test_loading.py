@@ -11,8 +11,8 @@ import torch
 
 from dpt_ros.engine.inference.fold import fold
 from dpt_ros.engine.inference.gpu_modules import fuse
-from dpt_ros.engine.loading import NetworkError, load_networks
 from dpt_ros.engine.input.preprocess import network_input
+from dpt_ros.engine.loading import NetworkError, load_networks
 from dpt_ros.engine.settings import Settings
 from dpt_ros.model import DPT, create_model, save_checkpoint
 from dpt_ros.model.zoo import EMBEDDED_NAME, SMALL, ZOO

@@ -36,7 +36,8 @@ WITHIN = {
         {"input", "smoothing"},
         {"inference"},
         {"runner"},
-        {"pipeline", "temporal"},
+        {"export"},
+        {"loading", "pipeline", "temporal"},
     ],
     "ros": [{"messages"}, {"camera"}],
     "apps": [

@@ -33,7 +33,7 @@ _MOST_CAMERAS = 4  # in one batch on a GPU
 
 
 class OnnxRuntimeModel:
-    """A network file of ``export_network``, run by the first provider that takes it; see `Backend`.
+    """A file of ``export_network``, run by the first provider that takes it; see `Backend`.
 
     Images and results are torch's memory, which nothing is copied to or from. On a GPU the work
     is queued on a stream of its own, which waits for the caller's, and the caller's for it.
@@ -109,7 +109,7 @@ class OnnxRuntimeModel:
         self, images: Tensor, depth: bool = True, labels: bool = True
     ) -> dict[str, Tensor]:
         """See `Backend`; the first call of a shape may take longer, with TensorRT minutes."""
-        if len(images) > self.shape[0] == 1:
+        if self.shape[0] == 1 and len(images) > 1:
             parts = [self(image, depth, labels) for image in images.split(1)]
             return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         batch, _, height, width = images.shape
@@ -176,7 +176,7 @@ class OnnxRuntimeModel:
     def _refuse(
         self, refusing: Sequence[str], reason: str, error: Exception | None = None
     ) -> NoReturn:
-        """Raise what providers that do not take the file mean: others are used, or none is left."""
+        """Raise what it means that providers do not take the file."""
         self._refused.append(f"{' and '.join(refusing)}: {reason}")
         left = [one for one in self._providers if one not in refusing]
         if not left:
