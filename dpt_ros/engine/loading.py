@@ -22,7 +22,7 @@ from dpt_ros.engine.inference.backend import Backend, BackendError, TorchModel
 from dpt_ros.engine.inference.cpu_modules import supports_bf16
 from dpt_ros.engine.inference.network import Network, Networks
 from dpt_ros.engine.inference.onnx_runtime import OnnxRuntimeModel
-from dpt_ros.engine.inference.openvino import OpenVinoModel
+from dpt_ros.engine.inference.openvino import OpenVinoModel, find_device
 from dpt_ros.engine.output.label_groups import LabelGroups
 from dpt_ros.engine.scale.ground import floor_ids
 from dpt_ros.engine.settings import Settings
@@ -54,6 +54,7 @@ def load_networks(settings: Settings) -> Networks:
         NetworkError: a device, a name or a file is wrong; the message says what to do.
     """
     device = choose_device(settings.device)
+    _check(settings, device)
     precision = _precision(settings, device)
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -98,15 +99,10 @@ def load_networks(settings: Settings) -> Networks:
     )
 
 
-def _precision(settings: Settings, device: torch.device) -> str:
-    """The number format, checked together with the other settings that depend on the device."""
+def _check(settings: Settings, device: torch.device) -> None:
+    """Raise NetworkError if settings do not fit together, or the device."""
     precision, backend, on_cpu = settings.precision, settings.backend, device.type == "cpu"
-    if precision == "auto":
-        halved = not on_cpu or (
-            backend == "openvino" and settings.openvino_device in ("GPU", "NPU")
-        )
-        precision = "fp16" if halved else "fp32"
-    elif precision == "fp16" and on_cpu and backend != "openvino":
+    if precision == "fp16" and on_cpu and backend != "openvino":
         raise NetworkError(
             "precision is fp16, but a CPU computes half precision slower than single; "
             "set precision to auto, fp32 or bf16, or device to cuda."
@@ -118,9 +114,8 @@ def _precision(settings: Settings, device: torch.device) -> str:
         )
     if backend == "openvino" and not on_cpu:
         raise NetworkError(
-            "backend is openvino, which takes its images from the CPU and has a parameter"
-            f" openvino.device of its own, but device is {device}; set device to cpu, or backend"
-            " to torch."
+            f"backend is openvino, which takes its images from the CPU, but device is {device};"
+            " set device to cpu (openvino.device may be another), or backend to torch."
         )
     if settings.compile and backend != "torch":
         raise NetworkError(
@@ -132,7 +127,18 @@ def _precision(settings: Settings, device: torch.device) -> str:
             "compile is true, but on a CPU torch.compile is slower than the modules built in; set"
             " compile to false, and backend to openvino for more speed."
         )
-    return precision
+
+
+def _precision(settings: Settings, device: torch.device) -> str:
+    if settings.precision != "auto":
+        return settings.precision
+    kind = device.type
+    if settings.backend == "openvino":
+        try:
+            kind = find_device(settings.openvino_device).lower()
+        except (BackendError, ImportError) as error:
+            raise NetworkError(str(error)) from error
+    return "fp32" if kind == "cpu" else "fp16"
 
 
 def _backend_warnings(settings: Settings, device: torch.device, precision: str) -> list[str]:

@@ -150,7 +150,7 @@ class Settings:
     )
     openvino_device: str = setting(
         "CPU",
-        "Device of backend openvino: CPU, GPU (Intel), NPU, or AUTO (OpenVINO chooses).",
+        "Device of backend openvino: CPU, GPU (Intel), NPU, or AUTO (a GPU if there is one).",
         "The computer has an Intel GPU or NPU; device stays cpu. Tested on a CPU only.",
         choices=("CPU", "GPU", "NPU", "AUTO"),
     )

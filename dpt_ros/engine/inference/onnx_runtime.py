@@ -85,7 +85,6 @@ class OnnxRuntimeModel:
         self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._options.log_severity_level = 3
         self._run_options = onnxruntime.RunOptions()
-        self._run_options.only_execute_path_to_fetches = True
         self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         available = onnxruntime.get_available_providers()
         self._providers = usable_providers(providers, device.type, available)
@@ -108,7 +107,8 @@ class OnnxRuntimeModel:
     def __call__(
         self, images: Tensor, depth: bool = True, labels: bool = True
     ) -> dict[str, Tensor]:
-        """See `Backend`; the first call of a shape may take longer, with TensorRT minutes."""
+        """See `Backend`; the first call of a shape may take longer, with TensorRT minutes. All
+        outputs are computed, and those that are needed returned."""
         if self.shape[0] == 1 and len(images) > 1:
             parts = [self(image, depth, labels) for image in images.split(1)]
             return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

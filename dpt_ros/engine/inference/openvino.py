@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -17,7 +18,6 @@ from dpt_ros.engine.inference.outputs import NAMES, Outputs
 from dpt_ros.model.dpt import DPT
 
 PRECISIONS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
-DEVICES = ("CPU", "GPU", "NPU", "AUTO")
 
 
 class OpenVinoModel:
@@ -30,12 +30,11 @@ class OpenVinoModel:
         precision: of the products: "fp32"; "bf16" where a CPU has it; "fp16" on other devices.
             Depth is scaled and inverted in float32 whatever it is.
         threads: how many threads of a CPU compute; 0 lets OpenVINO choose.
-        device: of `DEVICES`. Images and results are in the host's memory on each of them.
+        device: see `find_device`. Images and results are in the host's memory on each of them.
 
     Raises:
-        ImportError: OpenVINO is not installed.
+        ImportError, BackendError: see `find_device`; or the device lacks the precision.
         ValueError: a model that cannot be converted, or a negative number of threads.
-        BackendError: OpenVINO does not find the device, or it does not have the precision.
     """
 
     input_dtype = torch.float32
@@ -43,41 +42,28 @@ class OpenVinoModel:
     warnings: tuple[str, ...] = ()
 
     def __init__(self, model: DPT, precision: str, threads: int, device: str = "CPU") -> None:
-        try:
-            import openvino
-        except ImportError as error:
-            raise ImportError(
-                "OpenVINO is not installed: install it with pip install openvino, or choose "
-                "another backend."
-            ) from error
+        self._device = find_device(device)
+        _check_precision(precision, self._device)
         if threads < 0:
             raise ValueError(f"threads is {threads}, but must be 0 or more.")
         wrong = [p for p in model.parameters() if p.dtype != torch.float32 or p.is_cuda]
         if model.training or wrong:
             raise ValueError("The network for OpenVINO must be float32, on the CPU, in eval mode.")
-        _check_device(device, precision)
         fold(model)
         self.spec = model.spec
-        self._device = device
-        self._convert = openvino.convert_model
         self._outputs = Outputs(model, raw=True)
         self._compiled: dict[tuple[int, ...], Any] = {}
-        self._config: dict[str, Any] = {
+        self._config = {
             "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
             "PERFORMANCE_HINT": "LATENCY",
         }
-        on_cpu = {
-            "NUM_STREAMS": "1",
+        if self._device == "CPU":
+            self._config["NUM_STREAMS"] = "1"
             # OpenVINO's generated group norm crashes the process in float32 at maps such as
             # 15x20 (observed in 2026.4); without its generated kernels it takes 0 to 3 % longer.
-            "SNIPPETS_MODE": "DISABLE",
-        }
-        if threads:
-            on_cpu["INFERENCE_NUM_THREADS"] = str(threads)
-        if device == "CPU":
-            self._config |= on_cpu
-        elif device == "AUTO":
-            self._config["DEVICE_PROPERTIES"] = {"CPU": on_cpu}
+            self._config["SNIPPETS_MODE"] = "DISABLE"
+            if threads:
+                self._config["INFERENCE_NUM_THREADS"] = str(threads)
 
     def __call__(
         self, images: Tensor, depth: bool = True, labels: bool = True
@@ -99,10 +85,12 @@ class OpenVinoModel:
         return outputs
 
     def _compile(self, images: Tensor) -> Any:
+        from openvino import convert_model
+
         with torch.inference_mode(), warnings.catch_warnings():
             # Tracing warns of sizes that become constants, which one graph per shape is for.
             warnings.simplefilter("ignore")
-            converted = self._convert(
+            converted = convert_model(
                 self._outputs, example_input=torch.zeros_like(images), input=tuple(images.shape)
             )
         try:
@@ -115,15 +103,38 @@ class OpenVinoModel:
             ) from error
 
 
-def _check_device(device: str, precision: str) -> None:
-    """Raise BackendError for a device that is not there, or does not have the precision."""
+def find_device(name: str) -> str:
+    """The device that ``openvino.device`` stands for.
+
+    Args:
+        name: "CPU", "GPU", "NPU", or "AUTO": the GPU if OpenVINO finds one, else the CPU. The
+            choice is not left to OpenVINO's own AUTO, which does not pass on the setting without
+            which its CPU crashes in float32.
+
+    Raises:
+        ImportError: OpenVINO is not installed.
+        BackendError: OpenVINO does not find the device.
+    """
+    try:
+        import_module("openvino")
+    except ImportError as error:
+        raise ImportError(
+            "OpenVINO is not installed: install it with pip install openvino, or choose "
+            "another backend."
+        ) from error
     available = _core().available_devices
-    if device != "AUTO" and device not in {name.partition(".")[0] for name in available}:
+    kinds = [one.partition(".")[0] for one in available]  # GPU.0, GPU.1
+    if name == "AUTO":
+        return "GPU" if "GPU" in kinds else "CPU"
+    if name not in kinds:
         raise BackendError(
-            f"openvino.device is {device}, but OpenVINO finds {', '.join(available)} only: install"
-            f" the driver of the {device} that OpenVINO needs, or set openvino.device to CPU or"
-            " AUTO."
+            f"openvino.device is {name}, but OpenVINO finds {', '.join(available)} only: install"
+            f" the driver of the {name} that OpenVINO needs, or set openvino.device to AUTO."
         )
+    return name
+
+
+def _check_precision(precision: str, device: str) -> None:
     formats = _core().get_property(device, "OPTIMIZATION_CAPABILITIES")
     able = [name for name in PRECISIONS if name.upper() in formats]
     if precision not in able:
