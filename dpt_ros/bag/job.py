@@ -131,8 +131,11 @@ def weights_paths(settings: Settings) -> dict[str, Path]:
 
 
 def _files(path: Path) -> list[Path]:
-    """The file, or the files of a folder of weights."""
-    return sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+    """The file and its external data, or the files of a folder of weights."""
+    if path.is_dir():
+        return sorted(p for p in path.iterdir() if p.is_file())
+    data = path.with_name(f"{path.name}.data")  # of an .onnx file
+    return [path, data] if data.is_file() else [path]
 
 
 def _mark(path: Path) -> list[Any]:
