@@ -21,6 +21,8 @@ def kind_of_file(path: Path) -> str:
         return "a Git LFS pointer in the place of the file; fetch the file with git lfs pull"
     if re.match(rb"(<!--|<!doctype\s+html|<html|<\?xml)", start, re.IGNORECASE):
         return "a web page in the place of the file; download the file itself"
+    if re.match(rb"\x08[\x03-\x20][\x12\x3a\x42]", start):  # ir_version and the next field
+        return "an ONNX file; the node and dpt_bag run it with -p backend:=onnxruntime"
     if start[:1] in (b"{", b"["):
         return "JSON text" if read_json(path) is not None else ""
     return ""

@@ -30,6 +30,7 @@ _OUT_OF_MEMORY = (
     # Jetson: the caching allocator asks the missing NVML for the text of its message.
     "nvml_success == r internal assert failed",
     "nvmapmemalloc",
+    "failed to allocate memory for requested buffer",  # ONNX Runtime
 )
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from dpt_ros.engine.inference.loading import load_networks
 from dpt_ros.engine.inference.network import Networks
+from dpt_ros.engine.loading import load_networks
 from dpt_ros.engine.settings import Settings, parameter_name
 
 # Settings that do not change the output.
@@ -82,8 +82,11 @@ def weights_paths(settings: Settings) -> dict[str, Path]:
 
 
 def _files(path: Path) -> list[Path]:
-    """The file, or the files of a folder of weights."""
-    return sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+    """The file and its external data, or the files of a folder of weights."""
+    if path.is_dir():
+        return sorted(p for p in path.iterdir() if p.is_file())
+    data = path.with_name(f"{path.name}.data")  # of an .onnx file
+    return [path, data] if data.is_file() else [path]
 
 
 def file_mark(path: Path) -> list[Any]:

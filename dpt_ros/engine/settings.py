@@ -14,7 +14,9 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any, get_type_hints
 
 # Their parameters are named with a dot: the attribute smoothing_strength holds smoothing.strength.
-_GROUPS = ("smoothing", "scale", "points", "compressed_depth")
+_GROUPS = ("openvino", "onnxruntime", "smoothing", "scale", "points", "compressed_depth")
+PROVIDERS = ("tensorrt", "cuda", "cpu")
+"""Of ONNX Runtime, in the order in which ``auto`` prefers them."""
 
 
 def setting(
@@ -98,12 +100,14 @@ class Settings:
     )
     depth_weights: str = setting(
         "",
-        "Weights of the depth network: a file, download, random, or empty for the default.",
+        "Weights of the depth network: a file (an .onnx file with backend onnxruntime), download,"
+        " random, or empty for the default.",
         "You have a checkpoint file, or permit a download at configure.",
     )
     label_weights: str = setting(
         "",
-        "Weights of the label network: a file, download, random, or empty for the default.",
+        "Weights of the label network: a file (an .onnx file with backend onnxruntime), download,"
+        " random, or empty for the default.",
         "You have a checkpoint file, or permit a download at configure.",
     )
     weight_std: str = setting(
@@ -139,9 +143,22 @@ class Settings:
     )
     backend: str = setting(
         "torch",
-        "Inference backend: torch, or openvino on a CPU (pip install openvino).",
-        "There is no GPU and latency matters.",
-        choices=("torch", "openvino"),
+        "Inference backend: torch, openvino (pip install openvino) or onnxruntime (pip install"
+        " onnx onnxruntime; needed for weights in an .onnx file).",
+        "There is no GPU and latency matters (openvino), or you have an .onnx file.",
+        choices=("torch", "openvino", "onnxruntime"),
+    )
+    openvino_device: str = setting(
+        "CPU",
+        "Device of backend openvino: CPU, GPU (Intel), NPU, or AUTO (a GPU if there is one).",
+        "The computer has an Intel GPU or NPU; device stays cpu. Tested on a CPU only.",
+        choices=("CPU", "GPU", "NPU", "AUTO"),
+    )
+    onnxruntime_providers: str = setting(
+        "auto",
+        "Execution providers of backend onnxruntime by preference, separated by commas: tensorrt,"
+        " cuda, cpu; auto: those that are installed and fit device, in this order.",
+        "TensorRT takes too long to build its engines (cuda). Tested on a CPU only.",
     )
     cuda_graphs: bool = setting(
         True,
@@ -403,6 +420,9 @@ def check(name: str, value: Any) -> Any:
         raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(meta['choices'])}.")
     if name == "device" and not re.fullmatch("auto|cpu|cuda(:(0|[1-9][0-9]?))?", value):
         raise ValueError(f"device is {value!r}, but must be auto, cpu, cuda or cuda:N.")
+    if name == "onnxruntime.providers" and not {*value.split(",")} <= {*PROVIDERS, "auto"}:
+        known = ", ".join(PROVIDERS)
+        raise ValueError(f"{name} is {value!r}, but must be auto, or of {known}, with commas.")
     low, high = meta["low"], meta["high"]
     if expected in (int, float) and not (math.isfinite(value) and low <= value <= high):
         limits = f"at least {low:g}" if math.isinf(high) else f"between {low:g} and {high:g}"

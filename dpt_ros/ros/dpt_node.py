@@ -20,8 +20,8 @@ from std_srvs.srv import Trigger
 
 from dpt_ros.engine.faults import DeviceLostError
 from dpt_ros.engine.frame import Frame, Prediction
-from dpt_ros.engine.inference.loading import NetworkError, load_networks
 from dpt_ros.engine.inference.network import Networks
+from dpt_ros.engine.loading import NetworkError, load_networks
 from dpt_ros.engine.pipeline import Pipeline
 from dpt_ros.engine.runner.chain import Kind
 from dpt_ros.engine.settings import Settings

@@ -21,8 +21,8 @@ from dpt_ros.apps.train.recipe import PRESETS, Recipe
 from dpt_ros.data import class_id_table, class_names
 from dpt_ros.datasets import Dataset, Sample
 from dpt_ros.datasets.world import RenderedWorld
-from dpt_ros.engine.inference.loading import load_networks
 from dpt_ros.engine.inference.predict import predict_image
+from dpt_ros.engine.loading import load_networks
 from dpt_ros.engine.settings import Settings
 from dpt_ros.model import DPT, create_model, model_spec, save_checkpoint
 from dpt_ros.model.describe import describe

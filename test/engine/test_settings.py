@@ -28,6 +28,8 @@ def test_the_defaults_pass_their_own_checks():
 def test_a_parameter_of_a_group_is_named_with_a_dot():
     assert ATTRIBUTES["smoothing.strength"] == "smoothing_strength"
     assert Settings.parse({"smoothing.strength": 0.25}).smoothing_strength == 0.25
+    given = {"openvino.device": "NPU", "onnxruntime.providers": "cuda,cpu"}
+    assert Settings.parse(given).onnxruntime_providers == "cuda,cpu"
 
 
 def test_every_parameter_says_what_it_does_and_when_to_change_it():
@@ -45,6 +47,8 @@ def test_every_parameter_says_what_it_does_and_when_to_change_it():
         ("max_range", float("nan"), "max_range is nan, but must be at least 0."),
         ("threads", True, "threads is True, but must be of type int."),
         ("device", "gpu", "device is 'gpu', but must be auto, cpu, cuda or cuda:N."),
+        ("openvino.device", "gpu", "must be one of CPU, GPU, NPU, AUTO."),
+        ("onnxruntime.providers", "cuda,rocm", "must be auto, or of tensorrt, cuda, cpu"),
         ("cameras", ["a", "a"], "each name must be unique."),
         ("cameras", ["front/left"], "letters, digits and underscores"),
         ("cameras", "front", "must be a list of strings."),

@@ -93,6 +93,10 @@ def test_the_contents_tell_what_a_file_is_not_its_name(tmp_path, model, state, s
         ("<!DOCTYPE html>\n<html><head><title>Sign in</title>", "a web page in the place of"),
         ('{"architectures": ["DPTForDepthEstimation"]}', "JSON text; the weights are beside it"),
         ("", "an empty file"),
+        (
+            "\x08\n\x12\x07pytorch:",
+            "an ONNX file; the node and dpt_bag run it with -p backend:=onnx",
+        ),
         ("any words", "damaged, or no file of safetensors or PyTorch"),
     ],
 )

@@ -78,10 +78,10 @@ class FakeGpu:
 
         def make() -> Network:
             with unset_fake_temporarily():
-                network = RehearsedNetwork(create_model("dpt_hybrid_embedded"), CPU, dtype)
-            _move(network._predict.args[0])
-            network.device = CUDA
-            return network
+                model = create_model("dpt_hybrid_embedded")
+                backend = RehearsedNetwork(model, CPU, dtype)
+            _move(model)
+            return Network(model.spec, CUDA, backend)
 
         self.networks = pair(make, shared, device=CUDA, precision="fp16")
 

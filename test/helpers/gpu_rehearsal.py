@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 from dpt_ros.engine import triton_launch
-from dpt_ros.engine.inference.network import Network
+from dpt_ros.engine.inference.backend import TorchModel
 from dpt_ros.engine.input import device_preprocess
 from dpt_ros.engine.input.device_preprocess import DeviceInput
 from dpt_ros.engine.input.input_plan import InputPlan
@@ -33,15 +33,17 @@ from dpt_ros.engine.output import postprocess
 from dpt_ros.engine.runner.chain import Chain
 from dpt_ros.engine.runner.streams import HostStreams
 from dpt_ros.engine.smoothing import flow
+from dpt_ros.model import DPT
 from helpers.plain_torch import plain_torch
 
 _WAITS = ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "item", "unique2")
 
 
-class RehearsedNetwork(Network):
+class RehearsedNetwork(TorchModel):
     """A network prepared as for a GPU."""
 
-    _prepare_for_cpu = Network._prepare_for_gpu
+    def _prepare_for_cpu(self, model: DPT) -> None:
+        self._prepare_for_gpu(model, torch.device("cpu"))
 
 
 class Kernels:

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from dpt_ros.engine.export.frame import export_networks
-from dpt_ros.engine.inference.loading import label_fields
+from dpt_ros.engine.inference.backend import TorchModel
 from dpt_ros.engine.inference.network import Network, Networks
+from dpt_ros.engine.loading import label_fields
 from dpt_ros.engine.settings import Settings
 from dpt_ros.model import create_model
 
@@ -19,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 def embedded_networks(
-    kind: type[Network] = Network,
+    kind: type[TorchModel] = TorchModel,
     shared: bool = True,
     *,
     device: torch.device = CPU,
@@ -30,7 +31,8 @@ def embedded_networks(
     """The embedded network with its own weights; one for both tasks, or one for each."""
 
     def make() -> Network:
-        return kind(create_model("dpt_hybrid_embedded"), device, dtype, compiled=compiled)
+        model = create_model("dpt_hybrid_embedded")
+        return Network(model.spec, device, kind(model, device, dtype, compiled))
 
     precision = "fp32" if dtype == torch.float32 else "fp16"
     return pair(make, shared, **{"device": device, "precision": precision, **changes})

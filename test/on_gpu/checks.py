@@ -22,8 +22,8 @@ import torch
 from dpt_ros.apps.bench.network.child_process import emit
 from dpt_ros.apps.bench.network.frames import take
 from dpt_ros.engine.frame import Frame, OutputRequest, Prediction
-from dpt_ros.engine.inference.loading import load_networks
 from dpt_ros.engine.inference.network import Networks
+from dpt_ros.engine.loading import load_networks
 from dpt_ros.engine.runner.cuda import StreamRunner
 from dpt_ros.engine.runner.host import Runner
 from dpt_ros.engine.runner.streams import CudaStreams, HostStreams, Streams

@@ -37,6 +37,7 @@ WITHIN = {
         {"inference"},
         {"runner"},
         {"export"},
+        {"loading"},
         {"pipeline", "provenance", "temporal"},
     ],
     "ros": [{"messages"}, {"camera"}],

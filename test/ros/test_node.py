@@ -23,7 +23,7 @@ from std_srvs.srv import Trigger
 
 from dpt_ros.data import class_names
 from dpt_ros.engine.frame import Frame, Prediction
-from dpt_ros.engine.inference.loading import load_networks
+from dpt_ros.engine.loading import load_networks
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.camera.camera_topics import CameraTopics
 from dpt_ros.ros.camera.frame_builder import Arrival

@@ -30,8 +30,8 @@ from helpers.occupancy import (
 from helpers.places import ROOT as REPO
 
 from dpt_ros.engine.frame import CameraModel, Frame, OutputRequest
-from dpt_ros.engine.inference.loading import load_networks
 from dpt_ros.engine.inference.network import Networks
+from dpt_ros.engine.loading import load_networks
 from dpt_ros.engine.output.flying_pixels import remove_flying_pixels
 from dpt_ros.engine.output.label_groups import REST, load_groups
 from dpt_ros.engine.output.point_cloud import points

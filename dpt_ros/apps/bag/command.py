@@ -22,7 +22,7 @@ from dpt_ros.bag.run import convert
 from dpt_ros.bag.topics import ChosenTopics
 from dpt_ros.bag.writer import saved_frames
 from dpt_ros.engine.faults import DeviceLostError
-from dpt_ros.engine.inference.loading import NetworkError
+from dpt_ros.engine.loading import NetworkError
 from dpt_ros.engine.parameter_file import read_settings
 
 

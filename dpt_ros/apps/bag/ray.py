@@ -15,7 +15,7 @@ from dpt_ros.bag.job import Job, Result
 from dpt_ros.bag.reader import BagError
 from dpt_ros.bag.run import convert
 from dpt_ros.engine.faults import DeviceLostError
-from dpt_ros.engine.inference.loading import NetworkError
+from dpt_ros.engine.loading import NetworkError
 from dpt_ros.engine.provenance import weights_paths
 
 _RETRIES = 5  # processes that one bag may lose

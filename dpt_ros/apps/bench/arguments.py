@@ -18,8 +18,9 @@ One process; every arm once per round, in random order, network only, batch 1; t
 first round. Rounds in which other processes used more than the allowed share of the machine are
 discarded and counted. The speed-up is the median of the ratios inside the rounds to the plain
 network in float32 as create_model gives it for training (weights standardised at every forward).
-Parity is against the same: mean |difference| / depth, on noise. Random weights amplify rounding,
-so parity is then less meaningful than with a trained network."""
+Plain ONNX Runtime runs the network exported at this size, with default options of the session.
+Parity is against the first arm: mean |difference| / depth, on noise. Random weights amplify
+rounding, so parity is then less meaningful than with a trained network."""
 ENGINE_METHOD = """\
 Each row in a process of its own, one after another. Networks: a call begins with the camera's
 rgb8 bytes on the device and ends with float32 depth and/or uint8 labels of the network's size on
@@ -61,8 +62,9 @@ size and no network; std leaves out the first 15 frames."""
 
 _CAMERA_SIZES = {"vga": (640, 480), "720p": (1280, 720), "1080p": (1920, 1080)}
 CPU_ARMS = (
-    "torch eager fp32", "torch eager bf16, folded, channels_last", "ONNX Runtime fp32",
-    "ours fp32", "ours bf16", "ours, OpenVINO fp32", "ours, OpenVINO bf16",
+    "torch eager fp32", "torch eager bf16, folded, channels_last", "plain ONNX Runtime fp32",
+    "ours fp32", "ours bf16", "ours, ONNX Runtime fp32", "ours, OpenVINO fp32",
+    "ours, OpenVINO bf16",
 )  # fmt: skip
 ENGINE_ARMS = (
     "plain fp32", "plain fp16", "transformers fp16", "compile max-autotune fp16",

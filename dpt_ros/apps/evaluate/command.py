@@ -25,7 +25,7 @@ from dpt_ros.apps.evaluate.videos import Videos
 from dpt_ros.apps.report import environment, table, write_json
 from dpt_ros.datasets import Dataset, DatasetError, Subset, open_dataset
 from dpt_ros.datasets.world import WorldDataset
-from dpt_ros.engine.inference.loading import NetworkError, choose_device
+from dpt_ros.engine.loading import NetworkError, choose_device
 from dpt_ros.model import DPT, create_model
 from dpt_ros.model.zoo import EMBEDDED_NAME
 

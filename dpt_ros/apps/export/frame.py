@@ -20,8 +20,8 @@ from dpt_ros.engine.export.parity import TOLERANCES
 from dpt_ros.engine.export.session import StepSession
 from dpt_ros.engine.export.step import export_step
 from dpt_ros.engine.frame import Frame, OutputRequest
-from dpt_ros.engine.inference.loading import label_fields
 from dpt_ros.engine.input.encodings import check_shape, find_encoding
+from dpt_ros.engine.loading import label_fields
 from dpt_ros.engine.parameter_file import read_settings
 from dpt_ros.engine.runner.chain import Kind
 from dpt_ros.model import create_model

@@ -19,7 +19,7 @@ from dpt_ros.apps.train.recipe import PRESETS, Recipe
 from dpt_ros.apps.train.trainer import Interrupted, Trainer, read_checkpoint
 from dpt_ros.datasets import Dataset, open_dataset
 from dpt_ros.datasets.world import WorldDataset
-from dpt_ros.engine.inference.loading import NetworkError, choose_device
+from dpt_ros.engine.loading import NetworkError, choose_device
 
 
 def run(args: argparse.Namespace, recipe: Recipe, count: int) -> int:

@@ -1,27 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network that runs: a DPT folded, in its number format, with the operations of its device."""
+"""A network that runs, on whatever backend, and the networks of a node."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dpt_ros.engine.faults import AccelerationError, first_line, is_out_of_memory
-from dpt_ros.engine.inference.cpu_modules import pack, unavailable
-from dpt_ros.engine.inference.fold import fold
-from dpt_ros.engine.inference.gpu_modules import fuse
+from dpt_ros.engine.faults import AccelerationError
+from dpt_ros.engine.inference.backend import Backend
 from dpt_ros.engine.input.preprocess import network_size
 from dpt_ros.engine.settings import Settings
 from dpt_ros.model.heads import MIN_INVERSE_DEPTH
-
-if TYPE_CHECKING:
-    from dpt_ros.model import DPT
+from dpt_ros.model.zoo import ModelSpec
 
 # Most pixels of an input, relative to the size that the network aims at; a panorama has 5.
 MOST_AREA = 16
@@ -30,72 +23,22 @@ _SATURATED = 0.98
 
 
 class Network:
-    """One DPT made ready to run: folded, in its number format, with fused operations.
+    """A network on its backend.
 
     Args:
-        model: what ``create_model`` gave; it is rewritten and must not be used otherwise.
-        device: where it runs.
-        dtype: of weights and activations; a metric head computes its metres in float32.
-        backend: "torch", or "openvino" on a CPU.
-        threads: of the CPU; 0 leaves the choice to the backend. Used by openvino only.
-        compiled: rewrite it with torch.compile, which happens at the first call of each shape.
+        spec: what it predicts, and from which images.
+        device: where images and results are.
+        backend: what computes them.
 
     Attributes:
-        input_dtype: of ``images``; others are converted.
         warnings: of what is slower than it could be.
-
-    Raises:
-        ImportError: openvino is not installed; the message says how to install it.
     """
 
-    def __init__(
-        self,
-        model: DPT,
-        device: torch.device,
-        dtype: torch.dtype,
-        backend: str = "torch",
-        threads: int = 0,
-        compiled: bool = False,
-    ) -> None:
-        self.spec = model.spec
+    def __init__(self, spec: ModelSpec, device: torch.device, backend: Backend) -> None:
+        self.spec = spec
         self.device = device
-        self.dtype = dtype
-        self.input_dtype = torch.float32 if backend == "openvino" else dtype
-        self.warnings: tuple[str, ...] = ()
-        self._compiled = compiled and backend == "torch"
-        if model.depth_head is not None:
-            model.depth_head.invert = False  # metres are made at the end, after scale and filter
-        self._predict: Callable[[Tensor, bool, bool], dict[str, Tensor]]
-        if backend == "openvino":
-            from dpt_ros.engine.inference.openvino import OpenVinoModel
-
-            openvino = OpenVinoModel(model, "bf16" if dtype == torch.bfloat16 else "fp32", threads)
-            self._predict = lambda images, depth, labels: openvino(images)
-            return
-        if device.type == "cpu":
-            self._prepare_for_cpu(model)
-        else:
-            self._prepare_for_gpu(model)
-        self._predict = self._plain = partial(_predict, model)
-        if compiled:
-            self._predict = torch.compile(
-                self._predict, mode="max-autotune-no-cudagraphs", dynamic=False
-            )
-
-    def _prepare_for_cpu(self, model: DPT) -> None:
-        problem = unavailable(self.dtype)
-        if problem is None:
-            pack(model, self.dtype)
-            return
-        fold(model)
-        model.to(self.dtype).to(memory_format=torch.channels_last)
-        self.warnings = (
-            f"The networks run on the CPU without oneDNN, which is slower: {problem}",
-        )
-
-    def _prepare_for_gpu(self, model: DPT) -> None:
-        fuse(model)
-        model.to(self.device, self.dtype).to(memory_format=torch.channels_last)
+        self.backend = backend
+        self.warnings = backend.warnings
 
     def input_size(self, height: int, width: int, settings: Settings) -> tuple[int, int]:
         """(height, width) at which a picture of the given size enters this network.
@@ -125,27 +68,12 @@ class Network:
             depth, labels: whether to predict them.
 
         Returns:
-            As far as requested and known: "inverse_depth" (B, H, W) float32, 1/m from a metric
-            network, else relative; "logits" (B, C, H / 2, W / 2), before the last upsampling.
+            As far as requested and known: see `Backend`.
 
         Raises:
-            AccelerationError: a kernel, or torch.compile, fails at this shape.
+            AccelerationError, BackendError: see `Backend`.
         """
-        images = images.to(self.input_dtype)
-        if not self._compiled:
-            return self._predict(images, depth, labels)
-        try:
-            return self._predict(images, depth, labels)
-        except (torch.OutOfMemoryError, torch.AcceleratorError):
-            raise
-        except Exception as error:  # any, from dynamo, inductor, Triton or a C compiler
-            if is_out_of_memory(error):
-                raise
-            raise AccelerationError(
-                f"torch.compile fails for {self.spec.name}, so it runs without, which is slower:"
-                f" {first_line(error)}",
-                self._stop_compiling,
-            ) from error
+        return self.backend(images.to(self.backend.input_dtype), depth, labels)
 
     def check(self, height: int, width: int) -> None:
         """Run it once on a black picture of the given size; accelerations that fail are turned
@@ -159,19 +87,6 @@ class Network:
             except AccelerationError as error:
                 error.turn_off()
                 self.warnings += (str(error),)
-
-    def _stop_compiling(self) -> None:
-        self._compiled, self._predict = False, self._plain
-
-
-def _predict(model: DPT, images: Tensor, depth: bool, labels: bool) -> dict[str, Tensor]:
-    features = model.features(images)
-    outputs: dict[str, Tensor] = {}
-    if depth and model.depth_head is not None:
-        outputs["inverse_depth"] = model.depth_head(features)
-    if labels and model.label_head is not None:
-        outputs["logits"] = model.label_head(features)
-    return outputs
 
 
 @dataclass(frozen=True)
@@ -210,6 +125,11 @@ class Networks:
     @property
     def label_name(self) -> str | None:
         return self.labels.spec.name if self.labels else None
+
+    @property
+    def capturable(self) -> bool:
+        """Whether the networks' work can be captured in a CUDA graph."""
+        return all(one.backend.capturable for one in (self.depth, self.labels) if one)
 
     @property
     def metric(self) -> bool:

@@ -63,9 +63,8 @@ def registered_depth(
 def _same_view(one: CameraModel, other: CameraModel) -> bool:
     """Whether two cameras see the same, within half a pixel."""
     one = one.scaled(other.width, other.height)
-    corners = (other.width / other.fx * abs(one.fx - other.fx), abs(one.cx - other.cx))
-    corners += (other.height / other.fy * abs(one.fy - other.fy), abs(one.cy - other.cy))
-    return max(corners) < 0.5
+    focal = (one.fx / other.fx - 1) * other.width, (one.fy / other.fy - 1) * other.height
+    return max(map(abs, (*focal, one.cx - other.cx, one.cy - other.cy))) < 0.5
 
 
 def _projected(

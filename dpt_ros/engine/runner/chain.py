@@ -145,7 +145,7 @@ class Chain:
         size = self._sizes[id(network)]
         return DeviceInput(
             kind.encoding, kind.shape, size, spec.mean, spec.std, network.device,
-            network.input_dtype,
+            network.backend.input_dtype,
         )  # fmt: skip
 
     @torch.inference_mode()
@@ -202,6 +202,8 @@ class Chain:
             maps["inverse_depth"] = results[id(self._depth)]["inverse_depth"]
         if self._labels is not None:
             logits = results[id(self._labels)]["logits"]
+            if not self.on_host:  # as the kernels take them, and PyTorch gives them
+                logits = logits.contiguous(memory_format=torch.channels_last)
             maps["logits"] = logits if self._groups is None else of_logits(logits, self._groups)
         return maps
 

@@ -68,7 +68,7 @@ class StreamRunner(Runner):
         super().__init__(networks, settings)
         self._streams = streams
         self._warn = warn
-        self._graphs = settings.cuda_graphs
+        self._graphs = settings.cuda_graphs and networks.capturable
         self._programs: OrderedDict[tuple[Kind, bool, int], Program] = OrderedDict()
         self._bank = Bank(streams.device, max(len(settings.cameras), 1))
         self._lost = ""

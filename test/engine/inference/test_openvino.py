@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from dpt_ros.engine.inference.backend import BackendError
 from dpt_ros.engine.inference.openvino import OpenVinoModel
 from dpt_ros.model import create_model
 
@@ -71,7 +72,7 @@ signal.raise_signal(signal.SIGUSR1)
 
 def test_mistakes_are_refused(model):
     pytest.importorskip("openvino")
-    with pytest.raises(ValueError, match="fp16"):
+    with pytest.raises(BackendError, match="precision is fp16, but OpenVINO on this CPU"):
         OpenVinoModel(model, "fp16", 1)
     with pytest.raises(ValueError, match="threads"):
         OpenVinoModel(model, "fp32", -1)

@@ -140,14 +140,15 @@ class Rehearsed:
         self.streams, self.notes = Faulty(made), list[str]()
         self.runner = StreamRunner(gpu, DEFAULT, self.streams, self._note)
         self.plain, self.made, self.number = HostRunner(host, DEFAULT), made, 0
-        inner = self.runner._networks.labels._predict
+        backend = self.runner._networks.labels.backend
+        inner = backend._predict
 
         def predict(*args: object) -> object:
             self.streams.fail("predict")
             return inner(*args)
 
-        self.undo = lambda: setattr(self.runner._networks.labels, "_predict", inner)
-        self.runner._networks.labels._predict = predict
+        self.undo = lambda: setattr(backend, "_predict", inner)
+        backend._predict = predict
 
     def _note(self, sentence: str) -> None:
         # What is said comes before memory is freed: by then nothing of the failed work may live.

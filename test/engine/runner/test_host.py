@@ -26,8 +26,8 @@ from helpers.runner_frames import (
 )
 
 from dpt_ros.engine.frame import CameraModel, OutputRequest
-from dpt_ros.engine.inference.loading import NetworkError, load_networks
 from dpt_ros.engine.inference.network import Networks
+from dpt_ros.engine.loading import NetworkError, load_networks
 from dpt_ros.engine.output.flying_pixels import flying_pixel_mask
 from dpt_ros.engine.pipeline import make_runner
 from dpt_ros.engine.runner.cuda import StreamRunner

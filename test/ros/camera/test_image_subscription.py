@@ -28,7 +28,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header, String
 
 from dpt_ros.engine.frame import CameraModel, Frame, Prediction
-from dpt_ros.engine.inference.loading import load_networks
+from dpt_ros.engine.loading import load_networks
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.camera.camera_topics import CameraTopics
 from dpt_ros.ros.camera.frame_builder import Arrival

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dpt_ros.apps.bench.arguments import ENGINE_ARMS, ENGINE_SIZES
 from dpt_ros.apps.bench.network.frames import picture, take
 from dpt_ros.engine.frame import Frame, OutputRequest
+from dpt_ros.engine.inference.backend import TorchModel
 from dpt_ros.engine.inference.network import Network, Networks
 from dpt_ros.engine.input.device_preprocess import DeviceInput
 from dpt_ros.engine.runner.chain import Chain, Kind
@@ -75,10 +76,11 @@ class Bench:
 
     def networks(self, compiled: bool = False) -> Networks:
         """Our own networks, in half precision."""
-        nets = {
-            task: Network(self.model(task), self.device, self.half, compiled=compiled)
-            for task in self.case.tasks
-        }
+        nets = {}
+        for task in self.case.tasks:
+            model = self.model(task)
+            backend = TorchModel(model, self.device, self.half, compiled)
+            nets[task] = Network(model.spec, self.device, backend)
         return Networks(
             depth=nets.get("depth"),
             labels=nets.get("labels"),

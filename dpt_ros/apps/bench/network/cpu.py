@@ -22,10 +22,13 @@ from tqdm import tqdm
 from dpt_ros.apps.bench.arguments import CPU_ARMS, CPU_METHOD, cpu_parser
 from dpt_ros.apps.bench.network.roofline import count_work
 from dpt_ros.apps.report import CpuWatch, introduce, summarize, table, write_json
+from dpt_ros.engine.export.network import export_network
 from dpt_ros.engine.inference.fold import fold
 from dpt_ros.engine.inference.gpu_modules import fuse
 from dpt_ros.engine.inference.network import Network
-from dpt_ros.model import DPT, create_model
+from dpt_ros.engine.loading import make_backend
+from dpt_ros.engine.settings import Settings
+from dpt_ros.model import DPT, ModelSpec, create_model
 
 REFERENCE = CPU_ARMS[0]
 
@@ -126,9 +129,9 @@ def ratio(times: Mapping[str, np.ndarray], slow: str, fast: str) -> float:
     return float(np.median(times[slow] / times[fast]))
 
 
-def _model(args: argparse.Namespace, folded: bool = False) -> DPT:
+def _model(args: argparse.Namespace) -> DPT:
     torch.manual_seed(0)
-    model = create_model(args.network, args.weights or None, fold=folded)
+    model = create_model(args.network, args.weights or None, fold=False)
     return model.requires_grad_(False)
 
 
@@ -146,39 +149,41 @@ def _eager(dtype: torch.dtype, args: argparse.Namespace, images: Tensor) -> Call
 
 
 def _ours(
-    dtype: torch.dtype, backend: str, args: argparse.Namespace, images: Tensor
+    backend: str, precision: str, args: argparse.Namespace, images: Tensor
 ) -> Callable[[], Tensor]:
-    network = Network(_model(args), torch.device("cpu"), dtype, backend, args.threads)
-
-    def call() -> Tensor:
-        inverse_depth = network(images)["inverse_depth"]
-        return inverse_depth.reciprocal() if network.spec.invert else inverse_depth
-
-    return call
+    model, device = _model(args), torch.device("cpu")
+    settings = Settings(backend=backend, threads=args.threads)
+    network = Network(model.spec, device, make_backend(model, device, precision, settings))
+    return lambda: _depth(network(images)["inverse_depth"], network.spec)
 
 
-def _onnxruntime(args: argparse.Namespace, images: Tensor) -> Callable[[], Tensor]:
+def _depth(inverse_depth: Tensor, spec: ModelSpec) -> Tensor:
+    return inverse_depth.reciprocal() if spec.invert else inverse_depth
+
+
+def _plain_onnxruntime(args: argparse.Namespace, images: Tensor) -> Callable[[], Tensor]:
     import onnxruntime
 
-    model = _model(args, folded=True)
+    model = _model(args)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = args.threads
-    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+    with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/network.onnx"
-        torch.onnx.export(model, (images,), path, opset_version=20, verbose=False)
+        export_network(model, path, batch=1, size=(images.shape[2], images.shape[3]))
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+    given = {"images": images.numpy()}
+    return lambda: _depth(torch.from_numpy(session.run(None, given)[0]), model.spec)
 
 
 _MAKERS: tuple[Callable[[argparse.Namespace, Tensor], Callable[[], Tensor]], ...] = (
     partial(_eager, torch.float32),
     partial(_eager, torch.bfloat16),
-    _onnxruntime,
-    partial(_ours, torch.float32, "torch"),
-    partial(_ours, torch.bfloat16, "torch"),
-    partial(_ours, torch.float32, "openvino"),
-    partial(_ours, torch.bfloat16, "openvino"),
+    _plain_onnxruntime,
+    partial(_ours, "torch", "fp32"),
+    partial(_ours, "torch", "bf16"),
+    partial(_ours, "onnxruntime", "fp32"),
+    partial(_ours, "openvino", "fp32"),
+    partial(_ours, "openvino", "bf16"),
 )
 _ARMS = dict(zip(CPU_ARMS, _MAKERS, strict=True))
 _NEEDED = {"ONNX Runtime": "onnxruntime", "OpenVINO": "openvino"}

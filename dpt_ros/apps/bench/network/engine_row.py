@@ -25,7 +25,7 @@ from dpt_ros.apps.bench.network.frames import Cameras, take, times_of
 from dpt_ros.apps.bench.network.roofline import copy_bandwidth, matmul_peak
 from dpt_ros.apps.report import summarize
 from dpt_ros.engine.frame import OutputRequest
-from dpt_ros.engine.inference.loading import load_networks
+from dpt_ros.engine.loading import load_networks
 from dpt_ros.engine.runner.cuda import StreamRunner
 from dpt_ros.engine.runner.streams import CudaStreams, HostStreams
 from dpt_ros.engine.settings import Settings

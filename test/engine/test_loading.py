@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from dpt_ros.engine import loading
+from dpt_ros.engine.export.network import export_network
 from dpt_ros.engine.inference.fold import fold
 from dpt_ros.engine.inference.gpu_modules import fuse
-from dpt_ros.engine.inference.loading import NetworkError, load_networks
 from dpt_ros.engine.input.preprocess import network_input
+from dpt_ros.engine.loading import NetworkError, load_networks
 from dpt_ros.engine.settings import Settings
 from dpt_ros.model import DPT, create_model, save_checkpoint
 from dpt_ros.model.zoo import EMBEDDED_NAME, SMALL, ZOO
@@ -101,6 +103,13 @@ def test_a_file_is_taken_by_path(tmp_path):
         ),
         (Settings(compile=True, device="cpu"), "on a CPU torch.compile is slower"),
         (Settings(backend="openvino", device="cuda"), "device is cuda"),
+        (Settings(compile=True, backend="onnxruntime"), "compile is true, but backend is onnx"),
+        (Settings(precision="bf16", backend="onnxruntime"), "precision is bf16, but backend onn"),
+        (Settings(depth_weights="a.onnx"), "an ONNX file, but backend is torch; set backend to"),
+        (
+            Settings(depth_weights="/no/a.onnx", backend="onnxruntime"),
+            "depth_weights: /no/a.onnx cannot be read: No such file",
+        ),
         (
             Settings(depth_network="dpt_hybrid_ade20k", depth_weights="random"),
             "dpt_hybrid_ade20k predicts labels, not depth; set depth_network",
@@ -142,11 +151,79 @@ def test_half_precision_agrees_with_single_precision(kind):
     assert same >= 0.995
 
 
-def test_openvino_agrees_with_torch():
-    pytest.importorskip("openvino")
+@pytest.mark.parametrize(
+    ("device", "precision", "sentence"),
+    [
+        ("NPU", "auto", "openvino.device is NPU, but OpenVINO finds CPU only: install the driver"),
+        ("CPU", "fp16", "precision is fp16, but OpenVINO on this CPU computes fp32"),
+        ("AUTO", "fp16", "precision is fp16, but OpenVINO on this CPU computes fp32"),
+    ],
+)
+def test_a_device_of_openvino_that_is_not_there_is_refused(device, precision, sentence):
+    openvino = pytest.importorskip("openvino")
+    if openvino.Core().available_devices != ["CPU"]:
+        pytest.skip("OpenVINO finds more than the CPU here")
+    chosen = Settings(backend="openvino", device="cpu", openvino_device=device)
+    with pytest.raises(NetworkError) as refusal:
+        load_networks(replace(chosen, precision=precision))
+    assert sentence in str(refusal.value)
+
+
+@pytest.fixture(scope="module")
+def onnx_file(tmp_path_factory):
+    """The embedded network of one size, which is exported faster than one of open sizes."""
+    pytest.importorskip("onnxruntime")
+    path = tmp_path_factory.mktemp("onnx") / "mine.onnx"
+    export_network(create_model(EMBEDDED_NAME), path, size=(96, 128))
+    return path
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(backend="openvino", threads=1, device="cpu"),
+        Settings(backend="openvino", threads=1, device="cpu", openvino_device="AUTO"),
+        Settings(backend="onnxruntime", threads=1, device="cpu"),
+    ],
+    ids=["openvino", "openvino AUTO", "onnxruntime"],
+)
+def test_backends_agree_with_torch(settings, onnx_file, monkeypatch):
+    pytest.importorskip(settings.backend)
+    monkeypatch.setattr(loading, "exported", lambda *given: onnx_file)
+    settings = replace(settings, input_height=96, input_width=128)
     images = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(1))
-    expected = load_networks(Settings(label_network="none")).depth(images)
-    networks = load_networks(Settings(label_network="none", backend="openvino", threads=1))
-    actual, expected = networks.depth(images)["inverse_depth"], expected["inverse_depth"]
-    error = (actual - expected).abs() / expected
-    assert error.max() < 1e-3
+    expected = load_networks(Settings(device="cpu")).depth(images)
+    actual = load_networks(settings).depth(images)
+    for name, value in expected.items():
+        assert (actual[name] - value).abs().max() <= 1e-4 * value.abs().max()
+    assert torch.equal(actual["logits"].argmax(1), expected["logits"].argmax(1))
+
+
+def test_an_onnx_file_is_run_as_it_is(onnx_file):
+    file = str(onnx_file)
+    settings = Settings(
+        depth_weights=file, label_weights=file, backend="onnxruntime", device="cpu", threads=1
+    )
+    networks = load_networks(settings)
+    assert networks.depth is networks.labels
+    assert networks.depth_name == EMBEDDED_NAME
+    assert networks.class_names[:2] == ("wall", "floor")
+    assert networks.metric
+    assert not networks.warnings
+    # The file's size is the one that the node aims at.
+    assert networks.depth.input_size(480, 640, settings) == (96, 128)
+
+
+def test_an_onnx_file_of_another_network_is_refused(onnx_file, tmp_path):
+    mine = Settings(depth_weights=str(onnx_file), backend="onnxruntime", device="cpu")
+    with pytest.raises(NetworkError, match=r"is dpt_hybrid_nyu, but .* holds a dpt_hybrid_emb"):
+        load_networks(replace(mine, depth_network="dpt_hybrid_nyu"))
+    half = tmp_path / "half.onnx"
+    half.write_bytes(onnx_file.read_bytes().replace(b'"fp32"', b'"fp16"'))
+    mine = replace(mine, precision="fp32")
+    with pytest.raises(NetworkError, match=r"precision is fp32, but .* is in fp16; set"):
+        load_networks(replace(mine, depth_weights=str(half)))
+    for content in (b"", b"\x08\x0a\x12\x07pytorch", b"version https://git-lfs.github.com"):
+        (tmp_path / "not.onnx").write_bytes(content)
+        with pytest.raises(NetworkError, match=r"depth_weights: .*not\.onnx"):
+            load_networks(replace(mine, depth_weights=str(tmp_path / "not.onnx")))

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +13,16 @@ import numpy as np
 import torch
 
 from dpt_ros.data import class_names, palette
+from dpt_ros.engine.export.cache import exported
+from dpt_ros.engine.export.file import PRECISION, ExportError, read_metadata
+from dpt_ros.engine.export.network import spec_of
 from dpt_ros.engine.faults import first_line, is_out_of_memory
 from dpt_ros.engine.inference import kernels
+from dpt_ros.engine.inference.backend import Backend, BackendError, TorchModel
 from dpt_ros.engine.inference.cpu_modules import supports_bf16
 from dpt_ros.engine.inference.network import Network, Networks
+from dpt_ros.engine.inference.onnx_runtime import OnnxRuntimeModel
+from dpt_ros.engine.inference.openvino import OpenVinoModel, find_device
 from dpt_ros.engine.output.label_groups import LabelGroups
 from dpt_ros.engine.scale.ground import floor_ids
 from dpt_ros.engine.settings import Settings
@@ -46,14 +54,15 @@ def load_networks(settings: Settings) -> Networks:
         NetworkError: a device, a name or a file is wrong; the message says what to do.
     """
     device = choose_device(settings.device)
+    _check(settings, device)
     precision = _precision(settings, device)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     warnings = _backend_warnings(settings, device, precision)
     weights = {"depth": settings.depth_weights, "labels": settings.label_weights}
     names = {
-        "depth": _choose("depth", settings.depth_network, weights["depth"], warnings),
-        "labels": _choose("labels", settings.label_network, weights["labels"], warnings),
+        "depth": _choose("depth", settings, warnings),
+        "labels": _choose("labels", settings, warnings),
     }
     if not any(names.values()):
         raise NetworkError(
@@ -67,8 +76,7 @@ def load_networks(settings: Settings) -> Networks:
             continue
         key = (name, weights[task])
         if key not in loaded:
-            model = _create(name, weights[task], settings, task)
-            loaded[key] = _on_device(model, device, _DTYPES[precision], settings)
+            loaded[key] = _load(name, weights[task], task, device, precision, settings)
         if task not in loaded[key].spec.tasks:
             raise NetworkError(
                 f"{name} predicts {' and '.join(loaded[key].spec.tasks)}, not {task}; "
@@ -92,32 +100,52 @@ def load_networks(settings: Settings) -> Networks:
     )
 
 
-def _precision(settings: Settings, device: torch.device) -> str:
-    """The number format, checked together with the other settings that depend on the device."""
-    precision, on_cpu = settings.precision, device.type == "cpu"
-    if precision == "auto":
-        precision = "fp32" if on_cpu else "fp16"
-    if precision == "fp16" and on_cpu:
+def _check(settings: Settings, device: torch.device) -> None:
+    """Raise NetworkError if settings do not fit together, or the device."""
+    precision, backend, on_cpu = settings.precision, settings.backend, device.type == "cpu"
+    if precision == "fp16" and on_cpu and backend != "openvino":
         raise NetworkError(
             "precision is fp16, but a CPU computes half precision slower than single; "
             "set precision to auto, fp32 or bf16, or device to cuda."
         )
-    if settings.backend == "openvino" and not on_cpu:
+    if precision == "bf16" and backend == "onnxruntime":
         raise NetworkError(
-            f"backend is openvino, which runs on the CPU, but device is {device}; set device to"
-            " cpu or backend to torch."
+            "precision is bf16, but backend onnxruntime computes fp32, or fp16 on a GPU; set"
+            " precision to auto, or backend to torch."
+        )
+    if backend == "openvino" and not on_cpu:
+        raise NetworkError(
+            f"backend is openvino, which takes its images from the CPU, but device is {device};"
+            " set device to cpu (openvino.device may be another), or backend to torch."
+        )
+    if settings.compile and backend != "torch":
+        raise NetworkError(
+            f"compile is true, but backend is {backend}, which torch.compile does not know; set"
+            " compile to false, or backend to torch."
         )
     if settings.compile and on_cpu:
         raise NetworkError(
             "compile is true, but on a CPU torch.compile is slower than the modules built in; set"
             " compile to false, and backend to openvino for more speed."
         )
-    return precision
+
+
+def _precision(settings: Settings, device: torch.device) -> str:
+    if settings.precision != "auto":
+        return settings.precision
+    kind = device.type
+    if settings.backend == "openvino":
+        try:
+            kind = find_device(settings.openvino_device).lower()
+        except (BackendError, ImportError) as error:
+            raise NetworkError(str(error)) from error
+    return "fp32" if kind == "cpu" else "fp16"
 
 
 def _backend_warnings(settings: Settings, device: torch.device, precision: str) -> list[str]:
     warnings = []
-    if precision == "bf16" and device.type == "cpu" and not supports_bf16():
+    emulated = precision == "bf16" and device.type == "cpu" and not supports_bf16()
+    if emulated and settings.backend == "torch":
         warnings.append("precision is bf16, which this CPU emulates: fp32 is faster here.")
     if settings.compile:
         warnings.append("torch.compile is on: the first frame of a new size waits for it.")
@@ -198,15 +226,23 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def _choose(task: str, name: str, weights: str, warnings: list[str]) -> str | None:
-    """The network's name that a setting stands for, None for no network."""
+def _choose(task: str, settings: Settings, warnings: list[str]) -> str | None:
+    """The network's name that the settings stand for, None for no network."""
+    network, file = _PARAMETERS[task]
+    name, weights = (getattr(settings, parameter) for parameter in (network, file))
     if name == "none":
         return None
+    if _is_onnx(weights):
+        found = _spec_in_file(Path(weights).expanduser(), file, settings).name
+        if name not in ("auto", found):
+            raise NetworkError(
+                f"{network} is {name}, but {weights} holds a {found}; set {network} to auto."
+            )
+        return found
     if name != "auto":
         return name
     from dpt_ros.model import cached_checkpoint
 
-    network, file = _PARAMETERS[task]
     if not weights:
         for candidate in _PREFERRED[task]:
             if cached_checkpoint(candidate):
@@ -249,25 +285,100 @@ def _create(name: str, weights: str, settings: Settings, task: str) -> DPT:
         raise NetworkError(f"{name} cannot be loaded ({file}): {error}") from error
 
 
-def _on_device(
-    model: DPT, device: torch.device, dtype: torch.dtype, settings: Settings
-) -> Network:
-    spec = model.spec
-    weights = sum(p.numel() for p in model.parameters()) * dtype.itemsize
-    try:
-        network = Network(
-            model, device, dtype, settings.backend, settings.threads, settings.compile
+def _is_onnx(weights: str) -> bool:
+    return weights.endswith(".onnx")
+
+
+def _spec_in_file(path: Path, parameter: str, settings: Settings) -> ModelSpec:
+    if settings.backend != "onnxruntime":
+        raise NetworkError(
+            f"{parameter} is {path}, an ONNX file, but backend is {settings.backend}; set backend"
+            " to onnxruntime."
         )
-        height, width = network.input_size(spec.net_height, spec.net_width, settings)
-        network.check(height, width)
-    except ImportError as error:
+    try:
+        return spec_of(path)
+    except OSError as error:
+        raise NetworkError(f"{parameter}: {path} cannot be read: {error.strerror}.") from error
+    except ExportError as error:
+        raise NetworkError(f"{parameter}: {error}") from error
+
+
+def _load(
+    name: str, weights: str, task: str, device: torch.device, precision: str, settings: Settings
+) -> Network:
+    """A network that has run once."""
+    size = 0
+    try:
+        if _is_onnx(weights):
+            path = Path(weights).expanduser()
+            size = path.stat().st_size
+            network = _from_file(path, task, device, settings)
+        else:
+            model = _create(name, weights, settings, task)
+            size = sum(p.numel() for p in model.parameters()) * _DTYPES[precision].itemsize
+            backend = make_backend(model, device, precision, settings, weights == "random")
+            network = Network(model.spec, device, backend)
+        spec = network.spec
+        network.check(*network.input_size(spec.net_height, spec.net_width, settings))
+    except (BackendError, ImportError) as error:
         raise NetworkError(str(error)) from error
     except RuntimeError as error:
         if device.type != "cuda":
             raise
-        what = f"{spec.name} (its weights alone take {weights >> 20} MiB)"
+        what = f"{name} (its weights alone take {size >> 20} MiB)"
         raise _unusable(device, error, what) from error
     return network
+
+
+def make_backend(
+    model: DPT, device: torch.device, precision: str, settings: Settings, random: bool = False
+) -> Backend:
+    """The backend that the settings name, with a network on it.
+
+    Args:
+        model: from ``create_model``; it is rewritten and must not be used otherwise.
+        device: where images and results are.
+        precision: "fp32", "fp16" or "bf16".
+        random: whether the weights will not come again, see ``exported``.
+
+    Raises:
+        BackendError, ImportError, NetworkError: it cannot run here.
+    """
+    if settings.backend == "openvino":
+        return OpenVinoModel(model, precision, settings.threads, settings.openvino_device)
+    if settings.backend == "onnxruntime":
+        try:
+            path = exported(model, precision, random)
+        except OSError as error:
+            raise NetworkError(
+                f"{model.spec.name} cannot be exported for ONNX Runtime: {error}. Set"
+                " DPT_ROS_CACHE to a folder that can be written and has room."
+            ) from error
+        return _of_onnx_runtime(path, model.spec, device, precision, settings)
+    return TorchModel(model, device, _DTYPES[precision], settings.compile)
+
+
+def _of_onnx_runtime(
+    path: Path, spec: ModelSpec, device: torch.device, precision: str, settings: Settings
+) -> OnnxRuntimeModel:
+    providers, threads = settings.onnxruntime_providers, settings.threads
+    return OnnxRuntimeModel(path, spec, device, providers, precision, threads)
+
+
+def _from_file(path: Path, task: str, device: torch.device, settings: Settings) -> Network:
+    """The network in an ONNX file, which runs as it is."""
+    spec = _spec_in_file(path, _PARAMETERS[task][1], settings)
+    precision = json.loads(read_metadata(path).get(PRECISION, '"fp32"'))
+    if settings.precision not in ("auto", precision):
+        raise NetworkError(
+            f"precision is {settings.precision}, but {path} is in {precision}; set precision to"
+            " auto."
+        )
+    backend = _of_onnx_runtime(path, spec, device, precision, settings)
+    *_, height, width = backend.shape
+    if isinstance(height, int) and isinstance(width, int):
+        spec = replace(spec, net_height=height, net_width=width)
+    return Network(spec, device, backend)
 
 
 def _unusable(device: torch.device, error: RuntimeError, what: str) -> NetworkError:
