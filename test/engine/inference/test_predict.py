@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from helpers.golden import golden_photo, golden_state, load_case, reference_cases
 
 from dpt_ros.engine import predict_image
-from dpt_ros.engine.inference.predict import _crop
+from dpt_ros.engine.inference.predict import crop
 from dpt_ros.engine.input.preprocess import network_input, network_size
 from dpt_ros.model import create_model
 
@@ -42,7 +42,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_a_picture_enters_the_network_as_in_the_published_scripts(case):
     arrays, meta, photo, model = case
     if meta["task"] == "kitti":
-        photo = _crop(photo)
+        photo = crop(photo)
     spec = model.spec
     size = network_size(*photo.shape[:2], spec.net_height, spec.net_width, spec.multiple_of)
     assert size == tuple(meta["net_input_shape"][2:])
