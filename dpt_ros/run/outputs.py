@@ -100,7 +100,7 @@ class Files:
 
     def files(self, result: Result) -> dict[str, bytes]:
         """The contents of the files of a result, by output; those that exist."""
-        made = {}
+        made: dict[str, bytes] = {}
         depth = result.inverse_depth if result.depth is None else result.depth
         if depth is not None:
             makers = {

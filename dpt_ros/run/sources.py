@@ -14,49 +14,14 @@ from dpt_ros.run.pictures import is_picture
 
 RECORD = "dpt_run.json"  # marks a folder of results
 # Those that neither Pillow nor OpenCV reads are here to be named, not passed over in silence.
-_PICTURES = frozenset(
-    [
-        ".avif",
-        ".bmp",
-        ".dib",
-        ".gif",
-        ".heic",
-        ".heif",
-        ".j2k",
-        ".jfif",
-        ".jp2",
-        ".jpe",
-        ".jpeg",
-        ".jpg",
-        ".pbm",
-        ".pgm",
-        ".png",
-        ".pnm",
-        ".ppm",
-        ".tif",
-        ".tiff",
-        ".webp",
-    ]
-)
-_VIDEOS = frozenset(
-    [
-        ".3gp",
-        ".avi",
-        ".m2ts",
-        ".m4v",
-        ".mjpeg",
-        ".mkv",
-        ".mov",
-        ".mp4",
-        ".mpeg",
-        ".mpg",
-        ".mts",
-        ".ogv",
-        ".ts",
-        ".webm",
-        ".wmv",
-    ]
-)
+_PICTURES = {
+    *(".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jpe"),
+    *(".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
+}
+_VIDEOS = {
+    *(".3gp", ".avi", ".m2ts", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"),
+    *(".mts", ".ogv", ".ts", ".webm", ".wmv"),
+}
 
 
 class SourceError(ValueError):

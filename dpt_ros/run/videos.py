@@ -19,7 +19,7 @@ from dpt_ros.files import sync
 try:
     import av
 except ImportError:
-    av = None
+    av = None  # type: ignore[assignment]
 
 _CLOCK = 90_000  # Hz, of the stamps in a video that is written
 

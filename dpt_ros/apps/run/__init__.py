@@ -37,8 +37,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dpt_run",
         usage="dpt_run IN OUT [options]",
-        description="Depth and labels of pictures, exactly as isl-org/DPT computes and writes them,"
-        " and of videos and webcams, steady over time. Needs no ROS.",
+        description="Depth and labels of pictures, as isl-org/DPT computes and writes them, and"
+        " of videos and webcams, steady over time. Needs no ROS.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         help="network, for all that it predicts; again for a second one (default: a downloaded"
         " one, else the embedded)")  # fmt: skip
     add("--weights", default="", metavar="FILE",
-        help="of the networks: a file, download, or random (default: those on this machine)")  # fmt: skip
+        help="of the networks: a file, download, or random (default: on this machine)")  # fmt: skip
     add("--params", type=Path, metavar="FILE", help="a parameter file of the node")
     add("-p", dest="given", action="append", default=[], metavar="NAME:=VALUE",
         help="a parameter of the node, see docs/topics.md")  # fmt: skip

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What dpt_run does once its arguments are parsed: pictures first, then videos, each into files."""
+"""What dpt_run does once its arguments are parsed: pictures, then videos, into files."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -28,7 +29,13 @@ from dpt_ros.engine.text import one_line
 from dpt_ros.model import model_spec
 from dpt_ros.run.folder import FolderError, ResultFolder, check_folder
 from dpt_ros.run.outputs import Files
-from dpt_ros.run.results import check_settings, open_video, predict_pictures, predict_video
+from dpt_ros.run.results import (
+    Result,
+    check_settings,
+    open_video,
+    predict_pictures,
+    predict_video,
+)
 from dpt_ros.run.sources import Source, find_sources
 from dpt_ros.run.videos import VideoReader, VideoWriter
 
@@ -46,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         The exit code of ``dpt_run``.
     """
     # Their readers write about damaged files to the terminal; the message is ours.
-    cv2.setLogLevel(0)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     try:
         settings = _settings(args)
@@ -128,9 +135,8 @@ def _made_with(
     args: argparse.Namespace, settings: Settings, networks: Networks
 ) -> dict[str, object]:
     """Everything that the results depend on beside the pictures."""
-    versions = {
-        k: v for k, v in machine(networks).items() if k in ("precision", "torch", "dpt_ros")
-    }
+    here = machine(networks)
+    versions = {name: here[name] for name in ("precision", "torch", "dpt_ros")}
     options = {
         "--absolute-depth": args.absolute_depth,
         "--kitti-crop": args.kitti_crop,
@@ -209,11 +215,13 @@ class _Run:
                 sources, self._networks, self._settings, args.kitti_crop, on_error
             ):
                 source = by_path[result.source]
-                files = self._files(source)
-                self._write(lambda f=files, r=result, s=source: self._folder.write(s, f.files(r)))
+                self._write(partial(self._write_picture, source, result))
                 self.made += 1
                 show(self.made + len(self.problems) - failed, len(sources))
             self._wait(0)
+
+    def _write_picture(self, source: Source, result: Result) -> None:
+        self._folder.write(source, self._files(source).files(result))
 
     def _files(self, source: Source) -> Files:
         return Files(

@@ -82,12 +82,14 @@ def _run(
     model: Network | Networks, rgb: np.ndarray, settings: Settings
 ) -> tuple[dict[str, torch.Tensor], bool]:
     """What ``DPT.forward`` gives, of one or two networks; and whether depth is in metres."""
-    both = isinstance(model, Networks)
-    depth, labels = (model.depth, model.labels) if both else (model, model)
+    if isinstance(model, Networks):
+        depth, labels, groups = model.depth, model.labels, model.groups
+    else:
+        depth, labels, groups = model, model, None
     output = {}
     for network in dict.fromkeys(one for one in (depth, labels) if one is not None):
         spec = network.spec
-        size = network.input_size(*rgb.shape[:2], settings)
+        size = network.input_size(rgb.shape[0], rgb.shape[1], settings)
         images = network_input(rgb, size, spec.mean, spec.std, network.device)
         maps = _retried(network, images, network is depth, network is labels)
         if "inverse_depth" in maps:
@@ -97,8 +99,7 @@ def _run(
                 output["depth"] = metres * settings.scale_factor
         if "logits" in maps:
             logits = maps["logits"].float()
-            grouped = both and model.groups is not None
-            output["labels"] = upsample2(of_logits(logits, model.groups) if grouped else logits)
+            output["labels"] = upsample2(logits if groups is None else of_logits(logits, groups))
     return output, depth is not None and depth.spec.invert
 
 
