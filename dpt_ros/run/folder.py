@@ -59,14 +59,17 @@ class ResultFolder:
         except BlockingIOError:
             os.close(self._lock)
             raise FolderError(f"Another dpt_run is writing to {path}.") from None
-        if overwrite or not record.exists():
-            replace_file(record, (json.dumps(made_with, indent=2) + "\n").encode())
-        elif different := differences(_read(record), made_with):
-            os.close(self._lock)
-            raise FolderError(
-                f"{path} was made with other settings ({different}); choose another folder, or"
-                " replace its results with --overwrite."
-            )
+        try:
+            if overwrite or not record.exists():
+                replace_file(record, (json.dumps(made_with, indent=2) + "\n").encode())
+            elif different := differences(_read(record), made_with):
+                raise FolderError(
+                    f"{path} was made with other settings ({different}); choose another folder,"
+                    " or replace its results with --overwrite."
+                )
+        except BaseException:
+            self.close()
+            raise
         self._since = record.stat().st_mtime_ns
 
     def close(self) -> None:

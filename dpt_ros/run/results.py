@@ -120,12 +120,12 @@ def _results(
             continue
         try:
             reader = open_video(source, every)
-        except SourceError as error:
-            on_error(source.path, str(error))
-            continue
-        yield from predict_video(source, reader, networks, settings, kitti_crop)
-        if reader.problem:
-            on_error(source.path, reader.problem)
+            yield from predict_video(source, reader, networks, settings, kitti_crop)
+            problem = reader.problem
+        except ValueError as error:
+            problem = str(error)
+        if problem:
+            on_error(source.path, problem)
 
 
 def check_settings(settings: Settings) -> None:

@@ -49,8 +49,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--network", action="append", default=[], metavar="NAME",
         help="network, for all that it predicts; again for a second one (default: a downloaded"
         " one, else the embedded)")  # fmt: skip
-    add("--weights", default="", metavar="FILE",
-        help="of the networks: a file, download, or random (default: on this machine)")  # fmt: skip
+    add(
+        "--weights",
+        default="",
+        metavar="FILE",
+        help="of the networks: a file, download, or random (default: those at hand)",
+    )
     add("--params", type=Path, metavar="FILE", help="a parameter file of the node")
     add("-p", dest="given", action="append", default=[], metavar="NAME:=VALUE",
         help="a parameter of the node, see docs/topics.md")  # fmt: skip
@@ -79,6 +83,8 @@ def _complaint(args: argparse.Namespace) -> str | None:
     for name in args.network:
         if name not in list_models():
             return f"--network: {unknown_model(name)}"
+    if args.weights and not args.network:
+        return "--weights needs --network, which names the network that they are of."
     named = args.weights in ("", "download", "random")
     if not named and not Path(args.weights).expanduser().exists():
         return f"--weights: the file {args.weights} does not exist."
