@@ -122,8 +122,8 @@ def _results(
             reader = open_video(source, every)
             yield from predict_video(source, reader, networks, settings, kitti_crop)
             problem = reader.problem
-        except ValueError as error:
-            problem = str(error)
+        except (ValueError, cv2.error) as error:
+            problem = first_line(error)
         if problem:
             on_error(source.path, problem)
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -207,15 +209,16 @@ def test_a_video_that_was_not_completed_leaves_nothing(tmp_path) -> None:
 
 
 def test_it_works_where_neither_ros_nor_rosbags_are_installed(tmp_path) -> None:
-    (tmp_path / "a.png").write_bytes(encoded(picture((48, 64)), "PNG"))
-    code = f"""
-import sys
-for name in ("rclpy", "rosbags", "sensor_msgs", "std_msgs", "av"):
-    sys.modules[name] = None
-from dpt_ros.run import run
-for result in run({str(tmp_path)!r}, {{"input_width": 64, "input_height": 48}}):
-    print(result.source.name, result.depth.shape, result.labels.max())
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    """The code of docs/without_ros.md, word for word."""
+    page = (ROOT / "docs" / "without_ros.md").read_text("utf-8")
+    (block,) = re.findall(r"<!-- run by a test -->\n```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(encoded(picture((48, 64)), "PNG"))
+    missing = ("rclpy", "rosbags", "sensor_msgs", "std_msgs", "av")
+    code = f"import sys\nsys.modules.update(dict.fromkeys({missing}))\n{block}"
+    python = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=python, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("a.png (48, 64) ")

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from dpt_ros.apps.progress import print_above, progress_bar
-from dpt_ros.engine.faults import DeviceLostError
+from dpt_ros.engine.faults import DeviceLostError, first_line
 from dpt_ros.engine.inference.loading import NetworkError
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.parameter_file import read_settings
@@ -52,9 +52,15 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         The exit code of ``dpt_run``.
     """
-    # Their readers write about damaged files to the terminal; the message is ours.
+    # OpenCV's readers write about damaged files to the terminal; the message is ours.
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+        warnings.showwarning = lambda message, *_: print_above(one_line(str(message)))
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     try:
         settings = _settings(args)
         check_folder(args.out)
@@ -244,8 +250,8 @@ class _Run:
         try:
             reader = open_video(source, self._args.every)
             self._frames_of(source, reader)
-        except ValueError as error:
-            self._failed(source.path, str(error))
+        except (ValueError, cv2.error) as error:
+            self._failed(source.path, first_line(error))
             return
         if reader.problem:
             self._failed(source.path, reader.problem)
