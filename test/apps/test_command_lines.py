@@ -105,6 +105,11 @@ def test_help_comes_within_a_second_and_imports_nothing_heavy(command: tuple[str
         ("dpt_evaluate", "--out x --dataset world --device gpu", "--device is 'gpu', but must be"),
         ("dpt_bag", "one", "Give one bag to read and one to write"),
         ("dpt_bag", "a b --outputs depth/imge", "unknown output 'depth/imge'. Available:"),
+        ("dpt_run", "a b --outputs depht", "unknown output 'depht'. Available: png, pfm, npy"),
+        ("dpt_run", "a b --every 0", "--every is 0, but must be positive"),
+        ("dpt_run", "a b --network dpt", "Unknown network 'dpt'"),
+        ("dpt_run", "a b --weights x.pt", "--weights needs --network"),
+        ("dpt_run", "a b --network dpt_large_midas --weights no.pt", "no.pt does not exist"),
         ("dpt_view", "nowhere", "nowhere does not exist"),
         ("dpt_view", "--only depht", "unknown kind 'depht'. Available:"),
         ("dpt_view", "--save no/such/../dir/ --web", "not allowed with argument"),
@@ -154,7 +159,7 @@ def test_the_storages_of_dpt_bag_are_those_that_it_writes() -> None:
 def test_the_packages_give_all_that_they_list() -> None:
     code = """
 import importlib
-for package in ("model", "engine", "world", "datasets"):
+for package in ("model", "engine", "world", "datasets", "run"):
     module = importlib.import_module(f"dpt_ros.{package}")
     assert all(getattr(module, name) is not None for name in module.__all__)
     try:

@@ -127,7 +127,7 @@ def wrong_launch(file: str, arguments: list[str]) -> str:
 
 def wrong_arguments(program: str, arguments: list[str]) -> str:
     for before, word in zip(["", *arguments], arguments, strict=False):
-        if before == "-p" and program in ("dpt_node", "dpt_bag"):
+        if before == "-p" and program in ("dpt_node", "dpt_bag", "dpt_run"):
             name, _, value = word.partition(":=")
             if name not in PARAMETERS:
                 return f"no parameter {name}"

@@ -6,14 +6,13 @@ from __future__ import annotations
 import argparse
 import glob
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
+from dpt_ros.apps.progress import print_above, progress_bar
 from dpt_ros.bag import ALL_OUTPUTS
 from dpt_ros.bag.files import is_bag, other_kind
 from dpt_ros.bag.job import Job, Result
@@ -40,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         if args.ray:
             from dpt_ros.apps.bag.ray import run_on_ray
 
-            results = run_on_ray(jobs, args.cpus, args.ray_address, _print)
+            results = run_on_ray(jobs, args.cpus, args.ray_address, print_above)
         else:
             results = _run_here(jobs)
     except ValueError as error:
@@ -141,36 +140,14 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
     return [replace(job, source=bag, out=out) for bag, out in zip(bags, outs, strict=True)]
 
 
-@contextmanager
-def _bar(name: str) -> Iterator[Callable[[int, int | None], None]]:
-    """A progress bar that what was done by an earlier run does not make faster."""
-    bar: tqdm | None = None
-
-    def show(done: int, total: int | None) -> None:
-        nonlocal bar
-        if bar is None:
-            bar = tqdm(total=total, initial=done, desc=name, unit="frame", disable=None)
-        bar.update(done - bar.n)
-
-    try:
-        yield show
-    finally:
-        if bar is not None:
-            bar.close()
-
-
 def _run_here(jobs: Sequence[Job]) -> Iterator[tuple[Job, Result | str]]:
     """Jobs one after another; for one that failed, the error message."""
     for job in jobs:
         try:
-            with _bar(job.source.name) as show:
-                yield job, convert(job, _print, show)
+            with progress_bar(job.source.name, "frame") as show:
+                yield job, convert(job, print_above, show)
         except (BagError, OSError, DeviceLostError, torch.OutOfMemoryError) as error:
             yield job, str(error)
-
-
-def _print(message: str) -> None:
-    tqdm.write(message, file=sys.stderr)
 
 
 def _table(rows: Sequence[tuple[Job, Result | str]]) -> str:
@@ -198,9 +175,9 @@ def _table(rows: Sequence[tuple[Job, Result | str]]) -> str:
 def _report(job: Job, result: Result | str) -> None:
     """Report what went wrong with a bag, or that it was complete already."""
     if isinstance(result, str):
-        _print(f"{job.source}: {result}")
+        print_above(f"{job.source}: {result}")
         return
     if result.outcome == "done before":
-        _print(f"{job.out} is already complete and was not changed; --overwrite replaces it.")
+        print_above(f"{job.out} is already complete and was not changed; --overwrite replaces it.")
     for problem in result.problems:
-        _print(f"{job.source}: {problem}")
+        print_above(f"{job.source}: {problem}")

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-# Classes upsampled at a time; all 150 of a VGA image would take 184 MB.
-_CLASSES = 16
+# Classes upsampled at a time; all 150 of a VGA image would take 184 MB. Fewer of a huge picture.
+_CLASSES, _MOST_VALUES = 16, 1 << 28
 _torch_only: ContextVar[bool] = ContextVar("torch_only", default=False)
 
 
@@ -84,8 +84,9 @@ def classify(
         labels (B, height, width) uint8, 1..C; and their probability as uint8, 0..255, or None.
     """
     best, index, total = None, None, None
-    for first in range(0, logits.shape[1], _CLASSES):
-        part = _bicubic(logits[:, first : first + _CLASSES], size)
+    step = max(min(_CLASSES, _MOST_VALUES // (size[0] * size[1])), 1)
+    for first in range(0, logits.shape[1], step):
+        part = _bicubic(logits[:, first : first + step], size)
         part_best, part_index = part.max(dim=1)
         part_index += first + 1
         if best is None or index is None:

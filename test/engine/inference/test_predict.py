@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ import torch.nn.functional as F
 from helpers.golden import golden_photo, golden_state, load_case, reference_cases
 
 from dpt_ros.engine import predict_image
-from dpt_ros.engine.inference.predict import _crop
+from dpt_ros.engine.inference.network import Network
+from dpt_ros.engine.inference.predict import crop
 from dpt_ros.engine.input.preprocess import network_input, network_size
 from dpt_ros.model import create_model
 
@@ -42,7 +44,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_a_picture_enters_the_network_as_in_the_published_scripts(case):
     arrays, meta, photo, model = case
     if meta["task"] == "kitti":
-        photo = _crop(photo)
+        photo = crop(photo)
     spec = model.spec
     size = network_size(*photo.shape[:2], spec.net_height, spec.net_width, spec.multiple_of)
     assert size == tuple(meta["net_input_shape"][2:])
@@ -52,8 +54,11 @@ def test_a_picture_enters_the_network_as_in_the_published_scripts(case):
     np.testing.assert_allclose(images[:, -1], arrays["net_input_last_row"], atol=2e-6)
 
 
-def test_a_picture_gives_what_the_published_scripts_give(case):
+@pytest.mark.parametrize("as_in_the_node", [False, True])
+def test_a_picture_gives_what_the_published_scripts_give(case, as_in_the_node):
     arrays, meta, photo, model = case
+    if as_in_the_node:
+        model = Network(deepcopy(model), torch.device("cpu"), torch.float32)
     (result,) = predict_image(model, photo, kitti_crop=meta["task"] == "kitti").values()
     if meta["task"] == "ade":
         close = np.unpackbits(arrays["close"])[: result.size].reshape(result.shape).astype(bool)
