@@ -135,18 +135,20 @@ class Frames:
     def _add_frame(self, item: Item, camera: str, message: Message, computed: bool) -> None:
         sensors, video = self._sensors[camera], self._videos.get(message.topic)
         try:
-            picture = video.take(message.time) if video is not None else None
-            stamp = stamp_of(message.data)
+            if video is None:
+                build = partial(sensors.builder.build, message.data, message.time)
+                stamp = stamp_of(message.data)
+            else:
+                picture = video.take(message.time)
+                build = partial(sensors.builder.build_picture, picture)
+                stamp = picture.stamp_ns
             sensors.advance(message.time, stamp)
             if not computed:
                 return
             sensors.select(message.time, stamp)
             calibrated = sensors.builder.calibration.camera is not None
             item.request = self._request(camera, calibrated)
-            if picture is not None:
-                frame = sensors.builder.build_picture(picture)
-            else:
-                frame = sensors.builder.build(message.data, message.time)
+            frame = build()
         except MessageError as error:
             item.error = str(error)
             return

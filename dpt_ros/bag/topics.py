@@ -84,13 +84,13 @@ def choose_cameras(
     images = chosen.images or _find_images(channels, settings)
     for topic in images:
         _check(channels, topic, "--image", tuple(_TRANSPORTS))
-    if len(set(images)) < len(images):
-        raise BagError("--image is given twice with the same topic.")
         if channels[topic].msgtype in SUFFIXES:
             try:
                 check_decoders()
             except ImportError as error:
                 raise BagError(f"{topic} is a video. {error}") from error
+    if len(set(images)) < len(images):
+        raise BagError("--image is given twice with the same topic.")
     names = _names(images, settings.cameras)
     if chosen.infos and len(chosen.infos) != len(images):
         raise BagError(

@@ -59,6 +59,12 @@ class Picture(NamedTuple):
     pixels: np.ndarray
     encoding: str
 
+    @property
+    def stamp_ns(self) -> int:
+        """The stamp of its packet, nanoseconds."""
+        stamp = self.packet.header.stamp
+        return int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)
+
     @classmethod
     def of(cls, outcome: Outcome) -> Picture:
         """The picture of an outcome that has one, whose context is the time of receipt.

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pictures of a recorded video: each at the turn of the packet that it was encoded in."""
+"""The pictures of a recorded video, one at the turn of each packet."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 
 from dpt_ros.ros.messages.error import MessageError
@@ -11,9 +12,9 @@ from dpt_ros.ros.video.messages import READERS
 
 
 class VideoTrack:
-    """The video of one topic.
+    """The video of one topic: as many outcomes as packets, in the order of the pictures.
 
-    With B-frames a picture is known only after packets behind its own, which are decoded ahead.
+    With B-frames that is not the order of the packets, of which some are decoded ahead then.
 
     Args:
         kind: type of the messages.
@@ -27,48 +28,45 @@ class VideoTrack:
     def __init__(self, kind: str, warn: Callable[[str], None], hardware: bool) -> None:
         self._read = READERS[kind]
         self._decoder = VideoDecoder(warn, hardware=hardware)
-        self._first = self._fed = 0  # numbers of the packet whose turn it is, and of the next one
-        self._known: dict[int, Outcome | MessageError] = {}
+        self._ahead = 0  # packets that were decoded before their turn
+        self._outcomes: deque[Outcome | MessageError] = deque()
 
     def resolve(self, packets: Iterable[bytes], ended: bool) -> bool:
-        """Decode until it is known what becomes of the packet whose turn it is.
+        """Decode until there is an outcome for the packet whose turn it is.
 
         Args:
             packets: it, serialised, and those behind it that have been read.
             ended: whether there are no more.
 
         Returns:
-            Whether it is known.
+            Whether there is one.
         """
-        for number, packet in enumerate(packets, self._first):
-            if self._first in self._known:
+        for place, packet in enumerate(packets):
+            if self._outcomes:
                 return True
-            if number == self._fed:
-                self._fed += 1
-                self._decode(number, packet)
-        if ended and self._first not in self._known:
-            self._store(self._decoder.restart())
-        return self._first in self._known
+            if place == self._ahead:
+                self._ahead += 1
+                self._decode(packet)
+        if ended and not self._outcomes:
+            self._outcomes += self._decoder.restart()
+        return bool(self._outcomes)
 
     def take(self, received_ns: int) -> Picture:
-        """The picture of the packet whose turn it is, which then is that of the next one.
+        """The picture at this turn; then it is the turn of the next packet.
 
         Raises:
             MessageError: there is none.
         """
-        known = self._known.pop(self._first)
-        self._first += 1
-        if isinstance(known, MessageError):
-            raise known
-        if known.error is not None:
-            raise known.error
-        return Picture.of(known._replace(context=received_ns))
+        outcome = self._outcomes.popleft()
+        self._ahead -= 1
+        if isinstance(outcome, MessageError):
+            raise outcome
+        if outcome.error is not None:
+            raise outcome.error
+        return Picture.of(outcome._replace(context=received_ns))
 
-    def _decode(self, number: int, packet: bytes) -> None:
+    def _decode(self, packet: bytes) -> None:
         try:
-            self._store(self._decoder.decode(self._read(packet), number))
+            self._outcomes += self._decoder.decode(self._read(packet))
         except MessageError as error:
-            self._known[number] = error
-
-    def _store(self, outcomes: Iterable[Outcome]) -> None:
-        self._known |= {outcome.context: outcome for outcome in outcomes}
+            self._outcomes.append(error)

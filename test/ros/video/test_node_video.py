@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections import Counter
@@ -20,7 +21,8 @@ from helpers.places import ROOT
 from helpers.ros_processes import Domain, ros_domain
 from helpers.video_types import video_types
 from helpers.videos import Encoded, encode, header_of, packets, pictures, stamp_of
-from rclpy.lifecycle import LifecycleNode
+from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
+from rclpy.parameter import Parameter
 from rclpy.serialization import serialize_message
 from sensor_msgs.msg import Image
 
@@ -28,6 +30,7 @@ from dpt_ros.engine.frame import Frame
 from dpt_ros.engine.inference.loading import load_networks
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.camera.camera_topics import CameraTopics
+from dpt_ros.ros.dpt_node import DptNode
 from dpt_ros.ros.messages.cdr import VideoPacket
 from dpt_ros.ros.messages.error import MessageError
 from dpt_ros.ros.video import messages as video_messages
@@ -197,11 +200,22 @@ def test_the_node_runs_on_the_simulated_cameras_video(path: str) -> None:
             assert "Traceback" not in process.output
 
 
-def test_without_types_of_messages_the_node_stays_unconfigured_and_says_why(monkeypatch) -> None:
+def test_without_types_of_messages_the_node_stays_unconfigured_and_says_why(
+    classes, monkeypatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert video_messages.video_problem() == ""
     monkeypatch.setattr(video_messages, "import_module", _not_there)
-    problem = video_messages.video_problem()
-    assert "neither ffmpeg_image_transport_msgs nor foxglove_msgs is installed" in problem
-    assert "apt install" in problem
+    with ros_domain() as domain:
+        given = {"image_transport": "video", "autostart": False}
+        overrides = [Parameter(name, value=value) for name, value in given.items()]
+        node = DptNode(context=domain.node.context, parameter_overrides=overrides)
+        assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
+        node.destroy_node()
+    said = capfd.readouterr().err
+    assert "neither ffmpeg_image_transport_msgs nor foxglove_msgs is installed" in said
+    assert "apt install" in said
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert "Video needs PyAV" in video_messages.video_problem()
 
 
 def _not_there(name: str) -> None:
