@@ -38,7 +38,7 @@ WITHIN = {
         {"runner"},
         {"pipeline", "temporal"},
     ],
-    "ros": [{"messages"}, {"camera"}],
+    "ros": [{"messages"}, {"video"}, {"camera"}],
     "apps": [
         {"report"},
         {"bag", "bag_player", "bench", "demo", "evaluate", "status", "train", "view"},

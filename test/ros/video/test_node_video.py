@@ -96,7 +96,7 @@ class Camera:
         self.node.trigger_activate()
         self.frames: list[Frame] = []
         domain.listen(Image, "depth/image")
-        domain.spin_for(0.3)
+        domain.spin_until(lambda: self.topics._outputs.request(False).any)
         self.topics.open(lambda frame, _: self.frames.append(frame))
         domain.node.executor.add_node(self.node)
         self.node.create_timer(0.1, self.topics.review)
