@@ -163,5 +163,5 @@ def test_without_pyav_a_video_is_refused_with_what_to_install(tmp_path, monkeypa
     encoded = encode([bags.picture(0)], "h264")
     source = bags.write(tmp_path / "in", records(encoded))
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(BagError, match=r"/image/ffmpeg is a video.*dpt_ros\[video\]"):
+    with pytest.raises(BagError, match=r"/image/ffmpeg is a video.*pip install av"):
         convert(job(source, tmp_path / "out"))

@@ -76,7 +76,7 @@ class Picture(NamedTuple):
         form, encoding = ("gray", "mono8") if name.startswith("gray") else ("rgb24", "rgb8")
         try:
             pixels = outcome.picture.to_ndarray(format=form)
-        except (ValueError, MemoryError) as error:
+        except (OSError, ValueError, MemoryError) as error:  # as for an unknown space of colours
             raise MessageError(
                 "undecodable", f"A picture of the format {name} cannot be converted: {error}."
             ) from error
@@ -93,7 +93,7 @@ def check_decoders() -> None:
         import av  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            f"Video needs PyAV, which cannot be imported ({error}): pip install 'dpt_ros[video]'."
+            f"Video needs PyAV, which cannot be imported ({error}): pip install av."
         ) from error
 
 
@@ -259,7 +259,7 @@ class VideoDecoder:
                 else:
                     self._examine(picture)
                     outcomes.append(Outcome(*pending, picture))
-        except (av.FFmpegError, ValueError) as error:
+        except (av.FFmpegError, OSError, ValueError) as error:
             if packet is None:  # nothing was left
                 return outcomes
             pending = self._pending.pop(packet.pts, None)
@@ -312,7 +312,7 @@ def open_decoder(codec: str, hardware: bool, warn: Callable[[str], None]) -> Any
         raise MessageError(
             "codec not there",
             f"The video is {codec}, for which this PyAV has no decoder ({', '.join(names)}):"
-            " install the wheel of PyPI (pip install 'dpt_ros[video]'), or encode as h264.",
+            " install the wheel of PyPI (pip install av), or encode as h264.",
         )
     context.thread_count = 1  # threads of frames would delay each by one
     context.options = {"max_pixels": str(MAX_PIXELS)}

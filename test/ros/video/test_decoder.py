@@ -311,7 +311,7 @@ def test_hardware_that_is_not_there_is_a_message_and_the_cpu_decodes(truth, monk
 
 def test_without_pyav_the_message_says_what_to_install(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(ImportError, match=r"Video needs PyAV.*dpt_ros\[video\]"):
+    with pytest.raises(ImportError, match=r"Video needs PyAV.*pip install av"):
         VideoDecoder([].append)
 
 
