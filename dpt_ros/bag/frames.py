@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
+from functools import partial
 
 from dpt_ros.bag.reader import Message
 from dpt_ros.bag.sensors import LOOKAHEAD, SensorBuffer, StaticFrames, stamp_of
@@ -14,6 +15,8 @@ from dpt_ros.bag.topics import Camera
 from dpt_ros.engine.frame import Frame, OutputRequest
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.messages.error import MessageError
+from dpt_ros.ros.video.messages import READERS
+from dpt_ros.ros.video.recorded import VideoTrack
 
 STATIC_FRAMES = "/tf_static"
 
@@ -68,6 +71,15 @@ class Frames:
         self._decoder = decoder
         self._static = StaticFrames()
         self._cameras = {camera.image: camera.name for camera in cameras}
+        self._videos = {
+            camera.image: VideoTrack(
+                camera.kind,
+                partial(self._warn_of, camera.image),
+                settings[camera.name].video_decoder == "hardware",
+            )
+            for camera in cameras
+            if camera.kind in READERS
+        }
         self._sensors = {
             camera.name: SensorBuffer(camera, settings[camera.name], self._static, warn)
             for camera in cameras
@@ -102,20 +114,41 @@ class Frames:
             waiting.append(message)
             # A damaged time may be far ahead, and must not keep the rest of the bag waiting.
             while waiting and abs(message.time - waiting[0].time) > LOOKAHEAD:
+                if not self._resolved(waiting, ended=False):
+                    break
                 yield waiting.popleft()
-        yield from waiting
+        while waiting:
+            self._resolved(waiting, ended=True)
+            yield waiting.popleft()
+
+    def _resolved(self, waiting: deque[Message], ended: bool) -> bool:
+        """Whether the first message can be used: its picture may need packets behind it."""
+        topic = waiting[0].topic
+        if topic not in self._videos:
+            return True
+        packets = (message.data for message in waiting if message.topic == topic)
+        return self._videos[topic].resolve(packets, ended)
+
+    def _warn_of(self, topic: str, text: str) -> None:
+        self._warn(f"{topic}: {text}")
 
     def _add_frame(self, item: Item, camera: str, message: Message, computed: bool) -> None:
-        sensors = self._sensors[camera]
+        sensors, video = self._sensors[camera], self._videos.get(message.topic)
         try:
-            stamp = stamp_of(message.data)
+            if video is None:
+                build = partial(sensors.builder.build, message.data, message.time)
+                stamp = stamp_of(message.data)
+            else:
+                picture = video.take(message.time)
+                build = partial(sensors.builder.build_picture, picture)
+                stamp = picture.stamp_ns
             sensors.advance(message.time, stamp)
             if not computed:
                 return
             sensors.select(message.time, stamp)
             calibrated = sensors.builder.calibration.camera is not None
             item.request = self._request(camera, calibrated)
-            frame = sensors.builder.build(message.data, message.time)
+            frame = build()
         except MessageError as error:
             item.error = str(error)
             return

@@ -24,7 +24,9 @@ from rosbags.interfaces import QosDurability
 from dpt_ros.bag.reader import BagError, BagReader
 from dpt_ros.bag.salvage import Channel
 from dpt_ros.engine.text import one_line
+from dpt_ros.ros.messages.camera_info import base_topic
 from dpt_ros.ros.share import transport_environment
+from dpt_ros.ros.video.messages import SUFFIXES
 
 _SETTLED = 1.0  # seconds; longer than a node takes to adapt its QoS to the publishers
 _DELIVERY = Duration(seconds=2)
@@ -67,7 +69,7 @@ def play(
         try:
             kind = _message_class(channel.msgtype)
         except BagError as error:
-            if not {name, name.removesuffix("/compressed")}.isdisjoint(topics):
+            if not {name, base_topic(name)}.isdisjoint(topics):
                 raise
             warn(f"{topic} is not played. {error}")
             continue
@@ -106,7 +108,7 @@ def _names(
     names: dict[str, str] = {}
     missing = []
     for name in dict.fromkeys((*topics, *also)):
-        for form in (name, f"{name}/compressed"):
+        for form in (name, f"{name}/compressed", *(name + end for end in SUFFIXES.values())):
             full = form if form.startswith("/") else f"{namespace}/{form}"
             if topic := there.get(full.lstrip("/")) or there.get(form.lstrip("/")):
                 names.setdefault(topic, form)

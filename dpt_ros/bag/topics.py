@@ -12,9 +12,14 @@ from dpt_ros.bag.salvage import Channel
 from dpt_ros.bag.types import type_name
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.camera.anchor_projector import ANCHOR_TYPES
+from dpt_ros.ros.messages.camera_info import base_topic
+from dpt_ros.ros.video.decoder import check_decoders
+from dpt_ros.ros.video.messages import SUFFIXES
 
 IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 CAMERA_INFO, ODOMETRY = "sensor_msgs/msg/CameraInfo", "nav_msgs/msg/Odometry"
+# What image_transport appends to the name of the image topic, by type; the first is preferred.
+_TRANSPORTS = {IMAGE: "", COMPRESSED: "/compressed", **SUFFIXES}
 _ANCHORS = {type_name(kind): topic for topic, kind in ANCHOR_TYPES.items()}
 # Image messages under names with these words are not from a camera.
 _NO_PICTURE = re.compile("depth|label|semantic|segment|mask|disparity|truth|confidence", re.I)
@@ -27,7 +32,7 @@ class Camera:
     Args:
         name: prefix of its output topics and the source of its frames, "" for none.
         image: topic of its images.
-        compressed: whether these are CompressedImage.
+        kind: type of these.
         info: topic of its CameraInfo, "" if there is none.
         odom: topic of nav_msgs/Odometry, "" for none.
         anchors: by the node's names, anchors/scan, ...
@@ -35,10 +40,15 @@ class Camera:
 
     name: str
     image: str
-    compressed: bool
+    kind: str
     info: str = ""
     odom: str = ""
     anchors: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def compressed(self) -> bool:
+        """Whether its images are files, each of its own."""
+        return self.kind == COMPRESSED
 
     @property
     def prefix(self) -> str:
@@ -73,7 +83,12 @@ def choose_cameras(
     """
     images = chosen.images or _find_images(channels, settings)
     for topic in images:
-        _check(channels, topic, "--image", (IMAGE, COMPRESSED))
+        _check(channels, topic, "--image", tuple(_TRANSPORTS))
+        if channels[topic].msgtype in SUFFIXES:
+            try:
+                check_decoders()
+            except ImportError as error:
+                raise BagError(f"{topic} is a video. {error}") from error
     if len(set(images)) < len(images):
         raise BagError("--image is given twice with the same topic.")
     names = _names(images, settings.cameras)
@@ -94,8 +109,7 @@ def choose_cameras(
             )
         odom = _odometry(channels, name, chosen.odom, settings, warnings)
         anchors = _anchors(channels, name, chosen.anchors, settings)
-        compressed = channels[topic].msgtype == COMPRESSED
-        cameras.append(Camera(name, topic, compressed, info, odom, anchors))
+        cameras.append(Camera(name, topic, channels[topic].msgtype, info, odom, anchors))
     return cameras, warnings
 
 
@@ -118,17 +132,21 @@ def _listed(topics: Collection[str]) -> str:
 
 def _find_images(channels: Mapping[str, Channel], settings: Settings) -> tuple[str, ...]:
     """The topics with the node's names, else the only one that can be of a camera."""
-    end = "/compressed" if settings.image_transport == "compressed" else ""
-    own = [f"/{name}/image{end}" for name in settings.cameras] or [f"/image{end}"]
-    if all(name in channels for name in own):
-        return tuple(own)
-    types = (IMAGE, COMPRESSED)
-    known = {c.topic for c in channels.values() if c.msgtype in types}
-    known = {topic for topic in known if not topic.endswith("/compressedDepth")}
-    found = {topic for topic in known if not _NO_PICTURE.search(topic)} or known
-    # Of the same images, raw and compressed, one is taken.
-    raw = {topic for topic in found if f"{topic}/compressed" in found}
-    found -= raw if end else {f"{topic}/compressed" for topic in raw}
+    wanted = {"raw": (IMAGE,), "compressed": (COMPRESSED,)}.get(settings.image_transport)
+    preferred = wanted or tuple(SUFFIXES)
+    for end in (_TRANSPORTS[kind] for kind in preferred):
+        own = [f"/{name}/image{end}" for name in settings.cameras] or [f"/image{end}"]
+        if all(name in channels for name in own):
+            return tuple(own)
+    known = {c.topic: c.msgtype for c in channels.values() if c.msgtype in _TRANSPORTS}
+    known = {name: kind for name, kind in known.items() if not name.endswith("/compressedDepth")}
+    camera = {name: kind for name, kind in known.items() if not _NO_PICTURE.search(name)} or known
+    # Of the same images in several transports, one is taken.
+    order = [*preferred, *_TRANSPORTS]
+    best: dict[str, str] = {}
+    for name in sorted(camera, key=lambda name: order.index(camera[name])):
+        best.setdefault(base_topic(name), name)
+    found = set(best.values())
     if not found:
         raise BagError(f"The bag has no topic of images; its topics are {_listed(channels)}.")
     if len(found) > 1:
@@ -151,7 +169,7 @@ def _names(images: Sequence[str], given: Sequence[str]) -> list[str]:
         return [""]
     names: list[str] = []
     for topic in images:
-        parts = topic.removesuffix("/compressed").strip("/").split("/")
+        parts = base_topic(topic).strip("/").split("/")
         name = re.sub(r"\W", "_", "_".join(parts[:-1] or parts), flags=re.ASCII)
         name = f"camera_{name}" if name[:1].isdigit() else name
         while name in names:
@@ -162,7 +180,7 @@ def _names(images: Sequence[str], given: Sequence[str]) -> list[str]:
 
 def _info_beside(channels: Mapping[str, Channel], image: str, images: int) -> str:
     """camera_info in the image's namespace; for a single camera, the only one of the bag."""
-    beside = image.removesuffix("/compressed").rpartition("/")[0] + "/camera_info"
+    beside = base_topic(image).rpartition("/")[0] + "/camera_info"
     infos = [c.topic for c in channels.values() if c.msgtype == CAMERA_INFO]
     if beside in infos:
         return beside

@@ -17,13 +17,21 @@ from rosbags.typesys import (
 )
 
 from dpt_ros.bag.salvage import Channel
+from dpt_ros.ros.video.messages import FFMPEG, FOXGLOVE
 
-# Those of rosbags, and vision_msgs.
+# Those of rosbags, vision_msgs, and video.
 TYPES = get_typestore(Stores.ROS2_KILTED)
 _CLASS = "uint16 class_id\nstring class_name\n"
 _LABELS = "std_msgs/Header header\nvision_msgs/VisionClass[] class_map\nfloat32 threshold\n"
 TYPES.register(get_types_from_msg(_CLASS, "vision_msgs/msg/VisionClass"))
 TYPES.register(get_types_from_msg(_LABELS, "vision_msgs/msg/LabelInfo"))
+_PACKET = (
+    "std_msgs/Header header\nint32 width\nint32 height\nstring encoding\nuint64 pts\n"
+    "uint8 flags\nbool is_bigendian\nuint8[] data\n"
+)
+_VIDEO = "builtin_interfaces/Time timestamp\nstring frame_id\nuint8[] data\nstring format\n"
+TYPES.register(get_types_from_msg(_PACKET, FFMPEG))
+TYPES.register(get_types_from_msg(_VIDEO, FOXGLOVE))
 _SEPARATOR = "=" * 80 + "\n"
 
 

@@ -70,9 +70,16 @@ class Settings:
     )
     image_transport: str = setting(
         "raw",
-        "Transport of the image subscription: image (raw) or image/compressed (compressed).",
-        "The camera publishes JPEG only, or the connection to it is slow.",
-        choices=("raw", "compressed"),
+        "Transport of the images: image (raw), image/compressed (compressed), or image/ffmpeg or"
+        " image/foxglove (video).",
+        "The camera publishes JPEG or video only, or the connection to it is slow.",
+        choices=("raw", "compressed", "video"),
+    )
+    video_decoder: str = setting(
+        "software",
+        "Where video is decoded: the CPU, or a device that PyAV finds (cuda, qsv, vaapi, ...).",
+        "Decoding takes too much of the CPU, as with several large cameras.",
+        choices=("software", "hardware"),
     )
     image_reliability: str = setting(
         "auto",

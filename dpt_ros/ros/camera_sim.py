@@ -20,6 +20,8 @@ from std_msgs.msg import Header
 from dpt_ros.ros.command_line import CAMERA_PARAMETERS, run_node
 from dpt_ros.ros.messages.camera_info import camera_info_message
 from dpt_ros.ros.messages.image import image_message, jpeg_message
+from dpt_ros.ros.video.messages import SUFFIXES, message_classes
+from dpt_ros.ros.video.sender import KEYFRAMES, VideoSender
 from dpt_ros.world import KINDS, Scan, Scanner, View, World
 from dpt_ros.world.motion import CAMERA_HEIGHT, look
 from dpt_ros.world.scan import CAMERA_PITCH
@@ -35,6 +37,9 @@ BASE_FROM_CAMERA = look(np.array([0.0, 0.0, CAMERA_HEIGHT]), 0.0, CAMERA_PITCH).
 
 class CameraSim(Node):
     """Publishes image, image/compressed, camera_info, odom, scan, truth/depth and truth/labels.
+
+    Where PyAV and the types of their messages are installed, it publishes video on image/ffmpeg
+    and image/foxglove as well, each picture encoded once and only while somebody subscribes.
 
     Where tf2_msgs is installed it broadcasts tf as well: from odom to base_link (on the floor
     below the camera), from there to the camera's frame and "laser".
@@ -77,9 +82,26 @@ class CameraSim(Node):
                 ("truth/labels", Image),
             )
         }
+        self._video = self._create_video(reliability, values)
         if values["tf"]:
             self._create_tf()
         self.create_timer(1.0 / values["rate"], self._tick)
+
+    def _create_video(
+        self, reliability: ReliabilityPolicy, values: dict[str, Any]
+    ) -> VideoSender | None:
+        """H.264 as ffmpeg_image_transport and Foxglove send it, with what is installed of that."""
+        size, made = (values["width"], values["height"]), {}
+        profile = QoSProfile(depth=2 * KEYFRAMES, reliability=reliability)
+        for name, kind in message_classes().items():
+            topic = f"image{SUFFIXES[name]}"
+            self._by_topic[topic] = publisher = self.create_publisher(kind, topic, profile)
+            made[publisher] = kind
+        try:
+            return VideoSender(made, size, values["rate"]) if made else None
+        except (ImportError, ValueError) as error:
+            self.get_logger().info(f"No video is sent: {error}")
+            return None
 
     def _create_tf(self) -> None:
         if TFMessage is None:
@@ -127,6 +149,8 @@ class CameraSim(Node):
         for topic, make in makers.items():
             if topic in self._by_topic and self._by_topic[topic].get_subscription_count():
                 self._by_topic[topic].publish(make())
+        if self._video is not None:
+            self._video.publish(view.rgb, header)
 
 
 def _laser_scan(scan: Scan, header: Header) -> LaserScan:

@@ -32,6 +32,7 @@ from dpt_ros.ros.command_line import run_node
 from dpt_ros.ros.diagnostics import ClockMonitor, networks_status, ready_message
 from dpt_ros.ros.parameters import Parameters
 from dpt_ros.ros.process import keep_large_buffers
+from dpt_ros.ros.video.messages import video_problem
 
 
 class DptNode(LifecycleNode):
@@ -93,6 +94,8 @@ class DptNode(LifecycleNode):
             self._warnings.clear()
             self._device_lost = ""
             self._failure = " ".join(self._node_parameters.problems.values())
+            if self._settings.image_transport == "video":
+                self._failure = self._failure or video_problem()
             if not self._failure:
                 try:
                     self._networks = load_networks(self._settings)

@@ -16,9 +16,9 @@ import numpy as np
 
 from dpt_ros.engine.faults import first_line, is_out_of_memory
 from dpt_ros.engine.frame import Frame, OutputRequest, Prediction
-from dpt_ros.engine.inference.loading import load_networks
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.inference.predict import crop, predict_image
+from dpt_ros.engine.loading import load_networks
 from dpt_ros.engine.pipeline import make_runner
 from dpt_ros.engine.runner.host import Ticket
 from dpt_ros.engine.settings import Settings, parameter_name

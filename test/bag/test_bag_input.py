@@ -23,7 +23,7 @@ from dpt_ros.bag.reader import BagError, BagReader, Message
 from dpt_ros.bag.run import convert
 from dpt_ros.bag.salvage import Channel
 from dpt_ros.bag.sensors import SensorBuffer, StaticFrames
-from dpt_ros.bag.topics import Camera, ChosenTopics, choose_cameras
+from dpt_ros.bag.topics import IMAGE, Camera, ChosenTopics, choose_cameras
 from dpt_ros.bag.types import serialised
 from dpt_ros.bag.writer import saved_frames
 from dpt_ros.engine.output.point_cloud import POINT
@@ -88,7 +88,7 @@ def test_anchors_are_those_nearest_in_time_and_change_the_depth(tmp_path) -> Non
 def test_a_sensor_that_tf_static_knows_needs_no_parameter(tmp_path) -> None:
     settings, _ = read_settings(None, ["input_width:=32"])
     said: list[str] = []
-    camera = Camera("", "/image", False, "/camera_info", anchors={"anchors/scan": "/scan"})
+    camera = Camera("", "/image", IMAGE, "/camera_info", anchors={"anchors/scan": "/scan"})
     frames = StaticFrames()
     sensors = SensorBuffer(camera, settings, frames, said.append)
     for time, topic, message in bags.records(1, scans=True):

@@ -25,6 +25,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "image": _OURS,
     "cdr": _OURS,
     "compressed": _OURS,
+    "video": _OURS,
     "camera_info": _OURS,
     "odometry": _OURS,
     "anchors": _OURS,

@@ -15,7 +15,7 @@ from nav_msgs.msg import Odometry
 from rclpy.serialization import deserialize_message
 from rosbags.highlevel import AnyReader
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
-from rosbags.typesys import Stores, get_typestore
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan
 from std_msgs.msg import Header
 
@@ -26,8 +26,12 @@ from dpt_ros.engine.frame import CameraModel
 from dpt_ros.engine.parameter_file import read_settings
 from dpt_ros.ros.messages.camera_info import camera_info_message
 from dpt_ros.ros.messages.image import image_message, jpeg_message
+from helpers.video_types import DEFINITIONS
 
 TYPES = get_typestore(Stores.ROS2_KILTED)
+for _name, _text in DEFINITIONS.items():
+    _package, _, _message = _name.partition("/")
+    TYPES.register(get_types_from_msg(_text, f"{_package}/msg/{_message}"))
 WIDTH, HEIGHT = 64, 48
 CAMERA = CameraModel(WIDTH, HEIGHT, 55.0, 55.0, 31.5, 23.5)
 FIRST = 1_700_000_000 * 10**9

@@ -40,7 +40,7 @@ WITHIN = {
         {"loading"},
         {"pipeline", "provenance", "temporal"},
     ],
-    "ros": [{"messages"}, {"camera"}],
+    "ros": [{"messages"}, {"video"}, {"camera"}],
     "apps": [
         {"progress", "report"},
         {

@@ -25,7 +25,10 @@ NODE = "/dpt"
 # Opened only by request: parameters of the node, and of rclpy.
 ON_REQUEST = {
     "publish": {"/depth/inverse"},
-    "subscribe": {"/image/compressed", "/tf", "/tf_static", "/clock"},
+    "subscribe": {
+        *("/image/compressed", "/image/ffmpeg", "/image/foxglove"),
+        *("/tf", "/tf_static", "/clock"),
+    },
 }
 
 

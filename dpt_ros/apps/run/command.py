@@ -20,8 +20,8 @@ from PIL import Image
 
 from dpt_ros.apps.progress import print_above, progress_bar
 from dpt_ros.engine.faults import DeviceLostError, first_line
-from dpt_ros.engine.inference.loading import NetworkError
 from dpt_ros.engine.inference.network import Networks
+from dpt_ros.engine.loading import NetworkError
 from dpt_ros.engine.parameter_file import read_settings
 from dpt_ros.engine.provenance import machine, made_with, networks_for
 from dpt_ros.engine.settings import Settings

@@ -32,7 +32,11 @@ from dpt_ros.ros.camera.tf import TfTree
 from dpt_ros.ros.diagnostics import Statistics, camera_status
 from dpt_ros.ros.messages.error import MessageError
 from dpt_ros.ros.plausibility import stamps_apart
+from dpt_ros.ros.video.decoder import WAITING, Picture, VideoDecoder
+from dpt_ros.ros.video.messages import READERS, SUFFIXES, message_classes
+from dpt_ros.ros.video.receiver import QUEUE, VideoReceiver
 
+_UNWANTED = "nobody subscribes"
 _REPEAT = 5.0  # seconds
 _REPEAT_WARNING = 30.0
 # Room for all odometry that arrives while the node is busy with an image.
@@ -71,6 +75,8 @@ class CameraTopics:
         self._logged: dict[str, float] = {}  # by subject, when; time.monotonic()
         self._missed = self._lost = 0  # by the subscriptions before this one
         self._input: ImageInput | None = None
+        self._video: VideoReceiver | None = None
+        self._missed_before = 0  # packets of the video
         self._calibration: CalibrationSubscription | None = None
         self._depth_calibration: CalibrationSubscription | None = None
         self._subscriptions: list[Any] = []
@@ -87,11 +93,10 @@ class CameraTopics:
         self._submit = submit
         self._outputs.publish_label_info()
         settings = self._settings()
-        compressed = settings.image_transport == "compressed"
         self._builder = builder = FrameBuilder(
             self.name,
             self._settings,
-            compressed,
+            settings.image_transport == "compressed",
             Calibration(lambda: self._input.topic_name if self._input else "", self._warn),
             self._open_poses(settings),
             self._open_anchors(settings),
@@ -101,14 +106,24 @@ class CameraTopics:
         self._calibration = CalibrationSubscription(
             self._node, self._prefix + "camera_info", builder.calibration
         )
-        topic = self._node.resolve_topic_name(self._prefix + "image")
-        if compressed:
-            topic += "/compressed"
-        kind = CompressedImage if compressed else Image
-        self._input = ImageInput(
-            self._node, topic, kind, self._take_image, settings.image_reliability
-        )
+        self._input = self._open_images(settings)
         self._order = FrameOrder(self._input.topic_name)
+
+    def _open_images(self, settings: Settings) -> ImageInput:
+        topic = self._node.resolve_topic_name(self._prefix + "image")
+        reliability = settings.image_reliability
+        if settings.image_transport == "raw":
+            return ImageInput(self._node, topic, Image, self._take_image, reliability)
+        if settings.image_transport == "compressed":
+            topic += "/compressed"
+            return ImageInput(self._node, topic, CompressedImage, self._take_image, reliability)
+        hardware = settings.video_decoder == "hardware"
+        decoder = VideoDecoder(self._warn, self._record.count, hardware)
+        self._missed_before = 0
+        self._video = VideoReceiver(self._node, decoder, self._take_picture, self.drop, self.fail)
+        topics = {topic + SUFFIXES[name]: kind for name, kind in message_classes().items()}
+        first, *_ = topics.items()
+        return ImageInput(self._node, *first, self._take_packet, reliability, QUEUE, topics)
 
     def _open_poses(self, settings: Settings) -> PoseSource | None:
         """The source of poses that ``pose_source`` names."""
@@ -172,7 +187,9 @@ class CameraTopics:
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
         self._subscriptions.clear()
-        self._input = self._calibration = self._depth_calibration = None
+        if self._video is not None:
+            self._video.close()
+        self._input = self._calibration = self._depth_calibration = self._video = None
         self._builder = self._submit = None
 
     def destroy(self) -> None:
@@ -191,17 +208,54 @@ class CameraTopics:
 
     def _take_image(self, serialised: bytes) -> None:
         received_ns = time.monotonic_ns()
+        if request := self._arrived():
+            self._start(lambda builder: builder.build(serialised, received_ns), request)
+
+    def _take_packet(self, serialised: bytes) -> None:
+        """Give a packet of the video to its decoder, if a picture may be needed."""
+        received_ns = time.monotonic_ns()
+        if self._video is None or self._input is None:
+            return
+        if not self._arrived():
+            self._video.pause()
+            return
+        missed, self._missed_before = self._missed_before, self._input.missed
+        try:
+            packet = READERS[self._input.message_type](serialised)
+        except MessageError as error:
+            self.fail(error)
+            self._video.pause()
+            return
+        self._video.take(packet, received_ns, self._input.missed > missed)
+
+    def _take_picture(self, picture: Picture) -> None:
+        if (request := self._request()) and request.any:
+            self._start(lambda builder: builder.build_picture(picture), request)
+        else:
+            self._statistics.dropped(_UNWANTED)
+
+    def _arrived(self) -> OutputRequest | None:
+        """Count an image; what is wanted of it, None for nothing."""
         self._statistics.received()
         self._record.received()
+        request = self._request()
+        if request is None or request.any:
+            return request
+        self._statistics.dropped(_UNWANTED)
+        self._record.idle("no output is subscribed to")
+        return None
+
+    def _request(self) -> OutputRequest | None:
+        if self._builder is None:
+            return None
+        return self._outputs.request(self._builder.calibration.camera is not None)
+
+    def _start(self, build: Callable[[FrameBuilder], Frame], request: OutputRequest) -> None:
+        """Build a frame and give it to the pipeline."""
         if self._builder is None or self._submit is None:
             return
-        request = self._outputs.request(self._builder.calibration.camera is not None)
-        if not request.any:
-            self._statistics.dropped("nobody subscribes")
-            self._record.idle("no output is subscribed to")
-            return
         try:
-            frame = self._builder.build(serialised, received_ns)
+            frame = build(self._builder)
         except MessageError as error:
             self.fail(error)
             self._record.unused(error.reason)
@@ -247,6 +301,8 @@ class CameraTopics:
     def drop(self, reason: str) -> None:
         """Count a frame that was not computed."""
         self._statistics.dropped(reason)
+        if reason == WAITING:
+            self._record.unused(reason)
 
     def fail(self, error: Exception) -> None:
         """Count and report an image that could not be read or a frame that failed."""

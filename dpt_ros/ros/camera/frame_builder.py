@@ -21,6 +21,7 @@ from dpt_ros.ros.camera.poses import PoseSource
 from dpt_ros.ros.messages.cdr import read_compressed_image, read_image
 from dpt_ros.ros.messages.image import compressed_file, image_pixels
 from dpt_ros.ros.messages.image_bits import ImageBits
+from dpt_ros.ros.video.decoder import Picture
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,18 @@ class FrameBuilder:
             MessageError: the image cannot be used.
         """
         return self._read(serialised, received_ns)
+
+    def build_picture(self, picture: Picture) -> Frame:
+        """The frame of a decoded picture of a video."""
+        height, width = picture.pixels.shape[:2]
+        self._on_encoding(picture.encoding)
+        return self._frame(
+            picture.packet.header,
+            (width, height),
+            picture.received_ns,
+            picture.pixels,
+            picture.encoding,
+        )
 
     def _read_image(self, serialised: bytes, received_ns: int) -> Frame:
         image = read_image(serialised)

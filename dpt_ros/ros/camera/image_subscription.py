@@ -38,7 +38,7 @@ _BEHIND_A_NETWORK = (
 
 
 class ImageInput:
-    """Subscription to an image topic: keep last 1, reliable when every publisher offers that.
+    """Subscription to an image topic: keep last, reliable when every publisher offers that.
 
     Fast DDS by default has 0.5 MB of shared memory per publisher, and silently drops a larger
     best-effort image; a reliable one arrives in pieces. So reliable is requested unless a
@@ -56,9 +56,11 @@ class ImageInput:
     Args:
         node: subscribes there.
         topic: resolved name, before remapping.
-        msg_type: Image or CompressedImage.
+        msg_type: Image, CompressedImage, or of a video.
         on_message: takes each serialised message.
         reliability: "auto", "reliable" or "best_effort".
+        depth: messages that the middleware keeps; more than one for packets of a video.
+        others: types of more topics, by name; one is subscribed to while only that has publishers.
     """
 
     def __init__(
@@ -68,12 +70,17 @@ class ImageInput:
         msg_type: type,
         on_message: Callable[[bytes], None],
         reliability: str = "auto",
+        depth: int = 1,
+        others: Mapping[str, type] | None = None,
     ) -> None:
         self._node = node
         self._topic = topic
         self._msg_type = msg_type
+        self._topics = {topic: msg_type, **(others or {})}
         self._on_message = on_message
+        self._depth = depth
         self._log = node.get_logger()
+        self._given_reliability = reliability
         self._forced = self._forced_reliability(reliability)
         self._silent_since = time.monotonic()
         self._without_publisher_since = self._silent_since
@@ -105,6 +112,7 @@ class ImageInput:
 
         Call it every `REVIEW_PERIOD` seconds.
         """
+        self._choose_topic()
         publishers = self._node.get_publishers_info_by_topic(self.topic_name)
         self.publisher_names = sorted(
             f"{one.node_namespace.rstrip('/')}/{one.node_name}" for one in publishers
@@ -130,10 +138,29 @@ class ImageInput:
             )
         self._watch(publishers)
 
+    @property
+    def message_type(self) -> str:
+        """The type of the messages, such as "sensor_msgs/msg/Image"."""
+        return f"{self._msg_type.__module__.partition('.')[0]}/msg/{self._msg_type.__name__}"
+
+    def _choose_topic(self) -> None:
+        """Change to another of the topics if only that one has a publisher."""
+        if len(self._topics) < 2 or self._node.count_publishers(self.topic_name):
+            return
+        for topic, kind in self._topics.items():
+            if self._node.count_publishers(self._node.resolve_topic_name(topic)):
+                self._node.destroy_subscription(self._subscription)
+                self._topic, self._msg_type = topic, kind
+                self._forced = self._forced_reliability(self._given_reliability)
+                self._subscription = self._subscribe()
+                return
+
     def _subscribe(self) -> Any:
         self._losses_logged = self._warned_at = -math.inf
         profile = QoSProfile(
-            history=HistoryPolicy.KEEP_LAST, depth=1, reliability=_RELIABILITIES[self.reliability]
+            history=HistoryPolicy.KEEP_LAST,
+            depth=self._depth,
+            reliability=_RELIABILITIES[self.reliability],
         )
         # Without reliability: its parameter is declared below with the value "auto".
         overriding = QoSOverridingOptions((QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH))
@@ -244,14 +271,13 @@ class ImageInput:
         return min(max(SILENCE, usual), _LONGEST_SILENCE)
 
     def _report_no_publisher(self) -> None:
-        kind = f"sensor_msgs/msg/{self._msg_type.__name__}"
-        self.silence = no_publisher(self._node, self.topic_name, kind)
+        self.silence = no_publisher(self._node, self.topic_name, self.message_type)
         if self.silence != self._no_publisher:  # again when other topics exist
             self._no_publisher = self.silence
             self._log.warning(self.silence)
 
     def _likely_cause(self, publishers: list[TopicEndpointInfo]) -> str:
-        expected = f"sensor_msgs/msg/{self._msg_type.__name__}"
+        expected = self.message_type
         types = {str(publisher.topic_type) for publisher in publishers}
         if expected not in types:
             return (

@@ -5,7 +5,14 @@ from __future__ import annotations
 
 from rclpy.node import Node
 
-_IMAGES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
+from dpt_ros.ros.video.messages import SUFFIXES
+
+# What the transports of image_transport append to the name of the image topic, by type.
+_IMAGES = {
+    "sensor_msgs/msg/Image": "",
+    "sensor_msgs/msg/CompressedImage": "/compressed",
+    **SUFFIXES,
+}
 _MOST = 8  # names in one message
 
 
@@ -43,8 +50,8 @@ def no_publisher(node: Node, topic: str, kind: str) -> str:
         )
     base = topic.rpartition("/")[2]
     like = next((name for name in fits if "image_rect" in name), fits[0])
-    if kind == _IMAGES[1] and like.endswith("/compressed"):
-        base, like = "image", like.removesuffix("/compressed")
+    if (suffix := _IMAGES.get(kind)) and like.endswith(suffix):
+        base, like = "image", like.removesuffix(suffix)
     return (
         f"{start} Image topics that exist: {names}{more}. Set the remapping, for instance"
         f" -r {base}:={like}."

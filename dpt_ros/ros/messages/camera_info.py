@@ -123,6 +123,12 @@ def unrectified(info: CameraInfo, topic: str) -> str:
     )
 
 
+def base_topic(topic: str) -> str:
+    """The image topic that a topic of one of image_transport's transports belongs to."""
+    base, _, end = topic.rpartition("/")
+    return base if base and end in ("compressed", "ffmpeg", "foxglove") else topic
+
+
 def _is_rectified(topic: str) -> bool:
     """Whether a topic has the name that image_proc gives to rectified images."""
     return any(part.startswith("image_rect") for part in topic.split("/"))
@@ -130,5 +136,5 @@ def _is_rectified(topic: str) -> bool:
 
 def _rectified(topic: str) -> str:
     """The topic on which image_proc publishes what comes in on ``topic``, rectified."""
-    *folder, name = topic.removesuffix("/compressed").split("/")
+    *folder, name = base_topic(topic).split("/")
     return "/".join([*folder, "image_rect_color" if name.endswith("_color") else "image_rect"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Serialised sensor_msgs Image and CompressedImage, read where they lie.
+"""Serialised images and packets of video, read where they lie.
 
 A raw subscription delivers a message as the bytes that came over the wire: OMG's Common Data
 Representation, version 1 (DDS-XTypes 1.3, 7.4.3), behind a header of four bytes that names the
@@ -44,6 +44,27 @@ class CompressedImageView:
     data: np.ndarray
 
 
+@dataclass(frozen=True)
+class VideoPacket:
+    """One encoded picture: an FFMPEGPacket or a CompressedVideo.
+
+    Args:
+        header: of the picture.
+        codec: as the message names it, "h264", "hevc_nvenc", "libx264;yuv420p;bgr8;bgr8", ...
+        data: the encoded picture, (N,) uint8, a view like `ImageView`'s.
+        keyframe: whether the message says that it is one; False where it has no field for that.
+        number: its presentation time in units of the sender, None where there is no such field.
+        size: width and height that the message gives, (0, 0) where it has none.
+    """
+
+    header: Header
+    codec: str
+    data: np.ndarray
+    keyframe: bool = False
+    number: int | None = None
+    size: tuple[int, int] = (0, 0)
+
+
 def read_image(serialised: bytes) -> ImageView:
     """The Image that was serialised, its pixels uncopied.
 
@@ -77,6 +98,33 @@ def read_compressed_image(serialised: bytes) -> CompressedImageView:
     )
 
 
+def read_ffmpeg_packet(serialised: bytes) -> VideoPacket:
+    """The ffmpeg_image_transport_msgs/FFMPEGPacket that was serialised.
+
+    Raises:
+        MessageError: the bytes are no serialised FFMPEGPacket.
+    """
+    reader = _Reader(serialised, "FFMPEGPacket")
+    header = reader.header()
+    size = (reader.number("width"), reader.number("height"))
+    codec, number = reader.string("encoding"), reader.long_number("pts")
+    keyframe = bool(reader.octet("flags") & 1)  # AV_PKT_FLAG_KEY
+    reader.octet("is_bigendian")
+    return VideoPacket(header, codec, reader.octets("data"), keyframe, number, size)
+
+
+def read_compressed_video(serialised: bytes) -> VideoPacket:
+    """The foxglove_msgs/CompressedVideo that was serialised.
+
+    Raises:
+        MessageError: the bytes are no serialised CompressedVideo.
+    """
+    reader = _Reader(serialised, "CompressedVideo")
+    header = reader.header()  # its timestamp and frame_id are serialised alike
+    data = reader.octets("data")
+    return VideoPacket(header, reader.string("format"), data)
+
+
 class _Reader:
     """Takes one field after the other from a serialised message."""
 
@@ -93,6 +141,7 @@ class _Reader:
                 " 00 00 or 00 01 and two bytes of options.",
             )
         self._uint32 = struct.Struct(f"{order}I")
+        self._uint64 = struct.Struct(f"{order}Q")
         self._time = struct.Struct(f"{order}iI")
 
     def header(self) -> Header:
@@ -103,6 +152,10 @@ class _Reader:
     def number(self, field: str) -> int:
         self._at += -self._at % 4
         return int(self._uint32.unpack_from(self._bytes, self._take(field, 4))[0])
+
+    def long_number(self, field: str) -> int:
+        self._at += (_ENCAPSULATION - self._at) % 8
+        return int(self._uint64.unpack_from(self._bytes, self._take(field, 8))[0])
 
     def octet(self, field: str) -> int:
         return self._bytes[self._take(field, 1)]
