@@ -23,6 +23,7 @@ PROGRAMS = (
     "dpt_evaluate",
     "dpt_export",
     "dpt_node",
+    "dpt_run",
     "dpt_status",
     "dpt_train",
     "dpt_view",

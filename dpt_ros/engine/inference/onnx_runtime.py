@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dpt_ros.engine.faults import AccelerationError, first_line
 from dpt_ros.engine.inference.backend import BackendError
-from dpt_ros.engine.settings import PROVIDERS
+from dpt_ros.engine.parameter import PROVIDERS
 from dpt_ros.model.download import cache_folder
 from dpt_ros.model.zoo import ModelSpec
 
