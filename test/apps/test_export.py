@@ -75,6 +75,8 @@ def test_a_frame_is_exported_and_compared_with_the_camera_it_is_for(
     assert "is not a step, but a frame" in capsys.readouterr().err
     assert main([NAME, out, "--parity-only"]) == 1
     assert "cannot be used as a network: it is a frame" in capsys.readouterr().err
+    assert main([*frame, "-p", "label_groups:=['no: zebra']"]) == 1
+    assert "zebra" in capsys.readouterr().err
     assert main([*frame, "-p", "no.such:=1"]) == 1
     assert "Unknown parameter 'no.such'" in capsys.readouterr().err
 

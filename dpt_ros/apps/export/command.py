@@ -15,6 +15,7 @@ from dpt_ros.apps.report import table
 from dpt_ros.engine.export.file import PRECISION, read_metadata
 from dpt_ros.engine.export.network import export_network, spec_of
 from dpt_ros.engine.export.parity import TOLERANCES, Difference, compare_network
+from dpt_ros.engine.inference.loading import NetworkError
 from dpt_ros.model import create_model
 from dpt_ros.model.describe import described_spec
 from dpt_ros.model.factory import model_spec, weights_path
@@ -26,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     torch.manual_seed(0)  # random weights are the same in the file and in the comparison
     try:
         return _run(args)
-    except (ImportError, OSError, ValueError) as error:
+    except (ImportError, NetworkError, OSError, ValueError) as error:
         print(f"dpt_export: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
