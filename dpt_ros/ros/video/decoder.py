@@ -22,6 +22,7 @@ from dpt_ros.ros.video.bitstream import Inspector, Unit, codec_of
 MAX_PIXELS = 4096 * 4096
 MAX_PACKET = 1 << 25  # bytes
 WAITING = "waiting for a keyframe"
+_ONLY_SETS = "only parameter sets"
 _MOST_DELAYED = 32  # packets; H.264 and H.265 reorder up to 16 pictures
 _MOST_PARAMETERS = 1 << 16  # bytes of parameter sets that wait for their picture
 # The decoders of a codec, the best first.
@@ -151,11 +152,7 @@ class VideoDecoder:
                 self._open(codec)
             assert self._inspector is not None
             data = packet.data.tobytes()
-            try:
-                unit = self._inspector.look(data)
-            except MessageError:
-                outcomes += self.restart()
-                raise
+            unit = self._inspector.look(data)
             missing = self._is_gap(packet) or unit.gap
             if missing and not gap and not self._waiting:
                 self._count("gaps: packets missing")
@@ -163,12 +160,14 @@ class VideoDecoder:
             if unit.sets and len(unit.sets) <= _MOST_PARAMETERS:
                 self._sets, self._unsent = unit.sets, b"" if unit.picture else unit.sets
             if not unit.picture:
-                raise MessageError("no picture", "The packet has parameter sets of video only.")
+                raise MessageError(_ONLY_SETS, "The packet has parameter sets and no picture.")
             self._sent += 1
             self._pending[self._sent] = packet, context
             data, self._unsent = self._unsent + data, b""
             outcomes += self._send(data)
         except MessageError as error:
+            if error.reason not in (WAITING, _ONLY_SETS):  # what follows may refer to it
+                outcomes += self.restart()
             outcomes.append(Outcome(packet, context, error=error))
         return outcomes
 
@@ -194,10 +193,10 @@ class VideoDecoder:
             )
 
     def _open(self, codec: str) -> None:
+        self._context = open_decoder(codec, self._hardware, self._warn)
         if self._codec:
             self._count("changes of codec")
-        self._codec, self._context = codec, None
-        self._context = open_decoder(codec, self._hardware, self._warn)
+        self._codec = codec
         self._inspector = Inspector(codec)
         self._sets = self._unsent = b""
         self._waiting = True
