@@ -177,8 +177,8 @@ class VideoDecoder:
             return []
         outcomes = self._pictures(None)
         outcomes += [Outcome(*self._pending.pop(n), error=_none()) for n in list(self._pending)]
-        # After damage a flushed decoder of H.264 gave wrong pictures (FFmpeg 8.0); a new one not.
-        self._context = open_decoder(self._codec, self._hardware, self._warn)
+        # After damage a flushed decoder of H.264 gave wrong pictures (FFmpeg 8); a new one not.
+        self._context, self._hardware = open_decoder(self._codec, self._hardware, self._warn)
         self._unsent = self._sets
         self._waiting = True
         return outcomes
@@ -193,7 +193,7 @@ class VideoDecoder:
             )
 
     def _open(self, codec: str) -> None:
-        self._context = open_decoder(codec, self._hardware, self._warn)
+        self._context, self._hardware = open_decoder(codec, self._hardware, self._warn)
         if self._codec:
             self._count("changes of codec")
         self._codec = codec
@@ -296,8 +296,8 @@ def _none() -> MessageError:
     )
 
 
-def open_decoder(codec: str, hardware: bool, warn: Callable[[str], None]) -> Any:
-    """PyAV's context to decode a codec without delay.
+def open_decoder(codec: str, hardware: bool, warn: Callable[[str], None]) -> tuple[Any, bool]:
+    """PyAV's context to decode a codec without delay, and whether it is on a device.
 
     Raises:
         MessageError: PyAV was built without it.
@@ -306,6 +306,7 @@ def open_decoder(codec: str, hardware: bool, warn: Callable[[str], None]) -> Any
     context = _on_device(names) if hardware else None
     if hardware and context is None:
         warn(f"video_decoder is hardware, but no device here decodes {codec}: the CPU does.")
+        hardware = False
     context = context or _software(names)
     if context is None:
         raise MessageError(
@@ -315,7 +316,7 @@ def open_decoder(codec: str, hardware: bool, warn: Callable[[str], None]) -> Any
         )
     context.thread_count = 1  # threads of frames would delay each by one
     context.options = {"max_pixels": str(MAX_PIXELS)}
-    return context
+    return context, hardware
 
 
 def _software(names: Sequence[str]) -> Any:
