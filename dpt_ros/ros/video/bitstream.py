@@ -187,7 +187,7 @@ def _hevc(data: bytes) -> Unit:
 def _av1(data: bytes) -> Unit:
     at, sequence, keyframe, pictures = 0, False, False, 0
     for _ in range(_MOST_OBUS):
-        if at >= len(data):
+        if at >= len(data) and (pictures or sequence):
             return Unit(pictures > 0, keyframe and sequence)
         kind, extended, sized = data[at] >> 3 & 15, data[at] & 4, data[at] & 2
         at += 2 if extended else 1

@@ -22,6 +22,7 @@ from dpt_ros.ros.video.bitstream import Inspector, Unit, codec_of
 MAX_PIXELS = 4096 * 4096
 MAX_PACKET = 1 << 25  # bytes
 WAITING = "waiting for a keyframe"
+_ONLY_SETS = "only parameter sets"
 _MOST_DELAYED = 32  # packets; H.264 and H.265 reorder up to 16 pictures
 _MOST_PARAMETERS = 1 << 16  # bytes of parameter sets that wait for their picture
 # The decoders of a codec, the best first.
@@ -151,11 +152,7 @@ class VideoDecoder:
                 self._open(codec)
             assert self._inspector is not None
             data = packet.data.tobytes()
-            try:
-                unit = self._inspector.look(data)
-            except MessageError:
-                outcomes += self.restart()
-                raise
+            unit = self._inspector.look(data)
             missing = self._is_gap(packet) or unit.gap
             if missing and not gap and not self._waiting:
                 self._count("gaps: packets missing")
@@ -163,12 +160,14 @@ class VideoDecoder:
             if unit.sets and len(unit.sets) <= _MOST_PARAMETERS:
                 self._sets, self._unsent = unit.sets, b"" if unit.picture else unit.sets
             if not unit.picture:
-                raise MessageError("no picture", "The packet has parameter sets of video only.")
+                raise MessageError(_ONLY_SETS, "The packet has parameter sets and no picture.")
             self._sent += 1
             self._pending[self._sent] = packet, context
             data, self._unsent = self._unsent + data, b""
             outcomes += self._send(data)
         except MessageError as error:
+            if error.reason not in (WAITING, _ONLY_SETS):  # what follows may refer to it
+                outcomes += self.restart()
             outcomes.append(Outcome(packet, context, error=error))
         return outcomes
 
@@ -178,8 +177,8 @@ class VideoDecoder:
             return []
         outcomes = self._pictures(None)
         outcomes += [Outcome(*self._pending.pop(n), error=_none()) for n in list(self._pending)]
-        # After damage a flushed decoder of H.264 gave wrong pictures (FFmpeg 8.0); a new one not.
-        self._context = open_decoder(self._codec, self._hardware, self._warn)
+        # After damage a flushed decoder of H.264 gave wrong pictures (FFmpeg 8); a new one not.
+        self._context, self._hardware = open_decoder(self._codec, self._hardware, self._warn)
         self._unsent = self._sets
         self._waiting = True
         return outcomes
@@ -194,10 +193,10 @@ class VideoDecoder:
             )
 
     def _open(self, codec: str) -> None:
+        self._context, self._hardware = open_decoder(codec, self._hardware, self._warn)
         if self._codec:
             self._count("changes of codec")
-        self._codec, self._context = codec, None
-        self._context = open_decoder(codec, self._hardware, self._warn)
+        self._codec = codec
         self._inspector = Inspector(codec)
         self._sets = self._unsent = b""
         self._waiting = True
@@ -297,8 +296,8 @@ def _none() -> MessageError:
     )
 
 
-def open_decoder(codec: str, hardware: bool, warn: Callable[[str], None]) -> Any:
-    """PyAV's context to decode a codec without delay.
+def open_decoder(codec: str, hardware: bool, warn: Callable[[str], None]) -> tuple[Any, bool]:
+    """PyAV's context to decode a codec without delay, and whether it is on a device.
 
     Raises:
         MessageError: PyAV was built without it.
@@ -307,6 +306,7 @@ def open_decoder(codec: str, hardware: bool, warn: Callable[[str], None]) -> Any
     context = _on_device(names) if hardware else None
     if hardware and context is None:
         warn(f"video_decoder is hardware, but no device here decodes {codec}: the CPU does.")
+        hardware = False
     context = context or _software(names)
     if context is None:
         raise MessageError(
@@ -316,7 +316,7 @@ def open_decoder(codec: str, hardware: bool, warn: Callable[[str], None]) -> Any
         )
     context.thread_count = 1  # threads of frames would delay each by one
     context.options = {"max_pixels": str(MAX_PIXELS)}
-    return context
+    return context, hardware
 
 
 def _software(names: Sequence[str]) -> Any:

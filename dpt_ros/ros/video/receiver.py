@@ -92,7 +92,10 @@ class VideoReceiver:
                 if self._closed:
                     return
                 packet, received_ns, gap = self._waiting.popleft()
-            self._sort(self._decoder.decode(packet, received_ns, gap))
+            try:
+                self._sort(self._decoder.decode(packet, received_ns, gap))
+            except Exception as error:  # a bad packet must never end the stream
+                self._fail(error)
             if not self._waiting and self._newest is not None:
                 self._convert(self._newest)
                 self._newest = None

@@ -28,6 +28,7 @@ class VideoTrack:
     def __init__(self, kind: str, warn: Callable[[str], None], hardware: bool) -> None:
         self._read = READERS[kind]
         self._decoder = VideoDecoder(warn, hardware=hardware)
+        self._gap = False  # whether the packet before could not be read
         self._ahead = 0  # packets that were decoded before their turn
         self._outcomes: deque[Outcome | MessageError] = deque()
 
@@ -67,6 +68,8 @@ class VideoTrack:
 
     def _decode(self, packet: bytes) -> None:
         try:
-            self._outcomes += self._decoder.decode(self._read(packet))
+            self._outcomes += self._decoder.decode(self._read(packet), gap=self._gap)
+            self._gap = False
         except MessageError as error:
             self._outcomes.append(error)
+            self._gap = True

@@ -204,6 +204,15 @@ def test_a_packet_cut_in_half_is_an_error_and_the_next_keyframe_is_decoded(
     assert found.error(truth, list(range(40))) < 6
 
 
+def test_a_message_of_another_kind_in_between_is_a_loss_too(truth) -> None:
+    for bad in ({"codec": "mpeg4"}, {"size": (1 << 20, 1 << 20)}, {"data": np.zeros(9, np.uint8)}):
+        given = packets(encode(truth[:20], "av1", GOP), "av1", "foxglove")
+        given[4] = replace(given[4], **bad)
+        found = Decoded(given)
+        assert found.places == [*range(4), *range(10, 20)]
+        assert found.reasons[WAITING] == 5
+
+
 @pytest.mark.parametrize("codec", PLAIN)
 def test_bytes_of_something_else_end_the_group_of_pictures(truth, codec: str) -> None:
     given = packets(encode(truth, codec, GOP), codec, "foxglove")
@@ -239,7 +248,7 @@ def test_parameter_sets_in_a_packet_of_their_own_are_used_with_the_next_one(trut
     ]
     found = Decoded([*parts, *others])
     assert found.places == list(range(1, 11))
-    assert found.reasons == {"no picture": 1}
+    assert found.reasons == {"only parameter sets": 1}
 
 
 def test_a_grey_video_is_mono8(truth) -> None:
@@ -283,9 +292,11 @@ def test_what_cannot_be_decoded_has_a_message_of_its_own(truth, monkeypatch) -> 
         assert outcome.error is not None
         assert outcome.error.reason == reason
     monkeypatch.setitem(decoding._DECODERS, "h264", ("libnone", "libneither"))
-    [outcome] = VideoDecoder([].append).decode(packet)
-    assert outcome.error is not None
-    assert outcome.error.reason == "codec not there"
+    decoder = VideoDecoder([].append)
+    for _ in range(2):
+        [outcome] = decoder.decode(packet)
+        assert outcome.error is not None
+        assert outcome.error.reason == "codec not there"
     assert "libnone, libneither" in str(outcome.error)
 
 
