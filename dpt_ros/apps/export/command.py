@@ -15,7 +15,7 @@ from dpt_ros.apps.report import table
 from dpt_ros.engine.export.file import PRECISION, read_metadata
 from dpt_ros.engine.export.network import export_network, spec_of
 from dpt_ros.engine.export.parity import TOLERANCES, Difference, compare_network
-from dpt_ros.engine.inference.loading import NetworkError
+from dpt_ros.engine.loading import NetworkError
 from dpt_ros.model import create_model
 from dpt_ros.model.describe import described_spec
 from dpt_ros.model.factory import model_spec, weights_path
