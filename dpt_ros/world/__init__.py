@@ -8,12 +8,15 @@ from dpt_ros.lazy import lazy_names
 from dpt_ros.world.classes import CLASSES, KINDS
 
 if TYPE_CHECKING:
+    from dpt_ros.world.depth_camera import DepthCamera, DepthImage
     from dpt_ros.world.scan import Scan, Scanner
     from dpt_ros.world.world import Noise, View, World
 else:
     __getattr__ = lazy_names(
         __name__,
         {
+            "DepthCamera": "depth_camera",
+            "DepthImage": "depth_camera",
             "Noise": "world",
             "Scan": "scan",
             "Scanner": "scan",
@@ -22,4 +25,14 @@ else:
         },
     )
 
-__all__ = ["CLASSES", "KINDS", "Noise", "Scan", "Scanner", "View", "World"]
+__all__ = [
+    "CLASSES",
+    "KINDS",
+    "DepthCamera",
+    "DepthImage",
+    "Noise",
+    "Scan",
+    "Scanner",
+    "View",
+    "World",
+]

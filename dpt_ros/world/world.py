@@ -11,6 +11,7 @@ import numpy as np
 
 from dpt_ros.engine.frame import CameraModel
 from dpt_ros.world import classes, scenes
+from dpt_ros.world.appearance import appearance
 from dpt_ros.world.geometry import Buffer, Rays, draw, round_hits
 from dpt_ros.world.textures import fractal
 
@@ -139,7 +140,7 @@ class World:
         flow, before_inverse, movers = self._flow(now, before, first)
         valid = self._visible(flow, before_inverse, now, before) & (i > 0)
         rng = np.random.default_rng([self.seed, classes.KINDS.index(self.kind), 2, i])
-        rgb = self._expose(self._shade(now, labels, depth, i), flow, i, rng)
+        rgb = self._expose(self._shade(now, labels, i), flow, i, rng)
         pose, stamp = now.pose.matrix(), round(i * 1e9 / self.fps)
         return View(rgb, depth, labels, flow, valid, movers, pose, self.camera, stamp)
 
@@ -193,49 +194,11 @@ class World:
         near = np.abs(before.inverse.ravel()[at] - inverse) <= 0.02 * inverse
         return inside & (same | near)
 
-    def _shade(self, now: Buffer, labels: np.ndarray, depth: np.ndarray, i: int) -> np.ndarray:
+    def _shade(self, now: Buffer, labels: np.ndarray, i: int) -> np.ndarray:
         """The image in linear light, (H, W, 3) float32, about 0..1 before exposure."""
-        scene, table, rays = self.scene, self._table, self._rays
-        hit = now.inverse > 0
-        depth = np.where(hit, depth, np.float32(1))
-        first = len(table.label)
-        rect = np.where((now.index >= 0) & (now.index < first), now.index, 0).astype(np.intp)
-        # one gather per pixel: two linear forms per tile, texture, tint, normal, tile
-        forms = (now.rect_uv / table.tile[:, :, None]).reshape(first, 6)
-        columns = forms, table.texture, table.tint, table.normal, table.tile.min(1)
-        packed = np.column_stack(columns).astype(np.float32)
-        got = np.take(packed, rect, axis=0)
-        x, y = rays.x[None, :], rays.y
-        u = (got[..., 0] * x + got[..., 1] * y + got[..., 2]) * depth
-        v = (got[..., 3] * x + got[..., 4] * y + got[..., 5]) * depth
-        texture, tint, tile = got[..., 6].copy(), got[..., 7:10], got[..., 13].copy()
-        normal = [got[..., 10 + k].copy() for k in range(3)]
-        for k, part in enumerate(now.rounds):
-            hits = round_hits(rays, now, k, first)
-            if hits is None:
-                continue
-            (x0, x1, y0, y1), seen, local = hits
-            size = np.linalg.norm(part.axes, axis=0)
-            around = np.arctan2(local[1], local[0]) * float(size[0] / part.surface.tile[0])
-            up = local[2] * float(size[2] / part.surface.tile[1])
-            out = local.copy()
-            if part.tube:
-                out[2] = 0
-            out = np.einsum("ij,jhw->ihw", (part.axes / size**2).astype(np.float32), out)
-            out /= np.sqrt(np.einsum("kij,kij->ij", out, out)) + 1e-9
-            area = np.s_[y0:y1, x0:x1]
-            look = np.float32(part.surface.texture), np.float32(part.surface.tile[0])
-            values = around, up, *look, *out
-            for target, value in zip((u, v, texture, tile, *normal), values, strict=True):
-                np.copyto(target[area], value, where=seen)
-            tint[area][seen] = part.surface.tint
-        ray = [rays.linear(now.pose.rotation[k]) for k in range(3)]
-        facing = np.abs(sum(n * r for n, r in zip(normal, ray, strict=True)))
-        facing = self.camera.fx * np.sqrt(np.maximum(facing, 0.02))
-        footprint = depth / (facing * np.maximum(tile, 1e-3))
-        footprint *= 0.8 + 0.4 * self._dither
-        picture = scene.atlas.sample(texture, u, v, footprint).astype(np.float32)
-        picture *= tint
+        scene, hit = self.scene, now.inverse > 0
+        look = appearance(scene.atlas, self._table, self._rays, now, self._dither)
+        picture, _, normal, ray, depth = look
         point = [now.pose.position[k].astype(np.float32) + depth * ray[k] for k in range(3)]
         picture *= (self._light(point, normal, labels, i) / 255)[..., None]
         if scene.sky is not None:
