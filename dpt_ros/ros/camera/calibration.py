@@ -18,6 +18,7 @@ from dpt_ros.ros.camera.inputs import InputRecord
 from dpt_ros.ros.messages.camera_info import camera_model, unrectified
 from dpt_ros.ros.messages.error import one_line
 from dpt_ros.ros.messages.lens import lens_of, rectified_camera, rectified_info
+from dpt_ros.ros.plausibility import calibration_doubt
 
 _PATIENCE = 3.0  # seconds until a calibration that has not arrived is a warning
 _UNUSABLE = "no calibration, or an impossible one"
@@ -91,12 +92,13 @@ class Calibration:
 
     def _take_lens(self, info: CameraInfo, topic: str, camera: CameraModel) -> None:
         """Have images rectified, or say why not."""
-        _, doubt = camera_model(info)
+        doubt = calibration_doubt(camera)
+        doubt = f"camera_info: {doubt}." if doubt else ""
         try:
             lens = lens_of(info)
             self.camera, warning = rectified_camera(lens, camera, self._fov)
         except ValueError as error:
-            self._fault = one_line(f"{doubt} {unrectified(info, topic, str(error))}")
+            self._fault = one_line(f"{doubt} {unrectified(info, topic, str(error))}".strip())
             return
         self.lens, self.info = lens, rectified_info(info, self.camera)
         self._fault = f"{doubt} {warning}".strip()

