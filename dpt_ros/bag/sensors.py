@@ -152,7 +152,12 @@ class SensorBuffer:
             camera.name,
             lambda: settings,
             camera.compressed,
-            Calibration(lambda: camera.image, lambda text: warn(camera.prefix + text)),
+            Calibration(
+                lambda: camera.image,
+                lambda text: warn(camera.prefix + text),
+                rectify=settings.rectify == "auto",
+                fov=settings.rectify_fov,
+            ),
             self._poses,
             self._anchors,
             lambda text: warn(f"{camera.image}: {text}"),

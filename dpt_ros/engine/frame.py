@@ -44,6 +44,24 @@ class CameraModel:
         return np.array([[self.fx, 0, self.cx], [0, self.fy, self.cy], [0, 0, 1]], np.float64)
 
 
+@dataclass(frozen=True)
+class Lens:
+    """How a raw picture is distorted, as sensor_msgs/CameraInfo has it.
+
+    Args:
+        model: "plumb_bob", "rational_polynomial" or "equidistant" (a fisheye).
+        coefficients: ``D``: k1 k2 p1 p2 k3 of plumb_bob, k4 k5 k6 more of rational_polynomial,
+            k1 k2 k3 k4 of equidistant.
+        raw: ``K`` and the size of the raw picture.
+        rotation: ``R`` row by row, from the raw camera to the rectified one.
+    """
+
+    model: str
+    coefficients: tuple[float, ...]
+    raw: CameraModel
+    rotation: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+
+
 @dataclass(frozen=True, eq=False)
 class Frame:
     """One camera image and what is known about it.
@@ -55,7 +73,9 @@ class Frame:
         stamp_ns: acquisition time, nanoseconds.
         frame_id: the optical frame of the camera (REP 103).
         source: the camera's name, "" if there is only one.
-        camera: intrinsics of ``pixels``, if known.
+        camera: intrinsics of ``pixels``, if known; with ``lens`` of the rectified picture.
+        lens: of raw ``pixels``, which are to be rectified for ``camera``, at their own size; None
+            if they are rectified, or taken as if they were.
         odom_from_camera: (4, 4) pose of the optical frame at ``stamp_ns`` in a frame that does not
             jump (odom, not map; REP 105), metres; None if unknown.
         locate: returns ``odom_from_camera`` when it is needed, since odometry can arrive later
@@ -79,6 +99,7 @@ class Frame:
     context: Any = None
     decode: Callable[[], tuple[np.ndarray, str]] | None = None
     locate: Callable[[], np.ndarray | None] | None = None
+    lens: Lens | None = None
 
     def pose(self) -> np.ndarray | None:
         """``odom_from_camera``, as far as it is known now."""

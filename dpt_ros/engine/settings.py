@@ -59,6 +59,22 @@ class Settings:
         high=16,
         live=True,
     )
+    rectify: str = setting(
+        "auto",
+        "Rectification of the images: auto (where D of camera_info is not zero or the lens is a"
+        " fisheye, and the image's topic is not named as a rectified one, image_rect), or off.",
+        "The images are rectified, but neither their topic's name nor D says so (off).",
+        choices=("auto", "off"),
+    )
+    rectify_fov: float = setting(
+        0.0,
+        "Horizontal field of view of the rectified image, degrees; 0: as P of camera_info has it.",
+        "The lens is a fisheye of more than 120 degrees, whose rectified image is mostly magnified"
+        " border; or you want more or less of the picture.",
+        low=0.0,
+        high=170.0,
+        per_camera=True,
+    )
     depth_network: str = setting(
         "auto",
         "Depth network: a model name, none, or auto (a downloaded one, else the embedded).",

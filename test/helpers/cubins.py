@@ -19,6 +19,7 @@ from dpt_ros.engine.inference import triton_kernels as kernels
 from dpt_ros.engine.input.encodings import find_encoding
 from dpt_ros.engine.input.input_plan import TENSOR_DTYPES, make_plan
 from dpt_ros.engine.input.triton_preprocess import network_input
+from dpt_ros.engine.input.triton_rectify import rectified
 from dpt_ros.engine.packed import length
 from dpt_ros.engine.scale import triton_steps as scale
 from dpt_ros.engine.scale.estimator import ScaleState
@@ -169,4 +170,25 @@ def preprocess_cubins(arch: int, encodings: Iterable[str]) -> dict[str, bytes]:
             made: dict[str, bytes] = {}
             network_input(pixels, plan, compile_launch(arch, made))
             (cubins[f"{encoding} {name}"],) = made.values()
+    return cubins
+
+
+def rectify_cubins(arch: int, encodings: Iterable[str]) -> dict[str, bytes]:
+    """Compile the rectification for a GPU that need not be there.
+
+    Args:
+        arch: compute capability times ten, such as 87 for Jetson Orin.
+        encodings: names of ``ENCODINGS``.
+
+    Returns:
+        Machine code (cubin) by encoding.
+    """
+    cubins: dict[str, bytes] = {}
+    for encoding in encodings:
+        row = find_encoding(encoding)
+        shape = (int(12 * row.planes), 12) + ((row.channels,) if row.channels else ())
+        pixels = torch.empty((1, *shape), dtype=TENSOR_DTYPES[row.dtype])
+        made: dict[str, bytes] = {}
+        rectified(pixels, encoding, torch.zeros(12, 12, 2), compile_launch(arch, made))
+        (cubins[encoding],) = made.values()
     return cubins

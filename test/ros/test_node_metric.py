@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 import pytest
+from helpers.lenses import lens, pinhole
 from helpers.ros_processes import Domain, ros_domain
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, Point
 from std_msgs.msg import Header
 
 from dpt_ros.engine.frame import CameraModel
+from dpt_ros.engine.input.rectify import Rectifier, places
 from dpt_ros.engine.output.point_cloud import POINT
 from dpt_ros.ros.messages.camera_info import camera_info_message
 from dpt_ros.ros.messages.image import MessageError, image_message, image_pixels
@@ -51,7 +53,10 @@ def domain() -> Iterator[Domain]:
 
 
 def see(
-    domain: Domain, scan: LaserScan | None = None, info: CameraInfo | None = None
+    domain: Domain,
+    scan: LaserScan | None = None,
+    info: CameraInfo | None = None,
+    pixels: np.ndarray = PICTURE,
 ) -> dict[str, object]:
     """What the node says of one more picture, by topic, all of one stamp."""
     domain.stamp += 1
@@ -65,7 +70,7 @@ def see(
         for _ in range(3):
             domain.scan.publish(scan)
             domain.spin_for(0.05)
-    domain.camera.publish(image_message(PICTURE, "rgb8", header))
+    domain.camera.publish(image_message(pixels, "rgb8", header))
     found: dict[str, object] = {}
 
     def complete() -> bool:
@@ -200,23 +205,67 @@ def test_each_of_two_cameras_has_its_own_anchors_place_of_the_scanner_and_past()
         assert "points.far is 60 m, but depth ends at 49 m (max_range or the network)" in warning
 
 
-def test_an_image_that_is_not_rectified_is_a_warning_that_says_what_to_remap(
+def test_a_lens_that_cannot_be_rectified_is_a_warning_that_says_why_and_what_to_remap(
     domain: Domain,
 ) -> None:
     info = camera_info_message(CAMERA, Header())
-    info.distortion_model, info.d = "equidistant", [0.1, 0.0, 0.0, 0.0]
+    info.distortion_model, info.d = "thin_prism", [0.1, 0.0, 0.0, 0.0]
     for _ in range(5):
         domain.camera_info.publish(info)
         domain.spin_for(0.1)
     found = see(domain, info=info)
     assert (found["depth/points"].height, found["depth/points"].width) == (HEIGHT, WIDTH)
-    warnings = [line for line in domain.dpt.output.splitlines() if "a fisheye lens" in line]
+    warnings = [line for line in domain.dpt.output.splitlines() if "lens distortion" in line]
     assert len(warnings) == 1
     assert "/image is not rectified" in warnings[0]
+    assert "cannot rectify it: the distortion model is 'thin_prism', but must be" in warnings[0]
     assert warnings[0].endswith("-r image:=/image_rect")
     status = domain.diagnostics("dpt: image")
     assert status["camera_info"] == "used, but the image is not rectified"
     assert (status["level"], "rectify_node" in status["message"]) == ("1", True)
+
+
+def test_raw_images_are_rectified_and_every_output_is_of_the_rectified_camera(
+    domain: Domain,
+) -> None:
+    taken, camera = lens("plumb_bob", WIDTH, HEIGHT), pinhole("plumb_bob", WIDTH, HEIGHT, 1.2)
+    info = camera_info_message(camera, Header())
+    info.d, info.k = list(taken.coefficients), taken.raw.matrix().ravel()
+    info.p[3] = -0.1 * camera.fx  # the right camera of a stereo pair
+    infos = domain.listen(CameraInfo, "depth/camera_info")
+    before = domain.dpt.output
+    raw = see(domain, info=info)
+    said = domain.dpt.output.removeprefix(before)
+    assert "The images of /image are rectified in the node" in said
+    assert "WARN" not in said
+    domain.spin_until(lambda: infos and infos[-1].header.stamp.sec == domain.stamp)
+    out = infos[-1]
+    assert not any(out.d)
+    np.testing.assert_allclose(np.array(out.k).reshape(3, 3), camera.matrix())
+    np.testing.assert_array_equal(np.array(out.r).reshape(3, 3), np.eye(3))
+    np.testing.assert_allclose(np.array(out.p).reshape(3, 4)[:, :3], camera.matrix())
+    assert out.p[3] == pytest.approx(-0.1 * camera.fx)
+    points = np.frombuffer(raw["depth/points"].data, POINT).reshape(HEIGHT, WIDTH)
+    depth, labels = (image_pixels(raw[k]) for k in ("depth/image", "semantic/labels"))
+    u, v = np.meshgrid(np.arange(WIDTH), np.arange(HEIGHT))
+    there = np.isfinite(points["z"])
+    x, y = ((u - camera.cx) / camera.fx)[there], ((v - camera.cy) / camera.fy)[there]
+    np.testing.assert_allclose(points["x"][there], x * points["z"][there], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(points["y"][there], y * points["z"][there], rtol=1e-4, atol=1e-5)
+    _, seen = places(taken, camera)
+    assert 0.5 < seen.mean() < 1
+    np.testing.assert_array_equal(np.isnan(depth), ~seen)
+    np.testing.assert_array_equal(labels == 0, ~seen)
+    status = domain.diagnostics("dpt: image")
+    assert status["camera_info"] == "used, rectified in the node to P"
+    assert status["level"] == "0"
+    # The same picture, rectified before.
+    rectify = Rectifier(taken, camera, "rgb8", (HEIGHT, WIDTH), None)
+    straight = see(
+        domain, pixels=rectify([PICTURE])[0], info=camera_info_message(camera, Header())
+    )
+    expected = np.where(seen, image_pixels(straight["depth/image"]), np.nan)
+    np.testing.assert_array_equal(depth, expected)
 
 
 def test_a_cloud_goes_there_and_back() -> None:

@@ -39,7 +39,7 @@ def rgb(pixels: Tensor, encoding: str) -> Tensor:
     shape = tuple(pixels.shape[1:])
     check_shape(shape, encoding)
     row, size = find_encoding(encoding), picture_size(shape, encoding)
-    pixels = _checked_pixels(pixels, encoding)
+    pixels = checked_pixels(pixels, encoding)
     if row.layout == "interleaved":
         return _to_eight_bits(_interleaved(pixels, row))
     if row.layout == "bayer":
@@ -100,7 +100,7 @@ class DeviceInput:
                 f"The pixels have shape {tuple(pixels.shape)} on {pixels.device}, but must be"
                 f" (B, {', '.join(map(str, shape))}) on {self.device}."
             )
-        return self._compute(_checked_pixels(pixels, self.plan.encoding), self.plan)
+        return self._compute(checked_pixels(pixels, self.plan.encoding), self.plan)
 
     def _triton_kernel(self) -> Callable[[Tensor, InputPlan], Tensor] | None:
         if self.device.type != "cuda" or not triton_enabled():
@@ -132,7 +132,12 @@ def _resize(picture: Tensor, plan: InputPlan) -> Tensor:
     return values
 
 
-def _checked_pixels(pixels: Tensor, encoding: str) -> Tensor:
+def checked_pixels(pixels: Tensor, encoding: str) -> Tensor:
+    """Pixels as the tensors of an encoding are: uint16 as int16.
+
+    Raises:
+        ValueError: they have another type.
+    """
     if pixels.dtype == torch.uint16:
         pixels = pixels.view(torch.int16)
     wanted = TENSOR_DTYPES[find_encoding(encoding).dtype]

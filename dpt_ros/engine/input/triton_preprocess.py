@@ -63,7 +63,7 @@ def _bayer_color(same_row, same_column, here, sideways, upright, diagonal):  # t
 
 
 @triton.jit
-def _sample(  # type: ignore[no-untyped-def]
+def sample(  # type: ignore[no-untyped-def]
     picture, y, x, height, width,
     LAYOUT: tl.constexpr, BITS: tl.constexpr, CHANNELS: tl.constexpr,
     FIRST: tl.constexpr, SECOND: tl.constexpr, THIRD: tl.constexpr,
@@ -163,8 +163,8 @@ def preprocess_kernel(  # type: ignore[no-untyped-def]
             for right in tl.static_range(4):
                 source_x = tl.load(column_taps + right * out_width + x)[None, :]
                 weight = tl.load(column_weights + right * out_width + x)[None, :]
-                r, g, b = _sample(source, source_y, source_x, in_height, in_width,
-                                  LAYOUT, BITS, CHANNELS, FIRST, SECOND, THIRD)  # fmt: skip
+                r, g, b = sample(source, source_y, source_x, in_height, in_width,
+                                 LAYOUT, BITS, CHANNELS, FIRST, SECOND, THIRD)  # fmt: skip
                 row_red += r * weight
                 row_green += g * weight
                 row_blue += b * weight
@@ -172,8 +172,8 @@ def preprocess_kernel(  # type: ignore[no-untyped-def]
             green += row_green * row_weight
             blue += row_blue * row_weight
     else:
-        red, green, blue = _sample(source, y[:, None], x[None, :], in_height, in_width,
-                                   LAYOUT, BITS, CHANNELS, FIRST, SECOND, THIRD)  # fmt: skip
+        red, green, blue = sample(source, y[:, None], x[None, :], in_height, in_width,
+                                  LAYOUT, BITS, CHANNELS, FIRST, SECOND, THIRD)  # fmt: skip
     target = out + ((picture * out_height + y[:, None]) * out_width + x[None, :]) * 3
     red = red * tl.load(normalisation) + tl.load(normalisation + 3)
     green = green * tl.load(normalisation + 1) + tl.load(normalisation + 4)
@@ -181,6 +181,20 @@ def preprocess_kernel(  # type: ignore[no-untyped-def]
     tl.store(target, red.to(out.dtype.element_ty), mask=there)
     tl.store(target + 1, green.to(out.dtype.element_ty), mask=there)
     tl.store(target + 2, blue.to(out.dtype.element_ty), mask=there)
+
+
+def format_constants(encoding: str, pixels: Tensor) -> dict[str, int]:
+    """The constants of ``sample`` for pixels of an encoding."""
+    row = find_encoding(encoding)
+    first, second, third = row.offsets
+    return {
+        "LAYOUT": _LAYOUTS[row.layout],
+        "BITS": 8 * pixels.itemsize,
+        "CHANNELS": max(row.channels, 1),
+        "FIRST": first,
+        "SECOND": second,
+        "THIRD": third,
+    }
 
 
 def network_input(pixels: Tensor, plan: InputPlan, launch: Launch = run) -> Tensor:
@@ -197,16 +211,13 @@ def network_input(pixels: Tensor, plan: InputPlan, launch: Launch = run) -> Tens
     pixels = pixels.contiguous()
     (in_height, in_width), (height, width) = plan.picture_size, plan.size
     out = torch.empty((len(pixels), height, width, 3), dtype=plan.dtype, device=pixels.device)
-    row = find_encoding(plan.encoding)
-    first, second, third = row.offsets
     constants = (plan.row_taps, plan.row_weights, plan.column_taps, plan.column_weights)
     sizes = (pixels.stride(0), in_height, in_width, height, width)
     launch(
         preprocess_kernel,
         (triton.cdiv(width, _COLUMNS), triton.cdiv(height, _ROWS), len(pixels)),
         (pixels, out, *constants, plan.normalisation, *sizes),
-        {"LAYOUT": _LAYOUTS[row.layout], "BITS": 8 * pixels.itemsize}
-        | {"CHANNELS": max(row.channels, 1), "FIRST": first, "SECOND": second, "THIRD": third}
+        format_constants(plan.encoding, pixels)
         | {"RESIZE": plan.resized, "ROWS": _ROWS, "COLUMNS": _COLUMNS},
         _WARPS,
         False,

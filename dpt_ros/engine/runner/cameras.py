@@ -111,7 +111,7 @@ class Cameras:
             before.scale, self._scale, self._networks.metric, self._focal(frame.camera),
             frame.stamp_ns, frame.camera, frame.anchors,
             _LEVEL if frame.down is None else frame.down,
-            bool(chain.label_shape and self._networks.floor),
+            bool(chain.label_shape and self._networks.floor), chain.seen,
         )  # fmt: skip
         weights, reset, history = pack(FILTER_FIELDS, {}), "", None
         if chain.smoothed:

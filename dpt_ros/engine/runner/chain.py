@@ -8,17 +8,19 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dpt_ros.engine.frame import CameraModel, Frame, OutputRequest
+from dpt_ros.engine.frame import CameraModel, Frame, Lens, OutputRequest
 from dpt_ros.engine.inference.kernels import classify_upsampled
 from dpt_ros.engine.inference.network import Network, Networks
 from dpt_ros.engine.input.device_preprocess import DeviceInput, rgb
 from dpt_ros.engine.input.encodings import picture_size
 from dpt_ros.engine.input.preprocess import network_input, to_rgb
+from dpt_ros.engine.input.rectify import Rectifier
 from dpt_ros.engine.output.flying_pixels import remove_flying_pixels
 from dpt_ros.engine.output.label_groups import of_logits
 from dpt_ros.engine.output.point_cloud import points
@@ -41,7 +43,8 @@ class Kind:
         shape: of ``Frame.pixels``.
         dtype: of ``Frame.pixels``: "uint8", "uint16" or "float32".
         outputs: the outputs to compute.
-        camera: intrinsics, if points are requested.
+        camera: intrinsics, if points are requested or the pixels are to be rectified.
+        lens: of pixels that are to be rectified.
     """
 
     encoding: str
@@ -49,18 +52,22 @@ class Kind:
     dtype: str
     outputs: OutputRequest
     camera: CameraModel | None = None
+    lens: Lens | None = None
 
     @classmethod
     def of(cls, frame: Frame, outputs: OutputRequest) -> Kind:
         """The kind of a decoded frame."""
         if outputs.points and frame.camera is None:
             outputs = replace(outputs, points=False)
-        camera = frame.camera if outputs.points else None
-        return cls(frame.encoding, frame.pixels.shape, frame.pixels.dtype.name, outputs, camera)
+        camera = frame.camera if outputs.points or frame.lens else None
+        pixels = frame.pixels
+        return cls(frame.encoding, pixels.shape, pixels.dtype.name, outputs, camera, frame.lens)
 
 
 class Chain:
-    """The steps for frames of one kind: preprocess, infer, finish. On a CPU, OpenCV resizes.
+    """The steps for frames of one kind: rectify, preprocess, infer, finish.
+
+    On a CPU, OpenCV rectifies and resizes.
 
     Args:
         networks: from ``load_networks``.
@@ -76,9 +83,12 @@ class Chain:
         label_shape: (C, h, w) of the logits; () without labels.
         luma_size: (height, width) of the images for optical flow.
         on_host: whether these are the CPU's own steps.
+        seen: (H, W) bool, false where a rectified picture looks past the raw one; None if it
+            does nowhere.
 
     Raises:
-        ValueError: the networks compute none of the requested outputs.
+        ValueError: the networks compute none of the requested outputs, or the lens is for
+            pictures of another size.
     """
 
     def __init__(
@@ -96,6 +106,13 @@ class Chain:
         self._streams = streams
         self.on_host = streams is None
         self._size = picture_size(kind.shape, kind.encoding)
+        # Of the pictures that everything after ``rectify`` gets.
+        self._encoding, self._shape = kind.encoding, kind.shape
+        self._rectify: Rectifier | None = None
+        if kind.lens is not None:
+            self._rectify = self._rectifier(kind.lens, networks.device)
+            self._encoding, self._shape = "rgb8", (*self._size, 3)
+        self.seen = self._rectify.seen if self._rectify else None
         outputs = kind.outputs
         self._gives_depth = networks.depth is not None and outputs.any_depth
         wants_labels = outputs.labels or outputs.confidence or outputs.points
@@ -139,21 +156,37 @@ class Chain:
         self._max_sigma = settings.points_max_sigma
         self._min_confidence = settings.points_min_confidence if self._gives_labels else 0.0
         self._full_size = settings.output_size == "input"
+        sizes = {self._size} if self._full_size else set(self._sizes.values())
+        self._seen = {} if self.seen is None else _masks(self.seen, sizes, networks.device)
 
     def _device_input(self, network: Network) -> DeviceInput:
-        spec, kind = network.spec, self.kind
-        size = self._sizes[id(network)]
+        spec, size = network.spec, self._sizes[id(network)]
         return DeviceInput(
-            kind.encoding, kind.shape, size, spec.mean, spec.std, network.device,
+            self._encoding, self._shape, size, spec.mean, spec.std, network.device,
             network.backend.input_dtype,
         )  # fmt: skip
+
+    def _rectifier(self, lens: Lens, device: torch.device) -> Rectifier:
+        camera, encoding = self.kind.camera, self.kind.encoding
+        if camera is None:
+            raise ValueError("The frame has a lens, but no camera for which to rectify it.")
+        return Rectifier(lens, camera, encoding, self._size, None if self.on_host else device)
+
+    @torch.inference_mode()
+    def rectify(self, pixels: Pixels) -> Pixels:
+        """Rectified rgb8 pictures; the pixels themselves without a lens.
+
+        Args:
+            pixels: see ``step``.
+        """
+        return pixels if self._rectify is None else self._rectify(pixels)
 
     @torch.inference_mode()
     def preprocess(self, pixels: Pixels) -> tuple[list[Tensor], Tensor | None]:
         """Convert, resize and normalise.
 
         Args:
-            pixels: see ``step``.
+            pixels: from ``rectify``.
 
         Returns:
             per network (B, 3, h, w) in its ``input_dtype``; for optical flow (B, hl, wl) float32
@@ -163,7 +196,7 @@ class Chain:
             images = [prepare(pixels) for prepare in self._device_inputs]
             # The depth network is the last one.
             return images, luma_of(images[-1], *self._to_rgb) if self.smoothed else None
-        pictures = [to_rgb(one, self.kind.encoding) for one in pixels]
+        pictures = [to_rgb(one, self._encoding) for one in pixels]
         images = []
         for network in self._networks:
             size, spec = self._sizes[id(network)], network.spec
@@ -222,7 +255,7 @@ class Chain:
         Args:
             maps: from ``infer``; "variance" (B, h, w) relative, "reset_code" (B,) and "scale"
                 (B, k) where ``refined``.
-            pixels: see ``step``.
+            pixels: from ``rectify``.
             limit: metres beyond which depth is +Inf; (B, 1, 1) or a number.
 
         Returns:
@@ -275,11 +308,13 @@ class Chain:
         outputs = {}
         if self._metric:
             bounded = F.threshold(inverse_depth, 0.0, self._least)
-            depth = limit_depth(self._resize(bounded.reciprocal()), limit)
+            depth = self._where_seen(self._resize(bounded.reciprocal()), torch.nan)
+            depth = limit_depth(depth, limit)
             if wanted.inverse:
                 outputs["inverse"] = depth.reciprocal()
         else:
             inverse_depth = self._resize(inverse_depth).clamp(min=0)
+            inverse_depth = self._where_seen(inverse_depth, torch.nan)
             depth = limit_depth(inverse_depth.reciprocal(), limit)
             if wanted.inverse:
                 outputs["inverse"] = inverse_depth
@@ -300,7 +335,15 @@ class Chain:
         wanted = self.kind.outputs
         needed = wanted.confidence or (wanted.points and self._min_confidence > 0)
         labels, confidence = classify_upsampled(logits, own, target, needed)
-        return {"labels": labels} | ({} if confidence is None else {"confidence": confidence})
+        outputs = {"labels": labels} | ({} if confidence is None else {"confidence": confidence})
+        return {name: self._where_seen(value, 0) for name, value in outputs.items()}
+
+    def _where_seen(self, values: Tensor, unseen: float) -> Tensor:
+        """(B, H, W) with ``unseen`` where a rectified picture looks past the raw one."""
+        if self.seen is None:
+            return values
+        height, width = values.shape[1:]
+        return torch.where(self._seen[height, width], values, unseen)
 
     def _uncertain(self, variance: Tensor | None, outputs: dict[str, Tensor]) -> Tensor | None:
         """(B, H, W) bool: pixels of known depth that are too uncertain for points; None if all
@@ -322,9 +365,9 @@ class Chain:
         camera = self.kind.camera
         assert camera is not None
         if isinstance(pixels, Tensor):
-            pictures = rgb(pixels, self.kind.encoding)
+            pictures = rgb(pixels, self._encoding)
         else:
-            made = np.stack([to_rgb(one, self.kind.encoding) for one in pixels])
+            made = np.stack([to_rgb(one, self._encoding) for one in pixels])
             pictures = torch.from_numpy(made)
         size = tuple(outputs["depth"].shape[1:])
         if pictures.shape[1:3] != size:
@@ -339,6 +382,17 @@ class Chain:
             labels = outputs["labels"][k] if "labels" in outputs else None
             clouds.append(points(depth, pictures[k], labels, camera, self._stride, self._far))
         return clouds[0][None] if len(clouds) == 1 else torch.stack(clouds)
+
+
+def _masks(
+    mask: np.ndarray, sizes: set[tuple[int, int]], device: torch.device
+) -> dict[tuple[int, int], Tensor]:
+    """A mask (H, W) bool in other sizes (height, width), by size."""
+    found = {}
+    for size in sizes:
+        resized = cv2.resize(mask.view(np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST)
+        found[size] = torch.from_numpy(resized.astype(bool)).to(device)
+    return found
 
 
 def is_refined(networks: Networks, settings: Settings) -> bool:

@@ -139,6 +139,7 @@ def step(
         the state after the frames, and the outputs of ``Chain.finish``.
     """
     with timed("preprocess"):
+        pixels = chain.rectify(pixels)
         images, luma = chain.preprocess(pixels)
     with timed("network"):
         maps = chain.infer(images)

@@ -39,7 +39,15 @@ class Anchors:
         """At most ``count`` of them, evenly spaced; deterministic."""
         if len(self) <= count:
             return self
-        pick = np.linspace(0, len(self) - 1, count).round().astype(np.intp)
+        return self._picked(np.linspace(0, len(self) - 1, count).round().astype(np.intp))
+
+    def within(self, mask: np.ndarray) -> Anchors:
+        """Those in pixels where a mask of the image, (H, W) bool of any size, is true."""
+        row = (self.v + 0.5) * (mask.shape[0] / self.height)
+        column = (self.u + 0.5) * (mask.shape[1] / self.width)
+        return self._picked(mask[row.astype(np.intp), column.astype(np.intp)])
+
+    def _picked(self, pick: np.ndarray) -> Anchors:
         return replace(self, u=self.u[pick], v=self.v[pick], metres=self.metres[pick])
 
 

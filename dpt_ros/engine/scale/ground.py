@@ -36,7 +36,9 @@ def down_direction(base_from_camera: np.ndarray) -> np.ndarray:
     return -rotation[2] / np.linalg.norm(rotation[2])
 
 
-def floor_inverse_depth(camera: CameraModel, down: np.ndarray, camera_height: float) -> np.ndarray:
+def floor_inverse_depth(
+    camera: CameraModel, down: np.ndarray, camera_height: float, seen: np.ndarray | None = None
+) -> np.ndarray:
     """Inverse depth of a flat floor at the points of a grid over the image.
 
     The inverse depth of a plane is linear in the pixel: with the ray (x, y, 1) of a pixel it is
@@ -46,13 +48,18 @@ def floor_inverse_depth(camera: CameraModel, down: np.ndarray, camera_height: fl
         camera: rectified intrinsics.
         down: (3,) unit vector towards the floor in the optical frame.
         camera_height: metres.
+        seen: (camera.height, camera.width) bool, where the image shows something; None if it does
+            everywhere.
 
     Returns:
         (GRID_POINTS,) 1/m, row by row, at the centers of ``GRID_COLUMNS`` x ``GRID_ROWS`` equal
         parts of the image; 0 where the floor is farther than it can be used, or not seen.
     """
-    x, y = (np.arange(n) + 0.5 for n in (GRID_COLUMNS, GRID_ROWS))
-    x = (x * (camera.width / GRID_COLUMNS) - 0.5 - camera.cx) / camera.fx
-    y = (y * (camera.height / GRID_ROWS) - 0.5 - camera.cy) / camera.fy
+    u = (np.arange(GRID_COLUMNS) + 0.5) * (camera.width / GRID_COLUMNS) - 0.5
+    v = (np.arange(GRID_ROWS) + 0.5) * (camera.height / GRID_ROWS) - 0.5
+    x, y = (u - camera.cx) / camera.fx, (v - camera.cy) / camera.fy
     inverse_depth = (x * down[0] + (y * down[1] + down[2])[:, None]) / camera_height
-    return np.where(inverse_depth > 1 / _RANGE, inverse_depth, 0).ravel()
+    usable = inverse_depth > 1 / _RANGE
+    if seen is not None:
+        usable &= seen[np.ix_(v.astype(np.intp), u.astype(np.intp))]
+    return np.where(usable, inverse_depth, 0).ravel()

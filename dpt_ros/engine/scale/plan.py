@@ -120,6 +120,7 @@ def plan_scale(
     anchors: Anchors | None,
     down: np.ndarray | None,
     has_labels: bool,
+    seen: np.ndarray | None = None,
 ) -> tuple[np.ndarray, str, ScaleHistory]:
     """The numbers of a frame for ``scale``.
 
@@ -134,6 +135,8 @@ def plan_scale(
         anchors: measured at about the same time, None if there are none.
         down: (3,) unit vector, see ``scale.ground.down_direction``; for the ground.
         has_labels: whether there are labels of which some are the floor; for the ground.
+        seen: (H, W) bool, false where a rectified picture shows nothing; None if it does
+            everywhere.
 
     Returns:
         (length(SCALE_FIELDS),) float32, named by ``SCALE_FIELDS``; why anchors are not used, for
@@ -149,6 +152,8 @@ def plan_scale(
         "initial": initial(1 / (focal * settings.depth_scale) if metric else None),
     }
     reason = "" if settings.source == "network" else NO_ANCHORS
+    if anchors is not None and seen is not None:
+        anchors = anchors.within(seen)
     if anchors is not None and settings.source in ("auto", "anchors"):
         age = abs(stamp_ns - anchors.stamp_ns) * 1e-9
         if age > _MAX_ANCHOR_AGE:
@@ -165,7 +170,7 @@ def plan_scale(
     values["unasked"] = settings.source == "auto" and reason == NO_ANCHORS
     height = settings.camera_height if settings.source in ("auto", "ground") else 0
     if height > 0 and has_labels and camera is not None and down is not None:
-        values["floor"] = floor_inverse_depth(camera, down, height)
+        values["floor"] = floor_inverse_depth(camera, down, height, seen)
         values["tilt"] = TILT_SIGMA / height
     return pack(SCALE_FIELDS, values), reason, ScaleHistory(stamp_ns, camera)
 

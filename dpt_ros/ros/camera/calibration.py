@@ -13,9 +13,12 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 
-from dpt_ros.engine.frame import CameraModel
+from dpt_ros.engine.frame import CameraModel, Lens
 from dpt_ros.ros.camera.inputs import InputRecord
 from dpt_ros.ros.messages.camera_info import camera_model, unrectified
+from dpt_ros.ros.messages.error import one_line
+from dpt_ros.ros.messages.lens import lens_of, rectified_camera, rectified_info
+from dpt_ros.ros.plausibility import calibration_doubt
 
 _PATIENCE = 3.0  # seconds until a calibration that has not arrived is a warning
 _UNUSABLE = "no calibration, or an impossible one"
@@ -27,19 +30,35 @@ class Calibration:
     Args:
         image_topic: gives the full name of the image's topic, "" where it is not known.
         warn: takes a message for the log when a new calibration has a fault.
+        inform: takes a message for the log when images are rectified.
+        rectify: whether images that are not rectified by their topic's name are to be.
+        fov: see ``rectified_camera``.
 
     Attributes:
-        camera: intrinsics; None while there are none that can be used.
-        info: the message that they are from, with an empty header; None before the first.
+        camera: intrinsics, of the rectified image; None while there are none that can be used.
+        lens: of an image that is to be rectified; None for others.
+        info: of the rectified image, with an empty header: the message received, unless the
+            image is to be rectified; None before the first.
         record: what became of the messages.
     """
 
-    def __init__(self, image_topic: Callable[[], str], warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        image_topic: Callable[[], str],
+        warn: Callable[[str], None],
+        inform: Callable[[str], None] = lambda text: None,
+        rectify: bool = False,
+        fov: float = 0.0,
+    ) -> None:
         self._image_topic = image_topic
-        self._warn = warn
+        self._warn, self._inform = warn, inform
+        self._rectify, self._fov = rectify, fov
+        self._received: CameraInfo | None = None
+        self._told = False
         self._use = "used"
         self._fault = self._mismatch = ""
         self.camera: CameraModel | None = None
+        self.lens: Lens | None = None
         self.info: CameraInfo | None = None
         self.record = InputRecord("camera_info", lasting=True)
 
@@ -54,20 +73,45 @@ class Calibration:
         # The header is the image's. Without it the messages of one calibration are equal, and the
         # results for the first hold for all.
         info.header = Header()
-        if info == self.info:
+        if info == self._received:
             return
-        topic = self._image_topic()
         before = self._fault
+        self._received = self.info = info
+        self._mismatch, self.lens = "", None
+        topic = self._image_topic()
         self.camera, self._fault = camera_model(info, topic)
-        self.info = info
-        self._mismatch = ""
         self._use = "used, but unlikely" if self._fault else "used"
         if unrectified(info, topic):
             self._use = "used, but the image is not rectified"
+            if self._rectify and self.camera is not None:
+                self._take_lens(info, topic, self.camera)
         if self.camera is None:
             self.record.unused(_UNUSABLE)
         if self._fault and self._fault != before:
             self._warn(self._fault)
+
+    def _take_lens(self, info: CameraInfo, topic: str, camera: CameraModel) -> None:
+        """Have images rectified, or say why not."""
+        doubt = calibration_doubt(camera)
+        doubt = f"camera_info: {doubt}." if doubt else ""
+        try:
+            lens = lens_of(info)
+            self.camera, warning = rectified_camera(lens, camera, self._fov)
+        except ValueError as error:
+            self._fault = one_line(f"{doubt} {unrectified(info, topic, str(error))}".strip())
+            return
+        self.lens, self.info = lens, rectified_info(info, self.camera)
+        self._fault = f"{doubt} {warning}".strip()
+        source = "rectify_fov" if self._fov else "P" if info.p[0] else "K, as P is empty"
+        self._use = f"used, rectified in the node to {source}"
+        if self._told:
+            return
+        self._told = True
+        self._inform(
+            f"The images of {topic or 'the camera'} are rectified in the node: camera_info has the"
+            f" lens distortion '{info.distortion_model}', and by its name the topic is not"
+            " rectified. If it is, set rectify to off."
+        )
 
     def of(self, width: int, height: int) -> tuple[CameraModel | None, CameraInfo | None]:
         """Intrinsics and message for an image of this size; None for both where they do not fit.

@@ -156,6 +156,7 @@ class FrameBuilder:
             context=Arrival(header, info, received_ns, size, topic),
             decode=decode,
             locate=self._locator(header.frame_id, stamp_ns),
+            lens=None if camera is None else self.calibration.lens,
         )
 
     def _locator(self, frame_id: str, stamp_ns: int) -> Callable[[], np.ndarray | None] | None:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
@@ -14,6 +16,7 @@ from dpt_ros.ros.plausibility import calibration_doubt, calibration_fault
 # sensor_msgs/distortion_models calls it equidistant, some drivers fisheye. Such a lens is no
 # pinhole even where D is zero.
 _FISHEYE = ("equidistant", "fisheye")
+_RECTIFIED = re.compile(r"(?<![a-z])(rect(ified)?|undistorted)(?![a-z])")
 
 
 def camera_model(info: CameraInfo, topic: str = "") -> tuple[CameraModel | None, str]:
@@ -30,7 +33,7 @@ def camera_model(info: CameraInfo, topic: str = "") -> tuple[CameraModel | None,
     source = info.p if info.p[0] else info.k
     per_row = 4 if info.p[0] else 3
     fx, cx, fy, cy = source[0], source[2], source[per_row + 1], source[per_row + 2]
-    camera = _pinhole(info, fx, fy, cx, cy)
+    camera = pinhole(info, fx, fy, cx, cy)
     if camera is None:
         return None, (
             "camera_info has no calibration (no size, or no focal length that a lens can have), so"
@@ -63,8 +66,8 @@ def scaled_camera_info(info: CameraInfo, width: int, height: int, header: Header
     out = CameraInfo(header=header, width=width, height=height, distortion_model="plumb_bob")
     out.d = [0.0] * 5
     out.r = info.r if any(info.r) else np.eye(3).ravel()
-    raw = _pinhole(info, info.k[0], info.k[4], info.k[2], info.k[5])
-    rectified = _pinhole(info, info.p[0], info.p[5], info.p[2], info.p[6])
+    raw = pinhole(info, info.k[0], info.k[4], info.k[2], info.k[5])
+    rectified = pinhole(info, info.p[0], info.p[5], info.p[2], info.p[6])
     if raw := raw or rectified:
         out.k = raw.scaled(width, height).matrix().ravel()
     if camera := rectified or raw:
@@ -75,8 +78,9 @@ def scaled_camera_info(info: CameraInfo, width: int, height: int, header: Header
     return out
 
 
-def _pinhole(info: CameraInfo, fx: float, fy: float, cx: float, cy: float) -> CameraModel | None:
-    """Intrinsics of the full sensor, brought to the image that its ROI and binning give."""
+def pinhole(info: CameraInfo, fx: float, fy: float, cx: float, cy: float) -> CameraModel | None:
+    """Intrinsics of the full sensor, brought to the image that its ROI and binning give; None if
+    no lens can have them."""
     bin_x, bin_y, roi = max(info.binning_x, 1), max(info.binning_y, 1), info.roi
     whole = CameraModel(
         (roi.width or info.width) // bin_x,
@@ -98,7 +102,7 @@ def _is_camera(camera: CameraModel) -> bool:
     )
 
 
-def unrectified(info: CameraInfo, topic: str) -> str:
+def unrectified(info: CameraInfo, topic: str, why: str = "") -> str:
     """A warning on an image that is not rectified, "" for one that is.
 
     A camera_info describes the lens, not whether its distortion was removed from the image:
@@ -107,6 +111,7 @@ def unrectified(info: CameraInfo, topic: str) -> str:
     Args:
         info: of the image.
         topic: of the image, "" if it is not known.
+        why: the node does not rectify it, which is meant to; "" if it is not.
     """
     fisheye = info.distortion_model in _FISHEYE
     if not (fisheye or any(info.d)) or _is_rectified(topic):
@@ -115,11 +120,12 @@ def unrectified(info: CameraInfo, topic: str) -> str:
     d = "not zero" if any(info.d) else "zero"
     camera = [*info.p[:3], *info.p[4:7]]
     no_p = ", and P is no rectified camera" if camera in ([*info.k[:6]], [0.0] * 6) else ""
+    remedy = f"The node cannot rectify it: {why}. Run" if why else "Set rectify to auto, or run"
     return (
         f"camera_info has {what} ('{info.distortion_model}', D {d}{no_p}), and by its name"
         f" {topic or 'the image'} is not rectified: depth is published, but its metres and"
-        " points are wrong, mostly towards the edges. Run rectify_node of image_proc and subscribe"
-        f" to its output: -r image:={_rectified(topic)}"
+        f" points are wrong, mostly towards the edges. {remedy} rectify_node of image_proc and"
+        f" subscribe to its output: -r image:={_rectified(topic)}"
     )
 
 
@@ -130,8 +136,8 @@ def base_topic(topic: str) -> str:
 
 
 def _is_rectified(topic: str) -> bool:
-    """Whether a topic has the name that image_proc gives to rectified images."""
-    return any(part.startswith("image_rect") for part in topic.split("/"))
+    """Whether a topic's name says that its images are rectified, as image_proc's do."""
+    return _RECTIFIED.search(topic) is not None
 
 
 def _rectified(topic: str) -> str:

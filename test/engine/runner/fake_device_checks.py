@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.fake_device import CUDA, FakeGpu, fake_gpu
+from helpers.lenses import lens, pinhole
 from helpers.runner_frames import ALL, CAMERA, DEFAULT, video_frame
 
 from dpt_ros.engine.input.encodings import ENCODINGS
@@ -78,6 +79,19 @@ def test_every_encoding_is_read_on_the_device(encoding):
         launches(gpu, 1, Kind.of(seen, ALL), settings, 1)
         assert gpu.counts.waits == []
         assert gpu.counts.launches["preprocess_kernel"] == 1
+
+
+@pytest.mark.parametrize(("wider", "most"), [(1.0, 1), (1.6, 4)])
+def test_a_lens_takes_a_kernel_and_what_it_does_not_show_three_more(wider, most):
+    taken, camera = lens("plumb_bob", 64, 48), pinhole("plumb_bob", 64, 48, wider)
+    with fake_gpu() as gpu:
+        without = launches(gpu, 1, Kind.of(video_frame(0), ALL), DEFAULT)[-1]
+        gpu.counts.launches.clear()
+        kind = Kind.of(video_frame(0, lens=taken, camera=camera), ALL)
+        found = launches(gpu, 1, kind, DEFAULT)[-1]
+        assert gpu.counts.waits == []
+        assert gpu.counts.launches["rectify_kernel"] == 3  # of three frames
+    assert found == without + most
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from helpers.gpu_rehearsal import Kernels, RehearsalStreams, RehearsedNetwork, rehearsal
+from helpers.lenses import lens, pinhole
 from helpers.networks import embedded_networks
 from helpers.runner_frames import ALL, DEFAULT, HEIGHT, WIDTH, cloud, video_frame
 from torch import Tensor
@@ -67,13 +68,16 @@ class CountedOperations(TorchDispatchMode):
 
 @pytest.mark.parametrize("cameras", [1, 2, 3, 4])
 @pytest.mark.parametrize("shared", [True, False], ids=["one network", "two networks"])
-def test_a_batch_takes_twelve_calls_whatever_it_has_to_do(shared, cameras):
+def test_a_batch_takes_twelve_calls_whatever_it_has_to_do(shared, cameras, **changes):
     networks = embedded_networks(RehearsedNetwork, shared)
     with rehearsal() as kernels:
         streams = CountedStreams(kernels)
         runner = StreamRunner(networks, DEFAULT, streams, print)
         for number in range(6):
-            frames = [video_frame(number, str(k), anchors=cloud(number)) for k in range(cameras)]
+            anchors = cloud(number)
+            frames = [
+                video_frame(number, str(k), anchors=anchors, **changes) for k in range(cameras)
+            ]
             streams.calls.clear()
             with CountedOperations(streams.calls) as operations:
                 ticket = runner.start(frames, ALL, DEFAULT)
@@ -86,3 +90,8 @@ def test_a_batch_takes_twelve_calls_whatever_it_has_to_do(shared, cameras):
     assert 0 <= up - batch * (WIDTH * HEIGHT * 3 + 4 * NUMBERS) < 32
     # depth, inverse, deviation, labels, confidence, five words of a point; and a few numbers
     assert 0 <= down - batch * WIDTH * HEIGHT * (4 + 4 + 4 + 1 + 1 + 20) <= batch * 256
+
+
+def test_a_lens_costs_no_call_and_no_byte_more():
+    taken, camera = lens("plumb_bob", WIDTH, HEIGHT), pinhole("plumb_bob", WIDTH, HEIGHT, 1.6)
+    test_a_batch_takes_twelve_calls_whatever_it_has_to_do(True, 2, lens=taken, camera=camera)

@@ -16,6 +16,7 @@ from helpers.gpu_rehearsal import (
     RehearsedNetwork,
     rehearsal,
 )
+from helpers.lenses import lens, pinhole
 from helpers.networks import embedded_networks
 from helpers.runner_frames import (
     ALL,
@@ -183,6 +184,27 @@ def test_every_encoding_goes_through(host_networks, gpu_networks, rehearsed, enc
     batches = [[video_frame(k, pixels=pixels, encoding=encoding)] for k in range(4)]
     settings = SETTINGS["smoothing off"]
     rehearse(host_networks, gpu_networks[True], rehearsed, batches, settings=settings)
+
+
+@pytest.mark.parametrize("wider", [1.0, 1.6])
+@pytest.mark.parametrize("encoding", ["rgb8", "bayer_rggb8"])
+def test_a_lens_is_straightened_on_the_device(
+    host_networks, gpu_networks, rehearsed, encoding, wider
+):
+    changes = {
+        "lens": lens("plumb_bob", WIDTH, HEIGHT),
+        "camera": pinhole("plumb_bob", WIDTH, HEIGHT, wider),
+        "encoding": encoding,
+    }
+    batches = []
+    for k in range(FRAMES):
+        pixels = moving_picture(k) if encoding == "rgb8" else moving_picture(k)[..., 0].copy()
+        names = ("front", "rear")
+        batches.append(
+            [video_frame(k, one, pixels=pixels, anchors=cloud(k), **changes) for one in names]
+        )
+    rehearse(host_networks, gpu_networks[True], rehearsed, batches)
+    assert rehearsed.calls["rectify_kernel"] == FRAMES + 1  # and one that is only captured
 
 
 @pytest.mark.parametrize("size", [(100, 160), (37, 51)])
