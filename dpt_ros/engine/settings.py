@@ -281,6 +281,12 @@ class Settings:
         " ADE20K's classes. Empty: the network's own classes.",
         "A costmap needs few classes.",
     )
+    points_source: str = setting(
+        "depth",
+        "Depth of depth/points: depth (depth/image), or fused (depth/fused).",
+        "There is a depth camera on anchors/depth, and a costmap is to see what it misses.",
+        choices=("depth", "fused"),
+    )
     points_stride: int = setting(
         1,
         "Pixel stride of depth/points, semantic/labels and semantic/confidence.",

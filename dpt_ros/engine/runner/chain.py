@@ -19,6 +19,7 @@ from dpt_ros.engine.inference.network import Network, Networks
 from dpt_ros.engine.input.device_preprocess import DeviceInput, rgb
 from dpt_ros.engine.input.encodings import picture_size
 from dpt_ros.engine.input.preprocess import network_input, to_rgb
+from dpt_ros.engine.output.fused_depth import fuse
 from dpt_ros.engine.output.flying_pixels import remove_flying_pixels
 from dpt_ros.engine.output.label_groups import of_logits
 from dpt_ros.engine.output.point_cloud import points
@@ -75,6 +76,7 @@ class Chain:
         map_size: (height, width) of the depth network's maps.
         label_shape: (C, h, w) of the logits; () without labels.
         luma_size: (height, width) of the images for optical flow.
+        output_size: (height, width) of depth outputs.
         on_host: whether these are the CPU's own steps.
 
     Raises:
@@ -139,6 +141,9 @@ class Chain:
         self._max_sigma = settings.points_max_sigma
         self._min_confidence = settings.points_min_confidence if self._gives_labels else 0.0
         self._full_size = settings.output_size == "input"
+        self.output_size = self._size if self._full_size else self.map_size
+        self._fused = outputs.fused and self.refined  # else nothing is known of the deviation
+        self._points_fused = self._fused and settings.points_source == "fused"
 
     def _device_input(self, network: Network) -> DeviceInput:
         spec, kind = network.spec, self.kind
@@ -213,7 +218,11 @@ class Chain:
 
     @torch.inference_mode()
     def finish(
-        self, maps: dict[str, Tensor], pixels: Pixels, limit: Tensor | float
+        self,
+        maps: dict[str, Tensor],
+        pixels: Pixels,
+        limit: Tensor | float,
+        sensor: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Resize, invert and limit the depth; classify; make points.
 
@@ -222,11 +231,12 @@ class Chain:
                 (B, k) where ``refined``.
             pixels: see ``step``.
             limit: metres beyond which depth is +Inf; (B, 1, 1) or a number.
+            sensor: (B, *output_size) metres of a depth camera, NaN unknown.
 
         Returns:
             those requested and possible: "depth" and "deviation" (B, H, W) float32, metres;
             "inverse" (B, H, W) float32, 1/m or relative; "labels" and "confidence" (B, H, W)
-            uint8; "points" (B, H, W, 5) as ``point_cloud.points`` returns them; "uncertain" (B,)
+            uint8; "fused", "fused_origin" and "fused_sigma" of ``fused_depth.fuse``; "points" (B, H, W, 5) as ``point_cloud.points`` returns them; "uncertain" (B,)
             float32, how many pixels are for that reason no points; "reset_code" and "scale" as in
             ``maps``.
         """
@@ -234,6 +244,9 @@ class Chain:
         outputs: dict[str, Tensor] = {}
         if self._gives_depth:
             outputs |= self._finish_depth(maps["inverse_depth"], maps.get("variance"), limit)
+        if self._fused and sensor is not None:
+            names = ("fused", "fused_origin", "fused_sigma")
+            outputs |= zip(names, fuse(sensor, outputs["depth"], outputs["deviation"]), strict=True)
         if self._gives_labels:
             outputs |= self._finish_labels(maps["logits"])
         if wanted.points:
@@ -245,7 +258,7 @@ class Chain:
             if name in outputs and self._stride > 1:
                 strided = outputs[name][:, :: self._stride, :: self._stride]
                 outputs[name] = strided.contiguous()
-        named = {name: getattr(wanted, name) for name in ("depth", "labels", "confidence")}
+        named = {name: getattr(wanted, name) for name in ("depth", "labels", "confidence", "deviation")}
         outputs = {name: value for name, value in outputs.items() if named.get(name, True)}
         return outputs | {name: maps[name] for name in ("reset_code", "scale") if name in maps}
 
@@ -281,9 +294,9 @@ class Chain:
             depth = limit_depth(inverse_depth.reciprocal(), limit)
             if wanted.inverse:
                 outputs["inverse"] = inverse_depth
-        if wanted.depth or wanted.points:
+        if wanted.depth or wanted.points or self._fused:
             outputs["depth"] = depth
-        if wanted.deviation and variance is not None:
+        if (wanted.deviation or self._fused) and variance is not None:
             # First order: the relative variance of depth is that of inverse depth.
             outputs["deviation"] = depth * self._resize(variance).clamp(min=0).sqrt()
         return outputs
@@ -305,13 +318,17 @@ class Chain:
         are kept."""
         doubts = []
         if self._max_sigma > 0 and variance is not None:
-            doubts.append(~(self._resize(variance) <= self._max_sigma**2))
+            if self._points_fused:
+                depth, sigma = outputs["fused"], outputs["fused_sigma"]
+                doubts.append(~(sigma <= self._max_sigma * depth))
+            else:
+                doubts.append(~(self._resize(variance) <= self._max_sigma**2))
         if self._min_confidence > 0:
             doubts.append(outputs["confidence"] < round(255 * self._min_confidence))
         if not doubts:
             return None
         doubted = doubts[0] if len(doubts) == 1 else doubts[0] | doubts[1]
-        return doubted & (outputs["depth"] > 0)
+        return doubted & (outputs["fused" if self._points_fused else "depth"] > 0)
 
     def _points(
         self, pixels: Pixels, outputs: dict[str, Tensor], uncertain: Tensor | None
@@ -324,12 +341,13 @@ class Chain:
         else:
             made = np.stack([to_rgb(one, self.kind.encoding) for one in pixels])
             pictures = torch.from_numpy(made)
-        size = tuple(outputs["depth"].shape[1:])
+        maps = outputs["fused" if self._points_fused else "depth"]
+        size = tuple(maps.shape[1:])
         if pictures.shape[1:3] != size:
             small = F.interpolate(pictures.permute(0, 3, 1, 2).float(), size, mode="area")
             pictures = small.permute(0, 2, 3, 1).to(torch.uint8)
         clouds = []
-        for k, depth in enumerate(outputs["depth"]):
+        for k, depth in enumerate(maps):
             if self._max_incidence < 90:
                 depth = remove_flying_pixels(depth, camera, self._max_incidence)
             if uncertain is not None:

@@ -172,7 +172,10 @@ class StreamRunner(Runner):
             frame_numbers(plan.numbers, limit, row + plan.before.row, row + plan.after.row)
             for plan, row in zip(plans, first, strict=True)
         ]
-        slot = program.launch([frame.pixels for frame in frames], numbers)
+        sensors = []
+        if kind.outputs.fused:
+            sensors = [frame.sensor_depth(*program.chain.output_size) for frame in frames]
+        slot = program.launch([frame.pixels for frame in frames], numbers, sensors)
         self._cameras.accept(frames, plans)
         for frame in frames:
             self._bank.hold(frame.source, program.states)

@@ -161,7 +161,8 @@ class HostRunner(Runner):
             return torch.from_numpy(frame_numbers(plans[0].numbers, limit))[None]
 
         state = self._state_for(frame.source, chain)
-        after, results = step(chain, state, [pixels], numbers, measure)
+        sensor = partial(_sensor_depth, frame, chain.output_size) if kind.outputs.fused else None
+        after, results = step(chain, state, [pixels], numbers, sensor, measure)
         self._cameras.accept([frame], plans)
         if after is not None:
             self._states[frame.source] = after
@@ -186,6 +187,10 @@ class HostRunner(Runner):
     def _load_state(self, source: str, tensors: dict[str, Tensor]) -> None:
         if tensors:
             self._states[source] = State.of(tensors)
+
+
+def _sensor_depth(frame: Frame, size: tuple[int, int]) -> Tensor:
+    return torch.from_numpy(frame.sensor_depth(*size))[None]
 
 
 @contextmanager
