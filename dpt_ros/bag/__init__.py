@@ -14,6 +14,9 @@ MAPS = (
 ALL_OUTPUTS = (
     *MAPS,
     "depth/image/compressedDepth",
+    "depth/fused",
+    "depth/fused_origin",
+    "depth/fused_sigma",
     "depth/color",
     "depth/points",
     "semantic/color",

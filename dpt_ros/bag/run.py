@@ -23,8 +23,9 @@ from dpt_ros.engine.frame import OutputRequest, Prediction
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.pipeline import make_runner
 from dpt_ros.engine.provenance import machine, networks_for
-from dpt_ros.engine.runner.chain import Kind, is_refined
+from dpt_ros.engine.runner.chain import is_refined
 from dpt_ros.engine.runner.host import Ticket
+from dpt_ros.engine.runner.kind import Kind
 from dpt_ros.engine.text import one_line
 from dpt_ros.ros.camera.frame_builder import Arrival
 from dpt_ros.ros.camera.frame_order import FrameOrder

@@ -82,6 +82,9 @@ class Frame:
             than the image. Called from a thread of the pipeline.
         anchors: pixels of measured depth (``scale.anchors.Anchors``) or None.
         down: (3,) unit vector towards the floor in the optical frame; None for a level camera.
+        sense: returns what a depth camera measured at ``stamp_ns`` in the view of a camera (see
+            ``input.sensor_depth.registered_depth``), None if nothing; for ``OutputRequest.fused``.
+            Called when it is needed, from a thread of the pipeline.
         context: data of the caller, returned with the prediction.
         decode: decompresses ``pixels``, which are then the bytes of a file in the format
             ``encoding``. Returns pixels and their encoding, or raises a ValueError.
@@ -100,10 +103,18 @@ class Frame:
     decode: Callable[[], tuple[np.ndarray, str]] | None = None
     locate: Callable[[], np.ndarray | None] | None = None
     lens: Lens | None = None
+    sense: Callable[[CameraModel], np.ndarray | None] | None = None
 
     def pose(self) -> np.ndarray | None:
         """``odom_from_camera``, as far as it is known now."""
         return self.odom_from_camera if self.locate is None else self.locate()
+
+    def sensor_depth(self, height: int, width: int) -> np.ndarray:
+        """(height, width) float32, metres: what ``sense`` measured, NaN where nothing is known."""
+        found = None
+        if self.sense is not None and self.camera is not None:
+            found = self.sense(self.camera.scaled(width, height))
+        return np.full((height, width), np.nan, np.float32) if found is None else found
 
     def decoded(self) -> Frame:
         """The frame with decoded pixels; itself if it is not compressed.
@@ -127,6 +138,7 @@ class OutputRequest:
     confidence: bool = False
     deviation: bool = False
     points: bool = False
+    fused: bool = False
 
     @property
     def any(self) -> bool:
@@ -134,7 +146,7 @@ class OutputRequest:
 
     @property
     def any_depth(self) -> bool:
-        return self.depth or self.inverse or self.deviation or self.points
+        return self.depth or self.inverse or self.deviation or self.points or self.fused
 
 
 @dataclass
@@ -149,6 +161,9 @@ class Prediction:
         confidence: (H, W) uint8, 0..255, probability of the label's class.
         deviation: (H, W) float32, metres, standard deviation of the depth.
         points: (h, w) of ``output.point_cloud.POINT``, organised, in the optical frame.
+        fused: (H, W) float32, metres: of the depth camera where it is right, else ``depth``.
+        fused_origin: (H, W) uint8, of ``fused``: 0 none, 1 depth camera, 2 network.
+        fused_sigma: (H, W) float32, metres, standard deviation of ``fused``.
         uncertain: how many pixels of known depth are too uncertain for points; None if there is
             no limit.
         metric: whether depth is in metres; if not, there is only ``inverse``.
@@ -165,6 +180,9 @@ class Prediction:
     confidence: np.ndarray | None = None
     deviation: np.ndarray | None = None
     points: np.ndarray | None = None
+    fused: np.ndarray | None = None
+    fused_origin: np.ndarray | None = None
+    fused_sigma: np.ndarray | None = None
     uncertain: float | None = None
     metric: bool = True
     scale: dict[str, str] = field(default_factory=dict)

@@ -19,8 +19,7 @@ def setting(
     when: str,
     *,
     choices: Sequence[str] = (),
-    low: float = -math.inf,
-    high: float = math.inf,
+    within: tuple[float, float] = (-math.inf, math.inf),
     live: bool = False,
     per_camera: bool = False,
 ) -> Any:
@@ -31,7 +30,7 @@ def setting(
         text: what it is or does, one sentence, with its unit.
         when: when to change it.
         choices: the valid values of an enumeration.
-        low, high: the range of a number, inclusive.
+        within: the range of a number, inclusive.
         live: whether a change takes effect while the node runs.
         per_camera: whether a named camera can have its own value, ``front.camera_in_base``.
     """
@@ -39,8 +38,8 @@ def setting(
         "text": text,
         "when": when,
         "choices": tuple(choices),
-        "low": low,
-        "high": high,
+        "low": within[0],
+        "high": within[1],
         "live": live,
         "per_camera": per_camera,
     }

@@ -7,6 +7,7 @@ generated from it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, fields
 from typing import Any, get_type_hints
@@ -14,7 +15,7 @@ from typing import Any, get_type_hints
 from dpt_ros.engine.parameter import checked, setting
 
 # Their parameters are named with a dot: the attribute smoothing_strength holds smoothing.strength.
-_GROUPS = ("openvino", "onnxruntime", "smoothing", "scale", "points", "compressed_depth")
+_GROUPS = ("openvino", "onnxruntime", "smoothing", "scale", "points", "compressed_depth", "fused")
 
 
 def parameter_name(spec: Field[Any]) -> str:
@@ -55,8 +56,7 @@ class Settings:
         0,
         "Significant bits of 16-bit images (mono16, bayer_rggb16, ...); 0 for all 16.",
         "The camera puts 10, 12 or 14 bits into 16; unscaled, its images are nearly black.",
-        low=0,
-        high=16,
+        within=(0, 16),
         live=True,
     )
     rectify: str = setting(
@@ -71,8 +71,7 @@ class Settings:
         "Horizontal field of view of the rectified image, degrees; 0: as P of camera_info has it.",
         "The lens is a fisheye of more than 120 degrees, whose rectified image is mostly magnified"
         " border; or you want more or less of the picture.",
-        low=0.0,
-        high=170.0,
+        within=(0.0, 170.0),
         per_camera=True,
     )
     depth_network: str = setting(
@@ -107,15 +106,13 @@ class Settings:
         0,
         "Target width of the network input, pixels; 0 for the network's own.",
         "You trade accuracy for speed; rounded to the network's multiple, aspect ratio kept.",
-        low=0,
-        high=4096,
+        within=(0, 4096),
     )
     input_height: int = setting(
         0,
         "Target height of the network input, pixels; 0 for the network's own.",
         "You trade accuracy for speed; rounded to the network's multiple, aspect ratio kept.",
-        low=0,
-        high=4096,
+        within=(0, 4096),
     )
     device: str = setting(
         "auto",
@@ -161,8 +158,7 @@ class Settings:
         0,
         "CPU threads of the networks; 0 for torch's default.",
         "Other processes need the cores.",
-        low=0,
-        high=1024,
+        within=(0, 1024),
     )
     output_size: str = setting(
         "input",
@@ -188,8 +184,7 @@ class Settings:
         10.0,
         "Largest depth in depth/image/compressedDepth, metres; farther depth is unknown there.",
         "Your scene is larger.",
-        low=1.0,
-        high=100.0,
+        within=(1.0, 100.0),
         live=True,
     )
     compressed_depth_depth_quantization: float = setting(
@@ -197,16 +192,14 @@ class Settings:
         "Depth at which one step of depth/image/compressedDepth is 1 m; for 32FC1.",
         "Near depth needs finer steps (increase), or what is nearer than its square / 65535 is"
         " lost (decrease).",
-        low=1.0,
-        high=150.0,
+        within=(1.0, 150.0),
         live=True,
     )
     compressed_depth_png_level: int = setting(
         3,
         "PNG compression of depth/image/compressedDepth, 0 (fast) to 9 (small).",
         "The link is slow and the CPU idle (increase).",
-        low=0,
-        high=9,
+        within=(0, 9),
         live=True,
     )
     publish_inverse: bool = setting(
@@ -218,37 +211,35 @@ class Settings:
         0.0,
         "Depth beyond this is published as +Inf, metres; 0 for the network's own limit.",
         "Distant depth is of no use to you, or harms a costmap.",
-        low=0.0,
+        within=(0.0, math.inf),
         live=True,
     )
     color_range: float = setting(
         10.0,
         "Depth at the far end of the colour map of depth/color, metres.",
         "Your scenes are much smaller or larger.",
-        low=0.1,
+        within=(0.1, math.inf),
         live=True,
     )
     max_age: float = setting(
         0.0,
         "Age at which a waiting frame is dropped, seconds; 0 drops none.",
         "Late depth is worse than none. Keep 0 for bags replayed without a simulated clock.",
-        low=0.0,
+        within=(0.0, math.inf),
         live=True,
     )
     smoothing_strength: float = setting(
         0.5,
         "Strength of the temporal filter of depth and labels; 0 turns it off.",
         "Depth still flickers (increase), or each frame must be independent (0).",
-        low=0.0,
-        high=1.0,
+        within=(0.0, 1.0),
         live=True,
     )
     smoothing_max_gap: float = setting(
         0.5,
         "Time between two frames beyond which the temporal filter is reset, seconds.",
         "The camera is slower than 2 Hz.",
-        low=0.01,
-        high=60.0,
+        within=(0.01, 60.0),
         live=True,
     )
     scale_source: str = setting(
@@ -262,15 +253,13 @@ class Settings:
         1.0,
         "Factor on the depth of a metric network, applied before everything else.",
         "Depth is off by a constant factor and no other sensor can correct it.",
-        low=0.01,
-        high=100.0,
+        within=(0.01, 100.0),
     )
     scale_camera_height: float = setting(
         0.0,
         "Height of the camera above the floor, metres; 0 if unknown.",
         "No sensor provides the scale, and the floor is flat.",
-        low=0.0,
-        high=100.0,
+        within=(0.0, 100.0),
     )
     sensor_in_camera: tuple[float, ...] = setting(
         (),
@@ -285,12 +274,43 @@ class Settings:
         " ADE20K's classes. Empty: the network's own classes.",
         "A costmap needs few classes.",
     )
+    fused_near: float = setting(
+        0.3,
+        "Nearest depth that the depth camera on anchors/depth can measure, metres; nearer values"
+        " are not used in depth/fused.",
+        "The data sheet says otherwise.",
+        within=(0.0, 100.0),
+    )
+    fused_far: float = setting(
+        10.0,
+        "Farthest depth that the depth camera on anchors/depth can measure, metres.",
+        "The data sheet says otherwise.",
+        within=(0.1, 1000.0),
+    )
+    fused_tolerance_metres: float = setting(
+        0.3,
+        "What the depth camera may be farther than the network beside a mirror or glass, and"
+        " still be right in depth/fused, metres; the larger one of this and fused.tolerance.",
+        "Parts of windows stay open (decrease), or walls beside them are filled (increase).",
+        within=(0.0, 10.0),
+    )
+    fused_tolerance: float = setting(
+        0.1,
+        "The same, relative to the depth.",
+        "As fused.tolerance_metres.",
+        within=(0.0, 1.0),
+    )
+    points_source: str = setting(
+        "depth",
+        "Depth of depth/points: depth (depth/image), or fused (depth/fused).",
+        "There is a depth camera on anchors/depth, and a costmap is to see what it misses.",
+        choices=("depth", "fused"),
+    )
     points_stride: int = setting(
         1,
         "Pixel stride of depth/points, semantic/labels and semantic/confidence.",
         "The points need too much bandwidth.",
-        low=1,
-        high=64,
+        within=(1, 64),
     )
     points_far: float = setting(
         0.0,
@@ -298,16 +318,14 @@ class Settings:
         " none.",
         "A costmap must clear obstacles in front of the sky. Use more than its"
         " obstacle_max_range, or these points are obstacles, and at most max_range.",
-        low=0.0,
-        high=1000.0,
+        within=(0.0, 1000.0),
     )
     points_max_incidence: float = setting(
         87.0,
         "Largest angle between ray and surface normal, degrees; steeper depth is a flying pixel"
         " between foreground and background, NaN in depth/points. 90 keeps all.",
         "Points float behind edges (decrease), or walls at grazing angles are missing (increase).",
-        low=1.0,
-        high=90.0,
+        within=(1.0, 90.0),
     )
     points_max_sigma: float = setting(
         0.0,
@@ -315,16 +333,14 @@ class Settings:
         " in depth/points and counted on /diagnostics. 0 keeps all.",
         "False obstacles cost more than missed ones. Needs smoothing or a scale source, which"
         " estimate it; a frame by itself has 0.06, and what was seen for a second less.",
-        low=0.0,
-        high=10.0,
+        within=(0.0, 10.0),
     )
     points_min_confidence: float = setting(
         0.0,
         "Least probability of the label of points; less certain ones are NaN in depth/points and"
         " counted on /diagnostics. 0 keeps all.",
         "The costmap acts on the labels, and wrong ones cost more than missing points.",
-        low=0.0,
-        high=1.0,
+        within=(0.0, 1.0),
     )
     pose_source: str = setting(
         "odom",
@@ -349,8 +365,7 @@ class Settings:
         1.0,
         "Period of /diagnostics, seconds.",
         "Your monitor expects another rate.",
-        low=0.1,
-        high=60.0,
+        within=(0.1, 60.0),
     )
     autostart: bool = setting(
         True,

@@ -23,7 +23,7 @@ from dpt_ros.engine.frame import Frame, Prediction
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.loading import NetworkError, load_networks
 from dpt_ros.engine.pipeline import Pipeline
-from dpt_ros.engine.runner.chain import Kind
+from dpt_ros.engine.runner.kind import Kind
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.camera.camera_topics import CameraTopics
 from dpt_ros.ros.camera.image_subscription import REVIEW_PERIOD

@@ -23,7 +23,7 @@ from dpt_ros.engine.frame import Frame, OutputRequest
 from dpt_ros.engine.input.encodings import check_shape, find_encoding
 from dpt_ros.engine.loading import label_fields
 from dpt_ros.engine.parameter_file import read_settings
-from dpt_ros.engine.runner.chain import Kind
+from dpt_ros.engine.runner.kind import Kind
 from dpt_ros.model import create_model
 
 _GAP_AFTER = 40  # frames, where the filter begins anew

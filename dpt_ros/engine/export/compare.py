@@ -15,8 +15,8 @@ from dpt_ros.engine.export.session import StepSession
 from dpt_ros.engine.frame import Frame, Prediction
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.output.postprocess import torch_only
-from dpt_ros.engine.runner.chain import Kind
 from dpt_ros.engine.runner.cuda import StreamRunner
+from dpt_ros.engine.runner.kind import Kind
 from dpt_ros.engine.runner.streams import HostStreams
 from dpt_ros.engine.settings import Settings
 

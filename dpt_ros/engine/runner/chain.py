@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dpt_ros.engine.frame import CameraModel, Frame, Lens, OutputRequest
+from dpt_ros.engine.frame import Lens
 from dpt_ros.engine.inference.kernels import classify_upsampled
 from dpt_ros.engine.inference.network import Network, Networks
 from dpt_ros.engine.input.device_preprocess import DeviceInput, rgb
@@ -22,46 +22,19 @@ from dpt_ros.engine.input.encodings import picture_size
 from dpt_ros.engine.input.preprocess import network_input, to_rgb
 from dpt_ros.engine.input.rectify import Rectifier
 from dpt_ros.engine.output.flying_pixels import remove_flying_pixels
+from dpt_ros.engine.output.fused_depth import FusionSettings, fuse, largest_ratio
 from dpt_ros.engine.output.label_groups import of_logits
 from dpt_ros.engine.output.point_cloud import points
 from dpt_ros.engine.output.postprocess import resize_depth
+from dpt_ros.engine.runner.kind import Kind
 from dpt_ros.engine.runner.streams import Streams
 from dpt_ros.engine.scale.estimator import ScaleConstants
 from dpt_ros.engine.scale.inverse_depth import limit_depth
 from dpt_ros.engine.settings import Settings
 from dpt_ros.engine.smoothing.flow import flow_size, grey, luma_of
 
+FUSED = ("fused", "fused_origin", "fused_sigma")
 Pixels = Tensor | Sequence[np.ndarray]
-
-
-@dataclass(frozen=True)
-class Kind:
-    """The properties shared by frames that one chain processes, and that can form a batch.
-
-    Args:
-        encoding: of the pixels.
-        shape: of ``Frame.pixels``.
-        dtype: of ``Frame.pixels``: "uint8", "uint16" or "float32".
-        outputs: the outputs to compute.
-        camera: intrinsics, if points are requested or the pixels are to be rectified.
-        lens: of pixels that are to be rectified.
-    """
-
-    encoding: str
-    shape: tuple[int, ...]
-    dtype: str
-    outputs: OutputRequest
-    camera: CameraModel | None = None
-    lens: Lens | None = None
-
-    @classmethod
-    def of(cls, frame: Frame, outputs: OutputRequest) -> Kind:
-        """The kind of a decoded frame."""
-        if outputs.points and frame.camera is None:
-            outputs = replace(outputs, points=False)
-        camera = frame.camera if outputs.points or frame.lens else None
-        pixels = frame.pixels
-        return cls(frame.encoding, pixels.shape, pixels.dtype.name, outputs, camera, frame.lens)
 
 
 class Chain:
@@ -82,6 +55,7 @@ class Chain:
         map_size: (height, width) of the depth network's maps.
         label_shape: (C, h, w) of the logits; () without labels.
         luma_size: (height, width) of the images for optical flow.
+        output_size: (height, width) of depth outputs.
         on_host: whether these are the CPU's own steps.
         seen: (H, W) bool, false where a rectified picture looks past the raw one; None if it
             does nowhere.
@@ -158,6 +132,16 @@ class Chain:
         self._full_size = settings.output_size == "input"
         sizes = {self._size} if self._full_size else set(self._sizes.values())
         self._seen = {} if self.seen is None else _masks(self.seen, sizes, networks.device)
+        self.output_size = self._size if self._full_size else self.map_size
+        self._fused = outputs.fused and self.refined  # else nothing is known of the deviation
+        self._fusion = FusionSettings(
+            settings.fused_near, settings.fused_far,
+            settings.fused_tolerance_metres, settings.fused_tolerance,
+        )  # fmt: skip
+        if kind.camera is not None and self._max_incidence < 90:
+            edge = largest_ratio(kind.camera, self.output_size[1], self._max_incidence)
+            self._fusion = replace(self._fusion, edge=edge)
+        self._points_fused = self._fused and settings.points_source == "fused"
 
     def _device_input(self, network: Network) -> DeviceInput:
         spec, size = network.spec, self._sizes[id(network)]
@@ -248,7 +232,11 @@ class Chain:
 
     @torch.inference_mode()
     def finish(
-        self, maps: dict[str, Tensor], pixels: Pixels, limit: Tensor | float
+        self,
+        maps: dict[str, Tensor],
+        pixels: Pixels,
+        limit: Tensor | float,
+        sensor: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Resize, invert and limit the depth; classify; make points.
 
@@ -257,18 +245,22 @@ class Chain:
                 (B, k) where ``refined``.
             pixels: from ``rectify``.
             limit: metres beyond which depth is +Inf; (B, 1, 1) or a number.
+            sensor: (B, *output_size) metres of a depth camera, NaN unknown.
 
         Returns:
             those requested and possible: "depth" and "deviation" (B, H, W) float32, metres;
             "inverse" (B, H, W) float32, 1/m or relative; "labels" and "confidence" (B, H, W)
-            uint8; "points" (B, H, W, 5) as ``point_cloud.points`` returns them; "uncertain" (B,)
-            float32, how many pixels are for that reason no points; "reset_code" and "scale" as in
-            ``maps``.
+            uint8; "fused", "fused_origin" and "fused_sigma" of ``fused_depth.fuse``; "points"
+            (B, H, W, 5) as ``point_cloud.points`` returns them; "uncertain" (B,) float32, how
+            many pixels are for that reason no points; "reset_code" and "scale" as in ``maps``.
         """
         wanted = self.kind.outputs
         outputs: dict[str, Tensor] = {}
         if self._gives_depth:
             outputs |= self._finish_depth(maps["inverse_depth"], maps.get("variance"), limit)
+        if self._fused and sensor is not None:
+            fused = fuse(sensor, outputs["depth"], outputs["deviation"], self._fusion)
+            outputs |= dict(zip(FUSED, fused, strict=True))
         if self._gives_labels:
             outputs |= self._finish_labels(maps["logits"])
         if wanted.points:
@@ -280,8 +272,9 @@ class Chain:
             if name in outputs and self._stride > 1:
                 strided = outputs[name][:, :: self._stride, :: self._stride]
                 outputs[name] = strided.contiguous()
-        named = {name: getattr(wanted, name) for name in ("depth", "labels", "confidence")}
-        outputs = {name: value for name, value in outputs.items() if named.get(name, True)}
+        for name in ("depth", "deviation", "labels", "confidence"):
+            if not getattr(wanted, name):
+                outputs.pop(name, None)
         return outputs | {name: maps[name] for name in ("reset_code", "scale") if name in maps}
 
     @contextmanager
@@ -318,9 +311,9 @@ class Chain:
             depth = limit_depth(inverse_depth.reciprocal(), limit)
             if wanted.inverse:
                 outputs["inverse"] = inverse_depth
-        if wanted.depth or wanted.points:
+        if wanted.depth or wanted.points or self._fused:
             outputs["depth"] = depth
-        if wanted.deviation and variance is not None:
+        if (wanted.deviation or self._fused) and variance is not None:
             # First order: the relative variance of depth is that of inverse depth.
             outputs["deviation"] = depth * self._resize(variance).clamp(min=0).sqrt()
         return outputs
@@ -350,13 +343,17 @@ class Chain:
         are kept."""
         doubts = []
         if self._max_sigma > 0 and variance is not None:
-            doubts.append(~(self._resize(variance) <= self._max_sigma**2))
+            if self._points_fused:
+                depth, sigma = outputs["fused"], outputs["fused_sigma"]
+                doubts.append(~(sigma <= self._max_sigma * depth))
+            else:
+                doubts.append(~(self._resize(variance) <= self._max_sigma**2))
         if self._min_confidence > 0:
             doubts.append(outputs["confidence"] < round(255 * self._min_confidence))
         if not doubts:
             return None
         doubted = doubts[0] if len(doubts) == 1 else doubts[0] | doubts[1]
-        return doubted & (outputs["depth"] > 0)
+        return doubted & (outputs["fused" if self._points_fused else "depth"] > 0)
 
     def _points(
         self, pixels: Pixels, outputs: dict[str, Tensor], uncertain: Tensor | None
@@ -369,12 +366,13 @@ class Chain:
         else:
             made = np.stack([to_rgb(one, self._encoding) for one in pixels])
             pictures = torch.from_numpy(made)
-        size = tuple(outputs["depth"].shape[1:])
+        maps = outputs["fused" if self._points_fused else "depth"]
+        size = tuple(maps.shape[1:])
         if pictures.shape[1:3] != size:
             small = F.interpolate(pictures.permute(0, 3, 1, 2).float(), size, mode="area")
             pictures = small.permute(0, 2, 3, 1).to(torch.uint8)
         clouds = []
-        for k, depth in enumerate(outputs["depth"]):
+        for k, depth in enumerate(maps):
             if self._max_incidence < 90:
                 depth = remove_flying_pixels(depth, camera, self._max_incidence)
             if uncertain is not None:

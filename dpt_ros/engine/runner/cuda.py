@@ -24,8 +24,9 @@ from dpt_ros.engine.frame import Frame, OutputRequest, Prediction
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.runner.bank import Bank
 from dpt_ros.engine.runner.cameras import Plan
-from dpt_ros.engine.runner.chain import Chain, Kind, depth_limit
+from dpt_ros.engine.runner.chain import Chain, depth_limit
 from dpt_ros.engine.runner.host import Runner, Ticket, get_or_create
+from dpt_ros.engine.runner.kind import Kind
 from dpt_ros.engine.runner.program import EAGER_RUNS, Program, Slot
 from dpt_ros.engine.runner.step import frame_numbers
 from dpt_ros.engine.runner.streams import Streams
@@ -172,7 +173,10 @@ class StreamRunner(Runner):
             frame_numbers(plan.numbers, limit, row + plan.before.row, row + plan.after.row)
             for plan, row in zip(plans, first, strict=True)
         ]
-        slot = program.launch([frame.pixels for frame in frames], numbers)
+        sensors = []
+        if kind.outputs.fused:
+            sensors = [frame.sensor_depth(*program.chain.output_size) for frame in frames]
+        slot = program.launch([frame.pixels for frame in frames], numbers, sensors)
         self._cameras.accept(frames, plans)
         for frame in frames:
             self._bank.hold(frame.source, program.states)

@@ -19,7 +19,8 @@ from dpt_ros.engine.frame import Frame, OutputRequest, Prediction
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.input.preprocess import to_rgb
 from dpt_ros.engine.runner.cameras import Cameras, Plan
-from dpt_ros.engine.runner.chain import Chain, Kind, depth_limit
+from dpt_ros.engine.runner.chain import Chain, depth_limit
+from dpt_ros.engine.runner.kind import Kind
 from dpt_ros.engine.runner.step import State, frame_numbers, step
 from dpt_ros.engine.settings import Settings
 
@@ -161,7 +162,8 @@ class HostRunner(Runner):
             return torch.from_numpy(frame_numbers(plans[0].numbers, limit))[None]
 
         state = self._state_for(frame.source, chain)
-        after, results = step(chain, state, [pixels], numbers, measure)
+        sensor = partial(_sensor_depth, frame, chain.output_size) if kind.outputs.fused else None
+        after, results = step(chain, state, [pixels], numbers, sensor, measure)
         self._cameras.accept([frame], plans)
         if after is not None:
             self._states[frame.source] = after
@@ -186,6 +188,10 @@ class HostRunner(Runner):
     def _load_state(self, source: str, tensors: dict[str, Tensor]) -> None:
         if tensors:
             self._states[source] = State.of(tensors)
+
+
+def _sensor_depth(frame: Frame, size: tuple[int, int]) -> Tensor:
+    return torch.from_numpy(frame.sensor_depth(*size))[None]
 
 
 @contextmanager

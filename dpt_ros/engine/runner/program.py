@@ -104,6 +104,8 @@ class Program:
             "numbers": ((batch, NUMBERS), torch.float32),
             "pixels": ((batch, *chain.kind.shape), _VIEWED_AS[chain.kind.dtype]),
         }
+        if chain.kind.outputs.fused:
+            inputs["sensor"] = (batch, *chain.output_size), torch.float32
         self._free = deque(Slot(streams, inputs) for _ in range(slots))
         self._input = Block(inputs, self._make)
         self._output: Block | None = None
@@ -128,7 +130,10 @@ class Program:
         state = None
         if self.states:
             state = State.of({k: one.index_select(0, row) for k, one in self.states.items()})
-        state, results = step(self.chain, state, pixels, lambda: numbers)
+        sensor = self._input.parts.get("sensor")
+        state, results = step(
+            self.chain, state, pixels, lambda: numbers, None if sensor is None else lambda: sensor
+        )
         if self._output is None:
             parts = {name: (tuple(one.shape), one.dtype) for name, one in results.items()}
             self._output = Block(parts, self._make)
@@ -138,12 +143,17 @@ class Program:
             for name, value in state.tensors().items():
                 self.states[name].index_copy_(0, new_row, value)
 
-    def launch(self, pixels: Sequence[np.ndarray], numbers: Sequence[np.ndarray]) -> Slot:
+    def launch(
+        self,
+        pixels: Sequence[np.ndarray],
+        numbers: Sequence[np.ndarray],
+        sensors: Sequence[np.ndarray] = (),
+    ) -> Slot:
         """Start a batch on the lanes, without waiting for the device."""
         slot = self._free.popleft()
         launched = False
         try:
-            self._fill(slot, pixels, numbers)
+            self._fill(slot, pixels, numbers, sensors)
             launched = True
         finally:
             if not launched:
@@ -153,7 +163,11 @@ class Program:
         return slot
 
     def _fill(
-        self, slot: Slot, pixels: Sequence[np.ndarray], numbers: Sequence[np.ndarray]
+        self,
+        slot: Slot,
+        pixels: Sequence[np.ndarray],
+        numbers: Sequence[np.ndarray],
+        sensors: Sequence[np.ndarray],
     ) -> None:
         streams = self._streams
         room = slot.inputs["pixels"].view(self.chain.kind.dtype)
@@ -162,6 +176,8 @@ class Program:
         slot.inputs["numbers"][len(numbers) :] = 0.0  # row 0
         for k, own in enumerate(numbers):
             slot.inputs["numbers"][k] = own
+        for k, measured in enumerate(sensors):
+            slot.inputs["sensor"][k] = measured
         with streams.on("upload"):
             streams.record_event(slot.begun, "upload")
             slot.device.copy_(slot.host, non_blocking=True)

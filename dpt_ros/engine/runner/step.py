@@ -119,6 +119,7 @@ def step(
     state: State | None,
     pixels: Pixels,
     numbers: Callable[[], Tensor],
+    sensor: Callable[[], Tensor] | None = None,
     timed: Callable[[str], AbstractContextManager[None]] = _untimed,
 ) -> tuple[State | None, dict[str, Tensor]]:
     """Process a frame of each of B cameras: the whole algorithm, one call per step.
@@ -133,6 +134,8 @@ def step(
         pixels: of the frames: B arrays, or on a GPU (B, *kind.shape), uint16 viewed as int16.
         numbers: gives (B, NUMBERS) of ``frame_numbers``; called after the networks, because on a
             CPU odometry may arrive while these run.
+        sensor: gives (B, *chain.output_size) float32, metres of a depth camera, NaN unknown; if
+            fused depth is requested.
         timed: measures the time of a step by name.
 
     Returns:
@@ -148,7 +151,8 @@ def step(
         if state is not None:
             state, maps = _refine(chain, state, maps, luma, weights, measured)
     with timed("postprocess"):
-        outputs = chain.finish(maps, pixels, unpack(_FRAME_FIELDS, own)["limit"].view(-1, 1, 1))
+        limit = unpack(_FRAME_FIELDS, own)["limit"].view(-1, 1, 1)
+        outputs = chain.finish(maps, pixels, limit, sensor() if sensor else None)
     return state, outputs
 
 

@@ -16,7 +16,7 @@ from dpt_ros.engine.scale.kalman import KALMAN, initial
 from dpt_ros.engine.scale.robust_fit import FIT_STATES, MIN_PAIRS
 
 NO_ANCHORS = "no anchors"
-_MAX_ANCHOR_AGE = 0.15  # seconds between a frame and its anchors
+MAX_ANCHOR_AGE = 0.15  # seconds between a frame and its anchors
 
 SCALE_FIELDS: Fields = {
     "fresh": (),  # 1: forget the past
@@ -156,7 +156,7 @@ def plan_scale(
         anchors = anchors.within(seen)
     if anchors is not None and settings.source in ("auto", "anchors"):
         age = abs(stamp_ns - anchors.stamp_ns) * 1e-9
-        if age > _MAX_ANCHOR_AGE:
+        if age > MAX_ANCHOR_AGE:
             reason = f"anchors {age:.2f} s from the frame"
         elif len(anchors) < MIN_PAIRS:
             reason = FIT_STATES[3]

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 from sensor_msgs.msg import Image, LaserScan, PointCloud2
 
 from dpt_ros.engine.frame import CameraModel
+from dpt_ros.engine.input.sensor_depth import registered_depth
 from dpt_ros.engine.scale.anchors import Anchors, project_depth, project_points, project_scan
+from dpt_ros.engine.scale.plan import MAX_ANCHOR_AGE
 from dpt_ros.engine.settings import Settings
 from dpt_ros.engine.text import one_line
 from dpt_ros.ros.camera.calibration import Calibration
@@ -26,6 +29,8 @@ ANCHOR_TYPES: dict[str, type] = {
     "anchors/points": PointCloud2,
     "anchors/depth": Image,
 }
+
+_IMAGES_KEPT = 4  # of the depth camera, of which the one nearest to a frame is fused
 
 
 class AnchorProjector:
@@ -57,6 +62,7 @@ class AnchorProjector:
         # Depth images are rectified, whatever lens the camera has.
         self.calibration = Calibration(lambda: "image_rect", lambda text: warn(f"anchors/{text}"))
         self.newest = ""
+        self._images: tuple[Image, ...] = ()
         self.records = {topic: InputRecord(topic) for topic in ANCHOR_TYPES}
 
     def take(self, topic: str, msg: Any) -> None:
@@ -68,6 +74,8 @@ class AnchorProjector:
         """
         self.records[topic].received()
         self._last[topic], self.newest = msg, topic
+        if topic == "anchors/depth":
+            self._images = (*self._images[-_IMAGES_KEPT:], msg)
 
     def anchors(self, camera: CameraModel | None, frame_id: str) -> Anchors | None:
         """The newest measurement as pixels of known depth; None if there is none to use.
@@ -99,6 +107,38 @@ class AnchorProjector:
             record.unused("none of its points is in the image")
         return anchors
 
+    def sense(
+        self, frame_id: str, stamp_ns: int, later: bool
+    ) -> Callable[[CameraModel], np.ndarray | None]:
+        """What gives the depth camera's image of about a stamp in the view of a camera.
+
+        Args:
+            frame_id: optical frame of that camera.
+            stamp_ns: nanoseconds.
+            later: whether images that are received until it is called count, too.
+        """
+        return partial(self._sensed, None if later else self._images, frame_id, stamp_ns)
+
+    def _sensed(
+        self, images: tuple[Image, ...] | None, frame_id: str, stamp_ns: int, camera: CameraModel
+    ) -> np.ndarray | None:
+        images = self._images if images is None else images
+        if not images:
+            return None
+        msg = min(images, key=lambda one: abs(_stamp(one) - stamp_ns))
+        record, apart = self.records["anchors/depth"], abs(_stamp(msg) - stamp_ns) * 1e-9
+        if apart > MAX_ANCHOR_AGE:
+            record.unused(f"{apart:.2f} s from the frame")
+            return None
+        try:
+            pose = self._pose(frame_id, msg.header.frame_id)
+            own, depth = self._depth_image(msg)
+            return registered_depth(depth, own, pose, camera)
+        except ValueError as error:  # also a MessageError
+            if text := str(error):
+                self._warn(f"anchors/depth: {text}")
+            return None
+
     def report(self, topic: str, scale: dict[str, str]) -> None:
         """Record what became of the anchors of a frame; may be called from any thread.
 
@@ -128,7 +168,7 @@ class AnchorProjector:
         return self._sensor_pose(camera_frame, sensor_frame)
 
     def _project(self, msg: Any, pose: np.ndarray, camera: CameraModel) -> Anchors:
-        stamp = msg.header.stamp.sec * 1_000_000_000 + msg.header.stamp.nanosec
+        stamp = _stamp(msg)
         if isinstance(msg, LaserScan):
             if fault := scan_fault(msg):
                 raise ValueError(f"{fault}.")
@@ -144,6 +184,10 @@ class AnchorProjector:
             )
         if isinstance(msg, PointCloud2):
             return project_points(cloud_points(msg), pose, camera, stamp)
+        own, depth = self._depth_image(msg)
+        return project_depth(depth, own, pose, camera, stamp)
+
+    def _depth_image(self, msg: Image) -> tuple[CameraModel, np.ndarray]:
         if self.calibration.camera is None:
             faults = self.calibration.warnings or ["anchors/depth needs intrinsics."]
             text = f"no usable intrinsics on anchors/camera_info: {faults[0]}"
@@ -153,4 +197,8 @@ class AnchorProjector:
                 "unknown encoding",
                 f"the depth image has the encoding '{msg.encoding}', but must be 32FC1 or 16UC1.",
             )
-        return project_depth(image_pixels(msg), self.calibration.camera, pose, camera, stamp)
+        return self.calibration.camera, image_pixels(msg)
+
+
+def _stamp(msg: Any) -> int:
+    return int(msg.header.stamp.sec) * 1_000_000_000 + int(msg.header.stamp.nanosec)

@@ -108,6 +108,7 @@ class CameraTopics:
             self._open_anchors(settings),
             self._warn_once,
             self._statistics.accepted,
+            live=True,
         )
         self._calibration = CalibrationSubscription(
             self._node, self._prefix + "camera_info", builder.calibration

@@ -58,6 +58,7 @@ class FrameBuilder:
         anchors: None without.
         warn: takes a message about the images, each time.
         on_encoding: called with the encoding of each image whose pixels could be read.
+        live: whether what a depth camera measured may be received after the image.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class FrameBuilder:
         anchors: AnchorProjector | None,
         warn: Callable[[str], None],
         on_encoding: Callable[[str], None] = lambda encoding: None,
+        live: bool = False,
     ) -> None:
         self.calibration = calibration
         self.poses = poses
@@ -79,6 +81,7 @@ class FrameBuilder:
         self._read = self._read_compressed if compressed else self._read_image
         self._warn = warn
         self._on_encoding = on_encoding
+        self._live = live
         self._bits = ImageBits(lambda: settings().image_bits, warn)
         base_from_camera = pose_matrix(settings().camera_in_base)
         self._down = None if base_from_camera is None else down_direction(base_from_camera)
@@ -157,6 +160,9 @@ class FrameBuilder:
             decode=decode,
             locate=self._locator(header.frame_id, stamp_ns),
             lens=None if camera is None else self.calibration.lens,
+            sense=None
+            if self.anchors is None
+            else self.anchors.sense(header.frame_id, stamp_ns, self._live),
         )
 
     def _locator(self, frame_id: str, stamp_ns: int) -> Callable[[], np.ndarray | None] | None:

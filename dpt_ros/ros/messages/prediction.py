@@ -32,6 +32,7 @@ except ImportError:  # not on PyPI; the class map is then a JSON string
 
 LABEL_INFO = "semantic/label_info"  # latched
 COMPRESSED_DEPTH = "depth/image/compressedDepth"
+FUSED = ("depth/fused", "depth/fused_origin", "depth/fused_sigma")
 
 
 class PredictionMessages:
@@ -89,6 +90,7 @@ class PredictionMessages:
                 "depth/camera_info": CameraInfo,
                 "depth/confidence": Image,
                 "depth/points": PointCloud2,
+                **dict.fromkeys(FUSED, Image),
             }
         if not metric or not self._metric or self._settings().publish_inverse:
             self.topics["depth/inverse"] = Image
@@ -105,6 +107,8 @@ class PredictionMessages:
         depth = color or any(
             wanted(topic) for topic in ("depth/image", COMPRESSED_DEPTH, "depth/camera_info")
         )
+        points = calibrated and wanted("depth/points")
+        fused = any(map(wanted, FUSED)) or (points and self._settings().points_source == "fused")
         relative_color = color and not (self._metric and self._networks.metric)
         return OutputRequest(
             depth=self._metric and depth,
@@ -112,7 +116,8 @@ class PredictionMessages:
             labels=wanted("semantic/labels") or wanted("semantic/color"),
             confidence=wanted("semantic/confidence"),
             deviation=wanted("depth/confidence"),
-            points=calibrated and wanted("depth/points"),
+            points=points,
+            fused=self._metric and fused,
         )
 
     def messages(
@@ -158,6 +163,10 @@ class PredictionMessages:
             yield "depth/color", self._marked(color), "rgb8"
         if prediction.deviation is not None and wanted("depth/confidence"):
             yield "depth/confidence", prediction.deviation, "32FC1"
+        parts = prediction.fused, prediction.fused_origin, prediction.fused_sigma
+        for topic, part, encoding in zip(FUSED, parts, ("32FC1", "mono8", "32FC1"), strict=True):
+            if part is not None and wanted(topic):
+                yield topic, part, encoding
         if inverse is not None and wanted("depth/inverse"):
             yield "depth/inverse", inverse, "32FC1"
         if inverse is not None and depth is None and wanted("depth/color"):

@@ -22,7 +22,7 @@ from dpt_ros.engine.frame import OutputRequest
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.input.device_preprocess import DeviceInput
 from dpt_ros.engine.input.encodings import ENCODINGS
-from dpt_ros.engine.runner.chain import Kind
+from dpt_ros.engine.runner.kind import Kind
 from dpt_ros.engine.settings import Settings
 
 SETTINGS = Settings(input_width=128, input_height=96, label_groups=("ways: floor",))

@@ -24,8 +24,8 @@ from dpt_ros.engine.frame import Frame, Prediction
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.output.postprocess import torch_only
 from dpt_ros.engine.runner.cameras import Cameras
-from dpt_ros.engine.runner.chain import Kind
 from dpt_ros.engine.runner.cuda import StreamRunner
+from dpt_ros.engine.runner.kind import Kind
 from dpt_ros.engine.runner.step import NUMBERS, frame_numbers
 from dpt_ros.engine.runner.streams import HostStreams
 from dpt_ros.engine.scale.anchors import project_scan

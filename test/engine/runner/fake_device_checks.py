@@ -14,7 +14,8 @@ from helpers.runner_frames import ALL, CAMERA, DEFAULT, video_frame
 
 from dpt_ros.engine.input.encodings import ENCODINGS
 from dpt_ros.engine.runner.bank import Bank
-from dpt_ros.engine.runner.chain import Chain, Kind
+from dpt_ros.engine.runner.chain import Chain
+from dpt_ros.engine.runner.kind import Kind
 from dpt_ros.engine.runner.program import Program
 from dpt_ros.engine.runner.streams import HostStreams
 from dpt_ros.engine.settings import Settings

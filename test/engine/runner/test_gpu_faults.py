@@ -29,9 +29,9 @@ from dpt_ros.engine.frame import OutputRequest
 from dpt_ros.engine.inference import kernels
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.pipeline import Pipeline
-from dpt_ros.engine.runner.chain import Kind
 from dpt_ros.engine.runner.cuda import StreamRunner
 from dpt_ros.engine.runner.host import HostRunner
+from dpt_ros.engine.runner.kind import Kind
 
 # Full memory, in the words of torch, CUDA, cuDNN, cuBLAS, the host's allocator and a Jetson.
 FULL = [

@@ -22,9 +22,10 @@ from helpers.runner_frames import (
 
 from dpt_ros.engine.frame import CameraModel, OutputRequest, Prediction
 from dpt_ros.engine.inference.network import Networks
-from dpt_ros.engine.runner.chain import Chain, Kind, depth_limit
+from dpt_ros.engine.runner.chain import Chain, depth_limit
 from dpt_ros.engine.runner.cuda import StreamRunner
 from dpt_ros.engine.runner.host import HostRunner, Runner
+from dpt_ros.engine.runner.kind import Kind
 from dpt_ros.engine.runner.streams import HostStreams
 from dpt_ros.engine.settings import Settings
 

@@ -17,8 +17,9 @@ from dpt_ros.engine.frame import Frame, OutputRequest
 from dpt_ros.engine.inference.backend import TorchModel
 from dpt_ros.engine.inference.network import Network, Networks
 from dpt_ros.engine.input.device_preprocess import DeviceInput
-from dpt_ros.engine.runner.chain import Chain, Kind
+from dpt_ros.engine.runner.chain import Chain
 from dpt_ros.engine.runner.cuda import StreamRunner
+from dpt_ros.engine.runner.kind import Kind
 from dpt_ros.engine.runner.streams import CudaStreams, HostStreams
 from dpt_ros.engine.settings import Settings
 from dpt_ros.model import create_model, model_spec
