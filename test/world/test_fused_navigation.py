@@ -165,7 +165,8 @@ def rows(total: dict[str, Score], pixels: Pixels) -> Iterator[str]:
             f" {ghosts} | {s.missed} of {s.walkers} |"
         )
     yield (
-        f"sensor valid {pixels.valid / pixels.frames:.3f}, fused {pixels.covered / pixels.frames:.4f}"
+        f"sensor valid {pixels.valid / pixels.frames:.3f},"
+        f" fused {pixels.covered / pixels.frames:.4f}"
         f" of the pixels that have a depth; AbsRel of filled pixels"
         f" {np.nanmean(pixels.filled):.4f}, of the network there {np.nanmean(pixels.network):.4f};"
         f" kept {pixels.kept}, identical {pixels.identical}"

@@ -143,12 +143,12 @@ def _fuse(
     nearest = -_max3x3(torch.where(valid, -sensor, -_NOTHING))
     good = valid & ((farthest <= nearest * s.edge) | (sensor <= nearest * s.edge**_FRONT))
     ratio = sensor / depth
-    mirror = good & (ratio >= s.mirror)
+    mirror = valid & (ratio >= s.mirror)
     share = F.avg_pool2d(_cells(mirror.float(), cell), 2 * _MIRROR_REACH + 1, 1, _MIRROR_REACH)
     around = F.interpolate((share > _MIRROR_SHARE).float(), scale_factor=float(cell))
     around = around[:, 0, :height, :width] > 0
     far = sensor - depth > (sensor * s.tolerance).clamp(min=s.tolerance_metres)
-    good &= ~mirror & ~(around & far)
+    good = good & ~mirror & ~(around & far)
 
     few = good[:, ::step, ::step]
     log = torch.where(few, ratio[:, ::step, ::step], 1.0).log() * (1 / s.other)
@@ -210,7 +210,7 @@ def _on_host(
     front = cv2.compare(sensor, cv2.multiply(nearest, s.edge ** (_FRONT - 1)), cv2.CMP_LE)
     good = cv2.bitwise_and(cv2.bitwise_or(good, front), valid)
     ratio = cv2.divide(sensor, depth)
-    mirror = cv2.bitwise_and(good, cv2.compare(ratio, s.mirror, cv2.CMP_GE))
+    mirror = cv2.bitwise_and(valid, cv2.compare(ratio, s.mirror, cv2.CMP_GE))
     if cv2.countNonZero(mirror):
         share = _host_cells(mirror.astype(np.float32), cell)
         size = (2 * _MIRROR_REACH + 1,) * 2
