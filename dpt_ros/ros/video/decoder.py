@@ -337,7 +337,7 @@ def _on_device(names: Sequence[str]) -> Any:
     from av.codec.hwaccel import HWAccel, hwdevices_available
 
     for device, name in product(hwdevices_available(), names):
-        with suppress(UnknownCodecError, av.FFmpegError, NotImplementedError):
+        with suppress(UnknownCodecError, av.FFmpegError, NotImplementedError, OSError):
             hwaccel = HWAccel(device, allow_software_fallback=True)
             return av.CodecContext.create(name, "r", hwaccel=hwaccel)
     return None

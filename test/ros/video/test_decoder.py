@@ -309,7 +309,6 @@ def test_a_picture_that_claims_more_pixels_than_allowed_is_refused(truth, monkey
 
 
 def test_hardware_that_is_not_there_is_a_message_and_the_cpu_decodes(truth, monkeypatch) -> None:
-    monkeypatch.setattr("av.codec.hwaccel.hwdevices_available", lambda: ["cuda", "vaapi"])
     monkeypatch.setattr(decoding, "_on_device", lambda names: None)
     warnings: list[str] = []
     decoder = VideoDecoder(warnings.append, hardware=True)
@@ -318,6 +317,17 @@ def test_hardware_that_is_not_there_is_a_message_and_the_cpu_decodes(truth, monk
     assert warnings == [
         "video_decoder is hardware, but no device here decodes h264: the CPU does."
     ]
+
+
+def test_hardware_is_used_or_the_cpu_with_a_message(truth) -> None:
+    warnings: list[str] = []
+    decoder = VideoDecoder(warnings.append, hardware=True)
+    given = packets(encode(truth[:20], "h264", GOP))
+    del given[5]
+    outcomes = [one for packet in given for one in decoder.decode(packet)]
+    outcomes += decoder.restart()
+    assert sum(one.error is None for one in outcomes) == 15
+    assert len(warnings) == (0 if decoder._hardware else 1)  # not again at each restart
 
 
 def test_without_pyav_the_message_says_what_to_install(monkeypatch) -> None:
