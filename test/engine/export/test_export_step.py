@@ -96,7 +96,7 @@ def test_a_video_comes_out_as_from_the_runner(step_file: Path, networks: Network
     session = NotedSession(step_file, threads=1)
     worst = compare_step(session, networks, SETTINGS, scenes())
     assert worst.pop("reset") == worst.pop("scale") == worst.pop("labels") == 0
-    assert worst.pop("confidence") < 1e-3
+    assert worst.pop("confidence") < 5e-3  # of the pixels, by one level
     assert set(worst) == {"depth", "deviation", "single depth", "single deviation"}
     assert max(worst.values()) < 1e-3
     assert worst["depth"] < 1e-4
