@@ -23,7 +23,7 @@ from rosbags.interfaces import QosDurability
 
 from dpt_ros.bag.reader import BagError, BagReader
 from dpt_ros.bag.salvage import Channel
-from dpt_ros.ros.messages.error import one_line
+from dpt_ros.engine.text import one_line
 from dpt_ros.ros.share import transport_environment
 
 _SETTLED = 1.0  # seconds; longer than a node takes to adapt its QoS to the publishers

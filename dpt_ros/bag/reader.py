@@ -31,8 +31,8 @@ from dpt_ros.bag.files import (
     storage_of,
 )
 from dpt_ros.bag.salvage import CDR, Channel, SalvagedFile, salvage
+from dpt_ros.engine.text import one_line
 from dpt_ros.file_kinds import kind_of_file
-from dpt_ros.ros.messages.error import one_line
 
 if sys.version_info >= (3, 14):
     from compression import zstd

@@ -13,7 +13,7 @@ from functools import partial
 import cv2
 
 from dpt_ros.bag.frames import STATIC_FRAMES, Frames, Item
-from dpt_ros.bag.job import Job, Result, machine, made_from, networks_for
+from dpt_ros.bag.job import Job, Result, made_from
 from dpt_ros.bag.reader import BagError, BagReader
 from dpt_ros.bag.salvage import Channel
 from dpt_ros.bag.topics import Camera, choose_cameras
@@ -22,11 +22,12 @@ from dpt_ros.bag.writer import OutputBag, offered_qos
 from dpt_ros.engine.frame import OutputRequest, Prediction
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.pipeline import make_runner
+from dpt_ros.engine.provenance import machine, networks_for
 from dpt_ros.engine.runner.chain import Kind, is_refined
 from dpt_ros.engine.runner.host import Ticket
+from dpt_ros.engine.text import one_line
 from dpt_ros.ros.camera.frame_builder import Arrival
 from dpt_ros.ros.camera.frame_order import FrameOrder
-from dpt_ros.ros.messages.error import one_line
 from dpt_ros.ros.messages.prediction import LABEL_INFO, PredictionMessages
 
 # In a file: some seconds of work, so that little is lost and the files are few.

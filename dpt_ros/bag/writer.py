@@ -37,6 +37,8 @@ from dpt_ros.bag.files import METADATA
 from dpt_ros.bag.job import Job
 from dpt_ros.bag.reader import BagError
 from dpt_ros.bag.salvage import Channel
+from dpt_ros.engine.provenance import differences
+from dpt_ros.files import replace_file, sync
 
 _WORK = ".dpt_bag"  # folder in the bag while it is incomplete
 _STATE = "state.pt"
@@ -197,7 +199,7 @@ class OutputBag:
             self.finished = ours
 
     def _refuse_others(self, made_from: Mapping[str, Any]) -> None:
-        if different := _differences(made_from, self._made_from):
+        if different := differences(made_from, self._made_from):
             raise BagError(
                 f"{self.path} was made with other settings or input ({different}); choose another"
                 " name, or replace it with --overwrite."
@@ -249,7 +251,7 @@ class OutputBag:
         state = _read_state(file)
         # Before the first file there is no metadata to examine.
         self._refuse_others(json.loads(state["asked"]))
-        if different := _differences(json.loads(state["machine"]), self._machine):
+        if different := differences(json.loads(state["machine"]), self._machine):
             self.warning = (
                 f"{self.path} was started on another machine ({different}), which would give other"
                 " bytes: it is started again."
@@ -305,9 +307,9 @@ class OutputBag:
             self._writer = None
             metadata = _read_yaml(part / METADATA)["rosbag2_bagfile_information"]
             (name,) = metadata["relative_file_paths"]
-            _sync(part / name)
+            sync(part / name)
             os.replace(part / name, self.path / name)
-            _sync(self.path)
+            sync(self.path)
             shutil.rmtree(part)
             bag = joined(bag, metadata) if bag else metadata
         self.progress = progress
@@ -317,7 +319,7 @@ class OutputBag:
         texts = {"asked": json.dumps(self._made_from), "machine": json.dumps(self._machine)}
         torch.save({**texts, "progress": state}, contents)
         written = contents.getvalue()
-        _replace(self._work / _STATE, sha256(written).digest() + written)
+        replace_file(self._work / _STATE, sha256(written).digest() + written)
         self._write_metadata({"finished": False})
 
     def finish(self, problems: Sequence[str]) -> list[str]:
@@ -348,7 +350,7 @@ class OutputBag:
         custom = {_OURS: json.dumps({"asked": self._made_from, **ours})}
         bag = self.progress.bag | {"custom_data": custom}
         text = yaml.dump({"rosbag2_bagfile_information": bag}, Dumper=_Dumper)
-        _replace(self.path / METADATA, text.encode())
+        replace_file(self.path / METADATA, text.encode())
 
 
 def joined(bag: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
@@ -378,37 +380,3 @@ def _start(metadata: Mapping[str, Any]) -> int:
 
 def _read_yaml(path: Path) -> Any:
     return yaml.load(path.read_text(), Loader=_Loader)
-
-
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], within: str = "") -> str:
-    """What is not the same, in words; "" if all is."""
-    words = []
-    for key in dict.fromkeys([*before, *now]):
-        a, b = before.get(key), now.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            prefix = "" if key == "parameters" else f"{within}{key}."
-            words += [inner] if (inner := _differences(a, b, prefix)) else []
-        elif a != b:
-            long = max(len(str(a)), len(str(b))) > 60
-            words.append(f"{within}{key}" if long else f"{within}{key}: {a!r}, now {b!r}")
-    return "; ".join(words)
-
-
-def _replace(path: Path, contents: bytes) -> None:
-    """Replace a file atomically."""
-    new = path.with_name(f".{path.name}.new")
-    with new.open("wb") as file:
-        file.write(contents)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    """Flush a file, or the names in a folder, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

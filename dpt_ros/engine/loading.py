@@ -83,6 +83,7 @@ def load_networks(settings: Settings) -> Networks:
                 f"set {_PARAMETERS[task][0]} to another network or to none."
             )
         chosen[task] = loaded[key]
+    labels = chosen["labels"]
     _check_scale(chosen["depth"], settings)
     warnings += dict.fromkeys(text for network in loaded.values() for text in network.warnings)
     random = "random" in [weights[task] for task, name in names.items() if name]
@@ -90,12 +91,12 @@ def load_networks(settings: Settings) -> Networks:
         warnings.append("Weights are random as asked: the predictions mean nothing.")
     return Networks(
         depth=chosen["depth"],
-        labels=chosen["labels"],
+        labels=labels,
         device=device,
         precision=precision,
         random=random,
         warnings=tuple(warnings),
-        **_classes(chosen["labels"], settings, device),
+        **label_fields(labels.spec if labels else None, settings, device),
     )
 
 
@@ -157,11 +158,20 @@ def _backend_warnings(settings: Settings, device: torch.device, precision: str) 
     return warnings
 
 
-def _classes(network: Network | None, settings: Settings, device: torch.device) -> dict[str, Any]:
-    """The fields of ``Networks`` about labels."""
-    if network is None:
+def label_fields(
+    spec: ModelSpec | None, settings: Settings, device: torch.device
+) -> dict[str, Any]:
+    """The fields of ``Networks`` about labels.
+
+    Args:
+        spec: of the label network; None if there is none.
+
+    Raises:
+        NetworkError: ``label_groups`` name a class that the network does not have.
+    """
+    if spec is None:
         return {"class_names": (), "palette": np.zeros((256, 3), np.uint8)}
-    names, colors = class_names(network.spec.class_names), palette(network.spec.class_names)
+    names, colors = class_names(spec.class_names), palette(spec.class_names)
     floor, groups = floor_ids(names), None
     if settings.label_groups:
         try:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, replace
@@ -18,13 +17,10 @@ from rcl_interfaces.msg import (
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
+from dpt_ros.engine.parameter_file import is_of_rclpy, unknown_name
 from dpt_ros.engine.settings import FIELDS, PER_CAMERA, TYPES, Settings, check, common_name
 from dpt_ros.ros.compatibility import add_parameter_callbacks
 from dpt_ros.ros.reference import constraints
-
-# Parameters that rclpy itself declares, and prefixes of those it declares later.
-_RCLPY_NAMES = ("use_sim_time", "start_type_description_service")
-_RCLPY_PREFIXES = ("qos_overrides.",)
 
 
 class Parameters:
@@ -147,23 +143,6 @@ class Parameters:
 def is_live(name: str) -> bool:
     """Whether a change of parameter ``name`` takes effect while the node runs."""
     return bool(FIELDS[common_name(name)].metadata["live"])
-
-
-def is_of_rclpy(name: str) -> bool:
-    """Whether rclpy itself declares a parameter."""
-    return name in _RCLPY_NAMES or name.startswith(_RCLPY_PREFIXES)
-
-
-def unknown_name(name: str, more: Iterable[str] = ()) -> str:
-    """The message for a parameter that does not exist, with the nearest one that does.
-
-    Args:
-        name: of no parameter.
-        more: names of parameters beside those of Settings.
-    """
-    near = difflib.get_close_matches(name, [*TYPES, *more], n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return f"Unknown parameter {name!r}{hint}; config/dpt.yaml lists them all."
 
 
 def _integers_as_floats(changes: list[Parameter[Any]]) -> list[Parameter[Any]]:

@@ -14,7 +14,7 @@ from sensor_msgs.msg import Image
 from dpt_ros.apps.bag import main
 from dpt_ros.bag.job import Job
 from dpt_ros.bag.run import convert
-from dpt_ros.bag.settings import read_settings
+from dpt_ros.engine.parameter_file import read_settings
 
 ray = pytest.importorskip("ray")
 

@@ -21,12 +21,13 @@ from std_msgs.msg import String
 
 from dpt_ros.bag import ALL_OUTPUTS
 from dpt_ros.bag import run as bag_run
-from dpt_ros.bag.job import Job, made_from, networks_for
+from dpt_ros.bag.job import Job, made_from
 from dpt_ros.bag.reader import BagError, BagReader
 from dpt_ros.bag.run import convert
 from dpt_ros.bag.topics import ChosenTopics
 from dpt_ros.engine.frame import Frame, OutputRequest
 from dpt_ros.engine.pipeline import make_runner
+from dpt_ros.engine.provenance import networks_for
 from dpt_ros.engine.runner.cuda import StreamRunner
 from dpt_ros.engine.runner.streams import HostStreams
 from dpt_ros.ros.messages.image import image_pixels

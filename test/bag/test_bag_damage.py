@@ -23,8 +23,8 @@ from dpt_ros.bag.reader import BagError, BagReader, Message
 from dpt_ros.bag.run import convert
 from dpt_ros.bag.salvage import Channel
 from dpt_ros.bag.sensors import StaticFrames
-from dpt_ros.bag.settings import read_settings
 from dpt_ros.bag.topics import ChosenTopics, choose_cameras
+from dpt_ros.engine.parameter_file import read_settings
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.messages.image import MessageError
 
@@ -201,7 +201,7 @@ def test_an_output_that_fails_at_its_end_ends_the_run(tmp_path, monkeypatch) -> 
     def full(path: Path, contents: bytes) -> None:
         raise OSError("No space left on device.")
 
-    monkeypatch.setattr(bag_writer, "_replace", full)
+    monkeypatch.setattr(bag_writer, "replace_file", full)
     source = bags.write(tmp_path / "in", bags.records(2))
     with pytest.raises(OSError, match="No space left"):
         convert(job(source, tmp_path / "out"))

@@ -23,11 +23,11 @@ from dpt_ros.bag.reader import BagError, BagReader, Message
 from dpt_ros.bag.run import convert
 from dpt_ros.bag.salvage import Channel
 from dpt_ros.bag.sensors import SensorBuffer, StaticFrames
-from dpt_ros.bag.settings import read_settings
 from dpt_ros.bag.topics import Camera, ChosenTopics, choose_cameras
 from dpt_ros.bag.types import serialised
 from dpt_ros.bag.writer import saved_frames
 from dpt_ros.engine.output.point_cloud import POINT
+from dpt_ros.engine.parameter_file import read_settings
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.messages.camera_info import camera_info_message
 from dpt_ros.ros.messages.image import image_message, image_pixels

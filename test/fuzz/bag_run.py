@@ -32,10 +32,10 @@ from dpt_ros.bag import run as bag_run
 from dpt_ros.bag.files import METADATA
 from dpt_ros.bag.job import Job, Result
 from dpt_ros.bag.reader import BagError, BagReader
-from dpt_ros.bag.settings import read_settings
 from dpt_ros.bag.writer import joined
 from dpt_ros.engine.frame import CameraModel, Frame, OutputRequest, Prediction
 from dpt_ros.engine.inference.network import Networks
+from dpt_ros.engine.parameter_file import read_settings
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.messages import image as messages
 from dpt_ros.ros.messages.camera_info import camera_info_message

@@ -12,8 +12,8 @@ from sensor_msgs.msg import PointCloud2, PointField
 from std_msgs.msg import Header
 
 from dpt_ros.bag.sensors import StaticFrames
-from dpt_ros.bag.settings import read_settings
 from dpt_ros.engine.frame import CameraModel
+from dpt_ros.engine.parameter_file import read_settings
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.camera.anchor_projector import AnchorProjector
 from dpt_ros.ros.messages.camera_info import camera_info_message

@@ -21,9 +21,9 @@ from std_msgs.msg import Header
 
 from dpt_ros.bag.job import Job, Result
 from dpt_ros.bag.run import convert
-from dpt_ros.bag.settings import read_settings
 from dpt_ros.bag.types import serialised
 from dpt_ros.engine.frame import CameraModel
+from dpt_ros.engine.parameter_file import read_settings
 from dpt_ros.ros.messages.camera_info import camera_info_message
 from dpt_ros.ros.messages.image import image_message, jpeg_message
 

@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from dpt_ros.engine.export.frame import export_networks
 from dpt_ros.engine.inference.backend import TorchModel
 from dpt_ros.engine.inference.network import Network, Networks
+from dpt_ros.engine.loading import label_fields
+from dpt_ros.engine.settings import Settings
 from dpt_ros.model import create_model
 
 CPU = torch.device("cpu")
@@ -47,3 +50,9 @@ def pair(make: Callable[[], Network], shared: bool, **changes: Any) -> Networks:
         "warnings": (),
     }
     return Networks(**(parts | changes))
+
+
+def export_embedded(settings: Settings, precision: str = "fp32", **changes: Any) -> Networks:
+    """The embedded network as it is exported; ``changes`` are overrides of ``create_model``."""
+    model = create_model("dpt_hybrid_embedded", **changes)
+    return export_networks(model, model, precision, **label_fields(model.spec, settings, CPU))

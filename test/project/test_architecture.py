@@ -17,10 +17,10 @@ PAGE = (ROOT / "docs" / "architecture.md").read_text()
 
 # From the lowest up; what stands in one set does not import from one another.
 FLOORS = [
-    {"data", "lazy", "file_kinds"},
+    {"data", "lazy", "file_kinds", "files"},
     {"model"},
     {"engine"},
-    {"metrics", "world"},
+    {"metrics", "run", "world"},
     {"datasets"},
     {"ros"},
     {"bag"},
@@ -29,20 +29,32 @@ FLOORS = [
 # The rooms and files of a floor, in the same way.
 WITHIN = {
     "engine": [
-        {"faults", "frame", "packed", "settings"},
-        {"triton_launch"},
+        {"faults", "frame", "packed", "settings", "text"},
+        {"parameter_file", "triton_launch"},
         {"output"},
         {"scale"},
         {"input", "smoothing"},
         {"inference"},
         {"runner"},
         {"export"},
-        {"loading", "pipeline", "temporal"},
+        {"loading"},
+        {"pipeline", "provenance", "temporal"},
     ],
     "ros": [{"messages"}, {"camera"}],
     "apps": [
-        {"report"},
-        {"bag", "bag_player", "bench", "demo", "evaluate", "status", "train", "view"},
+        {"progress", "report"},
+        {
+            "bag",
+            "bag_player",
+            "bench",
+            "demo",
+            "evaluate",
+            "export",
+            "run",
+            "status",
+            "train",
+            "view",
+        },
     ],
 }
 

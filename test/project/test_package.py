@@ -21,6 +21,7 @@ PROGRAMS = (
     "dpt_camera_sim",
     "dpt_demo",
     "dpt_evaluate",
+    "dpt_export",
     "dpt_node",
     "dpt_status",
     "dpt_train",

@@ -19,9 +19,10 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from dpt_ros.data import class_names
+from dpt_ros.engine.parameter_file import unknown_name
 from dpt_ros.engine.settings import Settings, parameter_name
 from dpt_ros.ros import reference
-from dpt_ros.ros.parameters import Parameters, is_live, unknown_name
+from dpt_ros.ros.parameters import Parameters, is_live
 
 
 class Given:

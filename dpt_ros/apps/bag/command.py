@@ -19,11 +19,11 @@ from dpt_ros.bag.files import is_bag, other_kind
 from dpt_ros.bag.job import Job, Result
 from dpt_ros.bag.reader import BagError
 from dpt_ros.bag.run import convert
-from dpt_ros.bag.settings import read_settings
 from dpt_ros.bag.topics import ChosenTopics
 from dpt_ros.bag.writer import saved_frames
 from dpt_ros.engine.faults import DeviceLostError
 from dpt_ros.engine.loading import NetworkError
+from dpt_ros.engine.parameter_file import read_settings
 
 
 def run(args: argparse.Namespace) -> int:

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from dpt_ros.bag.job import Job, Result, weights_paths
+from dpt_ros.bag.job import Job, Result
 from dpt_ros.bag.reader import BagError
 from dpt_ros.bag.run import convert
 from dpt_ros.engine.faults import DeviceLostError
 from dpt_ros.engine.loading import NetworkError
+from dpt_ros.engine.provenance import weights_paths
 
 _RETRIES = 5  # processes that one bag may lose
 _CPUS = 4

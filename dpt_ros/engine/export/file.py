@@ -3,21 +3,27 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from dpt_ros import __version__
 from dpt_ros.data.onnx_metadata import SPEC as SPEC
 from dpt_ros.data.onnx_metadata import read_metadata as read_metadata
+
+if TYPE_CHECKING:
+    from onnx_ir import Model
 
 # Keys of the metadata, beside SPEC; every value is JSON.
 KIND = "dpt_ros.kind"
@@ -34,6 +40,8 @@ FIELDS = "dpt_ros.fields"
 """Of a step: names and shapes of its numbers and state."""
 
 PRECISIONS = ("fp32", "fp16")
+PACKAGES = ("onnx", "onnxscript")
+"""What writing needs beside PyTorch."""
 OPSET = 18
 
 # A protobuf message has less than 2 GiB; the graph itself takes a few MB.
@@ -42,33 +50,6 @@ _MOST_BYTES_INSIDE = 2**31 - 2**27
 
 class ExportError(ValueError):
     """A module cannot be exported, or a file is not one of dpt_ros; the message says why."""
-
-
-def check_target(path: Path) -> None:
-    """Whether an ONNX file can be written to ``path``; costs nothing.
-
-    Raises:
-        ImportError: onnx or onnxscript is missing.
-        OSError: the folder does not exist or cannot be written to, or the path is a folder.
-    """
-    missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
-    if missing:
-        raise ImportError(
-            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed, which "
-            "writing ONNX files needs: install with pip install 'dpt_ros[onnx]'."
-        )
-    if not path.parent.is_dir():
-        raise FileNotFoundError(
-            f"{path} cannot be written: the folder {path.parent} does not exist."
-        )
-    if path.is_dir():
-        raise IsADirectoryError(
-            f"{path} cannot be written: it is a folder; give the name of a file."
-        )
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(
-            f"{path} cannot be written: no permission to write to the folder {path.parent}."
-        )
 
 
 def write(
@@ -82,6 +63,7 @@ def write(
     metadata: dict[str, str],
     precision: str = "fp32",
     external_data: bool = False,
+    rewrite: bool = True,
 ) -> None:
     """Write a module as an ONNX file (opset 18), checked by onnx, complete or not at all.
 
@@ -97,6 +79,8 @@ def write(
             noted in the metadata.
         external_data: put the weights into a second file, PATH.data. Done without asking where
             they exceed the 2 GiB that an ONNX file may have.
+        rewrite: let onnxscript look for patterns to rewrite, as runtimes do when they load the
+            file; its time grows with the square of the number of operations.
 
     Raises:
         ImportError: onnx or onnxscript is not installed.
@@ -115,6 +99,61 @@ def write(
     import onnx
     import onnx_ir
 
+    with _folder_beside(path) as folder:
+        model = _converted(module, args, inputs, outputs, dynamic_shapes, rewrite)
+        model.graph.name = path.stem
+        model.metadata_props.update(metadata | {PRECISION: f'"{precision}"'})
+        weights = [value.const_value for value in model.graph.initializers.values()]
+        size = sum(weight.nbytes for weight in weights if weight is not None)
+        data = f"{path.name}.data" if external_data or size > _MOST_BYTES_INSIDE else None
+        onnx_ir.save(model, folder / path.name, external_data=data)
+        onnx.checker.check_model(str(folder / path.name), full_check=True)
+        if data:
+            (folder / data).replace(path.with_name(data))
+        (folder / path.name).replace(path)
+
+
+def check_target(path: Path) -> None:
+    """Find out before the work whether a file can be written to ``path``.
+
+    Raises:
+        ImportError: onnx or onnxscript is not installed.
+        OSError: the folder does not exist or cannot be written to, or the path is a folder.
+    """
+    if missing := [name for name in PACKAGES if find_spec(name) is None]:
+        raise ImportError(not_installed(missing))
+    with _folder_beside(path):
+        pass
+
+
+def not_installed(packages: Sequence[str]) -> str:
+    """The message that packages for ONNX are missing."""
+    verb = "is" if len(packages) == 1 else "are"
+    return f"{' and '.join(packages)} {verb} not installed: pip install {' '.join(packages)}."
+
+
+@contextmanager
+def _folder_beside(path: Path) -> Iterator[Path]:
+    """A folder that is gone afterwards, on the file system of ``path``."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        folder = TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise type(error)(f"{path} cannot be written: {error.strerror}.") from error
+    with folder as name:
+        yield Path(name)
+
+
+def _converted(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    dynamic_shapes: Any,
+    rewrite: bool,
+) -> Model:
+    """The module as a model of onnx_ir, without traces of this machine."""
     with torch.no_grad(), _quiet():
         exported = torch.export.export(module, args, dynamic_shapes=dynamic_shapes)
         program = torch.onnx.export(
@@ -123,29 +162,62 @@ def write(
             output_names=list(outputs),
             opset_version=OPSET,
             dynamic_shapes=dynamic_shapes,
+            optimize=rewrite,
             verbose=False,
         )
     assert program is not None  # only the exporter before torch.export gives None
     model = program.model
+    if not rewrite:
+        _simplify(model)
+    values = [*model.graph.inputs, *model.graph.initializers.values()]
     for node in model.graph.all_nodes():
-        node.metadata_props.clear()  # stack traces, with paths of this machine
+        values += node.outputs
+        node.metadata_props.clear()  # stack traces, with paths
         node.doc_string = None
-        for value in node.outputs:
-            value.metadata_props.clear()
-    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+    symbols = _symbols(exported, model)
+    for value in values:
         value.metadata_props.clear()
-    model.producer_name, model.graph.name = "dpt_ros", path.stem
+        shape = value.shape
+        for axis, side in enumerate(shape or ()):
+            if shape is not None and not isinstance(side, int) and side.value:
+                shape[axis] = re.sub(r"\w+", lambda it: symbols.get(it[0], it[0]), side.value)
+    model.graph.metadata_props.clear()
     model.metadata_props.clear()
-    model.metadata_props.update(metadata | {PRECISION: f'"{precision}"'})
-    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
-    data = f"{path.name}.data" if external_data or size > _MOST_BYTES_INSIDE else None
-    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        part = Path(folder) / path.name
-        onnx_ir.save(model, part, external_data=data)
-        onnx.checker.check_model(str(part), full_check=True)
-        if data:
-            (Path(folder) / data).replace(path.parent / data)
-        part.replace(path)
+    model.graph.doc_string = None
+    model.producer_name, model.producer_version = "dpt_ros", __version__
+    return model
+
+
+def _symbols(exported: torch.export.ExportedProgram, model: Model) -> dict[str, str]:
+    """What PyTorch calls the open sizes, s77, and what the inputs call them."""
+    mine = [node for node in exported.graph.nodes if node.op == "placeholder"]
+    mine = [node for node in mine if node.name in exported.graph_signature.user_inputs]
+    return {
+        str(own).rpartition("*")[2]: str(given).rpartition("*")[2]
+        for node, value in zip(mine, model.graph.inputs, strict=True)
+        for own, given in zip(node.meta["val"].shape, value.shape or (), strict=True)
+        if not isinstance(own, int)
+    }
+
+
+def _simplify(model: Model) -> None:
+    """What onnxscript.optimizer does, without its patterns."""
+    import onnx_ir.passes.common as common
+    from onnxscript.optimizer import fold_constants
+
+    common.InlinePass()(model)
+    fold_constants(model)
+    for once in (
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedFunctionsPass(),
+        common.RemoveUnusedOpsetsPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.DeduplicateInitializersPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.OutputFixPass(),
+        common.NameFixPass(),
+    ):
+        once(model)
 
 
 @contextmanager

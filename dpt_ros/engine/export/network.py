@@ -64,8 +64,7 @@ def export_network(
         OSError: the file cannot be written.
         ExportError: a wrong size or precision.
     """
-    path = Path(path).expanduser()
-    check_target(path)
+    check_target(Path(path).expanduser())
     spec = model.spec
     check_shape(spec, batch, size)
     module = outputs_of(model, precision)

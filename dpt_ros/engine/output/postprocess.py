@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import cv2
 import numpy as np
 import torch
@@ -10,11 +14,23 @@ from torch.nn import functional as F
 
 # Classes upsampled at a time; all 150 of a VGA image would take 184 MB.
 _CLASSES = 16
+_torch_only: ContextVar[bool] = ContextVar("torch_only", default=False)
 
 
 def on_host(values: torch.Tensor) -> bool:
-    """Whether the values are on the CPU, where OpenCV is faster than torch."""
-    return values.device.type == "cpu"
+    """Whether the values are on the CPU, where OpenCV is faster than torch, unless torch is to
+    compute everything, see ``torch_only``."""
+    return values.device.type == "cpu" and not (_torch_only.get() or torch.compiler.is_exporting())
+
+
+@contextmanager
+def torch_only() -> Iterator[None]:
+    """Within, torch computes on a CPU too, in this thread: what a GPU and an export compute."""
+    token = _torch_only.set(True)
+    try:
+        yield
+    finally:
+        _torch_only.reset(token)
 
 
 def resize_depth(depth: torch.Tensor, size: tuple[int, int], exact: bool = True) -> torch.Tensor:

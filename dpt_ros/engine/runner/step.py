@@ -24,9 +24,11 @@ from dpt_ros.engine.smoothing.steps import resize, smooth
 
 # Where a camera's state is read and written, see ``Bank``; metres beyond which depth is +Inf.
 _FRAME_FIELDS: Fields = {"row": (), "new_row": (), "limit": ()}
-_SIZES = [length(fields) for fields in (_FRAME_FIELDS, FILTER_FIELDS, SCALE_FIELDS)]
+FIELDS = {"frame": _FRAME_FIELDS, "filter": FILTER_FIELDS, "scale": SCALE_FIELDS}
+"""The parts of the numbers that the host gives with a frame, in their order."""
+_SIZES = [length(fields) for fields in FIELDS.values()]
 NUMBERS = sum(_SIZES)
-"""How many numbers the host gives with a frame."""
+"""How many these are."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,9 @@ a CPU numpy's calls cost a fraction of torch's: there the same functions get one
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,19 @@ from torch import Tensor
 
 Array = Any
 """A tensor, an array or a number."""
+
+_double: ContextVar[torch.dtype] = ContextVar("double", default=torch.float64)
+
+
+@contextmanager
+def single_precision() -> Iterator[None]:
+    """Within, float32 takes the place of float64 in tensors, in this thread: for runtimes without
+    float64."""
+    token = _double.set(torch.float32)
+    try:
+        yield
+    finally:
+        _double.reset(token)
 
 
 def where(condition: Array, a: Array | float, b: Array | float) -> Array:
@@ -62,9 +78,9 @@ def log(x: Array) -> Array:
 
 
 def double(x: Array) -> Array:
-    """As float64."""
+    """As float64; tensors within ``single_precision`` as float32."""
     if isinstance(x, Tensor):
-        return x.double()
+        return x.to(_double.get())
     return x.astype(np.float64) if isinstance(x, np.ndarray) else np.float64(x)
 
 
@@ -119,14 +135,18 @@ def product(matrix: Array, vector: Array) -> Array:
 
 
 def ascending(x: Array) -> Array:
-    """Sorted along the last axis, NaN last."""
-    return x.sort(-1).values if isinstance(x, Tensor) else np.sort(x)
+    """Sorted along the last axis, NaN last; of tensors as +inf, since ONNX does not order NaN."""
+    if isinstance(x, Tensor):
+        return torch.where(x == x, x, torch.inf).sort(-1).values
+    return np.sort(x)
 
 
 def first_true(x: Array) -> Array:
     """Indices along the last axis: of what is True in its order, then of the rest."""
     if isinstance(x, Tensor):
-        return x.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)
+        count = x.shape[-1]  # of different keys, since not every runtime sorts stably
+        keys = torch.arange(count, device=x.device) + count * (~x).long()
+        return keys.sort(-1).values % count
     return np.argsort(~x, kind="stable")
 
 

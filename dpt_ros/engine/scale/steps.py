@@ -218,7 +218,9 @@ def _correct(n: dict[str, Array], metric: bool) -> tuple[Any, ...]:
         arrays.where(idle, 0.0, reason),
     )
     covariance = [k.unit * k.unit * (k.c00 + k.s0), k.unit * k.c01, k.c11 + k.s1]
-    state, *packed = (arrays.stack(list(part), -1) for part in (k, covariance, stats))
+    state, *packed = (
+        arrays.stack([arrays.double(one) for one in part], -1) for part in (k, covariance, stats)
+    )
     covariance, told = (arrays.single(part) for part in packed)
     line = arrays.single(scale), arrays.single(k.shift)
     local = n["table"], n["anchors"], n["seen"], n["seconds"]

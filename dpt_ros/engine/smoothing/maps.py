@@ -95,7 +95,8 @@ def select(mask: Array, one: Array, other: Array) -> Array:
 def pixel_grid(height: int, width: int, device: torch.device) -> Tensor:
     """(3, H, W): every pixel's x and y, normalised to -1..1 with corners aligned, and 1."""
     # Kept for a CPU only: a graph would read what it does not own.
-    make = _pixel_grid if device.type == "cpu" else _pixel_grid.__wrapped__
+    kept = device.type == "cpu" and not torch.compiler.is_exporting()
+    make = _pixel_grid if kept else _pixel_grid.__wrapped__
     return make(height, width, device)
 
 

@@ -252,7 +252,7 @@ def register(
     leak = xp.maximum(xp.where(reliable, n["leak"], n["flow_leak"]), 1 / (age + 1))[:, None]
     # in the order of MOTION_FIELDS
     found = [
-        turn, along, form, has_ego, reliable, fit,
+        turn, along, form, 1.0 * has_ego, 1.0 * reliable, fit,
         choose(begin, metric_affine, fit + leak * (metric_affine - fit)), metric_affine,
         reset_code, inliers, choose(begin, 1.0, age + 1),
     ]  # fmt: skip

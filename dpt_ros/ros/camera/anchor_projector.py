@@ -12,10 +12,11 @@ from sensor_msgs.msg import Image, LaserScan, PointCloud2
 from dpt_ros.engine.frame import CameraModel
 from dpt_ros.engine.scale.anchors import Anchors, project_depth, project_points, project_scan
 from dpt_ros.engine.settings import Settings
+from dpt_ros.engine.text import one_line
 from dpt_ros.ros.camera.calibration import Calibration
 from dpt_ros.ros.camera.geometry import pose_matrix
 from dpt_ros.ros.camera.inputs import InputRecord
-from dpt_ros.ros.messages.error import MessageError, one_line
+from dpt_ros.ros.messages.error import MessageError
 from dpt_ros.ros.messages.image import image_pixels
 from dpt_ros.ros.messages.point_cloud import cloud_points
 from dpt_ros.ros.plausibility import same_frame, scan_fault

@@ -11,10 +11,10 @@ from typing import Protocol
 import numpy as np
 from nav_msgs.msg import Odometry
 
+from dpt_ros.engine.text import one_line
 from dpt_ros.ros.camera.geometry import LONGEST_GUESS, between, pose_matrix, pose_to_matrix
 from dpt_ros.ros.camera.inputs import InputRecord
 from dpt_ros.ros.camera.tf import TfTree
-from dpt_ros.ros.messages.error import one_line
 from dpt_ros.ros.plausibility import pose_values, same_frame, stamps_apart
 
 # Poses are followed over gaps of this length; nanoseconds.

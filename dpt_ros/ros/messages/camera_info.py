@@ -8,7 +8,7 @@ from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 
 from dpt_ros.engine.frame import CameraModel
-from dpt_ros.ros.messages.error import one_line
+from dpt_ros.engine.text import one_line
 from dpt_ros.ros.plausibility import calibration_doubt, calibration_fault
 
 # sensor_msgs/distortion_models calls it equidistant, some drivers fisheye. Such a lens is no

@@ -16,8 +16,9 @@ from sensor_msgs.msg import CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header
 
 from dpt_ros.engine.input.encodings import ENCODINGS
+from dpt_ros.engine.text import one_line
 from dpt_ros.ros.messages.cdr import CompressedImageView, ImageView
-from dpt_ros.ros.messages.error import MessageError, one_line
+from dpt_ros.ros.messages.error import MessageError
 from dpt_ros.ros.messages.image_files import file_header, odd_label, undecodable, with_jpeg_end
 
 MAX_SIDE = 16384

@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from rclpy.parameter import Parameter
 
-from dpt_ros.engine.settings import Settings, check, common_name
-from dpt_ros.ros.messages.error import one_line
-from dpt_ros.ros.parameters import is_of_rclpy, unknown_name
+from dpt_ros.engine.settings import TYPES, Settings, check, common_name
+from dpt_ros.engine.text import one_line
+
+# Parameters that rclpy itself declares, and prefixes of those it declares later.
+_RCLPY_NAMES = ("use_sim_time", "start_type_description_service")
+_RCLPY_PREFIXES = ("qos_overrides.",)
 
 
 def read_settings(
@@ -61,6 +64,23 @@ def read_settings(
     return settings, own
 
 
+def is_of_rclpy(name: str) -> bool:
+    """Whether rclpy itself declares a parameter."""
+    return name in _RCLPY_NAMES or name.startswith(_RCLPY_PREFIXES)
+
+
+def unknown_name(name: str, more: Iterable[str] = ()) -> str:
+    """The message for a parameter that does not exist, with the nearest one that does.
+
+    Args:
+        name: of no parameter.
+        more: names of parameters beside those of Settings.
+    """
+    near = difflib.get_close_matches(name, [*TYPES, *more], n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return f"Unknown parameter {name!r}{hint}; config/dpt.yaml lists them all."
+
+
 def _single_spaced(error: Exception) -> str:
     """The text of an error, which YAML's readers write on several lines."""
     return " ".join(str(error).split())
@@ -96,6 +116,4 @@ def _flat(given: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{name}.")
         else:
-            found = Parameter(prefix + name, value=value).value
-            plain = isinstance(found, str | bool | int | float)
-            yield prefix + name, found if plain else list(found)
+            yield prefix + name, value

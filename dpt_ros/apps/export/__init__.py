@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""dpt_export: a network, or a whole frame with it, as an ONNX file."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from dpt_ros.model.zoo import ZOO, unknown_model
+
+EXAMPLES = """examples:
+  the embedded network, any batch and size, compared with PyTorch afterwards:
+    dpt_export dpt_hybrid_embedded embedded.onnx --parity
+  a published network in half precision, one fixed shape, for TensorRT:
+    dpt_export dpt_large_midas large.onnx --weights download --precision fp16 --batch 1 \\
+      --size 384x384
+  a network of dpt_train:
+    dpt_export runs/mine/dpt_hybrid_embedded.safetensors mine.onnx
+  from a camera's NV12 pixels to metres, labels and confidence:
+    dpt_export dpt_hybrid_embedded frame.onnx --frame --encoding nv12 --image-size 480x640
+  the same with scale and smoothing, the state as inputs and outputs:
+    dpt_export dpt_hybrid_embedded step.onnx --step --image-size 480x640 -p scale.source:=anchors
+  an existing file compared with PyTorch:
+    dpt_export dpt_hybrid_embedded embedded.onnx --parity-only
+
+exit codes: 0 written (and equal), 1 not written or not equal, 2 wrong arguments
+"""
+_WEIGHTS = ("download", "random")
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no HEIGHTxWIDTH, such as 480x640")
+    return int(height), int(width)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of at least 1")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dpt_export",
+        description="Write a network as an ONNX file (opset 18) for ONNX Runtime, TensorRT,"
+        " OpenVINO and others: normalised images to inverse depth and logits; with --frame a"
+        " camera's pixels to depth and labels; with --step the same with scale and smoothing.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("network", metavar="NETWORK", help="name of a network, or a file of dpt_train")
+    add("out", metavar="OUT", type=Path, help="the file to write, such as depth.onnx")
+    add("--weights", metavar="WEIGHTS", help="a file, download or random; default: the cached"
+        " file, else the shipped one")  # fmt: skip
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--frame", action="store_true", help="export preprocessing and outputs, too")
+    what.add_argument("--step", action="store_true", help="export scale and smoothing, too")
+    add("--precision", choices=("fp32", "fp16"), default="fp32",
+        help="of weights and activations, not of inputs and outputs (default: fp32)")  # fmt: skip
+    add(
+        "--batch",
+        type=_count,
+        metavar="N",
+        help="fixed batch (default: any; 1 of a frame or step)",
+    )
+    add("--size", type=_size, metavar="HxW", help="of the network's input, fixed (default: any; of"
+        " a frame that of the node)")  # fmt: skip
+    add("--encoding", metavar="NAME", help="of the camera's pixels (default: rgb8)")
+    add("--image-size", type=_size, metavar="HxW", help="of the camera's image (default: 480x640)")
+    add("-p", dest="given", action="append", default=[], metavar="NAME:=VALUE",
+        help="a parameter of the node, for --frame and --step; may be repeated")  # fmt: skip
+    add("--no-float64", action="store_true", help="estimate the scale of a step in float32, for"
+        " TensorRT and others without float64")  # fmt: skip
+    add("--external-data", action="store_true", help="put the weights into OUT.data; done without"
+        " asking above 2 GB")  # fmt: skip
+    parity = parser.add_mutually_exclusive_group()
+    parity.add_argument("--parity", action="store_true",
+        help="afterwards run the file with ONNX Runtime and compare it with PyTorch")  # fmt: skip
+    parity.add_argument("--parity-only", action="store_true",
+        help="write nothing, compare an existing file")  # fmt: skip
+    add("--threads", type=_count, default=os.cpu_count() or 1, metavar="N",
+        help="CPU threads of the comparison (default: all cores)")  # fmt: skip
+    return parser
+
+
+def _argument_error(args: argparse.Namespace) -> str | None:
+    """Message about a wrong argument, None if all are right as far as is known without torch."""
+    return _network_error(args) or _option_error(args) or _file_error(args)
+
+
+def _network_error(args: argparse.Namespace) -> str | None:
+    if args.network not in ZOO:
+        if not Path(args.network).expanduser().is_file():
+            looks = args.network.endswith((".safetensors", ".pt", ".pth", ".bin"))
+            return (
+                f"The file {args.network} does not exist."
+                if looks
+                else unknown_model(args.network)
+            )
+        if args.weights is not None:
+            return f"{args.network} has the weights itself: leave --weights {args.weights} out."
+    elif args.weights not in (None, *_WEIGHTS) and not Path(args.weights).expanduser().exists():
+        return (
+            f"--weights: the file {args.weights} does not exist. Give a file, download or random."
+        )
+    return None
+
+
+def _option_error(args: argparse.Namespace) -> str | None:
+    if not (args.frame or args.step):
+        camera = [
+            ("--encoding", args.encoding),
+            ("--image-size", args.image_size),
+            ("-p", args.given),
+        ]
+        if wrong := [name for name, value in camera if value]:
+            return f"{' and '.join(wrong)}: only with --frame or --step."
+    step = ZOO[args.network].multiple_of if args.network in ZOO else 1
+    if args.size and any(side % step for side in args.size):
+        return (
+            f"--size is {args.size[0]}x{args.size[1]}, but height and width must be multiples of"
+            f" {step} for {args.network}."
+        )
+    if args.no_float64 and not args.step:
+        return "--no-float64: only with --step; networks and frames have no float64."
+    if args.step and (args.parity or args.parity_only) and (args.batch or 1) > 1:
+        return f"--batch is {args.batch}, but a step is compared with one camera: leave it out."
+    if args.parity_only and args.external_data:
+        return "--external-data: nothing is written with --parity-only."
+    return None
+
+
+def _file_error(args: argparse.Namespace) -> str | None:
+    packages = [] if args.parity_only else ["onnx", "onnxscript"]
+    packages += ["onnxruntime"] if args.parity or args.parity_only else []
+    if missing := [name for name in packages if find_spec(name) is None]:
+        return f"Packages are missing: pip install {' '.join(missing)}."
+    out = args.out
+    if args.parity_only:
+        return None if out.is_file() else f"The file {out} does not exist."
+    if out.suffix != ".onnx":
+        return f"{out} cannot be written: give a name that ends in .onnx."
+    why = ""
+    if not out.parent.is_dir():
+        why = f"the folder {out.parent} does not exist"
+    elif out.is_dir():
+        why = "it is a folder"
+    elif not os.access(out.parent, os.W_OK):
+        why = f"no permission to write to the folder {out.parent}"
+    return f"{out} cannot be written: {why}." if why else None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``dpt_export``. Returns the exit code."""
+    args = _parser().parse_args(argv)
+    args.out = args.out.expanduser()
+    error = _argument_error(args)
+    if error is not None:
+        print(f"dpt_export: {error}", file=sys.stderr)
+        return 2
+    from dpt_ros.apps.export.command import run
+
+    return run(args)

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The step as an ONNX file: a frame with scale and temporal filter, its state in and out."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dpt_ros.engine.export.file import FIELDS, ExportError
+from dpt_ros.engine.export.frame import KindModule, write_module
+from dpt_ros.engine.frame import Frame
+from dpt_ros.engine.inference.network import Networks
+from dpt_ros.engine.runner.cameras import Cameras
+from dpt_ros.engine.runner.chain import Chain, Kind, depth_limit, is_refined
+from dpt_ros.engine.runner.step import FIELDS as PARTS
+from dpt_ros.engine.runner.step import NUMBERS, State, frame_numbers, step
+from dpt_ros.engine.scale.arrays import double as as_double
+from dpt_ros.engine.scale.arrays import single_precision
+from dpt_ros.engine.scale.plan import ScaleStats
+from dpt_ros.engine.settings import Settings
+from dpt_ros.engine.smoothing.state import RESET_REASONS
+
+STATE, NEW_STATE = "state.", "new_state."
+_LARGEST = float(np.finfo(np.float32).max)
+_PERIOD = 33_333_333  # nanoseconds between the frames of the examples in the metadata
+
+_MEANING = {
+    "frame.row": "not used in a file",
+    "frame.new_row": "not used in a file",
+    "frame.limit": "metres beyond which depth is +Inf",
+    "filter.fresh": "1: the filter's state is not used: first frame, gap, another camera or size",
+    "filter.has_flow": "1: the state has the previous image",
+    "filter.has_ego": "1: to_grid and from_grid are given",
+    "filter.has_odometry": "1: rotation and shift are given",
+    "filter.measurement_noise": "relative standard deviation of a frame's inverse depth",
+    "filter.process_noise": "relative variance added to the state",
+    "filter.min_gain": "least weight of a frame, for depth",
+    "filter.label_gain": "least weight of a frame, for labels; 1: no past of labels",
+    "filter.leak": "share by which scale and shift return to the frame's own",
+    "filter.flow_leak": "the same while the camera's motion is not reliable",
+    "filter.moving_gain": "least gain where something moves by itself",
+    "filter.rotation": "from this frame's optical axes to the previous frame's, by odometry",
+    "filter.shift": "the same motion's shift, metres",
+    "filter.to_grid": "rays (X/Z, Y/Z, 1) to map coordinates, -1..1 from corner to corner",
+    "filter.from_grid": "inverse of to_grid",
+    "filter.prior_sigma": "standard deviations of odometry: rotation, radians; shift, metres",
+    "filter.free_sigma": "standard deviation of the motion without odometry, radians and metres",
+    "scale.fresh": "1: the state of the scale is not used: first frame, other intrinsics",
+    "scale.seconds": "since the previous frame",
+    "scale.disabled": "1: no metres",
+    "scale.unasked": "1: anchors may be missing",
+    "scale.ground_only": "1: metres by the floor alone",
+    "scale.tilt": "standard deviation of the floor's inverse depth, 1/m",
+    "scale.initial": "state of a fresh camera",
+    "scale.anchors": "share of width, share of height, inverse depth 1/m of each; 0: none",
+    "scale.floor": "inverse depth of the floor on a grid of 20 x 15 points, 1/m; 0: none",
+}
+
+
+class StepModule(KindModule):
+    """``runner.step.step`` of a kind: pixels, numbers (B, NUMBERS) and the parts of ``State`` in;
+    the outputs of ``names``, "reset_code", "scale" and the parts of the new state out.
+
+    Args:
+        networks, kind, settings: see ``KindModule``.
+        double: whether scale and shift are estimated in float64, as in the node, or in float32.
+
+    Attributes:
+        state_names: names of ``State.tensors``, in the order of the inputs.
+
+    Raises:
+        ExportError: depth is neither scaled nor smoothed, so that there is no state.
+    """
+
+    refined = True
+
+    def __init__(
+        self, networks: Networks, kind: Kind, settings: Settings, double: bool = True
+    ) -> None:
+        if not is_refined(networks, settings):
+            raise ExportError(
+                "A step needs a depth network, and smoothing.strength above 0 or a scale.source;"
+                " export with --frame instead."
+            )
+        super().__init__(networks, kind, settings, settings.smoothing_strength > 0)
+        self._numbers_in = nullcontext if double else single_precision
+        self.state_names = list(self._blank(1))
+
+    def _blank(self, batch: int) -> dict[str, Tensor]:
+        blank = State.blank(self.chain, batch, torch.device("cpu")).tensors()
+        with self._numbers_in():
+            return {
+                k: as_double(one) if one.dtype == torch.float64 else one
+                for k, one in blank.items()
+            }
+
+    def example(self, batch: int) -> tuple[Tensor, ...]:
+        state = self._blank(batch)
+        return *super().example(batch), torch.zeros(batch, NUMBERS), *state.values()
+
+    def forward(self, pixels: Tensor, numbers: Tensor, *state: Tensor) -> list[Tensor]:
+        before = State.of(dict(zip(self.state_names, state, strict=True)))
+        with self._numbers_in():
+            after, outputs = step(self.chain, before, self.bits(pixels), lambda: numbers)
+        assert after is not None
+        told = [outputs[name] for name in (*self.names, "reset_code", "scale")]
+        return told + list(after.tensors().values())
+
+
+def export_step(
+    networks: Networks,
+    kind: Kind,
+    settings: Settings,
+    path: str | os.PathLike[str],
+    batch: int = 1,
+    source: Mapping[str, str] | None = None,
+    external_data: bool = False,
+    double: bool = True,
+) -> None:
+    """Write the step as an ONNX file.
+
+    Inputs: "pixels" as of ``export_frame``; "numbers" (B, NUMBERS) float32, the host's decisions,
+    whose table is in the metadata "dpt_ros.fields"; "state.NAME", the parts of ``State``, zeros
+    before the first frame. Outputs: those of ``export_frame``, "deviation" (B, H, W) float32,
+    metres, "reset_code" (B,) uint8, "scale" (B, 9) float32 of ``ScaleStats``, and
+    "new_state.NAME", which are the next frame's "state.NAME". Before there are metres ("scale" is
+    0 at "metric"), depth and deviation mean nothing.
+
+    Args:
+        networks, kind, settings, path, batch, source, external_data: see ``export_frame``.
+        double: see ``StepModule``; TensorRT has no float64.
+
+    Raises:
+        ImportError, OSError: see ``write``.
+        ExportError, ValueError: see ``StepModule``.
+    """
+    module = StepModule(networks, kind, settings, double)
+    state = module.state_names
+    inputs = ["pixels", "numbers", *(STATE + name for name in state)]
+    outputs = [*module.names, "reset_code", "scale", *(NEW_STATE + name for name in state)]
+    table = {
+        "numbers": numbers_table(networks, module.chain, settings),
+        "scale": ScaleStats._fields,
+        "reset_code": RESET_REASONS,
+    }
+    write_module(module, inputs, outputs, "step", networks, settings, path, batch, source,
+                 external_data, **{FIELDS: table})  # fmt: skip
+
+
+def numbers_table(networks: Networks, chain: Chain, settings: Settings) -> dict[str, Any]:
+    """Of every part of the numbers: its place, its meaning, and, where they are not 0, its values
+    in a camera's first frame and in one 1/30 s later, both without calibration, odometry and
+    anchors."""
+    cameras, examples = Cameras(networks, settings), []
+    for k in range(2):
+        frame = Frame(np.empty(0), chain.kind.encoding, k * _PERIOD)
+        plan = cameras.plan(frame, chain, settings)
+        cameras.accept([frame], [plan])
+        limit = min(depth_limit(networks, settings), _LARGEST)
+        examples.append(frame_numbers(plan.numbers, limit))
+    table, at = {}, 0
+    for part, fields in PARTS.items():
+        for name, shape in fields.items():
+            end = at + math.prod(shape)
+            values = {
+                key: example[at:end].tolist()
+                for key, example in zip(("first", "next"), examples, strict=True)
+                if example[at:end].any()
+            }
+            key = f"{part}.{name}"
+            table[key] = {"offset": at, "shape": shape, "meaning": _MEANING[key]} | values
+            at = end
+    return table
