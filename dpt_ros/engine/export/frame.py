@@ -30,8 +30,8 @@ _DTYPES = {"uint8": torch.uint8, "uint16": torch.uint16, "float32": torch.float3
 _DEPTH_SPEC = ("name", "invert", "focal", "shift", "net_width", "net_height", "multiple_of")
 
 
-class ExportNetwork(Network):
-    """A network in plain PyTorch operations, from which ONNX files are made; it runs on a CPU.
+class PlainModel:
+    """A network in plain PyTorch operations, from which ONNX files are made; see `Backend`.
 
     Args:
         model: from ``create_model``, float32; it is folded, and for fp16 halved, in place.
@@ -39,16 +39,19 @@ class ExportNetwork(Network):
             the network is computed in float32.
     """
 
+    input_dtype = torch.float32
+    capturable = False
+    warnings: tuple[str, ...] = ()
+
     def __init__(self, model: DPT, precision: str = "fp32") -> None:
-        self.spec, self.device = model.spec, _HOST
-        self.input_dtype, self.warnings = torch.float32, ()
+        self.tasks = model.spec.tasks
         self.module = outputs_of(model, precision)
 
     def __call__(
         self, images: Tensor, depth: bool = True, labels: bool = True
     ) -> dict[str, Tensor]:
         """All outputs of the network: those that are not used are not exported."""
-        names = (NAMES[task] for task in self.spec.tasks)
+        names = (NAMES[task] for task in self.tasks)
         return dict(zip(names, self.module(images), strict=True))
 
 
@@ -59,14 +62,16 @@ def export_networks(
 
     Args:
         depth, labels: from ``create_model``; one object for both tasks runs once.
-        precision: see ``ExportNetwork``.
+        precision: see ``PlainModel``.
         classes: of the label network, from ``loading.label_fields``.
 
     Raises:
         ExportError: see ``outputs_of``.
     """
     models = {id(one): one for one in (depth, labels) if one is not None}
-    made = {key: ExportNetwork(one, precision) for key, one in models.items()}
+    made = {
+        key: Network(one.spec, _HOST, PlainModel(one, precision)) for key, one in models.items()
+    }
     return Networks(
         depth=made.get(id(depth)),
         labels=made.get(id(labels)),
@@ -106,10 +111,11 @@ class KindModule(nn.Module):
         self.names = output_names(networks, kind)
         self.weights = nn.ModuleList()
         for network in dict.fromkeys((networks.depth, networks.labels)):
-            if isinstance(network, ExportNetwork):
-                self.weights.append(network.module)
-            elif network is not None:
+            if network is None:
+                continue
+            if not isinstance(network.backend, PlainModel):
                 raise ExportError(f"{network.spec.name} is not from export_networks.")
+            self.weights.append(network.backend.module)
         self.eval()
 
     def example(self, batch: int) -> tuple[Tensor, ...]:
