@@ -62,7 +62,7 @@ OPENVINO = ["openvino>=2025.2,<2027"]
 # Networks as ONNX files (dpt_export), and run by ONNX Runtime (backend: onnxruntime).
 ONNX = ["onnx>=1.18,<2", "onnxruntime>=1.20,<2", "onnxscript>=0.5,<1"]
 # Compressed video (image_transport: video; dpt_bag, dpt_run).
-VIDEO = ["av>=14,<19"]
+VIDEO = ["av>=16,<19"]
 
 # Many bags on many processes or machines (dpt_bag --ray).
 RAY = ["ray>=2.40,<3"]
