@@ -8,13 +8,17 @@ from sensor_msgs.msg import CameraInfo, RegionOfInterest
 from std_msgs.msg import Header
 
 from dpt_ros.engine.frame import CameraModel
+from dpt_ros.engine.input.rectify import places
 from dpt_ros.engine.scale.ground import floor_inverse_depth
 from dpt_ros.engine.scale.plan import focal_factor
 from dpt_ros.engine.smoothing.motion import normalisation
+from dpt_ros.ros.camera.calibration import Calibration
 from dpt_ros.ros.messages.camera_info import camera_info_message, camera_model, scaled_camera_info
 from dpt_ros.ros.messages.image import MessageError
 from fuzz.choices import Choices
 from fuzz.properties import Broken, bounded, refusal, sentence
+
+_MODELS = ("plumb_bob", "rational_polynomial", "equidistant")
 
 
 def seeds() -> list[bytes]:
@@ -48,7 +52,8 @@ def camera_info(choices: Choices) -> CameraInfo:
 
 
 def one_input(data: bytes) -> None:
-    info = camera_info(Choices(data))
+    choices = Choices(data)
+    info = camera_info(choices)
     with bounded(len(data)), refusal(MessageError), np.errstate(all="ignore"):
         camera, warning = camera_model(info)
         if warning:
@@ -57,6 +62,21 @@ def one_input(data: bytes) -> None:
             scaled_camera_info(info, width, height, Header())
         if camera is not None:
             _see(camera)
+        info.d, info.distortion_model = info.d or [0.1] * 4, choices.pick(_MODELS)
+        _rectify(info)
+
+
+def _rectify(info: CameraInfo) -> None:
+    """Any lens is rectified, or used as it is with a sentence."""
+    said: list[str] = []
+    calibration = Calibration(lambda: "", said.append, rectify=True)
+    calibration.take(info)
+    for text in said:
+        sentence(f"{text}.")
+    if calibration.lens is not None and calibration.camera is not None:
+        table, _ = places(calibration.lens, calibration.camera.scaled(32, 24))
+        if not (np.isfinite(table).all() and (table >= 0).all()):
+            raise Broken(f"{calibration.lens} is sampled outside of the picture.")
 
 
 def _see(camera: CameraModel) -> None:

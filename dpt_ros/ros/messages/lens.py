@@ -41,12 +41,12 @@ def lens_of(info: CameraInfo) -> Lens:
             f" {', '.join(_MODELS)}"
         )
     model, most = _MODELS[info.distortion_model]
-    given = [float(value) for value in info.d]
-    if len(given) < _FEWEST or any(given[most:]):
+    if len(info.d) < _FEWEST or any(info.d[most:]):
         raise ValueError(
-            f"D has {len(given)} coefficients, but {info.distortion_model} has {_FEWEST}"
+            f"D has {len(info.d)} coefficients, but {info.distortion_model} has {_FEWEST}"
             + (f" to {most}" if most > _FEWEST else "")
         )
+    given = [float(value) for value in info.d[:most]]
     if not np.isfinite(given).all():
         raise ValueError(f"D is {given}, but must be finite numbers")
     rotation = np.array(info.r, np.float64).reshape(3, 3)
@@ -54,8 +54,8 @@ def lens_of(info: CameraInfo) -> Lens:
         rotation = np.eye(3)
     if not np.abs(rotation @ rotation.T - np.eye(3)).max() < 1e-2:  # false for NaN, too
         raise ValueError("R is no rotation")
-    coefficients = (given + [0.0] * most)[:most]
-    return Lens(model, tuple(coefficients), raw, tuple(rotation.ravel().tolist()))
+    coefficients = tuple((given + [0.0] * most)[:most])
+    return Lens(model, coefficients, raw, tuple(rotation.ravel().tolist()))
 
 
 def rectified_camera(lens: Lens, camera: CameraModel, fov: float) -> tuple[CameraModel, str]:
