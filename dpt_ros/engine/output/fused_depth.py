@@ -116,8 +116,8 @@ def fuse(
             f"Sensor, depth and sigma have shapes {shapes}, but must be of one shape (B, H, W)."
         )
     if postprocess.on_host(sensor):
-        parts = (part.numpy() for part in (sensor, depth, sigma))
-        cameras = [_on_host(a, b, c, settings) for a, b, c in zip(*parts, strict=True)]
+        arrays = sensor.numpy(), depth.numpy(), sigma.numpy()
+        cameras = [_on_host(a, b, c, settings) for a, b, c in zip(*arrays, strict=True)]
         fused, origin, deviation = (
             torch.from_numpy(part[0][None] if len(part) == 1 else np.stack(part))
             for part in zip(*cameras, strict=True)
