@@ -220,7 +220,7 @@ def _on_host(
         tolerance = cv2.max(cv2.multiply(sensor, s.tolerance), s.tolerance_metres)
         far = cv2.compare(cv2.subtract(sensor, depth), tolerance, cv2.CMP_GT)
         far = cv2.bitwise_and(far, near[:height, :width])
-        good[cv2.bitwise_or(far, mirror) > 0] = 0
+        good = cv2.bitwise_and(good, cv2.bitwise_not(cv2.bitwise_or(far, mirror)))
 
     few = np.ascontiguousarray(good[::step, ::step])
     log = np.full(few.shape, s.other, np.float32)
@@ -239,7 +239,7 @@ def _on_host(
     origin = cv2.threshold(fused, 0, NETWORK, cv2.THRESH_BINARY)[1].astype(np.uint8)
     cv2.copyTo(sensor, good, fused)
     cv2.copyTo(cv2.multiply(sensor, sensor, scale=s.noise), good, deviation)
-    origin[good > 0] = SENSOR
+    cv2.copyTo(cv2.min(good, SENSOR), good, origin)
     return fused, origin, deviation
 
 
