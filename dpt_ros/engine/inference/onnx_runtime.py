@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,6 +30,7 @@ _CURES = {
     "cuda": "Install onnxruntime-gpu with its CUDA libraries, or set device to cpu, or backend to"
     " torch.",
 }
+_MOST_SESSIONS = 2  # for single shapes
 _MOST_CAMERAS = 4  # in one batch on a GPU
 
 
@@ -79,11 +81,7 @@ class OnnxRuntimeModel:
         self._path, self._spec, self._half = path, spec, precision == "fp16"
         self._place = (device.type, device.index or 0)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._options = onnxruntime.SessionOptions()
-        self._options.intra_op_num_threads = threads
-        # Threads that wait in a loop take the cores from the rest of the frame.
-        self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._options.log_severity_level = 3
+        self._threads = threads
         self._run_options = onnxruntime.RunOptions()
         self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         available = onnxruntime.get_available_providers()
@@ -95,14 +93,10 @@ class OnnxRuntimeModel:
                 " are launched one by one, which is slower.",
             )
         self._refused: list[str] = []
-        self._sessions: dict[tuple[int, int], Any] = {}
-        while not self._sessions:
-            try:
-                session = self._session(spec.net_height, spec.net_width)
-                self.shape: list[int | str] = session.get_inputs()[0].shape
-            except AccelerationError as error:
-                error.turn_off()
-                self.warnings += (str(error),)
+        # By shape, last used last; () is the one for all shapes.
+        self._sessions: OrderedDict[tuple[int, ...], Any] = OrderedDict()
+        self._dropped: set[tuple[int, ...]] = set()
+        self.shape = self._input_shape()
 
     def __call__(
         self, images: Tensor, depth: bool = True, labels: bool = True
@@ -112,15 +106,15 @@ class OnnxRuntimeModel:
         if self.shape[0] == 1 and len(images) > 1:
             parts = [self(image, depth, labels) for image in images.split(1)]
             return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        batch, _, height, width = images.shape
-        for size, own in zip(images.shape, self.shape, strict=True):
+        batch, _, height, width = shape = tuple(images.shape)
+        for size, own in zip(shape, self.shape, strict=True):
             if isinstance(own, int) and size != own:
                 raise BackendError(
                     f"{self._path} takes images of {_text(self.shape)}, but gets"
-                    f" {_text(images.shape)}. Export it for this size (dpt_export --size"
+                    f" {_text(shape)}. Export it for this size (dpt_export --size"
                     f" {height}x{width}), or without --size for all."
                 )
-        session = self._session(height, width)
+        session = self._session(shape)
         images, results = images.contiguous(), dict[str, Tensor]()
         if depth and "depth" in self._spec.tasks:
             results["inverse_depth"] = images.new_empty(batch, height, width)
@@ -129,9 +123,9 @@ class OnnxRuntimeModel:
             results["logits"] = images.new_empty(batch, self._spec.num_classes, *half)
         binding = session.io_binding()
         place = (*self._place, np.float32)
-        binding.bind_input("images", *place, list(images.shape), images.data_ptr())
+        binding.bind_input("images", *place, shape, images.data_ptr())
         for name, result in results.items():
-            binding.bind_output(name, *place, list(result.shape), result.data_ptr())
+            binding.bind_output(name, *place, tuple(result.shape), result.data_ptr())
         try:
             self._run(session, binding)
         except Exception as error:  # those of ONNX Runtime have no other class in common
@@ -148,19 +142,59 @@ class OnnxRuntimeModel:
         # The memory is the caller's, who uses or frees it after this.
         caller.wait_stream(self._stream)
 
-    def _session(self, height: int, width: int) -> Any:
-        """The session for a size: TensorRT has one for each, the others have one for all."""
-        size = (height, width) if "tensorrt" in self._providers else (0, 0)
-        if size not in self._sessions:
-            self._sessions[size] = self._open(*size)
-        return self._sessions[size]
+    def _session(self, shape: tuple[int, ...]) -> Any:
+        """The session for a shape.
 
-    def _open(self, height: int, width: int) -> Any:
-        options = [self._provider_options(one, height, width) for one in self._providers]
+        One for a single shape is up to 10 % faster, but has weights of its own. So the last ones
+        are kept, and where a shape comes back after it was dropped, one serves all from then on.
+        TensorRT needs one for each size.
+        """
+        if "tensorrt" in self._providers:
+            key = shape[2:]
+        else:
+            key = () if self._dropped & {shape, ()} else shape
+        if key not in self._sessions:
+            if not key:
+                self._sessions.clear()
+                self._dropped.add(())
+            self._sessions[key] = self._open(shape, fixed=bool(key))
+            while len(self._sessions) > _MOST_SESSIONS and "tensorrt" not in self._providers:
+                self._dropped.add(self._sessions.popitem(last=False)[0])
+        self._sessions.move_to_end(key)
+        return self._sessions[key]
+
+    def _session_options(self) -> Any:
+        options = self._runtime.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        # Threads that wait in a loop take the cores from the rest of the frame.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        return options
+
+    def _input_shape(self) -> list[int | str]:
+        options = self._session_options()
+        options.graph_optimization_level = self._runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        try:
+            session = self._runtime.InferenceSession(
+                str(self._path), options, providers=[_NAMES["cpu"]]
+            )
+        except Exception as error:  # those of ONNX Runtime have no other class in common
+            raise BackendError(
+                f"ONNX Runtime cannot read {self._path}: {first_line(error)}"
+            ) from error
+        return session.get_inputs()[0].shape
+
+    def _open(self, shape: tuple[int, ...], fixed: bool) -> Any:
+        session_options = self._session_options()
+        if fixed and "tensorrt" not in self._providers:
+            for name, size in zip(self.shape, shape, strict=True):
+                if isinstance(name, str):
+                    session_options.add_free_dimension_override_by_name(name, size)
+        options = [self._provider_options(one, *shape[2:]) for one in self._providers]
         try:
             session = self._runtime.InferenceSession(
                 str(self._path),
-                self._options,
+                session_options,
                 providers=[_NAMES[one] for one in self._providers],
                 provider_options=options,
                 enable_fallback=0,  # it would go on with the CPU

@@ -17,6 +17,7 @@ from torch import Tensor
 from dpt_ros.engine.export.network import export_network
 from dpt_ros.engine.faults import AccelerationError, is_out_of_memory
 from dpt_ros.engine.inference.backend import BackendError
+from dpt_ros.engine.inference.network import Network
 from dpt_ros.engine.inference.onnx_runtime import OnnxRuntimeModel, engine_folder, usable_providers
 from dpt_ros.model import create_model, model_spec
 
@@ -77,7 +78,7 @@ def test_a_size_that_the_file_does_not_take_is_named(fixed: Path) -> None:
 def test_a_file_that_is_damaged_is_named_with_the_reason(fixed: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(fixed.read_bytes()[:100_000])
-    with pytest.raises(BackendError, match=r"cannot run .*broken\.onnx\. cpu: .*[Pp]rotobuf"):
+    with pytest.raises(BackendError, match=r"cannot read .*broken\.onnx: .*[Pp]rotobuf"):
         OnnxRuntimeModel(broken, SPEC, CPU)
 
 
@@ -125,6 +126,7 @@ class Runtime(SimpleNamespace):
 
     def __init__(self, refusals: dict[str, str], absent: tuple[str, ...] = ()) -> None:
         super().__init__(__version__="0", SessionOptions=SessionOptions, RunOptions=RunOptions)
+        self.GraphOptimizationLevel = SimpleNamespace(ORT_DISABLE_ALL=0)
         self.refusals, self.absent = refusals, absent
         self.sessions: list[dict[str, dict[str, str]]] = []
         self.events: list[str] = []
@@ -138,13 +140,14 @@ class Runtime(SimpleNamespace):
         path: str,
         options: Any,
         providers: list[str],
-        provider_options: list[dict[str, str]],
-        enable_fallback: int,
+        provider_options: list[dict[str, str]] | None = None,
+        enable_fallback: int = 1,
     ) -> Any:
-        assert enable_fallback == 0
-        if providers[0] in self.refusals:
-            raise RuntimeError(self.refusals[providers[0]])
-        self.sessions.append(dict(zip(providers, provider_options, strict=True)))
+        if provider_options:  # else it is read only
+            assert enable_fallback == 0
+            if providers[0] in self.refusals:
+                raise RuntimeError(self.refusals[providers[0]])
+            self.sessions.append(dict(zip(providers, provider_options, strict=True)))
         there = [name for name in providers if name not in self.absent]
         return SimpleNamespace(
             get_providers=lambda: [*there, GPU[2]],
@@ -163,6 +166,9 @@ class Runtime(SimpleNamespace):
 
 
 class SessionOptions(SimpleNamespace):
+    def add_free_dimension_override_by_name(self, name: str, size: int) -> None:
+        setattr(self, name, size)
+
     def add_session_config_entry(self, key: str, value: str) -> None:
         setattr(self, key, value)
 
@@ -196,6 +202,13 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Runtim
     return make
 
 
+def checked(model: OnnxRuntimeModel) -> Network:
+    """The network as the node checks it, but with images on the host."""
+    network = Network(SPEC, CPU, model)
+    network.check(240, 320)
+    return network
+
+
 def test_tensorrt_has_a_session_and_an_engine_for_each_size(gpu, tmp_path: Path) -> None:
     runtime = gpu()
     model = OnnxRuntimeModel(tmp_path / "some.onnx", SPEC, CUDA, precision="fp16")
@@ -215,6 +228,18 @@ def test_tensorrt_has_a_session_and_an_engine_for_each_size(gpu, tmp_path: Path)
     assert all(folder.is_dir() and folder.parent == tmp_path / "tensorrt" for folder in folders)
 
 
+def test_a_few_shapes_have_sessions_and_when_they_come_back_one_serves_all(gpu, tmp_path) -> None:
+    runtime = gpu()
+    model = OnnxRuntimeModel(tmp_path / "some.onnx", SPEC, CUDA, "cuda")
+    made = []
+    for width in (64, 96, 64, 128, 96, 64, 160, 64):
+        model(images(1, 64, width))
+        made.append(len(runtime.sessions))
+    # Two are kept; 96 was dropped for 128, and from its return on there is one for all.
+    assert made == [1, 2, 2, 3, 4, 4, 4, 4]
+    assert list(model._sessions) == [()]
+
+
 def test_its_work_stands_between_that_of_the_callers_stream(gpu, tmp_path: Path) -> None:
     runtime = gpu()
     model = OnnxRuntimeModel(tmp_path / "some.onnx", SPEC, CUDA, "cuda")
@@ -232,22 +257,23 @@ def test_its_work_stands_between_that_of_the_callers_stream(gpu, tmp_path: Path)
 
 def test_a_provider_that_refuses_is_left_out_with_its_reason(gpu, tmp_path: Path) -> None:
     runtime = gpu({GPU[0]: "libnvinfer.so.10 is missing"})
-    model = OnnxRuntimeModel(tmp_path / "some.onnx", SPEC, CUDA)
+    network = checked(OnnxRuntimeModel(tmp_path / "some.onnx", SPEC, CUDA))
     assert [list(session) for session in runtime.sessions] == [[GPU[1]]]
-    assert "with cuda, which is slower, because of tensorrt: libnvinfer.so.10" in model.warnings[1]
-    assert len(model.warnings) == 2
+    _, warning = network.warnings
+    assert "with cuda, which is slower, because of tensorrt: libnvinfer.so.10" in warning
 
 
 def test_a_provider_that_is_silently_left_out_is_found(gpu, tmp_path: Path) -> None:
     gpu(absent=(GPU[0],))
-    model = OnnxRuntimeModel(tmp_path / "some.onnx", SPEC, CUDA)
-    assert "because of tensorrt: its libraries cannot be loaded" in model.warnings[1]
+    network = checked(OnnxRuntimeModel(tmp_path / "some.onnx", SPEC, CUDA))
+    assert "because of tensorrt: its libraries cannot be loaded" in network.warnings[1]
 
 
 def test_the_cpu_is_not_taken_in_the_place_of_a_gpu(gpu, tmp_path: Path) -> None:
     gpu({GPU[0]: "no TensorRT"}, absent=(GPU[1],))
+    model = OnnxRuntimeModel(tmp_path / "some.onnx", SPEC, CUDA)
     with pytest.raises(BackendError) as refusal:
-        OnnxRuntimeModel(tmp_path / "some.onnx", SPEC, CUDA)
+        checked(model)
     for part in (
         "tensorrt: no TensorRT",
         "cuda: its libraries",
@@ -260,6 +286,7 @@ def test_the_cpu_is_not_taken_in_the_place_of_a_gpu(gpu, tmp_path: Path) -> None
 def test_a_size_that_tensorrt_refuses_later_is_an_acceleration_less(gpu, tmp_path: Path) -> None:
     runtime = gpu()
     model = OnnxRuntimeModel(tmp_path / "some.onnx", SPEC, CUDA)
+    model(images(1, 240, 320))
     runtime.refusals[GPU[0]] = "engine failed"
     with pytest.raises(AccelerationError, match="engine failed") as error:
         model(images(1, 64, 96))
