@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 import torch
-from dpt_ros.engine.inference.loading import load_networks
+from dpt_ros.engine.loading import load_networks
 from helpers.occupancy import TRUE_DEPTH, LayerSettings, Said, Score, drive
 
 from dpt_ros.engine.frame import Frame, OutputRequest
