@@ -24,7 +24,7 @@ from launch_ros.actions import LifecycleNode, Node
 ARGUMENTS = [
     ("camera", "sim", "sim: start the synthetic camera; own: use the topics below"),
     ("kind", "room", "world of the synthetic camera: room, corridor or yard"),
-    ("image", "image", "topic of the rectified camera image"),
+    ("image", "image", "topic of the camera image"),
     ("camera_info", "camera_info", "topic of its calibration"),
     ("odom", "odom", "topic of the odometry"),
     ("scan", "scan", "topic of a 2-D lidar from which the metric scale is estimated, if any"),

@@ -64,6 +64,8 @@ def checked(name: str, value: Any, expected: Any, meta: Mapping[str, Any]) -> An
         return _pose(name, value)
     if expected == tuple[str, ...]:
         return _names(name, value)
+    if value is False and "off" in meta["choices"]:
+        value = "off"  # which YAML reads as false
     if type(value) is not expected:
         raise ValueError(f"{name} is {value!r}, but must be of type {expected.__name__}.")
     if meta["choices"] and value not in meta["choices"]:

@@ -55,7 +55,7 @@ class Parameters:
         self._apply_overrides({k: v for k, v in given.items() if k == common_name(k)})
         self._declare_for_cameras()
         self._warn_of_unknown(given)
-        add_parameter_callbacks(node, _integers_as_floats, self._check, self._adopt)
+        add_parameter_callbacks(node, _in_declared_types, self._check, self._adopt)
 
     def of_camera(self, camera: str) -> Settings:
         """The settings as they are for one camera, "" for the only one."""
@@ -145,14 +145,17 @@ def is_live(name: str) -> bool:
     return bool(FIELDS[common_name(name)].metadata["live"])
 
 
-def _integers_as_floats(changes: list[Parameter[Any]]) -> list[Parameter[Any]]:
-    """``ros2 param set ... max_range 5`` sends an integer: make it 5.0."""
-    return [
-        Parameter(p.name, value=float(p.value))
-        if TYPES.get(p.name) is float and p.type_ == Parameter.Type.INTEGER
-        else p
-        for p in changes
-    ]
+def _in_declared_types(changes: list[Parameter[Any]]) -> list[Parameter[Any]]:
+    """``ros2 param set ... max_range 5`` sends an integer: make it 5.0. ``off`` comes as false."""
+    changed = []
+    for p in changes:
+        expected = TYPES.get(common_name(p.name))
+        if expected is float and p.type_ == Parameter.Type.INTEGER:
+            p = Parameter(p.name, value=float(p.value))
+        elif expected is str and p.value is False:
+            p = Parameter(p.name, value="off")
+        changed.append(p)
+    return changed
 
 
 def _checked(parameter: Parameter[Any]) -> Any:

@@ -105,6 +105,23 @@ def test_a_named_camera_can_have_its_own_pose(context: Context) -> None:
     assert "takes effect at configure" in given.set("front.camera_in_base", EYE)
 
 
+def test_off_means_off_although_yaml_reads_it_as_false(context: Context) -> None:
+    given = Given(context, rectify=False)
+    assert given.parameters.settings.rectify == "off"
+    assert given.node.get_parameter("rectify").value == "off"
+    assert given.set("rectify", "auto") == ""
+    assert given.set("rectify", False) == ""
+    assert given.parameters.settings.rectify == "off"
+
+
+def test_each_camera_can_have_its_own_field_of_view(context: Context) -> None:
+    given = Given(context, cameras=["front", "rear"], **{"front.rectify_fov": 100})
+    assert given.parameters.of_camera("front").rectify_fov == 100.0
+    assert given.parameters.of_camera("rear").rectify_fov == 0.0
+    assert given.set("rear.rectify_fov", 90) == ""
+    assert given.parameters.of_camera("rear").rectify_fov == 90.0
+
+
 def test_a_wrong_pose_of_a_camera_is_a_problem_with_its_name(context: Context) -> None:
     given = Given(context, cameras=["front"], **{"front.camera_in_base": [1.0]})
     (problem,) = given.parameters.problems.values()

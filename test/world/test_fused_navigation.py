@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 import torch
-from dpt_ros.engine.loading import load_networks
 from helpers.occupancy import TRUE_DEPTH, LayerSettings, Said, Score, drive
 
 from dpt_ros.engine.frame import Frame, OutputRequest
 from dpt_ros.engine.inference.network import Networks
+from dpt_ros.engine.loading import load_networks
 from dpt_ros.engine.output.flying_pixels import remove_flying_pixels
 from dpt_ros.engine.output.fused_depth import NETWORK, SENSOR, FusionSettings, fuse, largest_ratio
 from dpt_ros.engine.runner.host import HostRunner
