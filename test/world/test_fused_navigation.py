@@ -102,7 +102,8 @@ class Robot:
             SENSOR_ALONE: image.depth,
             CLEANED: clean(image.depth),
             NETWORK_ALONE: clean(prediction.depth),
-            FUSED: clean(fused),
+            # What is kept of the sensor has no flying pixels any more.
+            FUSED: np.where(origin == SENSOR, fused, clean(fused)),
         }
         return {name: (depth, prediction.labels) for name, depth in clouds.items()}
 
