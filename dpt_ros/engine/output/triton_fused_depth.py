@@ -25,7 +25,7 @@ def fuse(
     sensor: Tensor,
     depth: Tensor,
     sigma: Tensor,
-    settings: FusionSettings = FusionSettings(),
+    settings: FusionSettings,
     launch: Launch = run,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`dpt_ros.engine.output.fused_depth.fuse`."""
