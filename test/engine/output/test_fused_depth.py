@@ -269,7 +269,7 @@ def interpret() -> None:
     origins = set()
     # As they are on a GPU, then in larger blocks: the interpreter's time is that of operations.
     for block, batch, height, width in (
-        (256, 1, 12, 100), (32, 1, 7, 640), (256, 2, 1, 1), (8192, 2, 97, 131),
+        (256, 1, 12, 100), (256, 2, 1, 1), (8192, 2, 97, 131),
         (8192, 1, 72, 648), (8192, 1, 200, 20),
     ):  # fmt: skip
         triton._BLOCK, triton._AROUND_BLOCK = block, block
@@ -279,6 +279,13 @@ def interpret() -> None:
     assert origins == {NONE, SENSOR, NETWORK}
     changed = FusionSettings(0.5, 4.0, 0.1, 0.02, 1.3, 0.1, 1.02, 0.01)
     check_triton(parts, changed, launch=launch)
+    usual = fused_depth.grid_of
+    for cell, step in ((8, 2), (7, 1)):  # in several rounds, as cells of large images are
+        fused_depth.grid_of = triton.grid_of = lambda width, found=(cell, step): found
+        triton._BLOCK = 16
+        check_triton(scene(20, 28), s, launch=launch)
+    fused_depth.grid_of = triton.grid_of = usual
+    triton._BLOCK = 8192
     # A mirror and its rim; a network that has everything from 0 on
     sensor = wall(2.0)
     sensor[:, 30:90, 50:110], sensor[:, 80:84], sensor[:, 84:90, 50:110] = 5.0, 2.6, NAN
@@ -297,7 +304,7 @@ def test_every_kernel_equals_plain_torch_and_stays_within_its_memory() -> None:
     pytest.importorskip("triton")
     from helpers.interpreted import run_interpreted
 
-    assert run_interpreted(__file__, "interpret").endswith("interpreted\n")
+    assert run_interpreted(__file__, "interpret", 300).endswith("interpreted\n")
 
 
 KERNELS = ["decide", "weigh", "pull", "push", "select"]
