@@ -107,7 +107,7 @@ def same_video(one: Prediction, other: Prediction) -> None:
     """Every array within 1e-3 where numbers are continuous, and 99.9 % of the labels."""
     assert one.metric == other.metric
     assert one.reset == other.reset
-    for name in ("depth", "inverse", "deviation"):
+    for name in ("depth", "inverse", "deviation", "fused", "fused_sigma"):
         mine, theirs = getattr(one, name), getattr(other, name)
         assert (mine is None) == (theirs is None), name
         if mine is None:
@@ -117,12 +117,12 @@ def same_video(one: Prediction, other: Prediction) -> None:
         error = np.abs(mine - theirs) / np.abs(theirs)
         # Gates of the filter open at a threshold: single pixels may fall on its other side.
         assert np.nanquantile(error, 0.999) < 1e-3, (name, np.nanquantile(error, 0.999))
-    for name, most in (("labels", 0.001), ("confidence", 0.005)):
+    for name, most in (("labels", 0.001), ("confidence", 0.005), ("fused_origin", 0.001)):
         mine, theirs = getattr(one, name), getattr(other, name)
         assert (mine is None) == (theirs is None), name
         if mine is not None:
             assert mine.shape == theirs.shape, name
-            far = np.abs(mine.astype(int) - theirs) > (0 if name == "labels" else 3)
+            far = np.abs(mine.astype(int) - theirs) > (3 if name == "confidence" else 0)
             assert far.mean() <= most, (name, far.mean())
     assert (one.points is None) == (other.points is None)
     if one.points is not None:

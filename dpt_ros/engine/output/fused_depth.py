@@ -11,7 +11,7 @@ What becomes of a pixel, by the first rule that applies:
    a network misses what is thin.
 5. The sensor is at most ``max(tolerance_metres, tolerance * sensor)`` farther: sensor.
 6. It is ``mirror`` times as far or more: the depth in a mirror or behind glass, network.
-7. It is farther by less, and more than ``_MIRROR_SHARE`` of the pixels around are of rule 6: the
+7. It is farther by less, and more than ``MIRROR_SHARE`` of the pixels around are of rule 6: the
    rim of a mirror, network. Elsewhere: sensor. Networks are off by that on whole walls, a depth
    camera only behind glass.
 
@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dpt_ros.engine import triton_launch
 from dpt_ros.engine.frame import CameraModel
 from dpt_ros.engine.output import postprocess
 
@@ -41,11 +42,11 @@ NONE, SENSOR, NETWORK = range(3)
 """Values of the origin."""
 
 _CELLS = 80  # of the finest level, per image row
-_LEVELS = 6
-_PRIOR = 0.05  # weight of the coarser level, in shares of a cell that is full of kept pixels
-_FRONT = 0.5  # exponent of the edge, of what still belongs to the nearer side
-_MIRROR_SHARE = 0.1
-_MIRROR_REACH = 2  # cells around a pixel in which that share is counted
+LEVELS = 6
+PRIOR = 0.05  # weight of the coarser level, in shares of a cell that is full of kept pixels
+FRONT = 0.5  # exponent of the edge, of what still belongs to the nearer side
+MIRROR_SHARE = 0.1
+MIRROR_REACH = 2  # cells around a pixel in which that share is counted
 _NOTHING = 1e6  # metres; farther than any depth
 _KERNEL = np.ones((3, 3), np.uint8)
 
@@ -123,10 +124,12 @@ def fuse(
             for part in zip(*cameras, strict=True)
         )
         return fused, origin, deviation
+    if triton := triton_launch.triton_of(sensor, "dpt_ros.engine.output.triton_fused_depth"):
+        return triton.fuse(sensor, depth, sigma, settings)
     return _fuse(sensor, depth, sigma, settings)
 
 
-def _grid(width: int) -> tuple[int, int]:
+def grid_of(width: int) -> tuple[int, int]:
     """Pixels per cell, and from one that counts for the ratio to the next."""
     cell = max(1, round(width / _CELLS))
     return cell, 2 if cell >= 8 and cell % 2 == 0 else 1
@@ -137,15 +140,15 @@ def _fuse(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The plain version: every step is a map or a fixed number of them."""
     height, width = sensor.shape[1:]
-    cell, step = _grid(width)
+    cell, step = grid_of(width)
     valid = (sensor >= s.near) & (sensor <= s.far)
     farthest = _max3x3(torch.where(valid, sensor, 0.0))
     nearest = -_max3x3(torch.where(valid, -sensor, -_NOTHING))
-    good = valid & ((farthest <= nearest * s.edge) | (sensor <= nearest * s.edge**_FRONT))
+    good = valid & ((farthest <= nearest * s.edge) | (sensor <= nearest * s.edge**FRONT))
     ratio = sensor / depth
     mirror = valid & (ratio >= s.mirror)
-    share = F.avg_pool2d(_cells(mirror.float(), cell), 2 * _MIRROR_REACH + 1, 1, _MIRROR_REACH)
-    around = F.interpolate((share > _MIRROR_SHARE).float(), scale_factor=float(cell))
+    share = F.avg_pool2d(_cells(mirror.float(), cell), 2 * MIRROR_REACH + 1, 1, MIRROR_REACH)
+    around = F.interpolate((share > MIRROR_SHARE).float(), scale_factor=float(cell))
     around = around[:, 0, :height, :width] > 0
     far = sensor - depth > (sensor * s.tolerance).clamp(min=s.tolerance_metres)
     good = good & ~mirror & ~(around & far)
@@ -178,7 +181,7 @@ def _diffused(total: Tensor, weight: Tensor) -> Tensor:
     """The weighted mean (B, 1, h, w) of each cell, where there is little weight that of the cells
     around; 0 without any."""
     levels = [(total, weight)]
-    for _ in range(_LEVELS - 1):
+    for _ in range(LEVELS - 1):
         levels.append(
             tuple(_cells(part[:, 0], 2) for part in levels[-1])  # type: ignore[arg-type]
         )
@@ -186,7 +189,7 @@ def _diffused(total: Tensor, weight: Tensor) -> Tensor:
     for k, (total, weight) in enumerate(reversed(levels)):
         if k:
             mean = _upsampled(mean, 2, (total.shape[2], total.shape[3]))
-        mean = (total + _PRIOR * mean) / (weight + _PRIOR)
+        mean = (total + PRIOR * mean) / (weight + PRIOR)
     return mean
 
 
@@ -200,22 +203,22 @@ def _on_host(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """``_fuse`` of one camera with OpenCV; the maps are (H, W)."""
     height, width = sensor.shape
-    cell, step = _grid(width)
+    cell, step = grid_of(width)
     valid = cv2.inRange(sensor, s.near, s.far)
     farthest, nearest = np.zeros_like(sensor), np.full_like(sensor, _NOTHING)
     for extreme in (farthest, nearest):
         cv2.copyTo(sensor, valid, extreme)
     nearest = cv2.multiply(cv2.erode(nearest, _KERNEL), s.edge)
     good = cv2.compare(cv2.dilate(farthest, _KERNEL), nearest, cv2.CMP_LE)
-    front = cv2.compare(sensor, cv2.multiply(nearest, s.edge ** (_FRONT - 1)), cv2.CMP_LE)
+    front = cv2.compare(sensor, cv2.multiply(nearest, s.edge ** (FRONT - 1)), cv2.CMP_LE)
     good = cv2.bitwise_and(cv2.bitwise_or(good, front), valid)
     ratio = cv2.divide(sensor, depth)
     mirror = cv2.bitwise_and(valid, cv2.compare(ratio, s.mirror, cv2.CMP_GE))
     if cv2.countNonZero(mirror):
         share = _host_cells(mirror.astype(np.float32), cell)
-        size = (2 * _MIRROR_REACH + 1,) * 2
+        size = (2 * MIRROR_REACH + 1,) * 2
         share = cv2.blur(share, size, borderType=cv2.BORDER_CONSTANT)
-        near = cv2.compare(share, 255 * _MIRROR_SHARE, cv2.CMP_GT)
+        near = cv2.compare(share, 255 * MIRROR_SHARE, cv2.CMP_GT)
         near = cv2.resize(near, None, fx=cell, fy=cell, interpolation=cv2.INTER_NEAREST)
         tolerance = cv2.max(cv2.multiply(sensor, s.tolerance), s.tolerance_metres)
         far = cv2.compare(cv2.subtract(sensor, depth), tolerance, cv2.CMP_GT)
@@ -254,7 +257,7 @@ def _host_cells(values: np.ndarray, cell: int) -> np.ndarray:
 
 def _host_diffused(total: np.ndarray, weight: np.ndarray) -> np.ndarray:
     levels = [(total, weight)]
-    for _ in range(_LEVELS - 1):
+    for _ in range(LEVELS - 1):
         total, weight = (_host_cells(part, 2) for part in (total, weight))
         levels.append((total, weight))
     mean = np.zeros_like(total)
@@ -263,5 +266,5 @@ def _host_diffused(total: np.ndarray, weight: np.ndarray) -> np.ndarray:
             size = (2 * mean.shape[1], 2 * mean.shape[0])
             mean = cv2.resize(mean, size, interpolation=cv2.INTER_LINEAR)
             mean = mean[: total.shape[0], : total.shape[1]]
-        mean = (total + np.float32(_PRIOR) * mean) / (weight + np.float32(_PRIOR))
+        mean = (total + np.float32(PRIOR) * mean) / (weight + np.float32(PRIOR))
     return mean

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from helpers.plain_torch import plain_torch
 from torch import Tensor
 
 from dpt_ros.engine.frame import CameraModel
@@ -237,6 +239,113 @@ def test_maps_of_different_shapes_are_refused() -> None:
         fuse(wall(1.0), wall(1.0, 60), wall(1.0))
     with pytest.raises(ValueError, match=r"must be of one shape \(B, H, W\)"):
         fuse(*(wall(1.0)[0] for _ in range(3)))
+
+
+def check_triton(parts: tuple[Tensor, ...], settings: FusionSettings, **launch: Any) -> Tensor:
+    """Triton's version beside the plain one."""
+    from dpt_ros.engine.output import triton_fused_depth as triton
+
+    actual = triton.fuse(*parts, settings, **launch)
+    with plain_torch():
+        expected = fused_depth._fuse(*parts, settings)
+    same = actual[1] == expected[1]
+    assert same.float().mean() > 0.9999
+    for one, other in zip(actual, expected, strict=True):
+        assert one.dtype == other.dtype
+        assert one.is_contiguous()
+        torch.testing.assert_close(one[same], other[same], rtol=1e-5, atol=1e-6, equal_nan=True)
+    kept = actual[1] == SENSOR
+    assert torch.equal(actual[0][kept], parts[0][kept])
+    return actual[1]
+
+
+def interpret() -> None:
+    """Every kernel without a GPU."""
+    from helpers.interpreted import Interpreter
+
+    from dpt_ros.engine.output import triton_fused_depth as triton
+
+    launch, s = Interpreter().launch, FusionSettings()
+    origins = set()
+    # As they are on a GPU, then in larger blocks: the interpreter's time is that of operations.
+    for block, batch, height, width in (
+        (256, 1, 12, 100), (256, 2, 1, 1), (8192, 2, 97, 131),
+        (8192, 1, 72, 648), (8192, 1, 200, 20),
+    ):  # fmt: skip
+        triton._BLOCK, triton._AROUND_BLOCK = block, block
+        cameras = [scene(height, width, seed) for seed in range(batch)]
+        parts = tuple(torch.cat(one) for one in zip(*cameras, strict=True))
+        origins.update(check_triton(parts, s, launch=launch).unique().tolist())
+    assert origins == {NONE, SENSOR, NETWORK}
+    changed = FusionSettings(0.5, 4.0, 0.1, 0.02, 1.3, 0.1, 1.02, 0.01)
+    check_triton(parts, changed, launch=launch)
+    usual = fused_depth.grid_of
+    for cell, step in ((8, 2), (7, 1)):  # in several rounds, as cells of large images are
+        fused_depth.grid_of = triton.grid_of = lambda width, found=(cell, step): found
+        triton._BLOCK = 16
+        check_triton(scene(20, 28), s, launch=launch)
+    fused_depth.grid_of = triton.grid_of = usual
+    triton._BLOCK = 8192
+    # A mirror and its rim; a network that has everything from 0 on
+    sensor = wall(2.0)
+    sensor[:, 30:90, 50:110], sensor[:, 80:84], sensor[:, 84:90, 50:110] = 5.0, 2.6, NAN
+    depth = wall(2.0)
+    depth[:, 0, :6] = torch.tensor([0.0, -0.0, 1e-42, -1.0, 1e38, 3e38])
+    origin = check_triton((sensor, depth, wall(0.1)), replace(s, edge=2.0), launch=launch)
+    assert (origin[:, 81:83, 52:108] == NETWORK).all()
+    assert (origin[:, 81:83, :30] == SENSOR).all()
+    for wrong in (wall(1.0).double(), wall(1.0).mT.contiguous().mT):
+        with pytest.raises(ValueError, match="contiguous float32 maps"):
+            triton.fuse(wall(1.0), wrong, wall(1.0), s)
+    print("interpreted")
+
+
+def test_every_kernel_equals_plain_torch_and_stays_within_its_memory() -> None:
+    pytest.importorskip("triton")
+    from helpers.interpreted import run_interpreted
+
+    assert run_interpreted(__file__, "interpret", 300).endswith("interpreted\n")
+
+
+KERNELS = ["decide", "weigh", "pull", "push", "select"]
+
+
+def launch_all(launch: Any, batch: int, height: int, width: int) -> None:
+    """Every kernel, on memory that holds nothing."""
+    from dpt_ros.engine.output import triton_fused_depth as triton
+
+    maps = (torch.empty(batch, height, width) for _ in range(3))
+    triton.fuse(*maps, FusionSettings(), launch)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_five_kernels_fuse_a_batch_of_any_size(batch: int) -> None:
+    pytest.importorskip("triton")
+    calls: list[str] = []
+    launch_all(lambda kernel, *rest: calls.append(kernel.__name__), batch, 48, 64)
+    assert calls == [f"{name}_kernel" for name in KERNELS]
+
+
+@pytest.mark.parametrize("size", [(48, 64), (480, 640), (1080, 1920)])
+@pytest.mark.parametrize("arch", [80, 86, 87, 89, 90, 100, 120])
+def test_every_kernel_compiles_for_every_gpu_and_keeps_to_its_registers(
+    arch: int, size: tuple[int, int]
+) -> None:
+    pytest.importorskip("triton")
+    from helpers.cubins import ARCHS, compile_launch, stack_bytes
+
+    assert arch in ARCHS
+    cubins: dict[str, bytes] = {}
+    launch_all(compile_launch(arch, cubins), 2, *size)
+    stacks = {name: stack_bytes(cubin) for name, cubin in cubins.items()}
+    assert stacks == {f"{name}_0": 0 for name in KERNELS}
+
+
+@pytest.mark.gpu
+def test_every_kernel_equals_plain_torch_on_a_gpu() -> None:
+    for size in ((240, 320), (480, 640), (97, 131), (33, 1000), (8, 8)):
+        parts = tuple(part.repeat(2, 1, 1).cuda() for part in scene(*size))
+        check_triton(parts, FusionSettings())
 
 
 if __name__ == "__main__":

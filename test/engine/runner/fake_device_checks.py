@@ -95,6 +95,22 @@ def test_a_lens_takes_a_kernel_and_what_it_does_not_show_three_more(wider, most)
     assert found == without + most
 
 
+@pytest.mark.parametrize("batch", [1, 4])
+def test_what_a_depth_camera_sees_takes_few_kernels_more(batch):
+    seen = video_frame(0, sense=lambda camera: None)
+    outputs = replace(ALL, points=False)
+    with fake_gpu() as gpu:
+        without = launches(gpu, batch, Kind.of(seen, outputs), DEFAULT)[-1]
+        gpu.counts.launches.clear()
+        kind = Kind.of(seen, replace(outputs, fused=True))
+        _, second, third = launches(gpu, batch, kind, DEFAULT)
+        assert gpu.counts.waits == []
+        assert gpu.counts.uploads == 0
+        names = ("decide", "weigh", "pull", "push", "select")
+        assert [gpu.counts.launches[f"{name}_kernel"] for name in names] == [3] * 5
+    assert second == third == without + 5 + 3  # and its three results into the frame's buffer
+
+
 @pytest.mark.parametrize(
     "changes",
     [

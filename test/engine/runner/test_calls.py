@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers.gpu_rehearsal import Kernels, RehearsalStreams, RehearsedNetwork, rehearsal
 from helpers.lenses import lens, pinhole
@@ -69,6 +71,8 @@ class CountedOperations(TorchDispatchMode):
 @pytest.mark.parametrize("cameras", [1, 2, 3, 4])
 @pytest.mark.parametrize("shared", [True, False], ids=["one network", "two networks"])
 def test_a_batch_takes_twelve_calls_whatever_it_has_to_do(shared, cameras, **changes):
+    fused = "sense" in changes
+    outputs = replace(ALL, fused=fused)
     networks = embedded_networks(RehearsedNetwork, shared)
     with rehearsal() as kernels:
         streams = CountedStreams(kernels)
@@ -80,18 +84,24 @@ def test_a_batch_takes_twelve_calls_whatever_it_has_to_do(shared, cameras, **cha
             ]
             streams.calls.clear()
             with CountedOperations(streams.calls) as operations:
-                ticket = runner.start(frames, ALL, DEFAULT)
+                ticket = runner.start(frames, outputs, DEFAULT)
             ticket.wait()
             ticket.release()
     assert len(streams.calls) <= MOST_CALLS, streams.calls
     assert sorted(set(streams.calls)) == ["copy_", "record", "replay", "wait"]
     batch = 4 if cameras == 3 else cameras
     up, _, _, down = operations.bytes
-    assert 0 <= up - batch * (WIDTH * HEIGHT * 3 + 4 * NUMBERS) < 32
+    assert 0 <= up - batch * (WIDTH * HEIGHT * (3 + 4 * fused) + 4 * NUMBERS) < 32
     # depth, inverse, deviation, labels, confidence, five words of a point; and a few numbers
-    assert 0 <= down - batch * WIDTH * HEIGHT * (4 + 4 + 4 + 1 + 1 + 20) <= batch * 256
+    each = 4 + 4 + 4 + 1 + 1 + 20 + (4 + 1 + 4) * fused
+    assert 0 <= down - batch * WIDTH * HEIGHT * each <= batch * 256
 
 
 def test_a_lens_costs_no_call_and_no_byte_more():
     taken, camera = lens("plumb_bob", WIDTH, HEIGHT), pinhole("plumb_bob", WIDTH, HEIGHT, 1.6)
     test_a_batch_takes_twelve_calls_whatever_it_has_to_do(True, 2, lens=taken, camera=camera)
+
+
+def test_what_a_depth_camera_sees_costs_its_bytes_and_no_call_more():
+    measured = np.full((HEIGHT, WIDTH), 3.0, np.float32)
+    test_a_batch_takes_twelve_calls_whatever_it_has_to_do(True, 2, sense=lambda camera: measured)

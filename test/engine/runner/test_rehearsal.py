@@ -34,6 +34,7 @@ from helpers.runner_frames import (
 from dpt_ros.engine.frame import CameraModel, Frame, OutputRequest
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.input.encodings import ENCODINGS, picture_size
+from dpt_ros.engine.output.fused_depth import NETWORK, SENSOR
 from dpt_ros.engine.output.label_groups import LabelGroups
 from dpt_ros.engine.output.postprocess import resize_depth
 from dpt_ros.engine.runner.cuda import StreamRunner
@@ -205,6 +206,31 @@ def test_a_lens_is_straightened_on_the_device(
         )
     rehearse(host_networks, gpu_networks[True], rehearsed, batches)
     assert rehearsed.calls["rectify_kernel"] == FRAMES + 1  # and one that is only captured
+
+
+def measured(camera: CameraModel) -> np.ndarray:
+    """What a depth camera sees of ``cloud``'s scene: a hole, a mirror."""
+    v, u = np.indices((camera.height, camera.width), np.float32)
+    metres = 1.5 + 3.0 * (1 - v / camera.height) + 0.01 * u
+    metres[20:30, 10:30], metres[5:15, 40:60] = np.nan, 9.0
+    return metres.astype(np.float32)
+
+
+@pytest.mark.parametrize("source", ["depth", "fused"])
+@pytest.mark.parametrize("graphs", [True, False])
+def test_what_a_depth_camera_sees_is_fused_on_the_device(
+    host_networks, gpu_networks, rehearsed, graphs, source
+):
+    batches = []
+    for k in range(FRAMES):
+        seen = {"anchors": cloud(k), "sense": measured if k != 3 else None}
+        batches.append([video_frame(k, "front", **seen), video_frame(k, "rear", anchors=cloud(k))])
+    settings = replace(DEFAULT, cuda_graphs=graphs, points_source=source)
+    outputs = replace(ALL, fused=True)
+    streams = rehearse(host_networks, gpu_networks[True], rehearsed, batches, outputs, settings)
+    found = run(streams, batches[-1], outputs, settings)
+    assert [set(np.unique(one.fused_origin)) for one in found] == [{SENSOR, NETWORK}, {NETWORK}]
+    assert rehearsed.calls["select_kernel"] >= FRAMES
 
 
 @pytest.mark.parametrize("size", [(100, 160), (37, 51)])
