@@ -55,12 +55,14 @@ class _File:
         known: dict[str, Any] = {name: tuple(self.spec[name]) for name in shapes}
         # What ``Cameras.plan`` asks of a chain.
         self.chain = cast(
-            Chain, SimpleNamespace(smoothed=self.spec["smoothed"], refined=True, **known)
+            Chain,
+            SimpleNamespace(smoothed=self.spec["smoothed"], refined=True, seen=None, **known),
         )
 
     def fits(self, frame: Frame) -> bool:
         spec = self.spec
-        return (frame.encoding, list(frame.pixels.shape)) == (spec["encoding"], spec["pixels"])
+        same = (frame.encoding, list(frame.pixels.shape)) == (spec["encoding"], spec["pixels"])
+        return same and frame.lens is None  # files do not rectify
 
     def fitted(self, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """A camera's state as this file takes it, (1, ...) each; see ``State.fitted``."""

@@ -22,7 +22,7 @@ from dpt_ros.engine.input.encodings import picture_size
 from dpt_ros.engine.input.preprocess import network_input, to_rgb
 from dpt_ros.engine.input.rectify import Rectifier
 from dpt_ros.engine.output.flying_pixels import remove_flying_pixels
-from dpt_ros.engine.output.fused_depth import FusionSettings, fuse, largest_ratio
+from dpt_ros.engine.output.fused_depth import SENSOR, FusionSettings, fuse, largest_ratio
 from dpt_ros.engine.output.label_groups import of_logits
 from dpt_ros.engine.output.point_cloud import points
 from dpt_ros.engine.output.postprocess import resize_depth
@@ -374,7 +374,10 @@ class Chain:
         clouds = []
         for k, depth in enumerate(maps):
             if self._max_incidence < 90:
-                depth = remove_flying_pixels(depth, camera, self._max_incidence)
+                cleaned = remove_flying_pixels(depth, camera, self._max_incidence)
+                if self._points_fused:  # the sensor has been cleaned already
+                    cleaned = torch.where(outputs["fused_origin"][k] == SENSOR, depth, cleaned)
+                depth = cleaned
             if uncertain is not None:
                 depth = torch.where(uncertain[k], torch.nan, depth)
             labels = outputs["labels"][k] if "labels" in outputs else None
