@@ -11,5 +11,11 @@ MAPS = (
     "semantic/confidence",
     "semantic/label_info",
 )
-ALL_OUTPUTS = (*MAPS, "depth/color", "depth/points", "semantic/color")
+ALL_OUTPUTS = (
+    *MAPS,
+    "depth/image/compressedDepth",
+    "depth/color",
+    "depth/points",
+    "semantic/color",
+)
 STORAGES = ("mcap", "sqlite3")

@@ -128,6 +128,8 @@ class Prediction:
         confidence: (H, W) uint8, 0..255, probability of the label's class.
         deviation: (H, W) float32, metres, standard deviation of the depth.
         points: (h, w) of ``output.point_cloud.POINT``, organised, in the optical frame.
+        uncertain: how many pixels of known depth are too uncertain for points; None if there is
+            no limit.
         metric: whether depth is in metres; if not, there is only ``inverse``.
         scale: names and values of the metric scale for /diagnostics.
         reset: why the temporal filter was reset at this frame, "" if it was not.
@@ -142,6 +144,7 @@ class Prediction:
     confidence: np.ndarray | None = None
     deviation: np.ndarray | None = None
     points: np.ndarray | None = None
+    uncertain: float | None = None
     metric: bool = True
     scale: dict[str, str] = field(default_factory=dict)
     reset: str = ""

@@ -14,7 +14,7 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any, get_type_hints
 
 # Their parameters are named with a dot: the attribute smoothing_strength holds smoothing.strength.
-_GROUPS = ("openvino", "onnxruntime", "smoothing", "scale", "points")
+_GROUPS = ("openvino", "onnxruntime", "smoothing", "scale", "points", "compressed_depth")
 PROVIDERS = ("tensorrt", "cuda", "cpu")
 """Of ONNX Runtime, in the order in which ``auto`` prefers them."""
 
@@ -55,8 +55,8 @@ def setting(
 
 def parameter_name(spec: Field[Any]) -> str:
     """The name of the parameter that a field of Settings holds: ``smoothing.strength``."""
-    group, _, rest = spec.name.partition("_")
-    return f"{group}.{rest}" if group in _GROUPS else spec.name
+    group = next((one for one in _GROUPS if spec.name.startswith(f"{one}_")), "")
+    return f"{group}.{spec.name.removeprefix(f'{group}_')}" if group else spec.name
 
 
 @dataclass(frozen=True)
@@ -190,6 +190,38 @@ class Settings:
         choices=("32FC1", "16UC1"),
         live=True,
     )
+    compressed_depth_format: str = setting(
+        "png",
+        "Format of depth/image/compressedDepth: png or rvl.",
+        "A PNG takes too long (rvl).",
+        choices=("png", "rvl"),
+        live=True,
+    )
+    compressed_depth_depth_max: float = setting(
+        10.0,
+        "Largest depth in depth/image/compressedDepth, metres; farther depth is unknown there.",
+        "Your scene is larger.",
+        low=1.0,
+        high=100.0,
+        live=True,
+    )
+    compressed_depth_depth_quantization: float = setting(
+        100.0,
+        "Depth at which one step of depth/image/compressedDepth is 1 m; for 32FC1.",
+        "Near depth needs finer steps (increase), or what is nearer than its square / 65535 is"
+        " lost (decrease).",
+        low=1.0,
+        high=150.0,
+        live=True,
+    )
+    compressed_depth_png_level: int = setting(
+        3,
+        "PNG compression of depth/image/compressedDepth, 0 (fast) to 9 (small).",
+        "The link is slow and the CPU idle (increase).",
+        low=0,
+        high=9,
+        live=True,
+    )
     publish_inverse: bool = setting(
         False,
         "Publish depth/inverse also for metric depth.",
@@ -289,6 +321,23 @@ class Settings:
         "Points float behind edges (decrease), or walls at grazing angles are missing (increase).",
         low=1.0,
         high=90.0,
+    )
+    points_max_sigma: float = setting(
+        0.0,
+        "Largest relative standard deviation of the depth of points; more uncertain ones are NaN"
+        " in depth/points and counted on /diagnostics. 0 keeps all.",
+        "False obstacles cost more than missed ones. Needs smoothing or a scale source, which"
+        " estimate it; a frame by itself has 0.06, and what was seen for a second less.",
+        low=0.0,
+        high=10.0,
+    )
+    points_min_confidence: float = setting(
+        0.0,
+        "Least probability of the label of points; less certain ones are NaN in depth/points and"
+        " counted on /diagnostics. 0 keeps all.",
+        "The costmap acts on the labels, and wrong ones cost more than missing points.",
+        low=0.0,
+        high=1.0,
     )
     pose_source: str = setting(
         "odom",

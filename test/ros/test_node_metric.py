@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import cv2
 import numpy as np
 import pytest
 from helpers.ros_processes import Domain, ros_domain
 from hypothesis import given
 from hypothesis import strategies as st
-from sensor_msgs.msg import CameraInfo, Image, LaserScan, PointCloud2, PointField
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, PointCloud2, PointField
 from std_msgs.msg import Header
 
 from dpt_ros.engine.frame import CameraModel
@@ -22,6 +23,8 @@ from dpt_ros.ros.messages.point_cloud import cloud_message, cloud_points
 WIDTH, HEIGHT = 96, 64
 CAMERA = CameraModel(WIDTH, HEIGHT, 83.0, 83.0, 47.5, 31.5)
 PICTURE = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+
+TOPICS = ("depth/image", "depth/points", "semantic/labels", "depth/image/compressedDepth")
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +40,7 @@ def domain() -> Iterator[Domain]:
         for topic in ("depth/image", "semantic/labels"):
             domain.listen(Image, topic)
         domain.listen(PointCloud2, "depth/points")
+        domain.listen(CompressedImage, "depth/image/compressedDepth")
         domain.wait_for_state("active")
         domain.camera = domain.publisher(Image, "image")
         domain.camera_info = domain.publisher(CameraInfo, "camera_info")
@@ -65,11 +69,11 @@ def see(
     found: dict[str, object] = {}
 
     def complete() -> bool:
-        for topic in ("depth/image", "depth/points", "semantic/labels"):
+        for topic in TOPICS:
             for msg in domain.received[topic]:
                 if msg.header.stamp.sec == domain.stamp:
                     found[topic] = msg
-        return len(found) == 3
+        return len(found) == len(TOPICS)
 
     domain.spin_until(complete, 20)
     return found
@@ -83,6 +87,18 @@ def wall(metres: float) -> LaserScan:
     scan.range_min, scan.range_max = 0.1, 30.0
     scan.ranges = (metres / np.cos(angles)).astype(np.float32).tolist()
     return scan
+
+
+def test_a_compressed_depth_image_comes_with_the_stamp_and_size_of_its_frame(
+    domain: Domain,
+) -> None:
+    found = see(domain)
+    message, depth = found["depth/image/compressedDepth"], found["depth/image"]
+    assert (message.header, message.format) == (depth.header, "32FC1; compressedDepth png")
+    steps = cv2.imdecode(np.frombuffer(message.data, np.uint8)[12:], cv2.IMREAD_UNCHANGED)
+    near = image_pixels(depth) < 10.0
+    assert steps.shape == near.shape
+    np.testing.assert_array_equal(steps > 0, near)
 
 
 def test_points_labels_and_depth_have_one_stamp_and_belong_together(domain: Domain) -> None:

@@ -30,7 +30,7 @@ from dpt_ros.engine.smoothing.state import FILTER_FIELDS, RESET_REASONS
 # Towards the floor, in the optical frame of a camera that looks ahead (REP 103).
 _LEVEL = np.array([0.0, 1.0, 0.0])
 _LABEL_GAIN = offsets(FILTER_FIELDS)["label_gain"]
-_IN_METRES = ("depth", "deviation", "points")
+_IN_METRES = ("depth", "deviation", "points", "uncertain")
 
 
 @dataclass(frozen=True)

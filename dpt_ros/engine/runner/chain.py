@@ -136,6 +136,8 @@ class Chain:
         self._stride = settings.points_stride
         self._far = settings.points_far
         self._max_incidence = settings.points_max_incidence
+        self._max_sigma = settings.points_max_sigma
+        self._min_confidence = settings.points_min_confidence if self._gives_labels else 0.0
         self._full_size = settings.output_size == "input"
 
     def _device_input(self, network: Network) -> DeviceInput:
@@ -224,8 +226,9 @@ class Chain:
         Returns:
             those requested and possible: "depth" and "deviation" (B, H, W) float32, metres;
             "inverse" (B, H, W) float32, 1/m or relative; "labels" and "confidence" (B, H, W)
-            uint8; "points" (B, H, W, 5) as ``point_cloud.points`` returns them; "reset_code" and
-            "scale" as in ``maps``.
+            uint8; "points" (B, H, W, 5) as ``point_cloud.points`` returns them; "uncertain" (B,)
+            float32, how many pixels are for that reason no points; "reset_code" and "scale" as in
+            ``maps``.
         """
         wanted = self.kind.outputs
         outputs: dict[str, Tensor] = {}
@@ -234,12 +237,15 @@ class Chain:
         if self._gives_labels:
             outputs |= self._finish_labels(maps["logits"])
         if wanted.points:
-            outputs["points"] = self._points(pixels, outputs)
+            uncertain = self._uncertain(maps.get("variance"), outputs)
+            outputs["points"] = self._points(pixels, outputs, uncertain)
+            if uncertain is not None:
+                outputs["uncertain"] = uncertain.sum((1, 2), dtype=torch.float32)
         for name in ("labels", "confidence"):
             if name in outputs and self._stride > 1:
                 strided = outputs[name][:, :: self._stride, :: self._stride]
                 outputs[name] = strided.contiguous()
-        named = {"depth": wanted.depth, "labels": wanted.labels}
+        named = {name: getattr(wanted, name) for name in ("depth", "labels", "confidence")}
         outputs = {name: value for name, value in outputs.items() if named.get(name, True)}
         return outputs | {name: maps[name] for name in ("reset_code", "scale") if name in maps}
 
@@ -289,10 +295,27 @@ class Chain:
         # Classified at the network's size: full-size logits would cost more than the network.
         own = self._sizes[id(self._labels)]
         target = self._size if self._full_size else own
-        labels, confidence = classify_upsampled(logits, own, target, self.kind.outputs.confidence)
+        wanted = self.kind.outputs
+        needed = wanted.confidence or (wanted.points and self._min_confidence > 0)
+        labels, confidence = classify_upsampled(logits, own, target, needed)
         return {"labels": labels} | ({} if confidence is None else {"confidence": confidence})
 
-    def _points(self, pixels: Pixels, outputs: dict[str, Tensor]) -> Tensor:
+    def _uncertain(self, variance: Tensor | None, outputs: dict[str, Tensor]) -> Tensor | None:
+        """(B, H, W) bool: pixels of known depth that are too uncertain for points; None if all
+        are kept."""
+        doubts = []
+        if self._max_sigma > 0 and variance is not None:
+            doubts.append(~(self._resize(variance) <= self._max_sigma**2))
+        if self._min_confidence > 0:
+            doubts.append(outputs["confidence"] < round(255 * self._min_confidence))
+        if not doubts:
+            return None
+        doubted = doubts[0] if len(doubts) == 1 else doubts[0] | doubts[1]
+        return doubted & (outputs["depth"] > 0)
+
+    def _points(
+        self, pixels: Pixels, outputs: dict[str, Tensor], uncertain: Tensor | None
+    ) -> Tensor:
         """(B, h, w, 5) from the full outputs, in the colours of the pixels."""
         camera = self.kind.camera
         assert camera is not None
@@ -309,6 +332,8 @@ class Chain:
         for k, depth in enumerate(outputs["depth"]):
             if self._max_incidence < 90:
                 depth = remove_flying_pixels(depth, camera, self._max_incidence)
+            if uncertain is not None:
+                depth = torch.where(uncertain[k], torch.nan, depth)
             labels = outputs["labels"][k] if "labels" in outputs else None
             clouds.append(points(depth, pictures[k], labels, camera, self._stride, self._far))
         return clouds[0][None] if len(clouds) == 1 else torch.stack(clouds)

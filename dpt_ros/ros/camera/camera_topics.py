@@ -79,7 +79,7 @@ class CameraTopics:
         self._record = InputRecord("image")
         self._order = FrameOrder("")
         self._no_age = ""
-        self._scale: dict[str, str] = {}  # of the last prediction
+        self._described: dict[str, str] = {}  # of the last prediction
         self._outputs = CameraPublishers(node, self._prefix, networks, settings)
 
     def open(self, submit: Callable[[Frame, OutputRequest], None]) -> None:
@@ -217,7 +217,9 @@ class CameraTopics:
         start = time.monotonic_ns()
         self._outputs.publish(prediction, arrival.header, arrival.info)
         end = time.monotonic_ns()
-        self._scale = prediction.scale
+        self._described = dict(prediction.scale)
+        if prediction.uncertain is not None:
+            self._described["points: uncertain pixels"] = f"{prediction.uncertain:.0f}"
         builder = self._builder
         if arrival.anchors and builder is not None and builder.anchors is not None:
             builder.anchors.report(arrival.anchors, prediction.scale)
@@ -269,7 +271,7 @@ class CameraTopics:
             silence = self._input.silence
         more["missed: not taken in time"] = str(max(missed - lost, 0))
         more["missed: lost on the way"] = str(lost)
-        more |= self._scale
+        more |= self._described
         if self._no_age:
             more["age since stamp"] = f"not known ({self._no_age})"
         for record in self._records():

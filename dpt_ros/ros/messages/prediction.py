@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header, String
 
 from dpt_ros.engine.frame import OutputRequest, Prediction
@@ -21,6 +21,7 @@ from dpt_ros.engine.output.color import (
 )
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.messages.camera_info import scaled_camera_info
+from dpt_ros.ros.messages.compressed_depth import compressed_depth_message
 from dpt_ros.ros.messages.image import image_message, millimetres
 from dpt_ros.ros.messages.point_cloud import cloud_message
 
@@ -30,6 +31,7 @@ except ImportError:  # not on PyPI; the class map is then a JSON string
     LabelInfo = None
 
 LABEL_INFO = "semantic/label_info"  # latched
+COMPRESSED_DEPTH = "depth/image/compressedDepth"
 
 
 class PredictionMessages:
@@ -83,6 +85,7 @@ class PredictionMessages:
         if self._metric:
             self.topics = {
                 "depth/image": Image,
+                COMPRESSED_DEPTH: CompressedImage,
                 "depth/camera_info": CameraInfo,
                 "depth/confidence": Image,
                 "depth/points": PointCloud2,
@@ -99,7 +102,9 @@ class PredictionMessages:
             calibrated: whether there is a camera_info, without which there are no points.
         """
         color = wanted("depth/color")
-        depth = color or wanted("depth/image") or wanted("depth/camera_info")
+        depth = color or any(
+            wanted(topic) for topic in ("depth/image", COMPRESSED_DEPTH, "depth/camera_info")
+        )
         relative_color = color and not (self._metric and self._networks.metric)
         return OutputRequest(
             depth=self._metric and depth,
@@ -134,6 +139,8 @@ class PredictionMessages:
             yield "depth/camera_info", self._camera_info(depth, header, info)
         for topic, pixels, encoding in self._images(prediction, wanted):
             yield topic, image_message(pixels, encoding, header)
+        if depth is not None and wanted(COMPRESSED_DEPTH):
+            yield COMPRESSED_DEPTH, self._compressed_depth(depth, header)
         if prediction.points is not None and wanted("depth/points"):
             yield "depth/points", cloud_message(prediction.points, header)
 
@@ -164,6 +171,18 @@ class PredictionMessages:
             yield "semantic/color", self._marked(color), "rgb8"
         if prediction.confidence is not None and wanted("semantic/confidence"):
             yield "semantic/confidence", prediction.confidence, "mono8"
+
+    def _compressed_depth(self, depth: np.ndarray, header: Header) -> CompressedImage:
+        settings = self._settings()
+        return compressed_depth_message(
+            depth,
+            settings.depth_encoding,
+            header,
+            settings.compressed_depth_format,
+            settings.compressed_depth_depth_max,
+            settings.compressed_depth_depth_quantization,
+            settings.compressed_depth_png_level,
+        )
 
     def _camera_info(self, depth: np.ndarray, header: Header, info: CameraInfo) -> CameraInfo:
         """The camera_info of a depth image, scaled again only when it or the size changed."""

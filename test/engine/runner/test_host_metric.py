@@ -17,9 +17,10 @@ from helpers.runner_frames import (
     picture,
     run,
     scan_of,
+    video_frame,
 )
 
-from dpt_ros.engine.frame import CameraModel, OutputRequest
+from dpt_ros.engine.frame import CameraModel, OutputRequest, Prediction
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.runner.chain import Chain, Kind, depth_limit
 from dpt_ros.engine.runner.cuda import StreamRunner
@@ -72,6 +73,42 @@ def test_beyond_the_range_points_are_as_far_away_as_asked_for(networks, kind):
     away = np.sqrt(sum(said.points[k].astype(float) ** 2 for k in "xyz"))
     np.testing.assert_allclose(away[beyond], 30.0, rtol=1e-5)
     np.testing.assert_array_equal(said.points["z"][~beyond], said.depth[~beyond])
+
+
+@pytest.mark.parametrize("kind", [HostRunner, StreamRunner])
+def test_points_leave_out_what_is_too_uncertain_and_count_it(networks, kind):
+    wanted = OutputRequest(deviation=True, confidence=True, points=True)
+
+    def third_of(settings: Settings) -> Prediction:
+        runner = make(kind, networks, settings)
+        return [run(runner, video_frame(k), wanted, settings)[0] for k in range(3)][-1]
+
+    known = third_of(SMOOTH)
+    assert known.uncertain is None
+    sigma = known.deviation / known.depth
+    limits = {"points_max_sigma": float(np.mean(sigma)), "points_min_confidence": 0.5}
+    for names in (["points_max_sigma"], ["points_min_confidence"], list(limits)):
+        said = third_of(replace(SMOOTH, **{name: limits[name] for name in names}))
+        out, perhaps = np.zeros((2, *sigma.shape), bool)
+        if "points_max_sigma" in names:  # what has the very limit may be on either side of it
+            out |= sigma > limits["points_max_sigma"] * 1.0001
+            perhaps |= sigma > limits["points_max_sigma"] * 0.9999
+        if "points_min_confidence" in names:
+            out |= known.confidence < 128
+        assert 0.02 < out.mean() < 0.98
+        assert np.isnan(said.points["z"][out]).all()
+        assert out.sum() <= said.uncertain <= (out | perhaps).sum()
+        kept = ~(out | perhaps)
+        np.testing.assert_array_equal(said.points["z"][kept], known.points["z"][kept])
+        np.testing.assert_array_equal(said.depth, known.depth)
+
+
+@pytest.mark.parametrize("kind", [HostRunner, StreamRunner])
+def test_confidence_that_only_points_need_is_no_output(networks, kind):
+    settings = replace(SMALL, points_min_confidence=0.9)
+    said = run(make(kind, networks, settings), frame(1), OutputRequest(points=True), settings)[0]
+    assert said.confidence is None
+    assert said.uncertain > 0
 
 
 @pytest.mark.parametrize("shift", [1 / 50, 0.0])
