@@ -200,8 +200,8 @@ def classify_upsampled(
     then each pixel of the picture takes the nearest label.
 
     Args:
-        logits: (B, C, h, w), the label head's before its last upsampling; a pixel's classes side
-            by side in memory (channels_last).
+        logits: (B, C, h, w), the label head's before its last upsampling; on a GPU they are
+            copied unless a pixel's classes are side by side in memory (channels_last).
         network_size: (height, width) of the network's input.
         size: (height, width) of the result.
         confidence: whether to return the probability of the chosen class too.
@@ -211,6 +211,8 @@ def classify_upsampled(
         as uint8, 0..255, or None.
     """
     if triton := _triton(logits):
+        if logits.stride(1) != 1:  # of another backend than PyTorch
+            logits = logits.contiguous(memory_format=torch.channels_last)
         return triton.classify_upsampled(logits, network_size, size, confidence)
     maps = F.interpolate(logits, network_size, mode="bilinear", align_corners=True)
     labels, sure = classify(maps, network_size, confidence)

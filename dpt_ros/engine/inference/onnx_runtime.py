@@ -138,9 +138,11 @@ class OnnxRuntimeModel:
             return
         caller = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(caller)
-        session.run_with_iobinding(binding, self._run_options)
-        # The memory is the caller's, who uses or frees it after this.
-        caller.wait_stream(self._stream)
+        try:
+            session.run_with_iobinding(binding, self._run_options)
+        finally:
+            # The memory is the caller's, who uses or frees it after this.
+            caller.wait_stream(self._stream)
 
     def _session(self, shape: tuple[int, ...]) -> Any:
         """The session for a shape.

@@ -219,8 +219,6 @@ class Chain:
             maps["inverse_depth"] = results[id(self._depth)]["inverse_depth"]
         if self._labels is not None:
             logits = results[id(self._labels)]["logits"]
-            if not self.on_host:  # as the kernels take them, and PyTorch gives them
-                logits = logits.contiguous(memory_format=torch.channels_last)
             maps["logits"] = logits if self._groups is None else of_logits(logits, self._groups)
         return maps
 
