@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from helpers.golden import golden_photo, golden_state, load_case, reference_cases
 
 from dpt_ros.engine import predict_image
+from dpt_ros.engine.inference.backend import TorchModel
 from dpt_ros.engine.inference.network import Network
 from dpt_ros.engine.inference.predict import crop
 from dpt_ros.engine.input.preprocess import network_input, network_size
@@ -58,7 +59,8 @@ def test_a_picture_enters_the_network_as_in_the_published_scripts(case):
 def test_a_picture_gives_what_the_published_scripts_give(case, as_in_the_node):
     arrays, meta, photo, model = case
     if as_in_the_node:
-        model = Network(deepcopy(model), torch.device("cpu"), torch.float32)
+        cpu = torch.device("cpu")
+        model = Network(model.spec, cpu, TorchModel(deepcopy(model), cpu, torch.float32))
     (result,) = predict_image(model, photo, kitti_crop=meta["task"] == "kitti").values()
     if meta["task"] == "ade":
         close = np.unpackbits(arrays["close"])[: result.size].reshape(result.shape).astype(bool)
