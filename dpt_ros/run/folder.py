@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,8 @@ class ResultFolder:
         except BlockingIOError:
             os.close(self._lock)
             raise FolderError(f"Another dpt_run is writing to {path}.") from None
-        try:
+        with ExitStack() as undo:
+            undo.callback(self.close)
             if overwrite or not record.exists():
                 replace_file(record, (json.dumps(made_with, indent=2) + "\n").encode())
             elif different := differences(_read(record), made_with):
@@ -67,9 +69,7 @@ class ResultFolder:
                     f"{path} was made with other settings ({different}); choose another folder,"
                     " or replace its results with --overwrite."
                 )
-        except BaseException:
-            self.close()
-            raise
+            undo.pop_all()
         self._since = record.stat().st_mtime_ns
 
     def close(self) -> None:

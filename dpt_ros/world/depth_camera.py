@@ -30,6 +30,7 @@ import cv2
 import numpy as np
 
 from dpt_ros.engine.frame import CameraModel
+from dpt_ros.engine.scale.anchors import finite_transform
 from dpt_ros.world import classes
 from dpt_ros.world.appearance import Appearance, appearance
 from dpt_ros.world.geometry import Buffer, Pose, Rays, draw
@@ -132,9 +133,7 @@ class DepthCamera:
         camera: CameraModel | None = None,
         camera_from_sensor: np.ndarray | None = None,
     ) -> None:
-        mount = np.eye(4) if camera_from_sensor is None else np.asarray(camera_from_sensor, float)
-        if mount.shape != (4, 4) or not np.isfinite(mount).all():
-            raise ValueError("camera_from_sensor must be a finite 4x4 transform.")
+        mount = finite_transform(np.eye(4) if camera_from_sensor is None else camera_from_sensor)
         self.sensor, self.camera, self.camera_from_sensor = sensor, camera or world.camera, mount
         self._world, self._rays = world, Rays(self.camera)
         self._table = table = world.scene.rectangles.freeze()

@@ -8,7 +8,7 @@ import pytest
 from geometry_msgs.msg import TransformStamped
 from helpers import bags
 from rclpy.serialization import serialize_message
-from sensor_msgs.msg import PointCloud2, PointField
+from sensor_msgs.msg import LaserScan, PointCloud2, PointField
 from std_msgs.msg import Header
 
 from dpt_ros.bag.sensors import StaticFrames
@@ -121,3 +121,28 @@ def test_a_cloud_that_cannot_be_used_is_named_with_its_values_on_diagnostics() -
         "not used: The cloud has no float32 or float64 fields x, y and z; it has none"
     )
     assert said == [f"anchors/points: {state.removeprefix('not used: ')}."]
+
+
+def test_a_depth_image_that_is_fused_counts_as_used_while_a_scan_gives_the_scale() -> None:
+    camera = CameraModel(64, 48, 55.0, 55.0, 31.5, 23.5)
+    said: list[str] = []
+    anchors = AnchorProjector(Settings(), lambda camera, sensor: np.eye(4), said.append)
+    header = Header(frame_id="camera")
+    anchors.calibration.take(camera_info_message(camera, header))
+    for stamp in range(9):  # of which the nearest counts
+        header = Header(frame_id="camera")
+        header.stamp.nanosec = stamp * 30_000_000
+        depth = np.full((48, 64), 1.0 + stamp, np.float32)
+        anchors.take("anchors/depth", image_message(depth, "32FC1", header))
+    scan = LaserScan(header=header, angle_min=-0.1, angle_increment=0.1, range_max=9.0)
+    scan.ranges = [2.0, 2.0, 2.0]
+    anchors.take("anchors/scan", scan)
+    sense = anchors.sense("camera", 215_000_000, later=False)
+    anchors.anchors(camera, "camera")
+    found = sense(camera)
+    assert found is not None
+    assert (found == 8.0).all()
+    assert anchors.records["anchors/depth"].state == "used for fused depth"
+    assert anchors.sense("camera", 900_000_000, later=False)(camera) is None
+    assert "0.66 s from the frame" in anchors.records["anchors/depth"].state
+    assert said == []

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +203,20 @@ class Domain:
         messages = self.received[topic]
         self.node.create_subscription(kind, topic, messages.append, qos)
         return messages
+
+    def of_stamp(self, topics: Iterable[str], seconds: int, timeout: float = 20) -> dict[str, Any]:
+        """The message of each topic whose stamp has these seconds."""
+        wanted, found = tuple(topics), dict[str, Any]()
+
+        def complete() -> bool:
+            for topic in wanted:
+                for msg in self.received[topic]:
+                    if msg.header.stamp.sec == seconds:
+                        found[topic] = msg
+            return len(found) == len(wanted)
+
+        self.spin_until(complete, timeout)
+        return found
 
     def publisher(self, kind: type, topic: str, qos: QoSProfile = RELIABLE) -> Any:
         """A publisher that has found a subscriber."""

@@ -60,6 +60,11 @@ def video_frame(number: int, source: str = "", **changes: object) -> Frame:
     return replace(made, **changes)
 
 
+def make(kind: type, networks: Networks, settings: Settings) -> Runner:
+    """A ``HostRunner``, or a ``StreamRunner`` on the host."""
+    return kind(networks, settings, *(() if kind is HostRunner else (HostStreams(), print)))
+
+
 def run(
     runner: Runner,
     frames: Frame | Sequence[Frame],

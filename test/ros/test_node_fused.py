@@ -56,17 +56,7 @@ def see(domain: Domain, measured: np.ndarray | None) -> dict[str, object]:
             domain.depth.publish(image_message(measured, "32FC1", header))
             domain.spin_for(0.05)
     domain.camera.publish(image_message(PICTURE, "rgb8", header))
-    found: dict[str, object] = {}
-
-    def complete() -> bool:
-        for topic in TOPICS:
-            for msg in domain.received[topic]:
-                if msg.header.stamp.sec == domain.stamp:
-                    found[topic] = msg
-        return len(found) == len(TOPICS)
-
-    domain.spin_until(complete, 20)
-    return found
+    return domain.of_stamp(TOPICS, domain.stamp)
 
 
 def test_a_wall_that_the_depth_camera_sees_is_kept_bit_for_bit_and_the_rest_filled(

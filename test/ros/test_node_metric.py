@@ -71,17 +71,7 @@ def see(
             domain.scan.publish(scan)
             domain.spin_for(0.05)
     domain.camera.publish(image_message(pixels, "rgb8", header))
-    found: dict[str, object] = {}
-
-    def complete() -> bool:
-        for topic in TOPICS:
-            for msg in domain.received[topic]:
-                if msg.header.stamp.sec == domain.stamp:
-                    found[topic] = msg
-        return len(found) == len(TOPICS)
-
-    domain.spin_until(complete, 20)
-    return found
+    return domain.of_stamp(TOPICS, domain.stamp)
 
 
 def wall(metres: float) -> LaserScan:

@@ -7,8 +7,7 @@ import cv2
 import numpy as np
 
 from dpt_ros.engine.frame import CameraModel
-
-_NEAREST = 0.05  # metres; nearer points are not projected
+from dpt_ros.engine.scale.anchors import MIN_DEPTH, check_depth_image, finite_transform
 
 
 def registered_depth(
@@ -37,14 +36,8 @@ def registered_depth(
         ValueError: the depth image has another shape than its intrinsics, or the transform is not
             a finite (4, 4).
     """
-    if depth.shape != (depth_camera.height, depth_camera.width):
-        raise ValueError(
-            f"The depth image is {depth.shape[1]}x{depth.shape[0]}, but its camera_info is for"
-            f" {depth_camera.width}x{depth_camera.height}."
-        )
-    transform = np.asarray(camera_from_sensor, np.float64)
-    if transform.shape != (4, 4) or not np.isfinite(transform).all():
-        raise ValueError("camera_from_sensor must be a finite 4x4 transform.")
+    check_depth_image(depth, depth_camera)
+    transform = finite_transform(camera_from_sensor)
     metres = depth * np.float32(1e-3) if depth.dtype == np.uint16 else depth
     metres = np.where((metres > 0) & (metres < np.inf), metres, np.float32(np.nan))
     size = camera.width, camera.height
@@ -83,7 +76,7 @@ def _projected(
     with np.errstate(divide="ignore", invalid="ignore"):
         column, row = x / z + np.float32(0.5), y / z + np.float32(0.5)
         # Comparisons are False for NaN.
-        there = (z > _NEAREST) & (column >= 0) & (row >= 0)
+        there = (z > MIN_DEPTH) & (column >= 0) & (row >= 0)
         there &= (column < camera.width) & (row < camera.height)
     place = row[there].astype(np.int32) * camera.width + column[there].astype(np.int32)
     found = np.full(camera.height * camera.width, np.inf, np.float32)

@@ -10,7 +10,7 @@ import numpy as np
 from dpt_ros.engine.frame import CameraModel
 
 MAX_PAIRS = 300
-_MIN_DEPTH = 0.05  # metres; nearer points are not projected
+MIN_DEPTH = 0.05  # metres; nearer points are not projected
 _CELLS = 80  # per image row; only the nearest point of a cell becomes an anchor
 _BORDER = 1.5  # pixels along the image border without anchors: networks are poor there
 
@@ -51,6 +51,31 @@ class Anchors:
         return replace(self, u=self.u[pick], v=self.v[pick], metres=self.metres[pick])
 
 
+def finite_transform(camera_from_sensor: np.ndarray) -> np.ndarray:
+    """The transform as (4, 4) float64.
+
+    Raises:
+        ValueError: it has another shape, or is not finite.
+    """
+    transform = np.asarray(camera_from_sensor, np.float64)
+    if transform.shape != (4, 4) or not np.isfinite(transform).all():
+        raise ValueError("camera_from_sensor must be a finite 4x4 transform.")
+    return transform
+
+
+def check_depth_image(depth: np.ndarray, camera: CameraModel) -> None:
+    """Refuse a depth image (h, w) of another size than its intrinsics.
+
+    Raises:
+        ValueError: it is.
+    """
+    if depth.shape != (camera.height, camera.width):
+        raise ValueError(
+            f"The depth image is {depth.shape[1]}x{depth.shape[0]}, but its camera_info is for"
+            f" {camera.width}x{camera.height}."
+        )
+
+
 def project_points(
     points: np.ndarray, camera_from_sensor: np.ndarray, camera: CameraModel, stamp_ns: int
 ) -> Anchors:
@@ -69,15 +94,13 @@ def project_points(
         ValueError: the points or the transform have another shape, or the transform is not finite.
     """
     points = np.asarray(points)
-    transform = np.asarray(camera_from_sensor, np.float64)
     if points.ndim != 2 or points.shape[1] != 3:
         raise ValueError(f"Points have shape {points.shape}, but must be (N, 3).")
-    if transform.shape != (4, 4) or not np.isfinite(transform).all():
-        raise ValueError("camera_from_sensor must be a finite 4x4 transform.")
+    transform = finite_transform(camera_from_sensor)
     points = points.astype(np.float64, copy=False)
     points = points[np.isfinite(points).all(1)]
     x, y, z = transform[:3, :3] @ points.T + transform[:3, 3:]
-    front = z > _MIN_DEPTH
+    front = z > MIN_DEPTH
     x, y, z = x[front], y[front], z[front]
     u = camera.fx * x / z + camera.cx
     v = camera.fy * y / z + camera.cy
@@ -141,11 +164,7 @@ def project_depth(
     Raises:
         ValueError: the depth image has another shape than its intrinsics.
     """
-    if depth.shape != (depth_camera.height, depth_camera.width):
-        raise ValueError(
-            f"The depth image is {depth.shape[1]}x{depth.shape[0]}, but its camera_info is for"
-            f" {depth_camera.width}x{depth_camera.height}."
-        )
+    check_depth_image(depth, depth_camera)
     step = max(1, round(max(depth.shape) / 160))
     unit = 1e-3 if depth.dtype == np.uint16 else 1.0
     z = depth[step // 2 :: step, step // 2 :: step].astype(np.float64) * unit

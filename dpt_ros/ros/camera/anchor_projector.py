@@ -75,7 +75,7 @@ class AnchorProjector:
         self.records[topic].received()
         self._last[topic], self.newest = msg, topic
         if topic == "anchors/depth":
-            self._images = (*self._images[-_IMAGES_KEPT:], msg)
+            self._images = (*self._images[1 - _IMAGES_KEPT :], msg)
 
     def anchors(self, camera: CameraModel | None, frame_id: str) -> Anchors | None:
         """The newest measurement as pixels of known depth; None if there is none to use.
@@ -126,18 +126,21 @@ class AnchorProjector:
         if not images:
             return None
         msg = min(images, key=lambda one: abs(_stamp(one) - stamp_ns))
-        record, apart = self.records["anchors/depth"], abs(_stamp(msg) - stamp_ns) * 1e-9
+        apart = abs(_stamp(msg) - stamp_ns) * 1e-9
+        record = self.records["anchors/depth"]
         if apart > MAX_ANCHOR_AGE:
             record.unused(f"{apart:.2f} s from the frame")
             return None
         try:
             pose = self._pose(frame_id, msg.header.frame_id)
-            own, depth = self._depth_image(msg)
-            return registered_depth(depth, own, pose, camera)
+            found = registered_depth(*self._depth_image(msg), pose, camera)
         except ValueError as error:  # also a MessageError
             if text := str(error):
                 self._warn(f"anchors/depth: {text}")
             return None
+        if self.newest != "anchors/depth":  # else ``report`` says what became of it
+            record.used("used for fused depth")
+        return found
 
     def report(self, topic: str, scale: dict[str, str]) -> None:
         """Record what became of the anchors of a frame; may be called from any thread.
@@ -184,10 +187,9 @@ class AnchorProjector:
             )
         if isinstance(msg, PointCloud2):
             return project_points(cloud_points(msg), pose, camera, stamp)
-        own, depth = self._depth_image(msg)
-        return project_depth(depth, own, pose, camera, stamp)
+        return project_depth(*self._depth_image(msg), pose, camera, stamp)
 
-    def _depth_image(self, msg: Image) -> tuple[CameraModel, np.ndarray]:
+    def _depth_image(self, msg: Image) -> tuple[np.ndarray, CameraModel]:
         if self.calibration.camera is None:
             faults = self.calibration.warnings or ["anchors/depth needs intrinsics."]
             text = f"no usable intrinsics on anchors/camera_info: {faults[0]}"
@@ -197,7 +199,7 @@ class AnchorProjector:
                 "unknown encoding",
                 f"the depth image has the encoding '{msg.encoding}', but must be 32FC1 or 16UC1.",
             )
-        return self.calibration.camera, image_pixels(msg)
+        return image_pixels(msg), self.calibration.camera
 
 
 def _stamp(msg: Any) -> int:

@@ -6,14 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from helpers.networks import embedded_networks
-from helpers.runner_frames import CAMERA, HEIGHT, SMOOTH, WIDTH, frame, run, video_frame
+from helpers.runner_frames import CAMERA, HEIGHT, SMOOTH, WIDTH, frame, make, run, video_frame
 
 from dpt_ros.engine.frame import OutputRequest
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.runner.cuda import StreamRunner
-from dpt_ros.engine.runner.host import HostRunner, Runner
-from dpt_ros.engine.runner.streams import HostStreams
-from dpt_ros.engine.settings import Settings
+from dpt_ros.engine.runner.host import HostRunner
 
 NEAR = replace(SMOOTH, fused_near=0.01)
 WANTED = OutputRequest(fused=True, points=True)
@@ -23,10 +21,6 @@ NETWORK, SENSOR = 2, 1
 @pytest.fixture(scope="module")
 def networks() -> Networks:
     return embedded_networks(shared=True)
-
-
-def make(kind: type, networks: Networks, settings: Settings) -> Runner:
-    return kind(networks, settings, *(() if kind is HostRunner else (HostStreams(), print)))
 
 
 def half_measured(depth: np.ndarray) -> np.ndarray:

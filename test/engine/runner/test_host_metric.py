@@ -13,6 +13,7 @@ from helpers.runner_frames import (
     SMALL,
     SMOOTH,
     frame,
+    make,
     one,
     picture,
     run,
@@ -24,7 +25,7 @@ from dpt_ros.engine.frame import CameraModel, OutputRequest, Prediction
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.runner.chain import Chain, depth_limit
 from dpt_ros.engine.runner.cuda import StreamRunner
-from dpt_ros.engine.runner.host import HostRunner, Runner
+from dpt_ros.engine.runner.host import HostRunner
 from dpt_ros.engine.runner.kind import Kind
 from dpt_ros.engine.runner.streams import HostStreams
 from dpt_ros.engine.settings import Settings
@@ -33,10 +34,6 @@ from dpt_ros.engine.settings import Settings
 @pytest.fixture(scope="module")
 def networks() -> Networks:
     return embedded_networks(shared=True)
-
-
-def make(kind: type, networks: Networks, settings: Settings) -> Runner:
-    return kind(networks, settings, *(() if kind is HostRunner else (HostStreams(), print)))
 
 
 @pytest.mark.parametrize("kind", [HostRunner, StreamRunner])
