@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from helpers.ros_processes import Domain, ros_domain
+from helpers.ros_processes import Domain, ros_domain, wait_until
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_msgs.msg import Header
 
@@ -86,3 +86,15 @@ def test_without_a_depth_image_of_the_frames_time_the_network_fills_all(domain: 
     see(domain, np.full((HEIGHT, WIDTH), 0.7531, np.float32))
     found = see(domain, None)  # a second later
     assert (image_pixels(found["depth/fused_origin"]) == 2).all()
+
+
+def test_a_depth_camera_that_is_wanted_and_silent_is_a_warning(domain: Domain) -> None:
+    see(domain, np.full((HEIGHT, WIDTH), 0.7531, np.float32))
+    warning = "nothing arrives on anchors/depth"
+    assert warning not in domain.diagnostics("dpt: image")["message"]
+
+    def warned() -> bool:
+        see(domain, None)
+        return warning in domain.diagnostics("dpt: image")["message"]
+
+    wait_until(warned)

@@ -123,11 +123,12 @@ class AnchorProjector:
         self, images: tuple[Image, ...] | None, frame_id: str, stamp_ns: int, camera: CameraModel
     ) -> np.ndarray | None:
         images = self._images if images is None else images
+        record = self.records["anchors/depth"]
         if not images:
+            record.unused("no image has arrived")
             return None
         msg = min(images, key=lambda one: abs(_stamp(one) - stamp_ns))
         apart = abs(_stamp(msg) - stamp_ns) * 1e-9
-        record = self.records["anchors/depth"]
         if apart > MAX_ANCHOR_AGE:
             record.unused(f"{apart:.2f} s from the frame")
             return None

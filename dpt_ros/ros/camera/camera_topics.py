@@ -362,7 +362,7 @@ class CameraTopics:
             found.append(self._order.warning(self._input.publisher_names))
         # The warnings above have more detail than the record of camera_info.
         found += [one.warning() for one in self._records() if one.name != "camera_info"]
-        found += [self._outputs.warning, self._far_warning()]
+        found += [self._outputs.warning, self._far_warning(), self._fused_warning()]
         return [text for text in found if text]
 
     def _far_warning(self) -> str:
@@ -376,6 +376,21 @@ class CameraTopics:
             " or the network): obstacles between them are cleared from a costmap. Set points.far"
             " lower or max_range higher."
         )
+
+    def _fused_warning(self) -> str:
+        """Fused depth without a depth camera is the network's."""
+        request = self._request() if self._record.connected else None
+        if self._builder is None or request is None or not request.fused:
+            return ""
+        anchors = self._builder.anchors
+        if anchors is not None and not anchors.records["anchors/depth"].missing:
+            return ""
+        why = (
+            f"nothing arrives on {self._prefix}anchors/depth. Remap it to the depth camera's image"
+            if anchors is not None
+            else f"scale.source is {self._settings().scale_source}. Set it to auto or anchors"
+        )
+        return f"Fused depth is the network's everywhere, because {why}."
 
     def _warn(self, text: str) -> None:
         """Log a warning, and again after a while as long as it holds; numbers in it may change."""

@@ -85,6 +85,16 @@ class InputRecord:
             self._state = f"not used: {why}"
 
     @property
+    def missing(self) -> bool:
+        """Whether frames want it, and nothing has arrived for a while."""
+        with self._lock:
+            return self._unused and not self.connected
+
+    @property
+    def _unused(self) -> bool:
+        return self._row >= _FRAMES and self._clock() - self._unused_since >= _UNUSED
+
+    @property
     def state(self) -> str:
         """ "used", "not used: why", or "none" where no message has arrived."""
         if not self._messages and not self._asked:
@@ -105,8 +115,7 @@ class InputRecord:
     def warning(self) -> str:
         """A warning on messages that arrive and are not used, else ""."""
         with self._lock:
-            unused = self._row >= _FRAMES and self._clock() - self._unused_since >= _UNUSED
-            if not unused or not self.connected:
+            if not self._unused or not self.connected:
                 return ""
             why = self._state.removeprefix("not used: ")
             return f"The last {self._row} frames could not use {self.name}: {why}."

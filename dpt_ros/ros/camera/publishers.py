@@ -107,7 +107,8 @@ class CameraPublishers:
     @property
     def needs_calibration(self) -> str:
         """The outputs that are subscribed to and need a camera_info, or ""."""
-        needing = [t for t in ("depth/points", "depth/camera_info") if self._subscribed(t)]
+        topics = ("depth/points", "depth/camera_info", "depth/fused")
+        needing = [topic for topic in topics if self._subscribed(topic)]
         return " and ".join(self._prefix + topic for topic in needing)
 
     def review(self) -> None:
