@@ -17,7 +17,7 @@ from helpers.places import ROOT, TEST
 _NOBODY, _SEVERAL = -1, -2
 
 
-def run_interpreted(file: str, call: str, timeout: float = 120) -> str:
+def run_interpreted(file: str, call: str, timeout: float = 300) -> str:
     """Call a function of a test's file in a process where Triton interprets; what it prints."""
     path = [ROOT, TEST, Path(file).parent]
     environment = dict(os.environ, TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
