@@ -86,6 +86,7 @@ TEST = [
     "mkdocs>=1.6,<2",
     "mypy>=2.4,<3",
     "pytest>=8,<10",
+    "pytest-xdist>=3.6,<4",
     "pyyaml>=6,<7",
     "rosbags-image>=0.10,<0.12",
     "ruff>=0.17,<0.18",

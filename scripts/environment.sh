@@ -89,6 +89,8 @@ unset PYTHONPATH AMENT_PREFIX_PATH COLCON_PREFIX_PATH
 run_tests() {
   local pytest=("$1" -m pytest --durations=10) word beside code=0
   shift
+  # Some hundred processes are started, and without bytecode each compiles torch anew: 9 s of CPU.
+  unset PYTHONDONTWRITEBYTECODE
   for word in "$@"; do
     if [[ $word != -* ]]; then
       say "Tests (pytest)"
@@ -96,14 +98,16 @@ run_tests() {
       return
     fi
   done
-  # Tests with real ROS processes wait most of the time, and have rates and deadlines to keep. The
-  # others run beside them, on what they leave of the CPU.
+  # Tests with real ROS processes wait most of the time, and have rates and deadlines to keep, so
+  # they go one by one. The others run beside them, on what they leave of the CPU: two files at
+  # once, each in one thread, for threads that share a core wait for each other while they spin.
   local without_ros=(test/model test/engine test/datasets test/metrics test/world test/project)
   local log=build/tests_without_ros.log
   mkdir -p build
-  pytest+=(-p no:cacheprovider) # two at once would write over each other
+  pytest+=(-p no:cacheprovider) # several at once would write over each other
   say "Tests (pytest): those without ROS processes into $log, meanwhile all others"
-  nice -n 19 "${pytest[@]}" "${without_ros[@]}" "$@" >"$log" 2>&1 &
+  OMP_NUM_THREADS=1 nice -n 19 "${pytest[@]}" --numprocesses 2 --dist loadfile \
+    "${without_ros[@]}" "$@" >"$log" 2>&1 &
   beside=$!
   trap "kill $beside" EXIT
   "${pytest[@]}" "${without_ros[@]/#/--ignore=}" "$@" || code=$?

@@ -28,8 +28,10 @@ from helpers.occupancy import (
     in_world,
 )
 from helpers.places import ROOT as REPO
+from torch import Tensor
 
 from dpt_ros.engine.frame import CameraModel, Frame, OutputRequest
+from dpt_ros.engine.inference.backend import Backend
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.loading import load_networks
 from dpt_ros.engine.output.flying_pixels import remove_flying_pixels
@@ -109,6 +111,23 @@ class Robot:
         return said
 
 
+class OncePerImage:
+    """A backend that answers again for the image that it had last: the conditions see the same."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.input_dtype, self.warnings = backend.input_dtype, backend.warnings
+        self.capturable, self._backend = backend.capturable, backend
+        self._last: tuple[Tensor, bool, bool] | None = None
+        self._found: dict[str, Tensor] = {}
+
+    def __call__(self, images: Tensor, depth: bool, labels: bool) -> dict[str, Tensor]:
+        last = self._last
+        if last is None or last[1:] != (depth, labels) or not torch.equal(last[0], images):
+            self._found = self._backend(images, depth, labels)
+            self._last = images.clone(), depth, labels
+        return {name: values.clone() for name, values in self._found.items()}
+
+
 def smoothing(strength: float) -> Settings:
     name = "dpt_hybrid_embedded"
     return Settings(
@@ -127,6 +146,8 @@ def measure(
         conditions: smoothing strength, and whether there is a scan.
     """
     networks = load_networks(smoothing(0.0))
+    assert networks.depth is networks.labels is not None
+    networks.depth.backend = OncePerImage(networks.depth.backend)
     total: dict[float, dict[str, Score]] = {FINE.resolution: {}, COARSE.resolution: {}}
     for k in range(first, first + worlds):
         world = World(KINDS[k % len(KINDS)], HELD_OUT + k, fps=RATE)
