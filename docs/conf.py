@@ -13,6 +13,7 @@ import yaml
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 project = "dpt_ros"
 html_theme = "sphinx_rtd_theme"
+html_static_path = html_css_files = ["site.css"]
 myst_heading_anchors = 4
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"

@@ -110,7 +110,7 @@ class DepthStability:
     def result(self) -> dict[str, float]:
         """The measures; NaN for what could not be measured. Means are over frames.
 
-        - "tepe", %: |(p_t - p_t-1) - (g_t - g_t-1)| / g_t along the true flow, p and g inverse
+        - "tepe", %: ``|(p_t - p_t-1) - (g_t - g_t-1)|`` / g_t along the true flow, p and g inverse
           depth predicted and true, so true changes of depth do not count. The TEPE of CODD (Li et
           al., WACV 2023, utils/metric.py), made relative to the inverse depth. Visible in both
           frames, off the 5-pixel edge bands.
