@@ -17,8 +17,8 @@ html_static_path = html_css_files = ["site.css"]
 myst_heading_anchors = 4
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"
-# index.rst, modules.rst, dpt_ros*.rst: rosdoc2's; index.md and api.rst take their place. README and
-# CONTRIBUTING are written for the repository, and their links lead to its files.
+# rosdoc2's index.rst, modules.rst and dpt_ros*.rst: index.md and api.rst take their place. README
+# and CONTRIBUTING are written for the repository, and their links lead to its files.
 exclude_patterns = ["index.rst", "modules.rst", "dpt_ros*.rst", "__readme_include.rst",
                     "standard_docs/original", "standard_docs/README.rst",
                     "standard_docs/CONTRIBUTING.rst"]  # fmt: skip
@@ -31,15 +31,15 @@ PACKAGES = ("model", "engine", "run", "world", "datasets", "metrics")
 
 
 def contents(nav):
-    """The toctrees of a nav of MkDocs: one for its pages, one with a caption for each of its groups."""
-    groups = {"": [entry for entry in nav if isinstance(next(iter(entry.values())), str)]}
-    for entry in nav:
-        for caption, pages in entry.items():
-            if not isinstance(pages, str):
-                groups[caption] = pages
+    """The toctrees of a nav of MkDocs: one for its pages, one with a caption for each group."""
+    entries = [pair for entry in nav for pair in entry.items()]
+    groups = {"": [{title: page} for title, page in entries if isinstance(page, str)]}
+    groups |= {title: pages for title, pages in entries if not isinstance(pages, str)}
     for caption, pages in groups.items():
-        lines = [f"{title} <{page.removesuffix('.md')}>" for p in pages for title, page in p.items()]
-        lines = [line for line in lines if not line.endswith("<index>")]
+        named = [
+            (title, name.removesuffix(".md")) for page in pages for title, name in page.items()
+        ]
+        lines = [f"{title} <{name}>" for title, name in named if name != "index"]
         options = [":hidden:", f":caption: {caption}"] if caption else [":hidden:"]
         yield "\n".join(["```{toctree}", *options, "", *lines, "```"])
 
@@ -55,7 +55,7 @@ def add_contents(app, name, source):
 
 
 def setup(app):
-    """Names that are imported at their first use (PEP 562) are fetched, so that autodoc sees them."""
+    """Fetches names that are imported at their first use (PEP 562): autodoc has to see them."""
     from sphinx.ext.autodoc.mock import _MockObject, mock
 
     _MockObject.__or__ = _MockObject.__ror__ = lambda self, other: self  # Tensor | None
