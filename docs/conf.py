@@ -36,10 +36,8 @@ def contents(nav):
     groups = {"": [{title: page} for title, page in entries if isinstance(page, str)]}
     groups |= {title: pages for title, pages in entries if not isinstance(pages, str)}
     for caption, pages in groups.items():
-        named = [
-            (title, name.removesuffix(".md")) for page in pages for title, name in page.items()
-        ]
-        lines = [f"{title} <{name}>" for title, name in named if name != "index"]
+        named = [pair for page in pages for pair in page.items() if pair[1] != "index.md"]
+        lines = [f"{title} <{name.removesuffix('.md')}>" for title, name in named]
         options = [":hidden:", f":caption: {caption}"] if caption else [":hidden:"]
         yield "\n".join(["```{toctree}", *options, "", *lines, "```"])
 
