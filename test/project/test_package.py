@@ -136,6 +136,11 @@ def test_pip_installs_programs_where_the_shell_and_ros2_run_look(wheel, tmp_path
         assert wrapper.stat().st_mode & stat.S_IXUSR, program
     said = run(prefix / "lib/dpt_ros/dpt_node", "--help", env=environment, cwd=tmp_path)
     assert "dpt_node --ros-args" in said
+    # A shell in which no ROS install was sourced.
+    environment.pop("AMENT_PREFIX_PATH", None)
+    where = "from dpt_ros.ros.share import share_path; print(share_path('config/fastdds.xml'))"
+    profile = run(sys.executable, "-c", where, env=environment, cwd=tmp_path).strip()
+    assert Path(profile).samefile(prefix / "share/dpt_ros/config/fastdds.xml")
     where = "import dpt_ros.data; print(dpt_ros.data.FOLDER)"
     folder = Path(run(sys.executable, "-c", where, env=environment, cwd=tmp_path).strip())
     assert folder.is_relative_to(prefix)
