@@ -16,7 +16,6 @@ CLASSIFIERS = [
     "Development Status :: 4 - Beta",
     "Intended Audience :: Developers",
     "Intended Audience :: Science/Research",
-    "License :: OSI Approved :: Apache Software License",
     "Operating System :: POSIX :: Linux",
     *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)),
     "Topic :: Scientific/Engineering :: Image Recognition",
