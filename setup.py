@@ -9,7 +9,17 @@ from xml.etree import ElementTree
 from setuptools import find_packages, setup
 
 NAME = "dpt_ros"
-MANIFEST = ElementTree.parse(Path(__file__).parent / "package.xml").getroot()
+FOLDER = Path(__file__).parent
+MANIFEST = ElementTree.parse(FOLDER / "package.xml").getroot()
+
+CLASSIFIERS = [
+    "Development Status :: 4 - Beta",
+    "Intended Audience :: Developers",
+    "Intended Audience :: Science/Research",
+    "Operating System :: POSIX :: Linux",
+    *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)),
+    "Topic :: Scientific/Engineering :: Image Recognition",
+]
 
 PROGRAMS = {
     "dpt_node": "dpt_ros.ros.command_line:dpt_node",
@@ -30,6 +40,7 @@ REQUIRES = [
     "numpy>=1.26,<3",
     "opencv-python>=4.8,<6",
     "pillow>=10,<15",
+    "pyyaml>=6,<7",
     "safetensors>=0.4,<1",
     "timm>=1.0.22,<2",
     "torch>=2.9,<3",
@@ -87,7 +98,6 @@ TEST = [
     "mypy>=2.4,<3",
     "pytest>=8,<10",
     "pytest-xdist>=3.6,<4",
-    "pyyaml>=6,<7",
     "rosbags-image>=0.10,<0.12",
     "ruff>=0.17,<0.18",
     "scikit-learn>=1.3,<2",
@@ -115,8 +125,14 @@ setup(
     name=NAME,
     version=MANIFEST.findtext("version"),
     description=MANIFEST.findtext("description"),
+    long_description=(FOLDER / "README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
     author=MANIFEST.findtext("maintainer"),
     license=MANIFEST.findtext("license"),
+    license_files=["LICENSE"],
+    classifiers=CLASSIFIERS,
+    keywords=["ROS 2", "monocular depth", "semantic segmentation", "DPT", "vision transformer"],
+    project_urls={url.get("type").title(): url.text for url in MANIFEST.findall("url")},
     python_requires=">=3.10",
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
     package_data={NAME: ["data/*.json", "data/*.safetensors"]},

@@ -110,7 +110,7 @@ class DepthStability:
     def result(self) -> dict[str, float]:
         """The measures; NaN for what could not be measured. Means are over frames.
 
-        - "tepe", %: |(p_t - p_t-1) - (g_t - g_t-1)| / g_t along the true flow, p and g inverse
+        - "tepe", %: ``|(p_t - p_t-1) - (g_t - g_t-1)|`` / g_t along the true flow, p and g inverse
           depth predicted and true, so true changes of depth do not count. The TEPE of CODD (Li et
           al., WACV 2023, utils/metric.py), made relative to the inverse depth. Visible in both
           frames, off the 5-pixel edge bands.
@@ -119,7 +119,7 @@ class DepthStability:
           depth of each frame moved by the true pose into its neighbour, rounded, scattered without
           z-buffer, absolute relative difference; both directions. Moving objects are left out
           (ScanNet, which that code is for, has none).
-        - "opw", m: |D_t-1 - D_t| along the true flow as in the code of Khan et al. (CVPR 2023,
+        - "opw", m: ``|D_t-1 - D_t|`` along the true flow as in the code of Khan et al. (CVPR 2023,
           eval/metrics.py, without resample): RGB distance d (0..1) with exp(-50 d) > 0.01, flow
           below 250 pixels, no mask of hidden places. True motion in depth counts.
         - "rtc", %: share of the pixels of OPW with max(D_t-1 / D_t, D_t / D_t-1) < 1.05.

@@ -28,9 +28,9 @@ def share_path(name: str) -> Path:
     """
     if (_CHECKOUT / "package.xml").is_file():
         return _CHECKOUT / name
-    # pip puts share/ beside lib/, which need not be in the ament index.
+    # pip puts share/ beside lib/, which need not be in the ament index; without an index: OSError.
     candidates = [folder / "share" / "dpt_ros" / name for folder in _CHECKOUT.parents]
-    with suppress(PackageNotFoundError):
+    with suppress(PackageNotFoundError, OSError):
         candidates.insert(0, get_package_share_path("dpt_ros") / name)
     for path in candidates:
         if path.is_file():

@@ -8,8 +8,10 @@ import shutil
 import stat
 import subprocess
 import sys
+from email import message_from_string
 from pathlib import Path
 from xml.etree import ElementTree
+from zipfile import ZipFile
 
 import pytest
 from helpers.places import ROOT
@@ -75,14 +77,55 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
-def test_pip_installs_programs_where_the_shell_and_ros2_run_look(source, tmp_path):
-    pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
-    build = ("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, source)
-    run(*pip, *build)
-    (wheel,) = tmp_path.glob("dpt_ros-*.whl")
+PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
+
+
+def build_wheel(source: Path, folder: Path) -> Path:
+    run(*PIP, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source)
+    (wheel,) = folder.glob("dpt_ros-*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_wheel(source, tmp_path_factory.mktemp("wheel"))
+
+
+def test_the_source_distribution_has_every_file_of_the_checkout(tmp_path):
+    run(sys.executable, "setup.py", "--quiet", "egg_info", "--egg-base", tmp_path, cwd=ROOT)
+    packed = (tmp_path / "dpt_ros.egg-info" / "SOURCES.txt").read_text().split("\n")
+    tracked = run("git", "ls-files", cwd=ROOT).splitlines()
+    assert len(tracked) > 500
+    assert set(tracked) - set(packed) == set()
+
+
+def test_a_wheel_from_the_source_distribution_has_the_same_files(source, wheel, tmp_path):
+    run(sys.executable, "setup.py", "--quiet", "sdist", "--dist-dir", tmp_path, cwd=source)
+    (archive,) = tmp_path.glob("dpt_ros-*.tar.gz")
+    shutil.unpack_archive(archive, tmp_path)
+    again = build_wheel(tmp_path / archive.name.removesuffix(".tar.gz"), tmp_path)
+    assert sorted(ZipFile(again).namelist()) == sorted(ZipFile(wheel).namelist())
+
+
+def test_the_wheel_carries_its_licence_and_what_an_index_shows(wheel):
+    archive = ZipFile(wheel)
+    names = archive.namelist()
+    (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
+    about = message_from_string(archive.read(metadata).decode())
+    assert about["License"] == "Apache-2.0"
+    assert about["License-File"] == "LICENSE"
+    (licence,) = (name for name in names if name.endswith(".dist-info/licenses/LICENSE"))
+    assert archive.read(licence).decode() == (ROOT / "LICENSE").read_text()
+    assert about.get_payload().startswith("# dpt_ros")
+    assert about["Project-URL"].startswith("Website, https://")
+    pythons = {f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)}
+    assert pythons <= set(about.get_all("Classifier"))
+
+
+def test_pip_installs_programs_where_the_shell_and_ros2_run_look(wheel, tmp_path):
     assert wheel.stat().st_size < 10e6
     prefix = tmp_path / "prefix"
-    run(*pip, "install", "--no-deps", "--ignore-installed", "--prefix", prefix, wheel)
+    run(*PIP, "install", "--no-deps", "--ignore-installed", "--prefix", prefix, wheel)
     for name in SHARED_FILES:
         assert (prefix / name).is_file(), name
     packages = next(prefix.glob("lib/python*/site-packages"))
@@ -93,6 +136,11 @@ def test_pip_installs_programs_where_the_shell_and_ros2_run_look(source, tmp_pat
         assert wrapper.stat().st_mode & stat.S_IXUSR, program
     said = run(prefix / "lib/dpt_ros/dpt_node", "--help", env=environment, cwd=tmp_path)
     assert "dpt_node --ros-args" in said
+    # A shell in which no ROS install was sourced.
+    environment.pop("AMENT_PREFIX_PATH", None)
+    where = "from dpt_ros.ros.share import share_path; print(share_path('config/fastdds.xml'))"
+    profile = run(sys.executable, "-c", where, env=environment, cwd=tmp_path).strip()
+    assert Path(profile).samefile(prefix / "share/dpt_ros/config/fastdds.xml")
     where = "import dpt_ros.data; print(dpt_ros.data.FOLDER)"
     folder = Path(run(sys.executable, "-c", where, env=environment, cwd=tmp_path).strip())
     assert folder.is_relative_to(prefix)

@@ -38,7 +38,7 @@ PARAMETERS = {parameter_name(field) for field in fields(Settings)}
 # Commands that are not this project's.
 FOREIGN = {
     *("apt", "cd", "colcon", "curl", "export", "git", "mkdir", "pip", "rerun", "ros2", "rosdep"),
-    *("rviz2", "source", "ssh", "torchrun", "touch", "trtexec"),
+    *("docker", "rviz2", "source", "ssh", "torchrun", "touch", "trtexec"),
 }
 ROS_OPTIONS = {"--ros-args", "--enclave", "--params-file"}
 REASONS = {"a download", "a GPU", "a ROS install", "a screen", "a dataset", "an hour", "minutes"}
