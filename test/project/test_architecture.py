@@ -17,7 +17,7 @@ PAGE = (ROOT / "docs" / "architecture.md").read_text()
 
 # From the lowest up; what stands in one set does not import from one another.
 FLOORS = [
-    {"data", "lazy", "file_kinds", "files"},
+    {"data", "lazy", "file_kinds", "files", "version"},
     {"model"},
     {"engine"},
     {"metrics", "run", "world"},
@@ -25,6 +25,7 @@ FLOORS = [
     {"ros"},
     {"bag"},
     {"apps"},
+    {"__main__"},
 ]
 # The rooms and files of a floor, in the same way.
 WITHIN = {
@@ -56,6 +57,7 @@ WITHIN = {
             "train",
             "view",
         },
+        {"doctor"},
     ],
 }
 
