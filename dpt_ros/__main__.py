@@ -32,8 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     lines = "\n".join(f"  {name:15} {text}" for name, text in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="dpt_ros",
-        description="Depth and labels from one RGB camera, over ROS 2. The commands:",
-        epilog=f"{lines}\n\nEach has --help. When something is wrong: dpt_doctor.",
+        description=f"Depth and labels from one RGB camera, over ROS 2. The commands:\n\n{lines}",
+        epilog="Each command has --help. When something is wrong: dpt_doctor.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_version(parser)

@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(args, name) and not args.prove:
             parser.error(f"--{name} needs --prove NETWORK.")
     if unknown := set(args.group) - set(GROUPS):
-        parser.error(f"unknown GROUP {', '.join(sorted(unknown))}; it is one of {GROUPS}.")
+        parser.error(f"unknown GROUP {', '.join(sorted(unknown))}; known are {', '.join(GROUPS)}.")
     if args.prove and args.prove not in ZOO:
         parser.error(f"--prove: {unknown_model(args.prove)}")
     try:
@@ -111,7 +111,7 @@ def _groups(args: argparse.Namespace) -> _Groups:
         ),
         "ros": (middleware.check_ros,),
         "networks": (partial(networks.check_networks, hashed=args.hash),),
-        "running": () if args.no_graph or not middleware.has_ros() else (graph.check_graph,),
+        "running": () if args.no_graph else (graph.check_graph,),
     }
     for group in args.group or GROUPS:
         if checks[group]:

@@ -24,9 +24,12 @@ _NO_CAMERA = (
 def check_graph(machine: Machine) -> Iterator[Finding | str]:
     """What runs in the domain of this terminal."""
     yield "live look"
-    import rclpy
-    from rclpy.node import Node
-
+    try:
+        import rclpy
+        from rclpy.node import Node
+    except Exception:  # reported by the group ros
+        yield Finding("live look", "none without rclpy")
+        return
     from dpt_ros.ros.share import transport_environment
 
     with suppress(FileNotFoundError):  # the check of the profile has said so
@@ -129,6 +132,8 @@ class _Look:
                 message = f"{text}: dpt_node does not know this encoding."
                 return error("camera", message, "Let it publish one of docs/topics.md, as rgb8.")
         infos = self._received.get(topic)
+        if not infos and any(_info_topic(other) in self._received for other, _ in self._cameras):
+            return Finding("camera", f"{text}; no {topic}")  # an image made from a camera's
         if not infos:
             message = f"{text}; no {topic}: no points, no metric anchors."
             return warning("camera", message, "Calibrate the camera, or remap camera_info.")

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterator
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -26,16 +26,14 @@ OPTIONAL = {
 """Packages that the node works without, and what is lost then."""
 _DISTRIBUTIONS = {"3": "humble", "7": "jazzy", "9": "kilted"}  # by the major version of rclpy
 _LARGEST_DOMAIN = 232
-
-
-def has_ros() -> bool:
-    """Whether there is an rclpy to look at running nodes with."""
-    return find_spec("rclpy") is not None
+_MISSING = "missing"
 
 
 def check_ros(machine: Machine) -> Iterator[Finding | str]:
     """rclpy, its distribution, the messages, the middleware and its profile."""
     yield "rclpy"
+    if asked := machine.env.get("RMW_IMPLEMENTATION"):
+        yield _middleware(asked)
     sourced = machine.env.get("ROS_DISTRO", "")
     try:
         import_module("rclpy")
@@ -54,8 +52,9 @@ def check_ros(machine: Machine) -> Iterator[Finding | str]:
     else:
         yield Finding("rclpy", f"{number}, {own or sourced or 'of an unknown distribution'}")
     yield from _messages(own or sourced or "jazzy", "apt" if sourced else "pip")
-    yield "middleware"
-    yield _middleware(machine)
+    if not asked:
+        yield "middleware"
+        yield Finding("middleware", import_module("rclpy").get_rmw_implementation_identifier())
     yield _domain(machine)
     yield _profile(machine)
 
@@ -84,15 +83,9 @@ def _no_rclpy(sourced: str, why: Exception) -> Finding:
 
 
 def _messages(distribution: str, installer: str) -> Iterator[Finding]:
-    missing, faults = [], []
-    for name in MESSAGES:
-        try:
-            import_module(f"{name}.{'srv' if name == 'std_srvs' else 'msg'}")
-        except ModuleNotFoundError as why:
-            missing += [name] if why.name == name else []
-            faults += [] if why.name == name else [f"{name}: {brief(why)}"]
-        except Exception as why:
-            faults.append(f"{name}: {brief(why)}")
+    problems = {name: _import_problem(name) for name in (*MESSAGES, *OPTIONAL)}
+    missing = [name for name in MESSAGES if problems[name] == _MISSING]
+    faults = [f"{name}: {why}" for name, why in problems.items() if why not in ("", _MISSING)]
     if missing:
         packages = " ".join(f"ros-{distribution}-{name.replace('_', '-')}" for name in missing)
         message = f"{', '.join(missing)} missing: dpt_node does not start."
@@ -102,24 +95,35 @@ def _messages(distribution: str, installer: str) -> Iterator[Finding]:
         yield error("messages", message, "Install them again, of the same distribution as rclpy.")
     if not missing and not faults:
         yield Finding("messages", f"all {len(MESSAGES)} packages")
-    lost = [f"{name} ({use})" for name, use in OPTIONAL.items() if find_spec(name) is None]
+    lost = [f"{name} ({use})" for name, use in OPTIONAL.items() if problems[name] == _MISSING]
     if lost:
         yield Finding("optional", f"not installed (apt, with ROS): {', '.join(lost)}")
 
 
-def _middleware(machine: Machine) -> Finding:
-    asked = machine.env.get("RMW_IMPLEMENTATION", "")
+def _import_problem(name: str) -> str:
+    kind = {"std_srvs": ".srv", "tf2_ros": ""}.get(name, ".msg")
     try:
-        from rclpy.utilities import get_rmw_implementation_identifier
-
-        return Finding("middleware", get_rmw_implementation_identifier())
+        import_module(f"{name}{kind}")
+    except ModuleNotFoundError as why:
+        return _MISSING if why.name == name else brief(why)
     except Exception as why:
-        package = (asked or "rmw_fastrtps_cpp").replace("_", "-")
+        return brief(why)
+    return ""
+
+
+def _middleware(asked: str) -> Finding:
+    """Whether the library can be loaded; without it the import of rclpy ends the process."""
+    try:
+        ctypes.CDLL(f"lib{asked}.so")
+    except OSError as why:
+        del os.environ["RMW_IMPLEMENTATION"]  # of this process only, for the checks that follow
+        package = asked.replace("_", "-")
         return error(
             "middleware",
-            f"RMW_IMPLEMENTATION is {asked or 'not set'}; it cannot be loaded: {brief(why)}.",
+            f"RMW_IMPLEMENTATION is {asked}, which cannot be loaded: {brief(why)}.",
             f"unset RMW_IMPLEMENTATION, or apt install ros-$ROS_DISTRO-{package}.",
         )
+    return Finding("middleware", asked)
 
 
 def _domain(machine: Machine) -> Finding:

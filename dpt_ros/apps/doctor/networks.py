@@ -40,7 +40,7 @@ def check_networks(machine: Machine, hashed: bool = False) -> Iterator[Finding]:
         part = path.with_name(f"{path.name}.part")
         if path.is_file():
             yield _downloaded(spec.name, path, spec.sha256, hashed)
-        elif part.is_file():
+        elif part.is_file() and part.stat().st_size:
             message = f"{size_of(part.stat().st_size)} of an unfinished download."
             yield warning(spec.name, message, "Start it again: it goes on where it stopped.")
 
