@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,14 +16,14 @@ import numpy as np
 import pytest
 import torch
 from helpers.downloads import sha256
-from helpers.golden import golden_photo, golden_state, golden_tensor, huggingface_keys
+from helpers.golden import BIAS, golden_photo, golden_state, huggingface_keys
 from PIL import Image
 
 from dpt_ros.apps import doctor
 from dpt_ros.apps.doctor.answers import ANSWERS, RELATIVE, read_answers
 from dpt_ros.apps.doctor.prove import _RESIZES, source_input
 from dpt_ros.model import DPT, create_model, save_checkpoint
-from dpt_ros.model.zoo import ZOO
+from dpt_ros.model.zoo import ZOO, Geometry, ResNetGeometry
 
 EMBEDDED = "dpt_hybrid_embedded"
 HYBRID = "Intel/dpt-hybrid-midas"
@@ -38,16 +39,26 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with weights of the embedded network and a picture of the public one's size."""
+    """A folder with weights of a tiny network and a picture of the public one's size."""
     folder = tmp_path_factory.mktemp("files")
     Image.fromarray(golden_photo(3, 480, 640)).save(folder / "photo.png")
-    model = create_model(EMBEDDED, fold=False)
-    with torch.no_grad():
-        model.depth_head.conv3.weight.copy_(
-            golden_tensor("scratch.output_conv.4.weight", model.depth_head.conv3.weight.shape) / 60
-        )
-    save_checkpoint(model, folder / "weights.safetensors", torch.float32)
+    save_checkpoint(tiny(), folder / "weights.safetensors", torch.float32)
     return folder
+
+
+def tiny() -> DPT:
+    """The embedded network with few layers, whose file describes them; depth is above 0."""
+    resnet = ResNetGeometry((1, 1, 1), (16, 32, 64), stem=8, bottle_ratio=0.5, norm_groups=4)
+    geometry = Geometry(
+        width=32, depth=2, heads=2, grid=(15, 20), resnet=resnet, block_taps=(0, 1),
+        reassemble_channels=(16, 32, 8, 8), features=8, depth_head=(8, 4),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = DPT(replace(ZOO[EMBEDDED], geometry=geometry)).eval()
+    with torch.no_grad():
+        model.depth_head.conv3.weight.mul_(200)
+        model.depth_head.conv3.bias.fill_(3.0)
+    return model
 
 
 def answer(files: Path, resize: str = "bilinear", **changes: Any) -> dict[str, Any]:
@@ -56,10 +67,13 @@ def answer(files: Path, resize: str = "bilinear", **changes: Any) -> dict[str, A
     photo = Image.open(files / "photo.png")
     with torch.inference_mode():
         maps = model(torch.from_numpy(source_input(photo, (SIDE, SIDE), resize)))
+    values = maps["depth"][0, :3, :3].numpy()
+    assert values.min() > 1
+    assert np.ptp(values) > 0.1  # not the same everywhere
     row = {
         "networks": [EMBEDDED],
         "side": SIDE,
-        "values": np.round(maps["depth"][0, :3, :3].numpy(), 4).tolist(),
+        "values": np.round(values, 4).tolist(),
         "source": "this test",
     }
     for key, name in (("picture", "photo.png"), ("weights", "weights.safetensors")):
@@ -201,7 +215,7 @@ def test_a_mirror_with_another_file_is_refused(files: Path, prove: Any, server: 
     assert f"{mirror} has sha256" in done["verdict"]["message"]
     row["picture"]["url"] = f"{server}/nothing.png"
     done = prove(*TORCH, row=row, picture=None)
-    assert "nothing.png could not be downloaded: Not Found" in done["verdict"]["message"]
+    assert "nothing.png could not be downloaded: File not found" in done["verdict"]["message"]
 
 
 def test_a_damaged_a_wrong_and_a_missing_picture_are_told_apart(
@@ -260,7 +274,7 @@ def test_without_a_published_answer_hash_keys_and_range_are_checked_and_said_so(
 def test_weights_that_saturate_are_an_error(
     prove: Any, tmp_path: Path, part: str, value: float, message: str
 ) -> None:
-    model: DPT = create_model(EMBEDDED, fold=False)
+    model = tiny()
     layer = {"depth_head": "conv3", "label_head": "classify"}[part]
     with torch.no_grad():
         getattr(getattr(model, part), layer).bias[0] = value
@@ -305,6 +319,7 @@ def test_answers_made_by_transformers_are_proven_with_the_hybrid_network(
     with torch.device("meta"):
         port = transformers.DPTForDepthEstimation(config).eval()
     official, state = golden_state("depth_hybrid"), {}
+    official[BIAS] = official[BIAS] + 1000  # above 0 in the corner, too
     for key, (_, source, third) in huggingface_keys("hybrid").items():
         value = official[source]
         state[key] = value if third is None else value.chunk(3)[third].clone()
@@ -317,6 +332,8 @@ def test_answers_made_by_transformers_are_proven_with_the_hybrid_network(
     pixels = kind(resample=2, image_mean=half, image_std=half)(photo, return_tensors="pt")
     with torch.inference_mode():
         depth = port(**pixels).predicted_depth[0, :3, :3] / 100
+    assert float(depth.min()) > 1
+    assert float(depth.max() - depth.min()) > 0.01
     row = {**answer(files), "networks": [HYBRID], "side": 384, "divisor": 100.0}
     row["values"] = depth.numpy().round(4).tolist()
     row["weights"]["sha256"] = sha256(weights.read_bytes())
