@@ -135,6 +135,7 @@ def test_a_torchvision_that_does_not_fit_is_named_with_both_versions(packages: R
     assert "Install both from one source" in row["cure"]
     assert pair in row["cure"]
     assert packages["torch"]["level"] == "OK"
+    assert packages["timm"]["message"] == "It needs torchvision."
 
 
 @pytest.mark.parametrize(("sourced", "installer"), [("", "pip"), ("jazzy", "apt")])

@@ -258,15 +258,22 @@ def test_wrong_weights_are_told_by_hash_and_keys(files: Path, prove: Any, tmp_pa
 
 
 def test_without_a_published_answer_hash_keys_and_range_are_checked_and_said_so(
-    files: Path, prove: Any
+    files: Path, prove: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = prove(*TORCH)
     assert done["code"] == 1
     assert done["picture"]["level"] == "warning"  # of the right size, but another one
     assert done["torch fp32"]["message"].startswith("plausible: depth ")
-    text = "not proven: no published answer; file, hash, keys and value range of"
+    text = (
+        "not proven: no published answer; keys (not the hash, see above), shapes and value range"
+    )
     assert done["verdict"]["message"].startswith(text)
     assert done["verdict"]["level"] == "warning"
+    known = {"url": "", "sha256": sha256((files / "weights.safetensors").read_bytes())}
+    row = replace(ZOO[EMBEDDED], **known)
+    monkeypatch.setitem(ZOO, EMBEDDED, row)
+    text = "not proven: no published answer; hash, keys, shapes and value range of"
+    assert prove(*TORCH)["verdict"]["message"].startswith(text)
 
 
 @pytest.mark.parametrize(

@@ -82,16 +82,18 @@ def check_torch(machine: Machine) -> Iterator[Finding | str]:
         try:
             yield Finding(module, import_module(module).__version__)
         except Exception as why:
-            if "torchvision::nms" in str(why):
-                yield _misfit(module, torch, why)
+            if "torchvision::nms" in str(why) and module == "timm":
+                yield error(module, "It needs torchvision.", "See torchvision.")
+            elif "torchvision::nms" in str(why):
+                yield _misfit(torch, why)
             else:
                 yield _broken(module, (module,), why, module)
     yield "GPU"
     yield from _gpus(torch)
 
 
-def _misfit(module: str, torch: Any, why: Exception) -> Finding:
-    """torch and torchvision of different releases or builds; timm imports torchvision."""
+def _misfit(torch: Any, why: Exception) -> Finding:
+    """torch and torchvision of different releases or builds."""
     number = versions("torchvision").get("torchvision", "of an unknown version")
     try:
         asked = [x for x in metadata.requires("torchvision") or [] if re.match(r"torch\b", x)]
@@ -99,7 +101,7 @@ def _misfit(module: str, torch: Any, why: Exception) -> Finding:
         asked = []
     index = "" if torch.version.cuda else " --index-url https://download.pytorch.org/whl/cpu"
     return error(
-        module,
+        "torchvision",
         f"It cannot be imported: {brief(why)}. torch {torch.__version__} and torchvision {number}"
         f"{f' (which asks for {asked[0]})' if asked else ''} do not fit together: of different"
         " releases, or one for CPUs and one for CUDA.",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from dpt_ros.apps.doctor.answers import ABSOLUTE, ANSWERS, CATS, RELATIVE, Answer, read_answers
-from dpt_ros.apps.doctor.finding import Finding, brief, error, warning
+from dpt_ros.apps.doctor.finding import WARNING, Finding, brief, error
 from dpt_ros.apps.doctor.networks import hash_finding
 from dpt_ros.model.download import cache_folder, fetch
 from dpt_ros.model.zoo import ZOO
@@ -50,7 +50,7 @@ def prove(args: argparse.Namespace) -> Iterator[Finding]:
     try:
         answers = read_answers(Path(args.answers)) if args.answers else ANSWERS
         answer = next((row for row in answers if name in row.networks), None)
-        weights = yield from _weights(name, answer, args.weights)
+        weights, published = yield from _weights(name, answer, args.weights)
         image = yield from _picture(answer, args.picture)
         runs = list(_runs(args.backend))
     except (ValueError, OSError, ImportError, RuntimeError) as why:
@@ -72,12 +72,9 @@ def prove(args: argparse.Namespace) -> Iterator[Finding]:
             "With the published file and picture (above): please report this text.",
         )
     elif answer is None:
-        yield warning(
-            "verdict",
-            f"not proven: no published answer; file, hash, keys and value range of {name} are as"
-            f" expected with {right}.",
-            "None is known.",
-        )
+        parts = "hash, keys" if published else "keys (not the hash, see above)"
+        message = f"no published answer; {parts}, shapes and value range of {name} are as expected"
+        yield Finding("verdict", f"not proven: {message} with {right}.", level=WARNING)
     else:
         yield Finding("verdict", f"proven: {name} gives the values of {answer.source}: {right}")
 
@@ -96,7 +93,7 @@ def _file(what: str, given: str | None, url: str, sha256: str) -> Path:
 
 def _weights(
     name: str, answer: Answer | None, given: str | None
-) -> Generator[Finding, None, Path]:
+) -> Generator[Finding, None, tuple[Path, bool]]:
     from dpt_ros.model.factory import weights_path
 
     spec = ZOO[name]
@@ -104,9 +101,11 @@ def _weights(
     url, sha256 = own or (spec.url, spec.sha256)
     wanted = given or own
     path = _file("weights", given, url, sha256) if wanted else weights_path(spec, "download")
-    if path.is_file():
-        yield hash_finding("weights", path, sha256)
-    return path
+    if not path.is_file():  # a folder
+        return path, False
+    finding = hash_finding("weights", path, sha256)
+    yield finding
+    return path, bool(sha256) and not finding.level
 
 
 def _picture(answer: Answer | None, given: str | None) -> Generator[Finding, None, Any]:
