@@ -22,6 +22,8 @@ CLASSIFIERS = [
 ]
 
 PROGRAMS = {
+    "dpt_ros": "dpt_ros.__main__:main",
+    "dpt_doctor": "dpt_ros.apps.doctor:main",
     "dpt_node": "dpt_ros.ros.command_line:dpt_node",
     "dpt_camera_sim": "dpt_ros.ros.command_line:dpt_camera_sim",
     "dpt_bag_player": "dpt_ros.apps.bag_player:main",

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dpt_ros.version import add_version
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``dpt_bag_player``. Returns the exit code."""
@@ -29,6 +31,7 @@ def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
         epilog="Example: dpt_bag_player my_bag --topics image camera_info --also odom. Exit codes:"
         " 0 done; 1 not done; 2 wrong arguments; 3 done, but parts of the bag could not be read.",
     )
+    add_version(parser)
     parser.add_argument("bag", type=Path, help="rosbag2 folder or storage file")
     parser.add_argument("--topics", nargs="+", default=["image", "camera_info"], metavar="NAME")
     parser.add_argument(

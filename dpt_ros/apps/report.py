@@ -118,7 +118,7 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "usable cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "load average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        "gpus": _gpus(),
+        "gpus": gpus(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "versions": _versions(),
     }
@@ -173,7 +173,7 @@ def _nvidia_smi(fields: Mapping[str, str], *more: str) -> list[str]:
     return [program, query, "--format=csv,noheader,nounits", *more] if program else []
 
 
-def _gpus() -> list[dict[str, str]]:
+def gpus() -> list[dict[str, str]]:
     """Name, driver, clocks and power of each GPU; empty without nvidia-smi or a driver."""
     command = _nvidia_smi(_GPU_FIELDS)
     answer = subprocess.run(command, capture_output=True, text=True) if command else None

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import IO, BinaryIO
 from urllib.parse import urlsplit
 
-from tqdm import tqdm
-
 from dpt_ros.model.zoo import ModelSpec
 
 ATTEMPTS = 3
@@ -100,7 +98,7 @@ def fetch(url: str, path: Path, sha256: str) -> None:
                 part.unlink(missing_ok=True)
                 return
             _fill(file, url, path.name)
-            digest = _sha256(file)
+            digest = sha256_of(file)
             if not digest.startswith(sha256):
                 part.unlink(missing_ok=True)
                 raise DownloadError(
@@ -144,6 +142,8 @@ def _fill(file: BinaryIO, url: str, label: str) -> None:
 
 
 def _append(file: BinaryIO, url: str, label: str) -> None:
+    from tqdm import tqdm
+
     start = file.seek(0, os.SEEK_END)
     headers = {"User-Agent": "dpt_ros", "Accept-Encoding": "identity"}
     if start:
@@ -186,7 +186,8 @@ def _continues(content_range: str | None, start: int) -> bool:
     return re.match(rf"bytes {start}-", content_range or "") is not None
 
 
-def _sha256(file: BinaryIO) -> str:
+def sha256_of(file: BinaryIO) -> str:
+    """The sha256 of all of a file, 64 hex digits."""
     digest = hashlib.sha256()
     file.seek(0)
     while chunk := file.read(CHUNK):

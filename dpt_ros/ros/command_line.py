@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from dpt_ros.ros import process
+from dpt_ros.version import add_version
 from dpt_ros.world.classes import KINDS
 
 if TYPE_CHECKING:
@@ -77,8 +78,8 @@ def dpt_camera_sim(argv: Sequence[str] | None = None) -> int:
 def _run(prog: str, argv: Sequence[str] | None) -> int:
     process.exit_on_signal()
     own, _ = split_ros_args(argv)
-    if {"-h", "--help"} & set(own):
-        _parser(prog).parse_args(["--help"])
+    if {"-h", "--help", "--version"} & set(own):
+        _parser(prog).parse_args(own)
     return int(import_module(_PROGRAMS[prog][0]).main(argv))
 
 
@@ -172,12 +173,14 @@ def _init_rclpy(prog: str, argv: Sequence[str] | None) -> None:
 
 def _parser(prog: str) -> argparse.ArgumentParser:
     _, description, epilog = _PROGRAMS[prog]
-    return argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog=prog,
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_version(parser)
+    return parser
 
 
 if __name__ == "__main__":

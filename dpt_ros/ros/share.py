@@ -10,8 +10,6 @@ from importlib import metadata
 from pathlib import Path
 from xml.etree import ElementTree
 
-from ament_index_python.packages import PackageNotFoundError, get_package_share_path
-
 _CHECKOUT = Path(__file__).parents[2]
 # The variable that names the Fast DDS profile: in Kilted and later, in Jazzy and before.
 _VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
@@ -30,6 +28,8 @@ def share_path(name: str) -> Path:
         return _CHECKOUT / name
     # pip puts share/ beside lib/, which need not be in the ament index; without an index: OSError.
     candidates = [folder / "share" / "dpt_ros" / name for folder in _CHECKOUT.parents]
+    from ament_index_python.packages import PackageNotFoundError, get_package_share_path
+
     with suppress(PackageNotFoundError, OSError):
         candidates.insert(0, get_package_share_path("dpt_ros") / name)
     for path in candidates:
@@ -40,13 +40,19 @@ def share_path(name: str) -> Path:
     )
 
 
+def profile_variables() -> tuple[str, str]:
+    """The variable from which this distribution reads the Fast DDS profile, and the other one."""
+    read, other = _VARIABLES[::-1] if _rclpy_major() < 9 else _VARIABLES
+    return read, other
+
+
 def transport_environment() -> dict[str, str]:
     """The environment variable with which Fast DDS has room for images in shared memory.
 
     Empty where the user has chosen a profile or built-in transports; or the user's profile, in the
     variable that this distribution reads.
     """
-    read, other = _VARIABLES[::-1] if _rclpy_major() < 9 else _VARIABLES
+    read, other = profile_variables()
     if read in os.environ or "FASTDDS_BUILTIN_TRANSPORTS" in os.environ:
         return {}
     # Kilted (rclpy 9) reads both and warns about the second; Jazzy (7) reads the second only.

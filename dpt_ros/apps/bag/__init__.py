@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from dpt_ros.bag import ALL_OUTPUTS, MAPS, STORAGES
+from dpt_ros.version import add_version
 
 EXAMPLES = """examples:
   one bag:
@@ -39,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_version(parser)
     add = parser.add_argument
     add("paths", nargs="+", metavar="PATH",
         help="bags, folders of bags or patterns; the last one is the bag to write, unless there is"

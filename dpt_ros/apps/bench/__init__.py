@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from dpt_ros.apps.bench.arguments import PARSERS
+from dpt_ros.version import add_version
 
 # Module with main(argv) -> exit code, imported only when it runs: the networks' need no ROS, the
 # node's no Triton.
@@ -27,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="dpt_bench", description=__doc__, epilog="Example: dpt_bench node --json node.json"
     )
+    add_version(parser)
     known = parser.add_subparsers(dest="command", required=True, metavar="WHAT")
     for name, (_, text) in COMMANDS.items():
         known.add_parser(name, help=text)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dpt_ros.engine.settings import Settings, common_name, parameter_name
 from dpt_ros.model.zoo import list_models, unknown_model
+from dpt_ros.version import add_version
 
 CPU_METHOD = """\
 One process; every arm once per round, in random order, network only, batch 1; two calls before the
@@ -96,9 +97,11 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 def _parser(command: str, method: str, epilog: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         f"dpt_bench {command}", description=method, formatter_class=_Formatter, epilog=epilog
     )
+    add_version(parser)
+    return parser
 
 
 def cpu_parser() -> argparse.ArgumentParser:

@@ -8,12 +8,15 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from dpt_ros.version import add_version
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``dpt_demo``. Returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="dpt_demo", description=__doc__, epilog="Example: dpt_demo --seconds 5"
     )
+    add_version(parser)
     parser.add_argument(
         "--out", type=Path, default=Path("demo_out"), help="folder for the results"
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 from dpt_ros.datasets import list_datasets, unknown_dataset
 from dpt_ros.engine.settings import check
 from dpt_ros.model.zoo import EMBEDDED_NAME, list_models, unknown_model
+from dpt_ros.version import add_version
 
 EXAMPLES = """examples:
   the embedded network on held-out worlds:
@@ -42,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_version(parser)
     add = parser.add_argument
     add("--dataset", required=True, metavar="NAME", help="one of the above")
     add("--root", type=Path, metavar="DIR", help="folder of the dataset, except for the world")

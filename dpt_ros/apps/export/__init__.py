@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from dpt_ros.model.zoo import ZOO, unknown_model
+from dpt_ros.version import add_version
 
 EXAMPLES = """examples:
   the embedded network, any batch and size, compared with PyTorch afterwards:
@@ -54,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_version(parser)
     add = parser.add_argument
     add("network", metavar="NETWORK", help="name of a network, or a file of dpt_train")
     add("out", metavar="OUT", type=Path, help="the file to write, such as depth.onnx")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dpt_ros.model.zoo import list_models, unknown_model
 from dpt_ros.run import OUTPUTS, PICTURE_OUTPUTS, VIDEO_OUTPUTS
+from dpt_ros.version import add_version
 
 EXAMPLES = f"""outputs (default: {", ".join(PICTURE_OUTPUTS)}; of videos and webcams: video):
 {chr(10).join(f"  {name:8} {text}" for name, text in OUTPUTS.items())}
@@ -42,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_version(parser)
     add = parser.add_argument
     add("source", metavar="IN",
         help="a picture, a video, a folder of them, or a webcam: 0 or /dev/video0")  # fmt: skip

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from dpt_ros.apps.status.table import UNKNOWN
 from dpt_ros.ros.command_line import split_ros_args
+from dpt_ros.version import add_version
 
 DESCRIPTION = """Show what running dpt_ros nodes report on /diagnostics: lifecycle state, networks,
 device, rates, latencies, dropped frames and errors, one column per camera."""
@@ -26,8 +27,8 @@ reports, or wrong arguments); without --once: 0 after Ctrl-C.
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """Exits with UNKNOWN for wrong arguments: 2 stands for an error of the node."""
+class Parser(argparse.ArgumentParser):
+    """Exits with UNKNOWN for wrong arguments: 2 stands for an error that was found."""
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
@@ -35,12 +36,13 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="dpt_status",
         description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_version(parser)
     add = parser.add_argument
     add("--namespace", default="", help="only nodes in or below this namespace")
     add("--all", action="store_true", help="also the reports of other programs on /diagnostics")

@@ -16,7 +16,16 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 
-from dpt_ros.apps.status.table import UNKNOWN, Status, as_json, in_namespace, of_dpt, table, worst
+from dpt_ros.apps.status.table import (
+    UNKNOWN,
+    Status,
+    as_json,
+    in_namespace,
+    of_dpt,
+    statuses_of,
+    table,
+    worst,
+)
 from dpt_ros.ros.command_line import rclpy_message
 
 _SETTLE = 1.2  # seconds after the first report, in which the other nodes report, too
@@ -68,10 +77,7 @@ class _Reports:
         ).topic_name
 
     def _receive(self, msg: DiagnosticArray) -> None:
-        statuses = [
-            Status(s.name, s.level[0], s.message, {pair.key: pair.value for pair in s.values})
-            for s in msg.status
-        ]
+        statuses = statuses_of(msg)
         shown = [s for s in statuses if in_namespace(s, self._namespace)]
         if not shown or not (self._every or of_dpt(statuses)):
             self._others |= {status.name for status in statuses}

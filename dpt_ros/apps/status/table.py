@@ -43,6 +43,14 @@ class Status(NamedTuple):
         return LEVELS[self.level] if 0 <= self.level < len(LEVELS) else f"level {self.level}"
 
 
+def statuses_of(msg: Any) -> list[Status]:
+    """The statuses of a diagnostic_msgs/DiagnosticArray."""
+    return [
+        Status(s.name, s.level[0], s.message, {pair.key: pair.value for pair in s.values})
+        for s in msg.status
+    ]
+
+
 def of_dpt(statuses: Iterable[Status]) -> bool:
     """Whether a message with these statuses comes from a dpt_ros node."""
     return any(s.node and s.part == _NETWORKS and "state" in s.values for s in statuses)

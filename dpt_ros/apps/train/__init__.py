@@ -24,6 +24,7 @@ from dpt_ros.apps.train.recipe import (
 from dpt_ros.datasets import list_datasets, unknown_dataset
 from dpt_ros.engine.settings import check
 from dpt_ros.model.zoo import list_models, unknown_model
+from dpt_ros.version import add_version
 
 EXAMPLES = """examples:
   the embedded network, an hour and twenty minutes on two CPU cores:
@@ -60,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_version(parser)
     start = parser.add_argument_group("output and presets").add_argument
     out = "folder for checkpoint, log and the trained network"
     start("--out", type=Path, required=True, help=out)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dpt_ros.apps.view.topics import KINDS
 from dpt_ros.ros.command_line import split_ros_args
+from dpt_ros.version import add_version
 
 CLASSES = ("world", "ade20k", "navigation")
 
@@ -37,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_version(parser)
 
     parser.add_argument(
         "bag", nargs="*", type=Path, help="rosbag2 folders or mcap files; live topics if omitted"
