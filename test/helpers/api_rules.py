@@ -25,7 +25,9 @@ def from_text(text: str) -> Api:
 
 def sections(changelog: str) -> dict[str, str]:
     """The text of each section of CHANGELOG.rst by its heading: a version or "Forthcoming"."""
-    parts = re.split(r"^(Forthcoming|\d+\.\d+\.\d+)(?: \(\d{4}-\d\d-\d\d\))?\n-+\n", changelog, 0, re.M)
+    parts = re.split(
+        r"^(Forthcoming|\d+\.\d+\.\d+)(?: \(\d{4}-\d\d-\d\d\))?\n-+\n", changelog, 0, re.M
+    )
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
@@ -67,7 +69,9 @@ def problems(old_version: str, old: Api, version: str, new: Api, changelog: str)
     if released:
         least = least_version(old_version, breaking, added)
         if numbers(version) < numbers(least):
-            found.append(f"Version {version} comes after {old_version}, but must be {least} or later.")
+            found.append(
+                f"Version {version} comes after {old_version}, but must be {least} or later."
+            )
     return found
 
 

@@ -54,6 +54,8 @@ def entries(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
         name, *others = sorted(names, key=len, reverse=True)
         if name == "--help":
             continue
+        shown = action.help or isinstance(action, argparse._SubParsersAction)
+        assert shown, f"{parser.prog} {name} has no help text"
         details = [f"also {other}" for other in others]
         required = action.required and action.nargs not in ("*", "?")
         if action.nargs != 0:

@@ -49,6 +49,7 @@ MODULES: dict[str, tuple[str, ...] | None] = {
     "dpt_ros.engine.loading": ("NetworkError", "load_networks"),
     "dpt_ros.engine.frame": ("CameraModel", "Frame", "Lens", "OutputRequest", "Prediction"),
     "dpt_ros.engine.output.color": ("depth_to_color", "inverse_to_color", "labels_to_color"),
+    "dpt_ros.engine.smoothing.state": ("FilteredFrame",),
     "dpt_ros.engine.scale.anchors": ("Anchors", "project_scan", "project_points", "project_depth"),
     "dpt_ros.engine.export.session": ("StepSession",),
 }
@@ -97,10 +98,16 @@ def python() -> Api:
             # The version is package.xml's business.
             api[name] = "str" if name.endswith("__version__") else repr(found)
         else:
-            plain = inspect.isclass(found) and issubclass(found, Exception) and "__init__" not in vars(found)
+            plain = (
+                inspect.isclass(found)
+                and issubclass(found, Exception)
+                and "__init__" not in vars(found)
+            )
             signature = inspect.Signature() if plain else inspect.signature(found)
             bases = [base.__name__ for base in getattr(found, "__bases__", ())]
-            api[name] = f"class({', '.join(bases)})" if bases else f"-> {signature.return_annotation}"
+            api[name] = (
+                f"class({', '.join(bases)})" if bases else f"-> {signature.return_annotation}"
+            )
             if name.endswith(".Settings"):
                 continue  # its arguments are the parameters of the node
             for number, one in enumerate(signature.parameters.values()):
@@ -126,7 +133,9 @@ def networks() -> Api:
     api: Api = {}
     for name in list_models():
         spec = model_spec(name)
-        numbers_of = f"{spec.net_width}x{spec.net_height}, scale {spec.scale:g}, shift {spec.shift:g}"
+        numbers_of = (
+            f"{spec.net_width}x{spec.net_height}, scale {spec.scale:g}, shift {spec.shift:g}"
+        )
         metres = "metres" if spec.invert else "relative inverse depth"
         depth = f", {metres}, {numbers_of}" if "depth" in spec.tasks else ""
         labels = f", {spec.num_classes} classes" if "labels" in spec.tasks else ""
@@ -161,7 +170,9 @@ def parameters() -> Api:
         api[name] = f"{ROS_TYPES[str(spec.type)]} {default}{limits}, {when}{per_camera}"
         api |= {f"{name} = {choice}": "" for choice in meta["choices"]}
     for name, (default, _) in CAMERA_PARAMETERS.items():
-        api[f"dpt_camera_sim {name}"] = f"{ROS_TYPES[type(default).__name__]} {json.dumps(default)}"
+        api[f"dpt_camera_sim {name}"] = (
+            f"{ROS_TYPES[type(default).__name__]} {json.dumps(default)}"
+        )
     return api
 
 
@@ -211,8 +222,15 @@ def _endpoints(node: Any, prefix: str) -> Api:
     api: Api = {}
     for word, endpoints in (("published", node.publishers), ("subscribed", node.subscriptions)):
         for endpoint in endpoints:
-            name = endpoint.topic_name if endpoint.topic_name == "/diagnostics" else endpoint.topic_name[1:]
-            if endpoint.topic_name.startswith(_OF_RCLPY) or name in ("image/ffmpeg", "image/foxglove"):
+            name = (
+                endpoint.topic_name
+                if endpoint.topic_name == "/diagnostics"
+                else endpoint.topic_name[1:]
+            )
+            if endpoint.topic_name.startswith(_OF_RCLPY) or name in (
+                "image/ffmpeg",
+                "image/foxglove",
+            ):
                 continue
             kind, qos = _type(endpoint.msg_type), endpoint.qos_profile
             if name.endswith("label_info"):

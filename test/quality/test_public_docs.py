@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every public name is explained: docstrings with arguments and results, topics on their page."""
+"""Every public name is explained: docstrings with arguments and results, topics on their page.
+
+Parameters: test/ros/test_parameters.py; names that the pages use: test/project/test_docs.py; topics
+of the page in a running node: test/ros/test_security.py.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,8 @@ from helpers.places import ROOT
 OBJECTS = {
     name: getattr(found, "__func__", found)  # of a class method
     for name, found in public_api.public_objects()
-    if callable(found) or isinstance(found, property | classmethod)
+    if (callable(found) or isinstance(found, property | classmethod))
+    and not name.endswith((".Settings", "len__", "getitem__"))
 }
 # A docstring says what it returns in its first words ("The mean of ..."), or below "Returns:".
 COMMANDS = {"choose", "filter", "load", "open", "predict", "process", "read", "write"}
@@ -33,17 +38,14 @@ def arguments(found: Any) -> list[str]:
 @pytest.mark.parametrize("name", OBJECTS)
 def test_a_public_name_has_a_docstring_with_its_arguments_and_its_result(name: str) -> None:
     found = OBJECTS[name]
-    if name.endswith(".Settings"):
-        return  # parameters: docs/topics.md, by test/ros/test_parameters.py
     text = inspect.getdoc(found) or ""
-    if is_dataclass(found):
-        assert not text.startswith(f"{found.__name__}("), "made by dataclass"
+    made = is_dataclass(found) and text.startswith(f"{found.__name__}(")  # by dataclass
     assert text
+    assert not made
     assert [one for one in arguments(found) if not re.search(rf"\b{one}\b", text)] == []
     gives = getattr(found, "__annotations__", {}).get("return", "None") not in ("None", None)
-    if gives and not inspect.isclass(found):
-        first = text.split()[0].lower()
-        assert first not in COMMANDS or re.search(r"^(Returns|Yields):", text, re.MULTILINE)
+    if gives and text.split()[0].lower() in COMMANDS:
+        assert re.search(r"^(Returns|Yields):", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("module", public_api.MODULES)
@@ -51,34 +53,42 @@ def test_a_page_names_every_public_module(module: str) -> None:
     assert re.search(rf"\b{re.escape(module)}\b", PAGES)
 
 
-def test_the_page_of_topics_has_each_topic_with_its_type_and_its_qos() -> None:
-    """And test/ros/test_security.py has each topic of the page in a running node."""
-    rows = [line for line in PAGES.splitlines() if re.match(r"\| `", line) and "_msgs/" in line]
-    assert len(rows) > 15
-    for name, detail in public_api.frozen("topics").items():
-        if re.match(r"dpt_camera_sim |/diagnostics .*:|~|image/", name):
-            continue
-        (row,) = (line for line in rows if f"`{name}`" in line.split("|")[1])
-        _, cell, kind, qos, *_ = row.split("|")
-        kinds = re.findall(r"(\w+)(?: \w+| or|,|$)", kind.partition("/")[2])
-        assert re.search(r"/msg/(\w+)", detail)[1] in kinds, name
-        while "the same" in qos:  # as the row above it
-            qos = rows[rows.index(row) - 1].split("|")[3]
-            row = rows[rows.index(row) - 1]
-        depth = re.search(r"keep last \d+", detail)[0]
-        assert depth in qos or (depth, cell.strip()) == ("keep last 1", "`anchors/depth`, `anchors/camera_info`")
-        for word in ("reliable", "best_effort", "transient_local"):
-            assert (word not in detail.split(", ")) or word.replace("_", " ") in qos, name
+def documented_topics() -> dict[str, tuple[str, str]]:
+    """Type and QoS of each topic of docs/topics.md; "the same" is that of the row above."""
+    text = (ROOT / "docs" / "topics.md").read_text("utf-8")
+    rows = re.findall(r"^\| `([^`]+)` \| (\w+_msgs/\w+)[^|]* \| ([^|]+) \|", text, re.MULTILINE)
+    found, above = {}, ""
+    for name, kind, qos in rows:
+        above = above if qos == "the same" else qos
+        found[name] = (kind.replace("/", "/msg/"), above)
+    return found
 
 
-def test_the_page_of_topics_has_the_other_forms_of_the_image_and_the_service() -> None:
-    for name in ("image/compressed", "image/ffmpeg", "image/foxglove", "~/reset"):
-        assert name in public_api.frozen("topics")
-        assert f"`{name}`" in PAGES
+TOPICS = {
+    name: detail
+    for name, detail in public_api.frozen("topics").items()
+    if not re.match(r"dpt_camera_sim |/diagnostics .*:", name)
+}
 
 
-def test_every_option_of_a_command_stands_in_its_help_or_on_a_page() -> None:
-    """Every option has a help text, which is what the pages refer to; commands are on pages."""
-    commands = [name for name in public_api.frozen("commands") if " " not in name]
+@pytest.mark.parametrize("name", TOPICS)
+def test_the_page_of_topics_has_each_topic_with_its_type_and_its_qos(name: str) -> None:
+    detail = TOPICS[name]
+    if name.startswith(("~", "image/")):  # the service, and the other forms of the image
+        assert f"`{name}`" in (ROOT / "docs" / "topics.md").read_text("utf-8")
+        return
+    kind, qos = documented_topics()[name]
+    assert f" {kind}," in detail
+    given = set(detail.replace("_", " ").split(", ")) & {
+        "reliable",
+        "best effort",
+        "transient local",
+    }
+    assert re.findall(r"keep last \d+", detail) == re.findall(r"keep last \d+", qos)
+    assert [word for word in given if word not in qos] == []
+
+
+def test_every_command_is_on_a_page_and_every_option_has_a_help_text() -> None:
+    commands = [name for name in public_api.commands() if " " not in name]  # which asks for help
     assert len(commands) > 11
     assert [name for name in commands if f"`{name}" not in PAGES] == []

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every dependency has its row in QUALITY_DECLARATION.md, with a reason and the range of setup.py."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from fnmatch import fnmatch
+from importlib.metadata import Distribution
+from xml.etree import ElementTree
+
+import pytest
+from helpers.declaration import names, table
+from helpers.places import ROOT
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+ROWS = table("Dependencies")
+# Versions and reason of each package; no versions where a distribution decides.
+TABLE = {
+    name: ([SpecifierSet(v) for v in names(row[1])], row[3])
+    for row in ROWS
+    for name in names(row[0])
+}
+MANIFEST = ElementTree.parse(ROOT / "package.xml").getroot()
+
+
+@pytest.fixture(scope="module")
+def required(tmp_path_factory: pytest.TempPathFactory) -> list[Requirement]:
+    """What setup.py requires, but for the tools of the tests."""
+    folder = tmp_path_factory.mktemp("info")
+    command = [sys.executable, "setup.py", "--quiet", "dist_info", "--output-dir", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (information,) = folder.glob("*.dist-info")
+    lines = Distribution.at(information).requires or []
+    return [Requirement(line) for line in lines if 'extra == "test"' not in line]
+
+
+def row_of(requirement: Requirement) -> str:
+    """The name in the table that stands for it, "" if there is none."""
+    extras = f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
+    name = f"{requirement.name}{extras}"
+    return name if name in TABLE else next((one for one in TABLE if fnmatch(name, one)), "")
+
+
+def test_every_dependency_has_a_row_with_its_range_and_a_reason(required) -> None:
+    assert len(required) > 20
+    for requirement in required:
+        name = row_of(requirement)
+        assert name, f"{requirement} has no row in QUALITY_DECLARATION.md"
+        ranges, reason = TABLE[name]
+        assert requirement.specifier in (ranges or [SpecifierSet()]), requirement
+        assert reason
+
+
+def test_every_ros_dependency_of_the_manifest_has_a_row() -> None:
+    depends = [one.text for one in MANIFEST.iter() if one.tag in ("depend", "exec_depend")]
+    assert len(depends) > 10
+    assert [name for name in depends if name not in TABLE] == []
+
+
+def test_every_row_is_about_a_dependency(required) -> None:
+    used = {row_of(requirement) for requirement in required}
+    used |= {one.text or "" for one in MANIFEST.iter() if one.tag in ("depend", "exec_depend")}
+    assert set(TABLE) - used == set()
+
+
+def test_every_range_has_an_oldest_and_a_newest_version(required) -> None:
+    for requirement in required:
+        operators = {one.operator for one in requirement.specifier}
+        assert operators in ({">=", "<"}, set()), requirement
+        assert operators or requirement.name.startswith("ros-"), requirement
+
+
+def test_the_oldest_and_the_newest_versions_are_tried_by_the_workflows() -> None:
+    workflows = (ROOT / ".github" / "workflows").glob("*.y*ml")
+    text = "\n".join(path.read_text(encoding="utf-8") for path in workflows)
+    assert "scripts/oldest" in text
+    assert "LOCKED=no scripts/test" in text or "LOCKED: no" in text or 'LOCKED: "no"' in text
+
+
+def test_the_package_runs_without_the_optional_ros_packages() -> None:
+    pytest.importorskip("rclpy")
+    code = """
+import sys
+for name in ("vision_msgs", "tf2_msgs", "tf2_ros", "launch", "launch_ros"):
+    sys.modules[name] = None
+import dpt_ros.ros.camera_sim, dpt_ros.ros.dpt_node, dpt_ros.ros.messages.prediction as prediction
+assert prediction.LabelInfo is None
+assert dpt_ros.ros.camera_sim.TFMessage is None
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
