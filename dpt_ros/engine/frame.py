@@ -14,7 +14,7 @@ import numpy as np
 class CameraModel:
     """A rectified pinhole camera: the left 3x3 of ``P`` in sensor_msgs/CameraInfo (REP 104).
 
-    Focal lengths (``fx``, ``fy``) and principal point (``cx``, ``cy``) are in pixels of an image of
+    Focal lengths ``fx``, ``fy`` and principal point ``cx``, ``cy`` are in pixels of an image of
     ``width`` x ``height``.
     """
 

@@ -104,7 +104,7 @@ class DepthStability:
         self._frames[name].append(float(wrong.sum()))
 
     def per_frame(self, name: str) -> np.ndarray:
-        """(frames,) of ``name`` "abs_rel", "delta1" or "edge", fractions; NaN where not defined."""
+        """(frames,) of ``name`` "abs_rel", "delta1" or "edge", fractions; NaN if not defined."""
         return np.array(self._frames[name])
 
     def result(self) -> dict[str, float]:

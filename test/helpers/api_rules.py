@@ -25,9 +25,8 @@ def from_text(text: str) -> Api:
 
 def sections(changelog: str) -> dict[str, str]:
     """The text of each section of CHANGELOG.rst by its heading: a version or "Forthcoming"."""
-    parts = re.split(
-        r"^(Forthcoming|\d+\.\d+\.\d+)(?: \(\d{4}-\d\d-\d\d\))?\n-+\n", changelog, 0, re.M
-    )
+    heading = r"^(Forthcoming|\d+\.\d+\.\d+)(?: \(\d{4}-\d\d-\d\d\))?\n-+\n"
+    parts = re.split(heading, changelog, flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 

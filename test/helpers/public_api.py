@@ -358,7 +358,7 @@ def package_version() -> str:
 
 
 def main() -> None:
-    """Freeze the API at the version of package.xml, if that is a step as CHANGELOG.rst tells it."""
+    """Freeze the API at the version of package.xml, if CHANGELOG.rst tells what changed."""
     version, versions = package_version(), {}
     if (FROZEN / "versions.txt").exists():
         versions = frozen_versions()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every public name is explained: docstrings with arguments and results, topics on their page.
 
-Parameters: test/ros/test_parameters.py; names that the pages use: test/project/test_docs.py; topics
-of the page in a running node: test/ros/test_security.py.
+Parameters: test/ros/test_parameters.py; names that the pages use: test/project/test_docs.py;
+topics of the page in a running node: test/ros/test_security.py.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One version in package.xml, the package and CHANGELOG.rst; the declaration says if it is stable."""
+"""One version in package.xml, dpt_ros and CHANGELOG.rst; the declaration says if it is stable."""
 
 from __future__ import annotations
 
