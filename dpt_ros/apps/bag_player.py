@@ -33,7 +33,8 @@ def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
     )
     add_version(parser)
     parser.add_argument("bag", type=Path, help="rosbag2 folder or storage file")
-    parser.add_argument("--topics", nargs="+", default=["image", "camera_info"], metavar="NAME")
+    parser.add_argument("--topics", nargs="+", default=["image", "camera_info"], metavar="NAME",
+        help="topics to play, by the node's names (default: image camera_info)")  # fmt: skip
     parser.add_argument(
         "--also", nargs="+", default=[], metavar="NAME", help="topics to play if the bag has them"
     )

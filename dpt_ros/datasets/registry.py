@@ -74,6 +74,9 @@ def open_dataset(
         split: "train" or "test".
         options: of the dataset, see its class; values, or their text from a command line.
 
+    Returns:
+        The dataset, a sequence of samples.
+
     Raises:
         DatasetError: the folder does not hold what was expected.
         ValueError: otherwise: there is no such dataset, split or option, or a value is wrong.

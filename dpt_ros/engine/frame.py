@@ -14,7 +14,8 @@ import numpy as np
 class CameraModel:
     """A rectified pinhole camera: the left 3x3 of ``P`` in sensor_msgs/CameraInfo (REP 104).
 
-    Focal lengths and principal point are in pixels of an image of ``width`` x ``height``.
+    Focal lengths ``fx``, ``fy`` and principal point ``cx``, ``cy`` are in pixels of an image of
+    ``width`` x ``height``.
     """
 
     width: int
@@ -130,7 +131,11 @@ class Frame:
 
 @dataclass(frozen=True)
 class OutputRequest:
-    """The outputs of a frame to compute; see ``Prediction``."""
+    """The outputs of a frame to compute, by their names in ``Prediction``.
+
+    Args:
+        depth, inverse, labels, confidence, deviation, points, fused: whether it is wanted.
+    """
 
     depth: bool = True
     inverse: bool = False
@@ -142,10 +147,12 @@ class OutputRequest:
 
     @property
     def any(self) -> bool:
+        """Whether anything is wanted."""
         return self.any_depth or self.labels or self.confidence
 
     @property
     def any_depth(self) -> bool:
+        """Whether anything is wanted that needs the depth network."""
         return self.depth or self.inverse or self.deviation or self.points or self.fused
 
 

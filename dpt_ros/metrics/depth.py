@@ -198,7 +198,8 @@ class Confusion:
         self.counts = np.zeros((self.num_classes, self.num_classes + 1), np.int64)
 
     def add(self, prediction: np.ndarray, truth: np.ndarray) -> None:
-        """Count one pair of label images, (H, W) uint8. Raises ValueError if the shapes differ."""
+        """Count the labels of a ``prediction`` and of the ``truth``, (H, W) uint8. Raises
+        ValueError if the shapes differ."""
         _check_shapes(prediction, truth)
         n = self.num_classes
         known = (truth >= 1) & (truth <= n)

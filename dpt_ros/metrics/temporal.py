@@ -104,7 +104,7 @@ class DepthStability:
         self._frames[name].append(float(wrong.sum()))
 
     def per_frame(self, name: str) -> np.ndarray:
-        """(frames,) of "abs_rel", "delta1" or "edge", as fractions; NaN where not defined."""
+        """(frames,) of ``name`` "abs_rel", "delta1" or "edge", fractions; NaN if not defined."""
         return np.array(self._frames[name])
 
     def result(self) -> dict[str, float]:
@@ -256,8 +256,8 @@ class LabelStability:
         self._run: tuple[np.ndarray, np.ndarray] = (np.zeros(0), np.zeros(0))
 
     def update(self, reference: Reference, labels: np.ndarray) -> None:
-        """Evaluate the prediction for one frame: ``labels`` (H, W) uint8, class ids. Raises
-        ValueError for another size than the truth's."""
+        """Evaluate ``labels`` (H, W) uint8, class ids, of one frame against its ``reference``.
+        Raises ValueError for another size than the truth's."""
         truth = reference.truth.labels
         self._truth.add(labels, truth)
         moving, claimed = reference.truth.movers, self._movers[labels]

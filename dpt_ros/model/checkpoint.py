@@ -129,7 +129,7 @@ def load_parts(
 
 
 def save_checkpoint(model: DPT, path: Path, dtype: torch.dtype = torch.float16) -> None:
-    """Write ``model`` as safetensors that :func:`load_checkpoint` reads.
+    """Write ``model`` as safetensors to ``path``, in ``dtype``, as ``create_model`` reads them.
 
     Raises:
         CheckpointError: the weight standardisation is folded, so the file would be read wrongly.

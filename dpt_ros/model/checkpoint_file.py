@@ -49,7 +49,8 @@ _DAMAGED = (
 class CheckpointError(ValueError):
     """A file is not a checkpoint of the network it was given for.
 
-    Attributes:
+    Args:
+        message: for users.
         missing: parameters of the network that the file lacks.
         unexpected: keys of the file that the network has no place for.
         misshapen: keys whose shape or type is another one.

@@ -80,7 +80,7 @@ class DPT(nn.Module):
         return outputs
 
     def features(self, images: Tensor) -> Tensor:
-        """The input of all heads: (B, 3, H, W) -> (B, F, H / 2, W / 2)."""
+        """The input of all heads: ``images`` (B, 3, H, W) -> (B, F, H / 2, W / 2)."""
         taps, grid = self.encoder(images)
         maps = [
             reassemble(tap, grid) for reassemble, tap in zip(self.reassemble, taps, strict=True)

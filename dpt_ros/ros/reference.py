@@ -16,6 +16,7 @@ from typing import Any
 from dpt_ros.data import class_names
 from dpt_ros.engine.settings import FIELDS, parameter_name
 
+_LICENCE = "# SPDX-License-Identifier: Apache-2.0"
 _TABLE_BEGIN = "<!-- parameters: python -m dpt_ros.ros.reference -->\n"
 _TABLE_END = "<!-- end of parameters -->\n"
 
@@ -38,6 +39,7 @@ def constraints(spec: Field[Any]) -> str:
 def parameters_yaml() -> str:
     """config/dpt.yaml: every parameter at its default, with its description."""
     lines = [
+        _LICENCE,
         "# Every parameter of the node dpt at its default. A live one may change while it runs.",
         "# Made by python -m dpt_ros.ros.reference from dpt_ros/engine/settings.py.",
         "/**:",
@@ -66,7 +68,7 @@ def parameters_table() -> str:
 def labels_yaml(file_name: str) -> str:
     """config/labels_*.yaml: class ids and names of a label file of dpt_ros/data."""
     names = class_names(file_name)
-    lines = ["# Class ids of semantic/labels. Made by python -m dpt_ros.ros.reference."]
+    lines = [_LICENCE, "# Class ids of semantic/labels. Made by python -m dpt_ros.ros.reference."]
     lines += ["0: none"]
     lines += [f"{index}: {json.dumps(name)}" for index, name in enumerate(names, start=1)]
     lines += ["255: unlabelled"]

@@ -62,6 +62,7 @@ class Scanner:
     the nominal one. ``scan(i)`` depends on the arguments and ``i`` alone.
 
     Args:
+        world: that it measures.
         noise: standard deviation of a range, metres.
         range_max: metres.
     """

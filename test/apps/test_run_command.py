@@ -304,6 +304,14 @@ def test_what_cannot_be_done_is_said_and_nothing_is_written(
     assert not (tmp_path / "out").exists()
 
 
+def test_opencv_4_and_5_are_silenced_each_in_its_way(tmp_path, monkeypatch) -> None:
+    levels: list[int] = []
+    monkeypatch.setattr(cv2, "setLogLevel", levels.append, raising=False)
+    monkeypatch.delattr(cv2.utils, "logging", raising=False)  # as in OpenCV 4
+    assert start(tmp_path / "nowhere", tmp_path / "out") == 2
+    assert levels == [0]
+
+
 def test_a_run_without_any_result_has_failed(tmp_path) -> None:
     (tmp_path / "a.png").write_bytes(b"text")
     assert start(tmp_path / "a.png", tmp_path / "out") == 1

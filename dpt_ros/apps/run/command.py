@@ -53,7 +53,8 @@ def run(args: argparse.Namespace) -> int:
         The exit code of ``dpt_run``.
     """
     # OpenCV's readers write about damaged files to the terminal; the message is ours.
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    silence = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel  # OpenCV 4, 5
+    silence(0)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
         warnings.showwarning = lambda message, *_: print_above(one_line(str(message)))

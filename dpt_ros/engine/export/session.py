@@ -145,8 +145,8 @@ class StepSession:
         return {name: {"record": records[name], "state": self._states[name]} for name in records}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from the result of ``state_dict``, or of a runner's with the same networks and
-        settings."""
+        """Continue from the ``state`` that ``state_dict`` gave, here or of a runner with the same
+        networks and settings."""
         self._cameras.load_state_dict({name: parts["record"] for name, parts in state.items()})
         self._states = {
             name: {key: np.asarray(value) for key, value in parts["state"].items()}
@@ -155,6 +155,12 @@ class StepSession:
 
     def __call__(self, frames: Sequence[Frame]) -> list[Prediction]:
         """Process a frame of each of up to B cameras, B the batch of the files.
+
+        Args:
+            frames: of different cameras, which are told apart by ``source``.
+
+        Returns:
+            Their predictions, in the same order.
 
         Raises:
             ValueError: no file takes frames of this kind, or there are too many.

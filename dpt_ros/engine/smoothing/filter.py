@@ -229,7 +229,7 @@ class TemporalFilter:
         }
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        """Continue from a ``state_dict``, on a device."""
+        """Continue from the ``state`` that ``state_dict`` gave, on a ``device``."""
         self.reset()
         if state:
             past = {name: value.to(device)[None] for name, value in state["past"].items()}
@@ -276,6 +276,9 @@ class TemporalFilter:
             frame_id: the optical frame; another one is another camera.
             flow: deprecated and ignored: flow is always computed here.
             anchors: deprecated name of ``metric_affine``.
+
+        Returns:
+            The frame's depth and labels after the filter, with their uncertainty.
 
         Raises:
             ValueError: an argument has the wrong shape.
