@@ -303,7 +303,8 @@ def test_weights_that_saturate_are_an_error(
 
 
 def test_broken_answers_are_refused(prove: Any, files: Path, tmp_path: Path) -> None:
-    for content in ('{"values": 1}', '[{"side": 3}]', "", '[{"values": [[1], [1, 2]]}]'):
+    uneven = json.dumps([answer(files, values=[[1], [1, 2]])])
+    for content in ('{"values": 1}', '[{"side": 3}]', "", uneven):
         (tmp_path / "mine.json").write_text(content)
         done = prove(*TORCH, "--answers", str(tmp_path / "mine.json"))
         assert done["code"] == 2
