@@ -277,19 +277,25 @@ def test_without_a_published_answer_hash_keys_and_range_are_checked_and_said_so(
 
 
 @pytest.mark.parametrize(
-    ("part", "value", "message"),
+    ("part", "bias", "message"),
     [
-        ("depth_head", -1e3, "of the pixels have none"),
-        ("label_head", 1e6, "one class is everywhere"),
+        ("depth_head.conv3", -1e3, "depth is negative or constant"),
+        ("depth_head.conv3", None, "80% of the pixels have none"),
+        ("label_head.classify", 1e6, "one class is everywhere"),
     ],
 )
 def test_weights_that_saturate_are_an_error(
-    prove: Any, tmp_path: Path, part: str, value: float, message: str
+    files: Path, prove: Any, tmp_path: Path, part: str, bias: float | None, message: str
 ) -> None:
     model = tiny()
-    layer = {"depth_head": "conv3", "label_head": "classify"}[part]
-    with torch.no_grad():
-        getattr(getattr(model, part), layer).bias[0] = value
+    layer = model.get_submodule(part)
+    with torch.inference_mode():
+        if bias is None:  # so that four of five pixels are below 0
+            layer.bias[0] = 1e3
+            photo = source_input(Image.open(files / "photo.png"), (240, 320), "bicubic")
+            depth = model.depth_head(model.features(torch.from_numpy(photo))).reciprocal()
+            bias = 1e3 + model.spec.shift - float(depth.quantile(0.8))
+        layer.bias[0] = bias
     save_checkpoint(model, tmp_path / "saturated.safetensors", torch.float32)
     done = prove(*TORCH, weights=tmp_path / "saturated.safetensors")
     assert done["code"] == 2
@@ -297,7 +303,8 @@ def test_weights_that_saturate_are_an_error(
 
 
 def test_broken_answers_are_refused(prove: Any, files: Path, tmp_path: Path) -> None:
-    for content in ('{"values": 1}', '[{"side": 3}]', "", '[{"values": [[1], [1, 2]]}]'):
+    uneven = json.dumps([answer(files, values=[[1], [1, 2]])])
+    for content in ('{"values": 1}', '[{"side": 3}]', "", uneven):
         (tmp_path / "mine.json").write_text(content)
         done = prove(*TORCH, "--answers", str(tmp_path / "mine.json"))
         assert done["code"] == 2

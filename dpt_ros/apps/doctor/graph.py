@@ -149,10 +149,10 @@ class _Look:
             yield Finding("dpt_node", "none reports on /diagnostics")
         for name in names:
             own = [status for status in self._statuses.values() if status.node == name]
-            text = "; ".join(f"{one.part}: {one.message}" for one in own)
+            text = "; ".join(f"{one.part}: {one.message.rstrip('.')}" for one in own)
             level = min(worst(own), ERROR)
             cure = "dpt_status shows its values; docs/troubleshooting.md." if level else ""
-            yield Finding("dpt_node", f"/{name}: {text}", cure, level)
+            yield Finding("dpt_node", f"/{name}: {text}.", cure, level)
             if not clock and self._uses_sim_time(name):
                 message = f"/{name} has use_sim_time, but /clock has no publisher: time stands."
                 cure = "Start the simulator or ros2 bag play --clock, or use_sim_time:=false."
