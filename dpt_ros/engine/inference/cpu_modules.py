@@ -31,6 +31,8 @@ Fused = tuple[str, str]
 
 def supports_bf16() -> bool:
     """Whether this CPU multiplies bfloat16 itself (AVX-512 BF16 or AMX), not by way of float32."""
+    if not hasattr(torch.cpu, "get_capabilities"):  # torch 2.9
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     able = torch.cpu.get_capabilities()
     return bool(able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16"))
 
@@ -333,4 +335,5 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 def _is_plain(attention: Attention) -> bool:
     extras = (attention.q_norm, attention.k_norm, attention.norm)
-    return attention.gate is None and all(isinstance(extra, nn.Identity) for extra in extras)
+    gate = getattr(attention, "gate", None)  # timm 1.0.22 has none
+    return gate is None and all(isinstance(extra, nn.Identity) for extra in extras)

@@ -157,7 +157,14 @@ def test_without_the_operators_packing_is_refused_and_the_network_unchanged(ship
 
 
 def test_native_bfloat16_is_detected(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr(
+        torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False
+    )
     assert onednn.supports_bf16()
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
     assert not onednn.supports_bf16()
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # torch 2.9
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    for able in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda able=able: able)
+        assert onednn.supports_bf16() is able
