@@ -22,7 +22,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves
 
 from dpt_ros.engine import triton_launch
 from dpt_ros.engine.inference.backend import TorchModel
@@ -213,11 +212,16 @@ class Touched(TorchDispatchMode):
 
 def _storages(given: Any) -> dict[int, Tensor]:
     """Tensors by the address of their memory."""
-    found = {
-        one.untyped_storage().data_ptr(): one
-        for one in tree_leaves(given)
-        if isinstance(one, Tensor) and one.layout == torch.strided
-    }
+    found, left = {}, [given]
+    while left:  # several times faster than tree_leaves, and called for every operation
+        one = left.pop()
+        if isinstance(one, Tensor):
+            if one.layout == torch.strided:
+                found[one.untyped_storage().data_ptr()] = one
+        elif isinstance(one, (tuple, list)):
+            left.extend(one)
+        elif isinstance(one, dict):
+            left.extend(one.values())
     found.pop(0, None)  # of no size
     return found
 

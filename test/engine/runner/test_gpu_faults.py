@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpt_ros.engine import triton_launch
 from dpt_ros.engine.faults import AccelerationError, DeviceLostError, is_out_of_memory
-from dpt_ros.engine.frame import OutputRequest
+from dpt_ros.engine.frame import OutputRequest, Prediction
 from dpt_ros.engine.inference import kernels
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.pipeline import Pipeline
@@ -117,9 +117,21 @@ class Faulty(RehearsalStreams):
             raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
 
+class HostFrames:
+    """What the host's runner gives for each frame of the video, computed once for all tests."""
+
+    def __init__(self) -> None:
+        self._runner, self._made = HostRunner(embedded_networks(), DEFAULT), list[Prediction]()
+
+    def __getitem__(self, number: int) -> Prediction:
+        while len(self._made) <= number:
+            self._made += run(self._runner, [video_frame(len(self._made))], ALL, DEFAULT)
+        return self._made[number]
+
+
 @pytest.fixture(scope="module")
-def host() -> Networks:
-    return embedded_networks()
+def host() -> HostFrames:
+    return HostFrames()
 
 
 @pytest.fixture(scope="module")
@@ -136,10 +148,10 @@ def rehearsed() -> Iterator[Kernels]:
 class Rehearsed:
     """A runner on faulty streams beside the host's, fed the same frames."""
 
-    def __init__(self, host: Networks, gpu: Networks, made: Kernels) -> None:
+    def __init__(self, host: HostFrames, gpu: Networks, made: Kernels) -> None:
         self.streams, self.notes = Faulty(made), list[str]()
         self.runner = StreamRunner(gpu, DEFAULT, self.streams, self._note)
-        self.plain, self.made, self.number = HostRunner(host, DEFAULT), made, 0
+        self.host, self.made, self.number = host, made, 0
         backend = self.runner._networks.labels.backend
         inner = backend._predict
 
@@ -158,7 +170,7 @@ class Rehearsed:
     def frames(self, count: int) -> None:
         for _ in range(count):
             with self.made.paused():
-                expected = run(self.plain, [video_frame(self.number)], ALL, DEFAULT)[0]
+                expected = self.host[self.number]
             same_video(run(self.runner, [video_frame(self.number)], ALL, DEFAULT)[0], expected)
             self.number += 1
 
