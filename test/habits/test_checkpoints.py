@@ -76,6 +76,16 @@ def test_a_file_in_parts_is_read_by_its_index_any_part_or_its_folder(tmp_path, s
     index.write_text(json.dumps({"weight_map": {"a": "../../secret.safetensors"}}))
     with pytest.raises(CheckpointError, match=r"parts that are not there: secret\.safetensors"):
         create_model(NAME, index)
+    index.write_text(json.dumps({"weights": names}))
+    with pytest.raises(CheckpointError, match='is not the index of a checkpoint: no "weight_map"'):
+        create_model(NAME, index)
+
+
+def test_a_folder_without_a_checkpoint_is_told_what_is_looked_for(tmp_path) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"holds no model\.safetensors or pytorch_model\.bin"
+    ):
+        create_model(NAME, tmp_path)
 
 
 @pytest.mark.parametrize("suffix", ["bin", "pt", "safetensors", "ckpt"])
