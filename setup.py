@@ -70,10 +70,10 @@ def ros(distribution: str, rclpy: str) -> list[str]:
 
 
 # Another way to run the networks on a CPU (backend: openvino).
-OPENVINO = ["openvino>=2025.2,<2027"]
+OPENVINO = ["openvino>=2026.4,<2027"]
 
 # Networks as ONNX files (dpt_export), and run by ONNX Runtime (backend: onnxruntime).
-ONNX = ["onnx>=1.18,<2", "onnxruntime>=1.20,<2", "onnxscript>=0.5,<1"]
+ONNX = ["onnx>=1.18,<2", "onnxruntime>=1.20,<2", "onnxscript>=0.6.2,<1"]
 # Compressed video (image_transport: video; dpt_bag, dpt_run).
 VIDEO = ["av>=16,<19"]
 
