@@ -101,7 +101,8 @@ run_tests() {
   # Tests with real ROS processes wait most of the time, and have rates and deadlines to keep, so
   # they go one by one. The others run beside them, on what they leave of the CPU: two files at
   # once, each in one thread, for threads that share a core wait for each other while they spin.
-  local without_ros=(test/model test/engine test/datasets test/metrics test/world test/project)
+  local without_ros=(test/model test/engine test/datasets test/metrics test/world test/project test/run
+    test/apps/test_{bench_temporal,doctor_prove,export,run_command,train,training}.py)
   local log=build/tests_without_ros.log
   mkdir -p build
   pytest+=(-p no:cacheprovider) # several at once would write over each other
