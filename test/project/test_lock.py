@@ -4,15 +4,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from functools import lru_cache
-from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from importlib.metadata import PackageNotFoundError, distribution
 from itertools import pairwise
 
 import pytest
 from helpers.places import ROOT
+from helpers.requirements import requirements
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -81,11 +80,7 @@ def missing(wanted: list[str], extras: tuple[str, ...], lock: list[str], python:
 @pytest.fixture(scope="module")
 def wanted(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The requirements of setup.py."""
-    folder = tmp_path_factory.mktemp("info")
-    command = [sys.executable, "setup.py", "--quiet", "dist_info", "--output-dir", str(folder)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    (information,) = folder.glob("*.dist-info")
-    return Distribution.at(information).requires
+    return requirements(tmp_path_factory.mktemp("info"))
 
 
 @pytest.mark.parametrize("lock", LOCKS)

@@ -5,15 +5,13 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
-import sys
 from fnmatch import fnmatch
-from importlib.metadata import Distribution
 from xml.etree import ElementTree
 
 import pytest
 from helpers.declaration import names, table
 from helpers.places import ROOT
+from helpers.requirements import requirements
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
@@ -30,11 +28,7 @@ MANIFEST = ElementTree.parse(ROOT / "package.xml").getroot()
 @pytest.fixture(scope="module")
 def required(tmp_path_factory: pytest.TempPathFactory) -> list[Requirement]:
     """What setup.py requires, but for the tools of the tests."""
-    folder = tmp_path_factory.mktemp("info")
-    command = [sys.executable, "setup.py", "--quiet", "dist_info", "--output-dir", str(folder)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    (information,) = folder.glob("*.dist-info")
-    lines = Distribution.at(information).requires or []
+    lines = requirements(tmp_path_factory.mktemp("info"))
     return [Requirement(line) for line in lines if 'extra == "test"' not in line]
 
 
