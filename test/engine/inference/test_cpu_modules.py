@@ -2,6 +2,9 @@
 """Networks packed for the CPU: the same numbers, any size, no second copy of the weights."""
 
 import copy
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -71,6 +74,60 @@ def test_packed_float32_equals_the_network_at_any_size_and_batch(shipped, frames
     onednn.pack(packed, torch.float32)
     for height, width, batch in ((240, 320, 1), (96, 160, 1), (112, 80, 2), (240, 320, 2)):
         assert_same(shipped, packed, frames[:batch, :, :height, :width])
+
+
+@pytest.mark.parametrize("dtype", onednn.DTYPES)
+def test_two_threads_may_use_two_sizes_at_once(shipped, frames, dtype):
+    packed = copy.deepcopy(shipped)
+    onednn.pack(packed, dtype)
+    frames = frames.to(dtype)
+    inputs = [frames[:, :, :96, :160], frames[:1, :, :112, :80]]
+    expected = [run(packed, images)["depth"] for images in inputs]
+
+    def differences(which):
+        return [(run(packed, inputs[which])["depth"] - expected[which]).abs().max()
+                for _ in range(10)]  # fmt: skip
+
+    with ThreadPoolExecutor(2) as pool:
+        for which, found in enumerate(pool.map(differences, (0, 1))):
+            assert max(found) <= 1e-5 * expected[which].abs().max()
+
+
+@pytest.mark.parametrize("dtype", onednn.DTYPES)
+def test_no_weight_is_reordered_at_a_size_seen_before(shipped, frames, dtype, capfd):
+    packed = copy.deepcopy(shipped)
+    onednn.pack(packed, dtype)
+    images = frames[:1, :, :96, :160].to(dtype)
+    run(packed, images)
+    with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
+        run(packed, images)
+    executed = capfd.readouterr().out
+    assert ",convolution," in executed
+    assert ",reorder," not in executed
+
+
+_COUNT_PAGE_FAULTS = """
+import resource, torch
+from dpt_ros.engine.inference.cpu_modules import pack
+from dpt_ros.model import create_model
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    maps = [torch.ones(1 << 20) for _ in range(12)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+pack(create_model("dpt_hybrid_embedded", "random"), torch.float32)
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc")
+def test_memory_that_a_call_frees_serves_the_next():
+    done = subprocess.run(
+        [sys.executable, "-c", _COUNT_PAGE_FAULTS], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 1000, "of 12,000 pages of 4 KiB"
 
 
 @pytest.mark.parametrize("folded", [False, True])
