@@ -27,14 +27,11 @@ def offsets(fields: Fields) -> dict[str, int]:
 
 def pack(fields: Fields, values: dict[str, Any]) -> np.ndarray:
     """(length,) float32; what has no value is 0."""
-    packed: list[float] = []
-    for name, shape in fields.items():
-        value = values.get(name, 0.0)
-        if shape and name in values:
-            packed += np.ravel(value).tolist()
-        else:
-            packed += [float(value)] * math.prod(shape)
-    return np.array(packed, np.float32)
+    packed = np.zeros(length(fields), np.float32)
+    parts = unpack(fields, packed[None])
+    for name, value in values.items():
+        parts[name][0] = value
+    return packed
 
 
 def unpack(fields: Fields, packed: Any) -> dict[str, Any]:
