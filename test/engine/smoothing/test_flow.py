@@ -14,7 +14,13 @@ from helpers.plain_torch import plain_torch
 from torch import Tensor
 
 from dpt_ros.engine.smoothing import flow
-from dpt_ros.engine.smoothing.flow import grey, inverse_search, luma_of, optical_flow
+from dpt_ros.engine.smoothing.flow import (
+    HOST_STRIDE,
+    grey,
+    inverse_search,
+    luma_of,
+    optical_flow,
+)
 
 H, W = 240, 320
 Warp = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
