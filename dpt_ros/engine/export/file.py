@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,6 +51,16 @@ _MOST_BYTES_INSIDE = 2**31 - 2**27
 
 class ExportError(ValueError):
     """A module cannot be exported, or a file is not one of dpt_ros; the message says why."""
+
+
+def metadata_of(
+    kind: str, network: str | list[str], spec: Any, source: Mapping[str, str] | None, **more: Any
+) -> dict[str, str]:
+    """The metadata of a file: by the keys above, JSON each; ``more`` is added."""
+    versions = {"dpt_ros": __version__, "torch": torch.__version__}
+    values = {KIND: kind, NETWORK: network, SPEC: spec, SOURCE: dict(source or {})}
+    values |= {VERSION: versions, **more}
+    return {key: json.dumps(value) for key, value in values.items()}
 
 
 def write(
