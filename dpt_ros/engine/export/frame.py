@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dpt_ros.engine.export.file import ExportError, metadata_of, write
 from dpt_ros.engine.export.network import outputs_of
 from dpt_ros.engine.frame import OutputRequest
+from dpt_ros.engine.inference.backend import Backend
 from dpt_ros.engine.inference.network import Network, Networks
 from dpt_ros.engine.inference.outputs import NAMES
 from dpt_ros.engine.runner.chain import Chain, depth_limit
@@ -28,7 +29,7 @@ _DTYPES = {"uint8": torch.uint8, "uint16": torch.uint16, "float32": torch.float3
 _DEPTH_SPEC = ("name", "invert", "focal", "shift", "net_width", "net_height", "multiple_of")
 
 
-class PlainModel:
+class PlainModel(Backend):
     """A network in plain PyTorch operations, from which ONNX files are made; see `Backend`.
 
     Args:
@@ -36,10 +37,6 @@ class PlainModel:
         precision: "fp32", or "fp16" for the network's weights and activations. What surrounds
             the network is computed in float32.
     """
-
-    input_dtype = torch.float32
-    capturable = False
-    warnings: tuple[str, ...] = ()
 
     def __init__(self, model: DPT, precision: str = "fp32") -> None:
         self.tasks = model.spec.tasks
@@ -75,8 +72,6 @@ def export_networks(
         labels=made.get(id(labels)),
         device=_HOST,
         precision=precision,
-        random=False,
-        warnings=(),
         **classes,
     )
 

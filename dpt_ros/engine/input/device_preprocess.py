@@ -9,6 +9,8 @@ the same operations in the same order.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import cast
 
 import numpy as np
 import torch
@@ -139,9 +141,9 @@ class DeviceInput:
     def _triton_kernel(self) -> Callable[[Tensor, DeviceInput], Tensor] | None:
         if self.device.type != "cuda" or not triton_enabled():
             return None
-        from dpt_ros.engine.input.triton_preprocess import network_input
-
-        return network_input
+        # By name, as ``triton_of`` does: the module imports this one.
+        module = import_module("dpt_ros.engine.input.triton_preprocess")
+        return cast(Callable[[Tensor, DeviceInput], Tensor], module.network_input)
 
 
 def cubic_taps(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
