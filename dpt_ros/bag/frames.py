@@ -140,7 +140,7 @@ class Frames:
                 stamp = stamp_of(message.data)
             else:
                 picture = video.take(message.time)
-                build = partial(sensors.builder.build_picture, picture)
+                build = partial(sensors.builder.build, picture, message.time)
                 stamp = picture.stamp_ns
             sensors.advance(message.time, stamp)
             if not computed:

@@ -146,24 +146,18 @@ class Pipeline:
             self._on_warning(f"The device could not be warmed up: {first_line(error)}")
 
     def _begin_next(self) -> bool:
-        # Locals of a function of its own are freed before the next frame is waited for.
-        item = self._next()
-        if item is not None:
-            self._begin_batch(*item)
-        return item is not None
+        """Start the next frame, once the device has room for it; false at the end.
 
-    def _next(self) -> tuple[Frame, OutputRequest] | None:
-        """The next frame, once the device has room for it; None at the end."""
+        A function of its own, so that its locals are freed before the next frame is waited for.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._closed or (self._room and self._waiting))
             if self._closed:
-                return None
-            return self._waiting.pop(next(iter(self._waiting)))
-
-    def _begin_batch(self, frame: Frame, outputs: OutputRequest) -> None:
+                return False
+            frame, outputs = self._waiting.pop(next(iter(self._waiting)))
         if self._too_old(frame):
             self._on_drop(frame, "older than max_age")
-            return
+            return True
         with self._changed:
             self._room -= 1
         batch = [frame]
@@ -174,6 +168,7 @@ class Pipeline:
             self.kinds |= {one.source: Kind.of(one, outputs) for one in batch}
         except Exception as error:  # a bad frame must never end the stream
             self._begun.put((batch, without_locals(error)))
+        return True
 
     def _companions(self, kind: Kind) -> list[Frame]:
         """Waiting frames of other sources that fit into the batch."""
@@ -211,7 +206,24 @@ class Pipeline:
             return False
         frames, started = job
         try:
-            self._deliver(frames, started)
+            predictions: list[Prediction] = []
+            error = started if isinstance(started, Exception) else None
+            if not isinstance(started, Exception):
+                try:
+                    predictions = started.wait()
+                except Exception as failure:  # the next frame may be a good one
+                    error = without_locals(failure)
+            if error is not None:
+                for frame in frames:
+                    self._on_error(frame, error)
+            for prediction in predictions:
+                if self._closed:
+                    self._on_drop(prediction.frame, "closed")
+                    continue
+                try:
+                    self._on_prediction(prediction)
+                except Exception as failure:  # as above
+                    self._on_error(prediction.frame, failure)
         finally:
             if not isinstance(started, Exception):
                 started.release()
@@ -219,22 +231,3 @@ class Pipeline:
                 self._room += 1
                 self._changed.notify_all()
         return True
-
-    def _deliver(self, frames: list[Frame], started: Ticket | Exception) -> None:
-        result: list[Prediction] | Exception
-        try:
-            result = started if isinstance(started, Exception) else started.wait()
-        except Exception as failure:  # the next frame may be a good one
-            result = without_locals(failure)
-        if isinstance(result, Exception):
-            for frame in frames:
-                self._on_error(frame, result)
-            return
-        for prediction in result:
-            if self._closed:
-                self._on_drop(prediction.frame, "closed")
-                continue
-            try:
-                self._on_prediction(prediction)
-            except Exception as failure:  # as above
-                self._on_error(prediction.frame, failure)

@@ -40,10 +40,6 @@ class Statistics:
             self._received += 1
             self._totals["received"] += 1
 
-    def accepted(self, encoding: str) -> None:
-        """Count an image that could be read, by its encoding."""
-        self._count("encoding", encoding)
-
     def published(self, seconds: Mapping[str, float]) -> None:
         """Count a frame whose outputs were published; ``seconds`` are its times by name."""
         with self._lock:
@@ -52,22 +48,12 @@ class Statistics:
             for name, value in seconds.items():
                 self._seconds.setdefault(name, deque(maxlen=_WINDOW)).append(value)
 
-    def dropped(self, reason: str) -> None:
-        """Count a frame that was not computed."""
-        self._count("dropped:", reason)
-
-    def reset(self, reason: str) -> None:
-        """Count a reset of the temporal filter."""
-        self._count("reset:", reason)
-
-    def failed(self, reason: str) -> None:
-        """Count a frame that could not be used or computed."""
-        self._count("error:", reason, failed=True)
-
-    def _count(self, name: str, reason: str, failed: bool = False) -> None:
+    def count(self, name: str, reason: str) -> None:
+        """Count an "encoding" that could be read, why a frame was "dropped:" or failed ("error:"),
+        or why the temporal filter was "reset:"."""
         with self._lock:
             self._reasons[name][reason] += 1
-            self._failed |= failed
+            self._failed |= name == "error:"
 
     def values(self) -> tuple[dict[str, str], bool]:
         """Everything as text, and whether anything failed since the last call.

@@ -26,7 +26,7 @@ from dpt_ros.engine.pipeline import Pipeline
 from dpt_ros.engine.runner.kind import Kind
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.camera.camera_topics import CameraTopics
-from dpt_ros.ros.camera.image_subscription import REVIEW_PERIOD
+from dpt_ros.ros.camera.inputs import REVIEW_PERIOD
 from dpt_ros.ros.camera.tf import TfTree
 from dpt_ros.ros.command_line import run_node
 from dpt_ros.ros.diagnostics import ClockMonitor, networks_status, ready_message

@@ -16,8 +16,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from dpt_ros.engine.inference import triton_kernels as kernels
+from dpt_ros.engine.input.device_preprocess import TENSOR_DTYPES, DeviceInput
 from dpt_ros.engine.input.encodings import find_encoding
-from dpt_ros.engine.input.input_plan import TENSOR_DTYPES, make_plan
 from dpt_ros.engine.input.triton_preprocess import network_input
 from dpt_ros.engine.input.triton_rectify import rectified
 from dpt_ros.engine.packed import length
@@ -166,7 +166,7 @@ def preprocess_cubins(arch: int, encodings: Iterable[str]) -> dict[str, bytes]:
         pixels = torch.empty((1, *shape), dtype=TENSOR_DTYPES[row.dtype])
         for name, side in (("resize", 24), ("same", 12)):
             normal = ((0.0,) * 3, (1.0,) * 3)
-            plan = make_plan(encoding, shape, (side, side), *normal, "cpu", torch.float16)
+            plan = DeviceInput(encoding, shape, (side, side), *normal, "cpu", torch.float16)
             made: dict[str, bytes] = {}
             network_input(pixels, plan, compile_launch(arch, made))
             (cubins[f"{encoding} {name}"],) = made.values()

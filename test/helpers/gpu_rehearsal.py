@@ -27,7 +27,6 @@ from dpt_ros.engine import triton_launch
 from dpt_ros.engine.inference.backend import TorchModel
 from dpt_ros.engine.input import device_preprocess
 from dpt_ros.engine.input.device_preprocess import DeviceInput
-from dpt_ros.engine.input.input_plan import InputPlan
 from dpt_ros.engine.output import postprocess
 from dpt_ros.engine.runner.chain import Chain
 from dpt_ros.engine.runner.streams import HostStreams
@@ -102,7 +101,7 @@ class Kernels:
         # The real launcher, whose kernel cannot run where no GPU is.
         triton_launch.run(kernel, (1,), args, {}, 4)
 
-    def network_input(self, pixels: Tensor, plan: InputPlan) -> Tensor:
+    def network_input(self, pixels: Tensor, plan: DeviceInput) -> Tensor:
         """The preprocessing kernel, in the same way."""
         from dpt_ros.engine.input import triton_preprocess
 

@@ -15,7 +15,8 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.serialization import deserialize_message
 
-from dpt_ros.ros.camera.image_subscription import REVIEW_PERIOD, ImageInput
+from dpt_ros.ros.camera.image_subscription import ImageInput
+from dpt_ros.ros.camera.inputs import REVIEW_PERIOD
 from dpt_ros.ros.process import keep_large_buffers
 
 _LARGE = ("Image", "CompressedImage", "PointCloud2")

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 
+from dpt_ros.engine.export.file import open_session
 from dpt_ros.engine.export.frame import FrameModule, all_outputs
 from dpt_ros.engine.export.session import StepSession
 from dpt_ros.engine.frame import Frame, Prediction
@@ -21,8 +21,6 @@ from dpt_ros.engine.runner.streams import HostStreams
 from dpt_ros.engine.settings import Settings
 
 _MAPS = ("depth", "inverse", "deviation", "labels", "confidence")
-
-
 TOLERANCE = 1e-4
 _MOST = 0.999  # of a frame's pixels
 
@@ -53,7 +51,6 @@ def compare_frame(
     kind: Kind,
     settings: Settings,
     frames: Iterable[np.ndarray],
-    providers: Sequence[Any] = ("CPUExecutionProvider",),
 ) -> dict[str, float]:
     """The largest ``difference`` by output.
 
@@ -61,11 +58,8 @@ def compare_frame(
         path: a file of ``export_frame``.
         networks, kind, settings: of the export.
         frames: pixels (B, \\*kind.shape) each.
-        providers: of ONNX Runtime.
     """
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(os.fspath(path), providers=list(providers))
+    session = open_session(path)
     module, worst = FrameModule(networks, kind, settings), dict[str, float]()
     for pixels in frames:
         found = session.run(module.names, {"pixels": pixels})

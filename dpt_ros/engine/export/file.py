@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch import nn
 from dpt_ros import __version__
 from dpt_ros.data.onnx_metadata import SPEC as SPEC
 from dpt_ros.data.onnx_metadata import read_metadata as read_metadata
+from dpt_ros.engine.faults import first_line
 
 if TYPE_CHECKING:
     from onnx_ir import Model
@@ -50,6 +52,16 @@ _MOST_BYTES_INSIDE = 2**31 - 2**27
 
 class ExportError(ValueError):
     """A module cannot be exported, or a file is not one of dpt_ros; the message says why."""
+
+
+def metadata_of(
+    kind: str, network: str | list[str], spec: Any, source: Mapping[str, str] | None, **more: Any
+) -> dict[str, str]:
+    """The metadata of a file: by the keys above, JSON each; ``more`` is added."""
+    versions = {"dpt_ros": __version__, "torch": torch.__version__}
+    values = {KIND: kind, NETWORK: network, SPEC: spec, SOURCE: dict(source or {})}
+    values |= {VERSION: versions, **more}
+    return {key: json.dumps(value) for key, value in values.items()}
 
 
 def write(
@@ -111,6 +123,36 @@ def write(
         if data:
             (folder / data).replace(path.with_name(data))
         (folder / path.name).replace(path)
+
+
+def open_session(
+    path: str | os.PathLike[str],
+    providers: Sequence[Any] = ("CPUExecutionProvider",),
+    threads: int = 0,
+) -> Any:
+    """An ONNX file in ONNX Runtime.
+
+    Args:
+        path: of the file.
+        providers: by preference.
+        threads: for one operation; 0 leaves the choice to ONNX Runtime.
+
+    Raises:
+        ImportError: onnxruntime is not installed.
+        ExportError: it does not load the file.
+    """
+    if find_spec("onnxruntime") is None:
+        raise ImportError(not_installed(["onnxruntime"]))
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors
+    path = str(Path(path).expanduser())
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=list(providers))
+    except Exception as error:  # each of ONNX Runtime's kinds derives from Exception alone
+        raise ExportError(f"ONNX Runtime does not load {path}: {first_line(error)}") from error
 
 
 def check_target(path: Path) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -12,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dpt_ros import __version__
-from dpt_ros.engine.export.file import KIND, NETWORK, SOURCE, SPEC, VERSION, ExportError, write
+from dpt_ros.engine.export.file import ExportError, metadata_of, write
 from dpt_ros.engine.export.network import outputs_of
 from dpt_ros.engine.frame import OutputRequest
+from dpt_ros.engine.inference.backend import Backend
 from dpt_ros.engine.inference.network import Network, Networks
 from dpt_ros.engine.inference.outputs import NAMES
 from dpt_ros.engine.runner.chain import Chain, depth_limit
@@ -30,7 +29,7 @@ _DTYPES = {"uint8": torch.uint8, "uint16": torch.uint16, "float32": torch.float3
 _DEPTH_SPEC = ("name", "invert", "focal", "shift", "net_width", "net_height", "multiple_of")
 
 
-class PlainModel:
+class PlainModel(Backend):
     """A network in plain PyTorch operations, from which ONNX files are made; see `Backend`.
 
     Args:
@@ -38,10 +37,6 @@ class PlainModel:
         precision: "fp32", or "fp16" for the network's weights and activations. What surrounds
             the network is computed in float32.
     """
-
-    input_dtype = torch.float32
-    capturable = False
-    warnings: tuple[str, ...] = ()
 
     def __init__(self, model: DPT, precision: str = "fp32") -> None:
         self.tasks = model.spec.tasks
@@ -77,8 +72,6 @@ def export_networks(
         labels=made.get(id(labels)),
         device=_HOST,
         precision=precision,
-        random=False,
-        warnings=(),
         **classes,
     )
 
@@ -93,22 +86,34 @@ class KindModule(nn.Module):
         smoothed: see ``Chain``.
 
     Attributes:
-        names: of the outputs.
+        names: of the maps that are requested and possible, in the order of the outputs.
 
     Raises:
         ExportError: an output that a file cannot give, or networks prepared for something else.
         ValueError: the networks compute none of the outputs, or the pixels do not fit.
     """
 
-    refined = False
+    what = "frame"
 
     def __init__(
         self, networks: Networks, kind: Kind, settings: Settings, smoothed: bool = False
     ) -> None:
         super().__init__()
-        _check(networks, kind.outputs, self.refined)
+        _check(networks, kind.outputs, self.what == "step")
+        self._networks, self._settings = networks, settings
         self.chain = Chain(networks, kind, smoothed, settings, HostStreams())
-        self.names = output_names(networks, kind)
+        networks_of = {
+            "depth": networks.depth,
+            "inverse": networks.depth,
+            "deviation": networks.depth,
+            "labels": networks.labels,
+            "confidence": networks.labels,
+        }
+        self.names = [
+            name
+            for name, network in networks_of.items()
+            if network and getattr(kind.outputs, name)
+        ]
         self.weights = nn.ModuleList()
         for network in dict.fromkeys((networks.depth, networks.labels)):
             if network is None:
@@ -122,6 +127,59 @@ class KindModule(nn.Module):
         """Inputs: black frames, without a past."""
         kind = self.chain.kind
         return (torch.zeros((batch, *kind.shape), dtype=_DTYPES[kind.dtype]),)
+
+    def arguments(self) -> tuple[list[str], list[str], dict[str, Any]]:
+        """Names of the inputs and of all outputs, and what the metadata have beside the usual."""
+        return ["pixels"], self.names, {}
+
+    def write(
+        self,
+        path: str | os.PathLike[str],
+        batch: int,
+        source: Mapping[str, str] | None,
+        external_data: bool,
+    ) -> None:
+        """Write it as an ONNX file; see ``export_frame``."""
+        if batch < 1:
+            raise ExportError(f"The batch is {batch}, but must be at least 1.")
+        networks, settings, chain = self._networks, self._settings, self.chain
+        depth, colors = networks.depth, networks.palette.tolist()
+        names = dict.fromkeys(filter(None, (networks.depth_name, networks.label_name)))
+        spec = {
+            "encoding": chain.kind.encoding,
+            "pixels": chain.kind.shape,
+            "dtype": chain.kind.dtype,
+            "batch": batch,
+            "outputs": asdict(chain.kind.outputs),
+            "map_size": chain.map_size,
+            "luma_size": chain.luma_size,
+            "label_shape": chain.label_shape,
+            "smoothed": chain.smoothed,
+            "metric": networks.metric,
+            "depth": depth and {name: getattr(depth.spec, name) for name in _DEPTH_SPEC},
+            "classes": [
+                {"name": name, "color": colors[k]}
+                for k, name in enumerate(networks.class_names, start=1)
+            ],
+            "floor": networks.floor,
+            "settings": {
+                one.name: getattr(settings, one.name)
+                for one in fields(settings)
+                if getattr(settings, one.name) != one.default
+            },
+        }
+        inputs, outputs, more = self.arguments()
+        write(
+            self,
+            self.example(batch),
+            path,
+            inputs=inputs,
+            outputs=outputs,
+            metadata=metadata_of(self.what, list(names), spec, source, **more),
+            precision=networks.precision,
+            external_data=external_data,
+            rewrite=False,
+        )
 
     @staticmethod
     def bits(pixels: Tensor) -> Tensor:
@@ -167,18 +225,6 @@ def _check(networks: Networks, outputs: OutputRequest, refined: bool) -> None:
         )
 
 
-def output_names(networks: Networks, kind: Kind) -> list[str]:
-    """Names of the maps that are requested and possible, in the order of the file."""
-    of = {
-        "depth": networks.depth,
-        "inverse": networks.depth,
-        "deviation": networks.depth,
-        "labels": networks.labels,
-        "confidence": networks.labels,
-    }
-    return [name for name, network in of.items() if network and getattr(kind.outputs, name)]
-
-
 def all_outputs(networks: Networks, refined: bool) -> OutputRequest:
     """All that a file of these networks can give."""
     labels = networks.labels is not None
@@ -219,67 +265,4 @@ def export_frame(
         ImportError, OSError: see ``write``.
         ExportError, ValueError: see ``KindModule``.
     """
-    module = FrameModule(networks, kind, settings)
-    write_module(module, ["pixels"], module.names, "frame", networks, settings, path, batch,
-                 source, external_data)  # fmt: skip
-
-
-def write_module(
-    module: KindModule,
-    inputs: list[str],
-    outputs: list[str],
-    what: str,
-    networks: Networks,
-    settings: Settings,
-    path: str | os.PathLike[str],
-    batch: int,
-    source: Mapping[str, str] | None,
-    external_data: bool,
-    **more: Any,
-) -> None:
-    """Write a frame or a step with its metadata; ``more`` is added to that."""
-    if batch < 1:
-        raise ExportError(f"The batch is {batch}, but must be at least 1.")
-    depth, chain = networks.depth, module.chain
-    colors = networks.palette.tolist()
-    names = dict.fromkeys(name for name in (networks.depth_name, networks.label_name) if name)
-    values: dict[str, Any] = {
-        KIND: what,
-        NETWORK: list(names),
-        SPEC: {
-            "encoding": chain.kind.encoding,
-            "pixels": chain.kind.shape,
-            "dtype": chain.kind.dtype,
-            "batch": batch,
-            "outputs": asdict(chain.kind.outputs),
-            "map_size": chain.map_size,
-            "luma_size": chain.luma_size,
-            "label_shape": chain.label_shape,
-            "smoothed": chain.smoothed,
-            "metric": networks.metric,
-            "depth": depth and {name: getattr(depth.spec, name) for name in _DEPTH_SPEC},
-            "classes": [
-                {"name": name, "color": colors[k]}
-                for k, name in enumerate(networks.class_names, start=1)
-            ],
-            "floor": networks.floor,
-            "settings": {
-                one.name: getattr(settings, one.name)
-                for one in fields(settings)
-                if getattr(settings, one.name) != one.default
-            },
-        },
-        SOURCE: dict(source or {}),
-        VERSION: {"dpt_ros": __version__, "torch": torch.__version__},
-    } | more
-    write(
-        module,
-        module.example(batch),
-        path,
-        inputs=inputs,
-        outputs=outputs,
-        metadata={key: json.dumps(value) for key, value in values.items()},
-        precision=networks.precision,
-        external_data=external_data,
-        rewrite=False,
-    )
+    FrameModule(networks, kind, settings).write(path, batch, source, external_data)

@@ -13,15 +13,13 @@ from typing import Any
 import torch
 from torch.export import Dim
 
-from dpt_ros import __version__
 from dpt_ros.engine.export.file import (
     KIND,
     NETWORK,
-    SOURCE,
     SPEC,
-    VERSION,
     ExportError,
     check_target,
+    metadata_of,
     read_metadata,
     write,
 )
@@ -122,14 +120,7 @@ def network_metadata(spec: ModelSpec, source: Mapping[str, str] | None) -> dict[
     described = describe.describe(spec)
     content = json.loads(described["network"]) | {"mean": spec.mean, "std": spec.std}
     content |= {"metric": spec.invert, "classes": json.loads(described.get("classes", "[]"))}
-    values: dict[str, Any] = {
-        KIND: "network",
-        NETWORK: spec.name,
-        SPEC: content,
-        SOURCE: dict(source or {}),
-        VERSION: {"dpt_ros": __version__, "torch": torch.__version__},
-    }
-    return {key: json.dumps(value) for key, value in values.items()}
+    return metadata_of("network", spec.name, content, source)
 
 
 def spec_of(path: str | os.PathLike[str]) -> ModelSpec:

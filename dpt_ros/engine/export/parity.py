@@ -6,15 +6,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from dpt_ros.engine.export.file import ExportError, not_installed
-from dpt_ros.engine.faults import first_line
+from dpt_ros.engine.export.file import open_session
 from dpt_ros.engine.inference.outputs import Outputs
 from dpt_ros.model.dpt import DPT
 from dpt_ros.model.heads import MIN_INVERSE_DEPTH
@@ -66,27 +62,6 @@ class Difference:
         return all(error <= tolerance for error in errors) and self.clear_labels in (None, 1.0)
 
 
-def session(path: str | os.PathLike[str], threads: int = 0) -> Any:
-    """An ONNX file in ONNX Runtime, on the CPU.
-
-    Raises:
-        ImportError: onnxruntime is not installed.
-        ExportError: it does not load the file.
-    """
-    if find_spec("onnxruntime") is None:
-        raise ImportError(not_installed(["onnxruntime"]))
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # errors
-    path = str(Path(path).expanduser())
-    try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # each of ONNX Runtime's kinds derives from Exception alone
-        raise ExportError(f"ONNX Runtime does not load {path}: {first_line(error)}") from error
-
-
 def compare_network(
     path: str | os.PathLike[str], model: DPT, tolerance: float
 ) -> Iterator[Difference]:
@@ -101,7 +76,7 @@ def compare_network(
     Raises:
         ImportError: onnxruntime is not installed.
     """
-    runs = session(path, torch.get_num_threads())
+    runs = open_session(path, threads=torch.get_num_threads())
     reference = Outputs(model)
     for shape in _shapes(runs.get_inputs()[0].shape, model.spec):
         images = _images(*shape)

@@ -13,7 +13,15 @@ import numpy as np
 import torch
 
 from dpt_ros.data import class_names, palette
-from dpt_ros.engine.export.file import FIELDS, KIND, NETWORK, SPEC, ExportError, read_metadata
+from dpt_ros.engine.export.file import (
+    FIELDS,
+    KIND,
+    NETWORK,
+    SPEC,
+    ExportError,
+    open_session,
+    read_metadata,
+)
 from dpt_ros.engine.export.step import NEW_STATE, STATE
 from dpt_ros.engine.frame import Frame, Prediction
 from dpt_ros.engine.inference.network import Network, Networks
@@ -36,15 +44,13 @@ class _HostNetwork(Network):
 class _File:
     """One file of ``export_step`` in ONNX Runtime."""
 
-    def __init__(self, path: str | os.PathLike[str], providers: Sequence[Any], options: Any):
-        import onnxruntime
-
+    def __init__(self, path: str | os.PathLike[str], providers: Sequence[Any], threads: int):
         metadata = {key: json.loads(value) for key, value in read_metadata(path).items()}
         if metadata.get(KIND) != "step":
             raise ExportError(f"{path} is no step: write one with dpt_export --step.")
         self.path, self.names = os.fspath(path), metadata[NETWORK]
         self.spec, self.fields = metadata[SPEC], metadata[FIELDS]
-        self.session = onnxruntime.InferenceSession(self.path, options, providers=list(providers))
+        self.session = open_session(self.path, providers, threads)
         self.outputs = [one.name for one in self.session.get_outputs()]
         self.state = {
             one.name.removeprefix(STATE): (tuple(one.shape[1:]), _NUMPY[one.type])
@@ -105,11 +111,7 @@ class StepSession:
         providers: Sequence[Any] = ("CPUExecutionProvider",),
         threads: int = 0,
     ) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        self._files = [_File(path, providers, options) for path in paths]
+        self._files = [_File(path, providers, threads) for path in paths]
         first = self._files[0]
         for file in self._files[1:]:
             for name in ("depth", "settings", "classes"):
@@ -128,8 +130,6 @@ class StepSession:
             precision="fp32",
             class_names=self.class_names,
             palette=palette(first.path),
-            random=False,
-            warnings=(),
             floor=tuple(first.spec["floor"]),
         )
         self._cameras = Cameras(self._networks, self.settings)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dpt_ros.engine.export.file import FIELDS, ExportError
-from dpt_ros.engine.export.frame import KindModule, write_module
+from dpt_ros.engine.export.frame import KindModule
 from dpt_ros.engine.frame import Frame
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.runner.cameras import Cameras
@@ -80,7 +80,7 @@ class StepModule(KindModule):
         ExportError: depth is neither scaled nor smoothed, so that there is no state.
     """
 
-    refined = True
+    what = "step"
 
     def __init__(
         self, networks: Networks, kind: Kind, settings: Settings, double: bool = True
@@ -105,6 +105,17 @@ class StepModule(KindModule):
     def example(self, batch: int) -> tuple[Tensor, ...]:
         state = self._blank(batch)
         return *super().example(batch), torch.zeros(batch, NUMBERS), *state.values()
+
+    def arguments(self) -> tuple[list[str], list[str], dict[str, Any]]:
+        state = self.state_names
+        inputs = ["pixels", "numbers", *(STATE + name for name in state)]
+        outputs = [*self.names, "reset_code", "scale", *(NEW_STATE + name for name in state)]
+        table = {
+            "numbers": numbers_table(self._networks, self.chain, self._settings),
+            "scale": ScaleStats._fields,
+            "reset_code": RESET_REASONS,
+        }
+        return inputs, outputs, {FIELDS: table}
 
     def forward(self, pixels: Tensor, numbers: Tensor, *state: Tensor) -> list[Tensor]:
         before = State.of(dict(zip(self.state_names, state, strict=True)))
@@ -142,17 +153,7 @@ def export_step(
         ImportError, OSError: see ``write``.
         ExportError, ValueError: see ``StepModule``.
     """
-    module = StepModule(networks, kind, settings, double)
-    state = module.state_names
-    inputs = ["pixels", "numbers", *(STATE + name for name in state)]
-    outputs = [*module.names, "reset_code", "scale", *(NEW_STATE + name for name in state)]
-    table = {
-        "numbers": numbers_table(networks, module.chain, settings),
-        "scale": ScaleStats._fields,
-        "reset_code": RESET_REASONS,
-    }
-    write_module(module, inputs, outputs, "step", networks, settings, path, batch, source,
-                 external_data, **{FIELDS: table})  # fmt: skip
+    StepModule(networks, kind, settings, double).write(path, batch, source, external_data)
 
 
 def numbers_table(networks: Networks, chain: Chain, settings: Settings) -> dict[str, Any]:

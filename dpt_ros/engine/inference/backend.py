@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,20 +17,24 @@ from dpt_ros.engine.inference.gpu_modules import fuse
 from dpt_ros.model.dpt import DPT
 
 
-class Backend(Protocol):
+class Backend(ABC):
     """One network, ready to run.
 
     Attributes:
         input_dtype: of the images that it takes.
-        capturable: whether its work can be captured in a CUDA graph.
+        capturable: whether its work can be captured in a CUDA graph; not where it allocates and
+            waits as it likes.
         warnings: of what is slower than it could be, or not used although it was asked for.
     """
 
-    input_dtype: torch.dtype
-    capturable: bool
-    warnings: tuple[str, ...]
+    input_dtype = torch.float32
+    capturable = False
+    warnings: tuple[str, ...] = ()
 
-    def __call__(self, images: Tensor, depth: bool, labels: bool) -> dict[str, Tensor]:
+    @abstractmethod
+    def __call__(
+        self, images: Tensor, depth: bool = True, labels: bool = True
+    ) -> dict[str, Tensor]:
         """Run the network.
 
         Args:
@@ -53,7 +57,7 @@ class BackendError(RuntimeError):
     """A backend cannot run a network here; the message gives the reason and what to do."""
 
 
-class TorchModel:
+class TorchModel(Backend):
     """See `Backend`.
 
     Args:
@@ -69,7 +73,6 @@ class TorchModel:
         self, model: DPT, device: torch.device, dtype: torch.dtype, compiled: bool = False
     ) -> None:
         self.input_dtype = dtype
-        self.warnings: tuple[str, ...] = ()
         self._name = model.spec.name
         if model.depth_head is not None:
             model.depth_head.invert = False  # metres are made at the end, after scale and filter
@@ -99,12 +102,10 @@ class TorchModel:
         fuse(model)
         model.to(device, self.input_dtype).to(memory_format=torch.channels_last)
 
-    def __call__(self, images: Tensor, depth: bool, labels: bool) -> dict[str, Tensor]:
-        """See `Backend`.
-
-        Raises:
-            AccelerationError: a kernel, or torch.compile, fails at this shape.
-        """
+    def __call__(
+        self, images: Tensor, depth: bool = True, labels: bool = True
+    ) -> dict[str, Tensor]:
+        """See `Backend`."""
         try:
             return self._predict(images, depth, labels)
         except (torch.OutOfMemoryError, torch.AcceleratorError):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,18 +76,28 @@ class Network:
         """
         return self.backend(images.to(self.backend.input_dtype), depth, labels)
 
-    def check(self, height: int, width: int) -> None:
-        """Run it once on a black picture of the given size; accelerations that fail are turned
-        off, with a warning."""
+    def retried(
+        self,
+        warn: Callable[[str], None],
+        images: Tensor,
+        depth: bool = True,
+        labels: bool = True,
+    ) -> dict[str, Tensor]:
+        """As a call; accelerations that fail are turned off, with a message to ``warn``."""
         while True:
             try:
-                self(torch.zeros(1, 3, height, width, device=self.device))
-                if self.device.type == "cuda":
-                    torch.cuda.synchronize(self.device)
-                return
+                return self(images, depth, labels)
             except AccelerationError as error:
                 error.turn_off()
-                self.warnings += (str(error),)
+                warn(str(error))
+
+    def check(self, height: int, width: int) -> None:
+        """Run it once on a black picture of the given size; see ``retried``."""
+        new: list[str] = []
+        self.retried(new.append, torch.zeros(1, 3, height, width, device=self.device))
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.warnings += tuple(new)
 
 
 @dataclass(frozen=True)
@@ -113,8 +124,8 @@ class Networks:
     precision: str
     class_names: tuple[str, ...]
     palette: np.ndarray
-    random: bool
-    warnings: tuple[str, ...]
+    random: bool = False
+    warnings: tuple[str, ...] = ()
     groups: Tensor | None = None
     floor: tuple[int, ...] = ()
 

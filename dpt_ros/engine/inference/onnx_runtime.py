@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dpt_ros.engine.faults import AccelerationError, first_line
-from dpt_ros.engine.inference.backend import BackendError
+from dpt_ros.engine.inference.backend import Backend, BackendError
 from dpt_ros.engine.parameter import PROVIDERS
 from dpt_ros.model.download import cache_folder
 from dpt_ros.model.zoo import ModelSpec
@@ -34,7 +34,7 @@ _MOST_SESSIONS = 2  # for single shapes
 _MOST_CAMERAS = 4  # in one batch on a GPU
 
 
-class OnnxRuntimeModel:
+class OnnxRuntimeModel(Backend):
     """A file of ``export_network``, run by the first provider that takes it; see `Backend`.
 
     Images and results are torch's memory, which nothing is copied to or from. On a GPU the work
@@ -57,9 +57,6 @@ class OnnxRuntimeModel:
         ImportError: ONNX Runtime is not installed.
         BackendError: no provider takes the file; the message has the reason of each.
     """
-
-    input_dtype = torch.float32
-    capturable = False  # it allocates and waits as it likes
 
     def __init__(
         self,
@@ -86,7 +83,6 @@ class OnnxRuntimeModel:
         self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         available = onnxruntime.get_available_providers()
         self._providers = usable_providers(providers, device.type, available)
-        self.warnings: tuple[str, ...] = ()
         if device.type == "cuda":
             self.warnings = (
                 "backend is onnxruntime, whose work cannot be captured in a CUDA graph: kernels"

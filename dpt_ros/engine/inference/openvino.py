@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dpt_ros.engine.faults import first_line
-from dpt_ros.engine.inference.backend import BackendError
+from dpt_ros.engine.inference.backend import Backend, BackendError
 from dpt_ros.engine.inference.fold import fold
 from dpt_ros.engine.inference.outputs import NAMES, Outputs
 from dpt_ros.model.dpt import DPT
@@ -20,7 +20,7 @@ from dpt_ros.model.dpt import DPT
 PRECISIONS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 
 
-class OpenVinoModel:
+class OpenVinoModel(Backend):
     """A DPT compiled by OpenVINO, once per input shape; see `Backend`.
 
     GPU and NPU were never run.
@@ -36,10 +36,6 @@ class OpenVinoModel:
         ImportError, BackendError: see `find_device`; or the device lacks the precision.
         ValueError: a model that cannot be converted, or a negative number of threads.
     """
-
-    input_dtype = torch.float32
-    capturable = False
-    warnings: tuple[str, ...] = ()
 
     def __init__(self, model: DPT, precision: str, threads: int, device: str = "CPU") -> None:
         self._device = find_device(device)

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from dpt_ros.engine.faults import AccelerationError
 from dpt_ros.engine.inference.network import Network, Networks
 from dpt_ros.engine.input.preprocess import network_input, network_size
 from dpt_ros.engine.output.label_groups import of_logits
@@ -86,12 +86,12 @@ def _run(
         depth, labels, groups = model.depth, model.labels, model.groups
     else:
         depth, labels, groups = model, model, None
-    output = {}
+    output, warn = {}, partial(warnings.warn, stacklevel=2)
     for network in dict.fromkeys(one for one in (depth, labels) if one is not None):
         spec = network.spec
         size = network.input_size(rgb.shape[0], rgb.shape[1], settings)
         images = network_input(rgb, size, spec.mean, spec.std, network.device)
-        maps = _retried(network, images, network is depth, network is labels)
+        maps = network.retried(warn, images, network is depth, network is labels)
         if "inverse_depth" in maps:
             output["depth"] = maps["inverse_depth"]
             if spec.invert:
@@ -101,18 +101,6 @@ def _run(
             logits = maps["logits"].float()
             output["labels"] = upsample2(logits if groups is None else of_logits(logits, groups))
     return output, depth is not None and depth.spec.invert
-
-
-def _retried(
-    network: Network, images: torch.Tensor, depth: bool, labels: bool
-) -> dict[str, torch.Tensor]:
-    """The network's maps; accelerations that fail are turned off, with a warning."""
-    while True:
-        try:
-            return network(images, depth, labels)
-        except AccelerationError as error:
-            error.turn_off()
-            warnings.warn(str(error), stacklevel=2)
 
 
 def crop(rgb: np.ndarray) -> np.ndarray:

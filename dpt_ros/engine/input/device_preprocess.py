@@ -9,13 +9,20 @@ the same operations in the same order.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dpt_ros.engine.input.encodings import Encoding, check_shape, find_encoding, picture_size
-from dpt_ros.engine.input.input_plan import TENSOR_DTYPES, InputPlan, make_plan
+from dpt_ros.engine.input.preprocess import normalisation
 from dpt_ros.engine.triton_launch import triton_enabled
+
+TENSOR_DTYPES = {np.uint8: torch.uint8, np.uint16: torch.int16, np.float32: torch.float32}
+"""Types of pixels as tensors: uint16 as int16 of the same bits, since torch computes little on
+uint16."""
 
 
 def rgb(pixels: Tensor, encoding: str) -> Tensor:
@@ -57,9 +64,20 @@ class DeviceInput:
     unrounded values, at OpenCV's positions and with its weights.
 
     Args:
-        encoding, pixels_shape, size, mean, std, device, dtype: see
-            :func:`~dpt_ros.engine.input.input_plan.make_plan`.
+        encoding: a name of ``ENCODINGS``.
+        pixels_shape: of one frame's pixels, as in ``Frame.pixels``.
+        size: (height, width) of the network's input.
+        mean, std: per channel, of values in 0..1.
+        device: where pixels and result are.
+        dtype: of the result: float32, float16 or bfloat16.
         plain: use plain torch even where the Triton kernel could run.
+
+    Attributes:
+        picture_size: (height, width) of the picture.
+        row_taps, column_taps: (4, height) and (4, width) int32, rows and columns that a cubic
+            resize reads.
+        row_weights, column_weights: float32 of the same shapes.
+        normalisation: (2, 3) float32, see ``preprocess.normalisation``.
 
     Raises:
         ValueError: unknown encoding, or a shape, size or type that is impossible.
@@ -76,11 +94,29 @@ class DeviceInput:
         dtype: torch.dtype = torch.float32,
         plain: bool = False,
     ) -> None:
-        self.plan = make_plan(encoding, pixels_shape, size, mean, std, device, dtype)
+        self.encoding, self.pixels_shape = encoding, tuple(pixels_shape)
+        check_shape(self.pixels_shape, encoding)
+        if min(size) < 1:
+            raise ValueError(f"The network's input is {size}, but both sides must be positive.")
+        if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            raise ValueError(f"The input is to be {dtype}, but must be float32, 16 or bfloat16.")
+        self.picture_size = picture_size(self.pixels_shape, encoding)
+        self.size, self.dtype = (int(size[0]), int(size[1])), dtype
         self.device = torch.device(device)
+        self.row_taps, self.row_weights, self.column_taps, self.column_weights = (
+            torch.from_numpy(one).to(device)
+            for source, target in zip(self.picture_size, self.size, strict=True)
+            for one in cubic_taps(source, target)
+        )
+        self.normalisation = torch.from_numpy(normalisation(mean, std)).to(device)
         kernel = None if plain else self._triton_kernel()
         self.fused = kernel is not None  # else plain torch, which gives the same values
         self._compute = kernel or network_input
+
+    @property
+    def resized(self) -> bool:
+        """Whether the picture has another size than the network's input."""
+        return self.size != self.picture_size
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """The network's input.
@@ -94,23 +130,47 @@ class DeviceInput:
         Raises:
             ValueError: the pixels have another shape, type or device.
         """
-        shape = self.plan.pixels_shape
+        shape = self.pixels_shape
         if tuple(pixels.shape[1:]) != shape or pixels.device.type != self.device.type:
             raise ValueError(
                 f"The pixels have shape {tuple(pixels.shape)} on {pixels.device}, but must be"
                 f" (B, {', '.join(map(str, shape))}) on {self.device}."
             )
-        return self._compute(checked_pixels(pixels, self.plan.encoding), self.plan)
+        return self._compute(checked_pixels(pixels, self.encoding), self)
 
-    def _triton_kernel(self) -> Callable[[Tensor, InputPlan], Tensor] | None:
+    def _triton_kernel(self) -> Callable[[Tensor, DeviceInput], Tensor] | None:
         if self.device.type != "cuda" or not triton_enabled():
             return None
-        from dpt_ros.engine.input.triton_preprocess import network_input
+        # By name, as ``triton_of`` does: the module imports this one.
+        module = import_module("dpt_ros.engine.input.triton_preprocess")
+        return cast(Callable[[Tensor, DeviceInput], Tensor], module.network_input)
 
-        return network_input
+
+def cubic_taps(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
+    """The samples that a cubic resize of one side reads, and their weights.
+
+    Positions and weights are rounded to float32 where OpenCV's INTER_CUBIC on float64 pictures
+    does it, which is what the published scripts run: at other positions, a 1920-pixel row would
+    come out up to 0.02 grey levels different.
+
+    Returns:
+        (4, target) int32 indices of 0..source-1 and (4, target) float32 weights that sum to one.
+    """
+    inverse_scale = target / source  # rounded twice, as OpenCV does it
+    position = ((np.arange(target) + 0.5) * (1.0 / inverse_scale) - 0.5).astype(np.float32)
+    first = np.floor(position)
+    one, a = np.float32(1), np.float32(-0.75)
+    t = position - first
+    u = one - t
+    outer = ((a * (t + one) - 5 * a) * (t + one) + 8 * a) * (t + one) - 4 * a
+    left = ((a + 2) * t - (a + 3)) * t * t + one
+    right = ((a + 2) * u - (a + 3)) * u * u + one
+    weights = np.stack([outer, left, right, one - outer - left - right])
+    indices = first.astype(np.int32) + np.arange(-1, 3, dtype=np.int32)[:, None]
+    return np.clip(indices, 0, source - 1), weights
 
 
-def network_input(pixels: Tensor, plan: InputPlan) -> Tensor:
+def network_input(pixels: Tensor, plan: DeviceInput) -> Tensor:
     """The plain twin of the Triton kernel ``triton_preprocess.network_input``."""
     values = rgb(pixels, plan.encoding)
     if plan.resized:
@@ -119,7 +179,7 @@ def network_input(pixels: Tensor, plan: InputPlan) -> Tensor:
     return (values * scale + offset).to(plan.dtype).permute(0, 3, 1, 2)
 
 
-def _resize(picture: Tensor, plan: InputPlan) -> Tensor:
+def _resize(picture: Tensor, plan: DeviceInput) -> Tensor:
     # Along rows first, as OpenCV does it; every sum in the order of the taps.
     weights = plan.column_weights[:, :, None]
     row = picture.index_select(2, plan.column_taps[0]) * weights[0]

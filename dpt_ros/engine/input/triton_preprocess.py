@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dpt_ros.engine.input.device_preprocess import DeviceInput
 from dpt_ros.engine.input.encodings import find_encoding
-from dpt_ros.engine.input.input_plan import InputPlan
 from dpt_ros.engine.triton_launch import Launch, run
 
 _LAYOUTS = {
@@ -197,12 +197,12 @@ def format_constants(encoding: str, pixels: Tensor) -> dict[str, int]:
     }
 
 
-def network_input(pixels: Tensor, plan: InputPlan, launch: Launch = run) -> Tensor:
+def network_input(pixels: Tensor, plan: DeviceInput, launch: Launch = run) -> Tensor:
     """The Triton version of ``device_preprocess.network_input``.
 
     Args:
         pixels: (B, \\*pixels_shape) of the plan's type, on its device.
-        plan: sizes and constants.
+        plan: its sizes and constants.
         launch: runs a kernel.
 
     Returns:

@@ -14,7 +14,7 @@ from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 
 from dpt_ros.engine.frame import CameraModel, Lens
-from dpt_ros.ros.camera.inputs import InputRecord
+from dpt_ros.ros.camera.inputs import InputRecord, TopicInput
 from dpt_ros.ros.messages.camera_info import camera_model, unrectified
 from dpt_ros.ros.messages.error import one_line
 from dpt_ros.ros.messages.lens import lens_of, rectified_camera, rectified_info
@@ -136,7 +136,7 @@ class Calibration:
         return camera, self.info
 
 
-class CalibrationSubscription:
+class CalibrationSubscription(TopicInput):
     """Subscribes a Calibration to a topic, and also gets a CameraInfo that was published once.
 
     It is volatile and best effort, which every publisher serves. Where every publisher is
@@ -154,16 +154,7 @@ class CalibrationSubscription:
         self._calibration = calibration
         self._latched = False
         self._opened = time.monotonic()
-        self._subscription = self._subscribe()
-
-    def close(self) -> None:
-        """Unsubscribe."""
-        self._node.destroy_subscription(self._subscription)
-
-    @property
-    def topic_name(self) -> str:
-        """The full name of the topic, after remapping."""
-        return str(self._subscription.topic_name)
+        super().__init__(node, self._subscribe())
 
     def _subscribe(self) -> Any:
         profile = QoSProfile(depth=1, reliability=qos_profile_sensor_data.reliability)

@@ -14,23 +14,23 @@ from nav_msgs.msg import Odometry
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from rclpy.qos_overriding_options import QoSOverridingOptions
-from sensor_msgs.msg import CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from dpt_ros.engine.frame import Frame, OutputRequest, Prediction
 from dpt_ros.engine.inference.network import Networks
-from dpt_ros.engine.runner.chain import depth_limit
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.camera.anchor_projector import ANCHOR_TYPES, AnchorProjector
 from dpt_ros.ros.camera.calibration import Calibration, CalibrationSubscription
 from dpt_ros.ros.camera.frame_builder import Arrival, FrameBuilder
 from dpt_ros.ros.camera.frame_order import FrameOrder
 from dpt_ros.ros.camera.image_subscription import ImageInput
-from dpt_ros.ros.camera.inputs import InputRecord
+from dpt_ros.ros.camera.inputs import InputRecord, TopicInput
 from dpt_ros.ros.camera.poses import OdometryPoses, PoseSource, TfPoses
-from dpt_ros.ros.camera.publishers import CameraPublishers
+from dpt_ros.ros.camera.publishers import create_publishers, far_warning, starved_warning
 from dpt_ros.ros.camera.tf import TfTree
 from dpt_ros.ros.diagnostics import Statistics, camera_status
 from dpt_ros.ros.messages.error import MessageError
+from dpt_ros.ros.messages.prediction import LABEL_INFO, PredictionMessages
 from dpt_ros.ros.plausibility import stamps_apart
 from dpt_ros.ros.video.decoder import WAITING, Picture, VideoDecoder
 from dpt_ros.ros.video.messages import READERS, SUFFIXES, message_classes
@@ -39,6 +39,7 @@ from dpt_ros.ros.video.receiver import QUEUE, VideoReceiver
 _UNWANTED = "nobody subscribes"
 _REPEAT = 5.0  # seconds
 _REPEAT_WARNING = 30.0
+_CALIBRATED = ("depth/points", "depth/camera_info", "depth/fused")  # outputs that need camera_info
 # Room for all odometry that arrives while the node is busy with an image.
 _ODOMETRY_QOS = QoSProfile(depth=100, reliability=qos_profile_sensor_data.reliability)
 
@@ -78,20 +79,27 @@ class CameraTopics:
         self._video: VideoReceiver | None = None
         self._missed_before = 0  # packets of the video
         self._calibration: CalibrationSubscription | None = None
-        self._depth_calibration: CalibrationSubscription | None = None
-        self._subscriptions: list[Any] = []
+        self._inputs: list[TopicInput] = []  # these and all others
         self._builder: FrameBuilder | None = None
         self._submit: Callable[[Frame, OutputRequest], None] | None = None
         self._record = InputRecord("image")
         self._order = FrameOrder("")
         self._no_age = ""
         self._described: dict[str, str] = {}  # of the last prediction
-        self._outputs = CameraPublishers(node, self._prefix, networks, settings)
+        self._messages = PredictionMessages(networks, settings)
+        if self._messages.depth_note:
+            self._log.info(self._of_camera(self._messages.depth_note))
+        self._publishers = create_publishers(node, self._prefix, self._messages.topics)
+        self._sizes: dict[str, int] = {}  # of the last message of a topic, bytes
+        self._starved = ""
 
     def open(self, submit: Callable[[Frame, OutputRequest], None]) -> None:
         """Publish the class map and subscribe; frames go to ``submit``."""
         self._submit = submit
-        self._outputs.publish_label_info()
+        if LABEL_INFO in self._publishers:
+            if self._messages.label_note:
+                self._log.warning(self._of_camera(self._messages.label_note))
+            self._publishers[LABEL_INFO].publish(self._messages.label_info())
         settings = self._settings()
         self._builder = builder = FrameBuilder(
             self.name,
@@ -107,13 +115,14 @@ class CameraTopics:
             self._open_poses(settings),
             self._open_anchors(settings),
             self._warn_once,
-            self._statistics.accepted,
+            partial(self._statistics.count, "encoding"),
             live=True,
         )
         self._calibration = CalibrationSubscription(
             self._node, self._prefix + "camera_info", builder.calibration
         )
         self._input = self._open_images(settings)
+        self._inputs[:0] = [self._input, self._calibration]
         self._order = FrameOrder(self._input.topic_name)
 
     def _open_images(self, settings: Settings) -> ImageInput:
@@ -127,7 +136,7 @@ class CameraTopics:
         hardware = settings.video_decoder == "hardware"
         decoder = VideoDecoder(self._warn, self._record.count, hardware)
         self._missed_before = 0
-        self._video = VideoReceiver(self._node, decoder, self._take_picture, self.drop, self.fail)
+        self._video = VideoReceiver(self._node, decoder, self._take_image, self.drop, self.fail)
         topics = {topic + SUFFIXES[name]: kind for name, kind in message_classes().items()}
         first, *_ = topics.items()
         return ImageInput(self._node, *first, self._take_packet, reliability, QUEUE, topics)
@@ -152,78 +161,88 @@ class CameraTopics:
         for topic, kind in ANCHOR_TYPES.items():
             take = partial(anchors.take, topic)
             self._subscribe(kind, topic, take, qos_profile_sensor_data)
-        self._depth_calibration = CalibrationSubscription(
-            self._node, f"{self._prefix}anchors/camera_info", anchors.calibration
-        )
+        topic = f"{self._prefix}anchors/camera_info"
+        self._inputs.append(CalibrationSubscription(self._node, topic, anchors.calibration))
         return anchors
 
     def _subscribe(
         self, kind: type, topic: str, take: Callable[[Any], None], profile: QoSProfile
     ) -> None:
-        self._subscriptions.append(
-            self._node.create_subscription(
-                kind,
-                self._prefix + topic,
-                take,
-                profile,
-                qos_overriding_options=QoSOverridingOptions.with_default_policies(),
-            )
+        subscription = self._node.create_subscription(
+            kind,
+            self._prefix + topic,
+            take,
+            profile,
+            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
         )
+        self._inputs.append(TopicInput(self._node, subscription))
 
     @property
     def subscribed(self) -> list[str]:
         """The full names of the topics that it subscribes to."""
-        if self._input is None or self._calibration is None:
-            return []
-        more = [str(subscription.topic_name) for subscription in self._subscriptions]
-        return [self._input.topic_name, self._calibration.topic_name, *more]
+        return [one.topic_name for one in self._inputs]
 
     @property
     def published(self) -> list[str]:
         """The full names of the topics that it publishes."""
-        return self._outputs.topics
+        return [str(publisher.topic_name) for publisher in self._publishers.values()]
 
     def close(self) -> None:
         """Unsubscribe; publishers stay."""
         if self._input is not None:
             self._missed += self._input.missed
             self._lost += self._input.lost
-        for source in (self._input, self._calibration, self._depth_calibration):
-            if source is not None:
-                source.close()
-        for subscription in self._subscriptions:
-            self._node.destroy_subscription(subscription)
-        self._subscriptions.clear()
+        for one in self._inputs:
+            one.close()
+        self._inputs.clear()
         if self._video is not None:
             self._video.close()
-        self._input = self._calibration = self._depth_calibration = self._video = None
+        self._input = self._calibration = self._video = None
         self._builder = self._submit = None
 
     def destroy(self) -> None:
         """Remove all topics."""
         self.close()
-        self._outputs.destroy()
+        for publisher in self._publishers.values():
+            self._node.destroy_lifecycle_publisher(publisher)
+        self._publishers.clear()
 
     def review(self) -> None:
         """Check that messages arrive and what QoS is offered; call it twice a second."""
-        for one in (self._input, self._calibration, self._depth_calibration):
-            if one is not None:
-                one.review()
-        self._outputs.review()
+        for one in self._inputs:
+            one.review()
+        self._starved = starved_warning(self._node, self._publishers, self._sizes)
         for warning in self._warnings():
             self._warn(warning)
 
-    def _take_image(self, serialised: bytes) -> None:
+    def _take_image(self, image: bytes | Picture) -> None:
+        """Build the frame of an image, or of a picture of a video, and hand it in."""
         received_ns = time.monotonic_ns()
-        if request := self._arrived():
-            self._start(lambda builder: builder.build(serialised, received_ns), request)
+        if isinstance(image, Picture):
+            received_ns = image.received_ns  # and it was counted when its packet came
+        else:
+            self._count_received()
+        request = self._wanted()
+        if request is None or self._builder is None or self._submit is None:
+            return
+        try:
+            frame = self._builder.build(image, received_ns)
+        except MessageError as error:
+            self.fail(error)
+            self._record.unused(error.reason)
+            return
+        self._record.used()
+        sender = self._input.sender if self._input is not None else b""
+        self._order.add(frame.stamp_ns, frame.frame_id, frame.context.size, sender)
+        self._submit(frame, request)
 
     def _take_packet(self, serialised: bytes) -> None:
         """Give a packet of the video to its decoder, if a picture may be needed."""
         received_ns = time.monotonic_ns()
         if self._video is None or self._input is None:
             return
-        if not self._arrived():
+        self._count_received()
+        if not self._wanted():
             self._video.pause()
             return
         missed, self._missed_before = self._missed_before, self._input.missed
@@ -235,48 +254,41 @@ class CameraTopics:
             return
         self._video.take(packet, received_ns, self._input.missed > missed)
 
-    def _take_picture(self, picture: Picture) -> None:
-        if (request := self._request()) and request.any:
-            self._start(lambda builder: builder.build_picture(picture), request)
-        else:
-            self._statistics.dropped(_UNWANTED)
-
-    def _arrived(self) -> OutputRequest | None:
-        """Count an image; what is wanted of it, None for nothing."""
+    def _count_received(self) -> None:
         self._statistics.received()
         self._record.received()
+
+    def _wanted(self) -> OutputRequest | None:
+        """What is to be computed of an image that is there; None for nothing."""
         request = self._request()
         if request is None or request.any:
             return request
-        self._statistics.dropped(_UNWANTED)
+        self._statistics.count("dropped:", _UNWANTED)
         self._record.idle("no output is subscribed to")
         return None
 
     def _request(self) -> OutputRequest | None:
+        """What somebody subscribes to; None while it takes no images."""
         if self._builder is None:
             return None
-        return self._outputs.request(self._builder.calibration.camera is not None)
+        calibrated = self._builder.calibration.camera is not None
+        return self._messages.request(self._subscribed, calibrated)
 
-    def _start(self, build: Callable[[FrameBuilder], Frame], request: OutputRequest) -> None:
-        """Build a frame and give it to the pipeline."""
-        if self._builder is None or self._submit is None:
-            return
-        try:
-            frame = build(self._builder)
-        except MessageError as error:
-            self.fail(error)
-            self._record.unused(error.reason)
-            return
-        self._record.used()
-        sender = self._input.sender if self._input is not None else b""
-        self._order.add(frame.stamp_ns, frame.frame_id, frame.context.size, sender)
-        self._submit(frame, request)
+    def _subscribed(self, topic: str) -> bool:
+        publisher = self._publishers.get(topic)
+        return publisher is not None and bool(publisher.get_subscription_count())
 
     def publish(self, prediction: Prediction) -> None:
         """Publish a prediction, each output with the header of its frame."""
         arrival: Arrival = prediction.frame.context
         start = time.monotonic_ns()
-        self._outputs.publish(prediction, arrival.header, arrival.info)
+        messages = self._messages.messages(
+            prediction, arrival.header, arrival.info, self._subscribed
+        )
+        for topic, message in messages:
+            if not isinstance(message, CameraInfo):
+                self._sizes[topic] = message._data.nbytes
+            self._publishers[topic].publish(message)
         end = time.monotonic_ns()
         self._described = dict(prediction.scale)
         if prediction.uncertain is not None:
@@ -286,7 +298,7 @@ class CameraTopics:
             builder.anchors.report(arrival.anchors, prediction.scale)
         self._order.published(prediction.reset if self._settings().smoothing_strength else "")
         if prediction.reset:
-            self._statistics.reset(prediction.reset)
+            self._statistics.count("reset:", prediction.reset)
         latency = (end - arrival.received_ns) * 1e-9
         self._statistics.published(
             {
@@ -307,7 +319,7 @@ class CameraTopics:
 
     def drop(self, reason: str) -> None:
         """Count a frame that was not computed."""
-        self._statistics.dropped(reason)
+        self._statistics.count("dropped:", reason)
         if reason == WAITING:
             self._record.unused(reason)
 
@@ -320,7 +332,7 @@ class CameraTopics:
         else:
             reason = type(error).__name__
             text = f"a frame failed: {''.join(traceback.format_exception(error))}"
-        self._statistics.failed(reason)
+        self._statistics.count("error:", reason)
         if self._is_due(reason, _REPEAT):
             self._log.error(f"{self._prefix}image: {text}")
 
@@ -356,26 +368,16 @@ class CameraTopics:
         """What is wrong with this camera, for the log and /diagnostics."""
         found: list[str] = []
         if self._builder is not None and self._calibration is not None:
-            needed_by = self._outputs.needs_calibration if self._record.connected else ""
+            needing = filter(self._subscribed, _CALIBRATED if self._record.connected else ())
+            needed_by = " and ".join(self._prefix + topic for topic in needing)
             found = [*self._builder.calibration.warnings, self._calibration.missing(needed_by)]
         if self._input is not None:
             found.append(self._order.warning(self._input.publisher_names))
         # The warnings above have more detail than the record of camera_info.
         found += [one.warning() for one in self._records() if one.name != "camera_info"]
-        found += [self._outputs.warning, self._far_warning(), self._fused_warning()]
+        found += [self._starved, far_warning(self._networks, self._settings())]
+        found.append(self._fused_warning())
         return [text for text in found if text]
-
-    def _far_warning(self) -> str:
-        """Points beyond the range of depth clear space in a costmap that was not measured."""
-        settings = self._settings()
-        limit = depth_limit(self._networks, settings)
-        if settings.points_far <= limit:
-            return ""
-        return (
-            f"points.far is {settings.points_far:g} m, but depth ends at {limit:.3g} m (max_range"
-            " or the network): obstacles between them are cleared from a costmap. Set points.far"
-            " lower or max_range higher."
-        )
 
     def _fused_warning(self) -> str:
         """Fused depth without a depth camera is the network's."""
@@ -392,20 +394,20 @@ class CameraTopics:
         )
         return f"Fused depth is the network's everywhere, because {why}."
 
+    def _of_camera(self, text: str) -> str:
+        return f"{self.name}: {text}" if self.name else text
+
     def _warn(self, text: str) -> None:
         """Log a warning, and again after a while as long as it holds; numbers in it may change."""
-        subject = "".join(c for c in text if not c.isdigit())
-        if self._is_due(subject, _REPEAT_WARNING):
-            self._log.warning(self._prefix + text)
+        self._warn_of("".join(c for c in text if not c.isdigit()), text, _REPEAT_WARNING)
 
     def _warn_once(self, text: str) -> None:
         """Log a warning about the images of this camera."""
-        if self._is_due(text, float("inf")):
-            self._log.warning(f"{self._prefix}image: {text}")
+        self._warn_of(text, f"image: {text}", float("inf"))
 
-    def _warn_of(self, subject: str, text: str) -> None:
+    def _warn_of(self, subject: str, text: str, period: float = _REPEAT) -> None:
         """Log a warning at most every few seconds per subject."""
-        if self._is_due(subject, _REPEAT):
+        if self._is_due(subject, period):
             self._log.warning(self._prefix + text)
 
     def _is_due(self, subject: str, period: float) -> bool:

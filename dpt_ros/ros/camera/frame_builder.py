@@ -19,7 +19,7 @@ from dpt_ros.ros.camera.calibration import Calibration
 from dpt_ros.ros.camera.geometry import pose_matrix
 from dpt_ros.ros.camera.poses import PoseSource
 from dpt_ros.ros.messages.cdr import read_compressed_image, read_image
-from dpt_ros.ros.messages.image import compressed_file, image_pixels
+from dpt_ros.ros.messages.image import CompressedFile, compressed_file, image_pixels
 from dpt_ros.ros.messages.image_bits import ImageBits
 from dpt_ros.ros.video.decoder import Picture
 
@@ -78,7 +78,7 @@ class FrameBuilder:
         self.anchors = anchors
         self._source = source
         self._settings = settings
-        self._read = self._read_compressed if compressed else self._read_image
+        self._compressed = compressed
         self._warn = warn
         self._on_encoding = on_encoding
         self._live = live
@@ -86,67 +86,42 @@ class FrameBuilder:
         base_from_camera = pose_matrix(settings().camera_in_base)
         self._down = None if base_from_camera is None else down_direction(base_from_camera)
 
-    def build(self, serialised: bytes, received_ns: int) -> Frame:
+    def build(self, image: bytes | Picture, received_ns: int) -> Frame:
         """The frame of an image.
 
         Args:
-            serialised: the Image or CompressedImage. The pixels stay a view of it.
+            image: the Image or CompressedImage, serialised, of which the pixels stay a view; or a
+                decoded picture of a video.
             received_ns: see ``Arrival``.
 
         Raises:
             MessageError: the image cannot be used.
         """
-        return self._read(serialised, received_ns)
-
-    def build_picture(self, picture: Picture) -> Frame:
-        """The frame of a decoded picture of a video."""
-        height, width = picture.pixels.shape[:2]
-        self._on_encoding(picture.encoding)
-        return self._frame(
-            picture.packet.header,
-            (width, height),
-            picture.received_ns,
-            picture.pixels,
-            picture.encoding,
-        )
-
-    def _read_image(self, serialised: bytes, received_ns: int) -> Frame:
-        image = read_image(serialised)
-        pixels = self._bits(image_pixels(image))
-        self._on_encoding(image.encoding)
-        size = (image.width, image.height)
-        return self._frame(image.header, size, received_ns, pixels, image.encoding)
-
-    def _read_compressed(self, serialised: bytes, received_ns: int) -> Frame:
-        """A frame that is decoded later, on another thread: here it would delay all callbacks."""
-        image = read_compressed_image(serialised)
-        file = compressed_file(image)
-        if file.oddity:
-            self._warn(file.oddity)
-
-        def decode() -> tuple[np.ndarray, str]:
-            pixels, encoding = file.decode()
+        decode = None
+        if isinstance(image, Picture):
+            header, pixels, encoding = image.packet.header, image.pixels, image.encoding
+            size = (pixels.shape[1], pixels.shape[0])
             self._on_encoding(encoding)
-            return self._bits(pixels), encoding
-
-        size = (file.width, file.height)
-        return self._frame(image.header, size, received_ns, file.data, file.kind, decode)
-
-    def _frame(
-        self,
-        header: Header,
-        size: tuple[int, int],
-        received_ns: int,
-        pixels: np.ndarray,
-        encoding: str,
-        decode: Callable[[], tuple[np.ndarray, str]] | None = None,
-    ) -> Frame:
+        elif self._compressed:
+            # Decoded later, on another thread: here it would delay all callbacks.
+            message = read_compressed_image(image)
+            file = compressed_file(message)
+            if file.oddity:
+                self._warn(file.oddity)
+            header, pixels, encoding = message.header, file.data, file.kind
+            size, decode = (file.width, file.height), partial(self._decode, file)
+        else:
+            raw = read_image(image)
+            header, pixels, encoding = raw.header, self._bits(image_pixels(raw)), raw.encoding
+            size = (raw.width, raw.height)
+            self._on_encoding(encoding)
         stamp_ns = header.stamp.sec * 1_000_000_000 + header.stamp.nanosec
         camera, info = self.calibration.of(*size)
-        anchors, topic = None, ""
+        anchors, topic, sense = None, "", None
         if self.anchors is not None:
             anchors = self.anchors.anchors(camera, header.frame_id)
             topic = self.anchors.newest if anchors is not None and len(anchors) else ""
+            sense = self.anchors.sense(header.frame_id, stamp_ns, self._live)
         return Frame(
             pixels,
             encoding,
@@ -160,10 +135,13 @@ class FrameBuilder:
             decode=decode,
             locate=self._locator(header.frame_id, stamp_ns),
             lens=None if camera is None else self.calibration.lens,
-            sense=None
-            if self.anchors is None
-            else self.anchors.sense(header.frame_id, stamp_ns, self._live),
+            sense=sense,
         )
+
+    def _decode(self, file: CompressedFile) -> tuple[np.ndarray, str]:
+        pixels, encoding = file.decode()
+        self._on_encoding(encoding)
+        return self._bits(pixels), encoding
 
     def _locator(self, frame_id: str, stamp_ns: int) -> Callable[[], np.ndarray | None] | None:
         """Looks up the camera's pose later, when more poses may have arrived."""

@@ -16,10 +16,10 @@ from rclpy.qos import HistoryPolicy, QoSPolicyKind, QoSProfile, ReliabilityPolic
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 
+from dpt_ros.ros.camera.inputs import TopicInput
 from dpt_ros.ros.camera.topics_there import no_publisher
 from dpt_ros.ros.compatibility import UnsupportedEventTypeError, subscribe, subscription_events
 
-REVIEW_PERIOD = 0.5
 SILENCE = 2.0
 _LONGEST_SILENCE = 60.0  # seconds; a slower camera is warned of all the same
 REPEAT = 10.0
@@ -37,7 +37,7 @@ _BEHIND_A_NETWORK = (
 )
 
 
-class ImageInput:
+class ImageInput(TopicInput):
     """Subscription to an image topic: keep last, reliable when every publisher offers that.
 
     Fast DDS by default has 0.5 MB of shared memory per publisher, and silently drops a larger
@@ -96,22 +96,10 @@ class ImageInput:
         self.publisher_names: list[str] = []
         self.missed = 0
         self.lost = 0
-        self._subscription = self._subscribe()
-
-    def close(self) -> None:
-        """End the subscription."""
-        self._node.destroy_subscription(self._subscription)
-
-    @property
-    def topic_name(self) -> str:
-        """The full name of the topic, after remapping."""
-        return str(self._subscription.topic_name)
+        super().__init__(node, self._subscribe())
 
     def review(self) -> None:
-        """Choose the reliability by the publishers; warn when nothing arrives.
-
-        Call it every `REVIEW_PERIOD` seconds.
-        """
+        """Choose the reliability by the publishers; warn when nothing arrives."""
         self._choose_topic()
         publishers = self._node.get_publishers_info_by_topic(self.topic_name)
         self.publisher_names = sorted(

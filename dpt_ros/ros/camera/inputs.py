@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A record per input: what arrived, whether frames use it, and why not."""
+"""The inputs of a camera: subscriptions, and a record each of what became of the messages."""
 
 from __future__ import annotations
 
@@ -7,10 +7,39 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
+from rclpy.node import Node
+
+REVIEW_PERIOD = 0.5
 CONNECTED = 2.0  # seconds after its last message for which an input counts as connected
 _UNUSED = 2.0  # seconds after which an input that is connected and unused is a warning
 _FRAMES = 3  # and at least so many frames, for a camera may be slow
+
+
+class TopicInput:
+    """A subscription, from construction to ``close``.
+
+    Args:
+        node: subscribes there.
+        subscription: of the node.
+    """
+
+    def __init__(self, node: Node, subscription: Any) -> None:
+        self._node = node
+        self._subscription = subscription
+
+    def close(self) -> None:
+        """End the subscription."""
+        self._node.destroy_subscription(self._subscription)
+
+    @property
+    def topic_name(self) -> str:
+        """The full name of the topic, after remapping."""
+        return str(self._subscription.topic_name)
+
+    def review(self) -> None:
+        """Adapt it to the publishers; call it every `REVIEW_PERIOD` seconds."""
 
 
 class InputRecord:

@@ -18,7 +18,6 @@ from torch.export import Dim
 
 from dpt_ros.data.onnx_metadata import read_metadata
 from dpt_ros.engine.export import file
-from dpt_ros.engine.export.parity import session
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -62,7 +61,7 @@ def path(module: Filter, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_file_has_the_names_given_and_runs_at_other_sizes(module: Filter, path: Path) -> None:
     images = torch.rand(3, 3, 96, 32)
-    runs = session(path, 1)
+    runs = file.open_session(path, threads=1)
     assert [one.name for one in runs.get_outputs()] == ["edges", "means"]
     assert runs.get_inputs()[0].shape == ["batch", 3, "32*height", 32]
     assert runs.get_outputs()[0].shape == ["batch", 4, "32*height", 32]
@@ -100,7 +99,9 @@ def test_weights_go_into_a_second_file_if_asked(
     assert sorted(os.listdir(tmp_path)) == ["filter.onnx", "filter.onnx.data"]
     assert weights in (tmp_path / "filter.onnx.data").read_bytes()
     images = np.ones((1, 3, 32, 32), np.float32)
-    results = (session(one, 1).run(None, {"images": images}) for one in (path, outside))
+    results = (
+        file.open_session(one, threads=1).run(None, {"images": images}) for one in (path, outside)
+    )
     for inside, other in zip(*results, strict=True):
         np.testing.assert_array_equal(inside, other)
 

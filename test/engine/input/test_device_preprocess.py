@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpt_ros.engine.input import device_preprocess
-from dpt_ros.engine.input.device_preprocess import DeviceInput, rgb
+from dpt_ros.engine.input.device_preprocess import DeviceInput, cubic_taps, rgb
 from dpt_ros.engine.input.encodings import ENCODINGS
-from dpt_ros.engine.input.input_plan import cubic_taps
 from dpt_ros.engine.input.preprocess import network_input, to_rgb
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -222,9 +221,9 @@ def kernel_differences() -> dict[str, float]:
     for encoding, size in cases:
         pixels = camera_pixels(encoding, 10, 14, seed=1, batch=2 if size == (5, 9) else 1)
         make, tensor = device_input(encoding, pixels, size), host_tensor(pixels)
-        made = triton_preprocess.network_input(tensor, make.plan)
+        made = triton_preprocess.network_input(tensor, make)
         assert made.is_contiguous(memory_format=torch.channels_last)
-        plain = device_preprocess.network_input(tensor, make.plan)
+        plain = device_preprocess.network_input(tensor, make)
         differences[f"{encoding} {size}"] = (made - plain).abs().max().item()
     return differences
 

@@ -307,9 +307,9 @@ def test_camera_info_is_scaled_anew_only_when_it_or_the_size_changes() -> None:
 
         first = publish(32, 50.0, "a")
         assert (first.width, first.k[0], first.header.frame_id) == (32, 25.0, "a")
-        known = camera.topics._outputs._converter._scaled[1]
+        known = camera.topics._messages._scaled[1]
         again = publish(32, 50.0, "b")
-        assert camera.topics._outputs._converter._scaled[1] is known
+        assert camera.topics._messages._scaled[1] is known
         assert (again.k.tolist(), again.header.frame_id) == (first.k.tolist(), "b")
         assert publish(16, 50.0, "b").k[0] == 12.5
         assert publish(16, 60.0, "b").k[0] == 15.0

@@ -96,7 +96,7 @@ class Camera:
         self.node.trigger_activate()
         self.frames: list[Frame] = []
         domain.listen(Image, "depth/image")
-        domain.spin_until(lambda: self.topics._outputs.request(False).any)
+        domain.spin_until(lambda: self.topics._subscribed("depth/image"))
         self.topics.open(lambda frame, _: self.frames.append(frame))
         domain.node.executor.add_node(self.node)
         self.node.create_timer(0.1, self.topics.review)
@@ -163,13 +163,12 @@ def test_packets_that_nobody_needs_are_not_decoded_and_cost_a_group_of_pictures(
 ) -> None:
     with ros_domain() as domain, video_camera(domain) as camera:
         publisher = domain.publisher(classes[FOXGLOVE], "image/foxglove")
-        wanted = camera.topics._outputs.request
+        wanted = camera.topics._subscribed
         for one in encoded[:25]:
             if one.number == 5:
-                nothing = wanted(False).__class__(*[False] * 6)
-                camera.topics._outputs.request = lambda _, nothing=nothing: nothing
+                camera.topics._subscribed = lambda topic: False
             if one.number == 8:
-                camera.topics._outputs.request = wanted
+                camera.topics._subscribed = wanted
             publisher.publish(message(classes, FOXGLOVE, one))
             domain.spin_for(0.05)
         domain.spin_until(lambda: len(camera.frames) == 20, 10)
