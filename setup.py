@@ -66,7 +66,7 @@ def ros(distribution: str, rclpy: str) -> list[str]:
     """A ROS 2 distribution from PyPI, for machines without a ROS install."""
     # The packages that are named after a distribution pin its versions of the messages.
     messages = [f"ros-{distribution}-{package}" for package in MESSAGES]
-    return [f"ros-rclpy[fastrtps]{rclpy}", "rosbags>=0.11,<0.12", *messages]
+    return [f"ros-rclpy[fastrtps]{rclpy}", "rosbags>=0.11.7,<0.12", *messages]
 
 
 # Another way to run the networks on a CPU (backend: openvino).
