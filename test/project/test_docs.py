@@ -34,9 +34,14 @@ def test_files_that_a_page_links_or_names_exist(page):
     for link in links:
         if "://" not in link:
             assert (page.parent / link).exists(), link
-    named = re.findall(r"`((?:dpt_ros|config|launch|scripts|test|docs)/[\w./-]+\.\w+)`", text)
-    for name in named:
-        assert (REPO / name).exists(), name
+    # Inside of dpt_ros/ a name may begin with the room.
+    rooms = [path.name for path in (REPO / "dpt_ros").iterdir() if path.is_dir()]
+    named = re.findall(r"`(([\w-]+)/[\w./-]+\.\w+)(?:::\w+)?`", text)
+    for name, folder in named:
+        if folder in ("dpt_ros", "config", "launch", "scripts", "test", "docs"):
+            assert (REPO / name).exists(), name
+        elif folder in rooms:
+            assert list((REPO / "dpt_ros").glob(f"**/{name}")), name
 
 
 @pytest.mark.parametrize("page", [*TOP, *PAGES], ids=lambda page: page.name)
