@@ -29,7 +29,7 @@ from dpt_ros.engine.input import device_preprocess
 from dpt_ros.engine.input.device_preprocess import DeviceInput
 from dpt_ros.engine.output import postprocess
 from dpt_ros.engine.runner.chain import Chain
-from dpt_ros.engine.runner.streams import HostStreams
+from dpt_ros.engine.runner.streams import Streams
 from dpt_ros.engine.smoothing import flow
 from dpt_ros.model import DPT
 from helpers.plain_torch import plain_torch
@@ -134,7 +134,7 @@ class _Wrappers:
         return call
 
 
-class RehearsalStreams(HostStreams):
+class RehearsalStreams(Streams):
     """The host's lanes under a GPU's rules of capture."""
 
     def __init__(self, rehearsed: Kernels) -> None:

@@ -17,7 +17,7 @@ from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.output.postprocess import torch_only
 from dpt_ros.engine.runner.cuda import StreamRunner
 from dpt_ros.engine.runner.kind import Kind
-from dpt_ros.engine.runner.streams import HostStreams
+from dpt_ros.engine.runner.streams import Streams
 from dpt_ros.engine.settings import Settings
 
 _MAPS = ("depth", "inverse", "deviation", "labels", "confidence")
@@ -88,7 +88,7 @@ def compare_step(
     """
     worst = {"reset": 0.0, "scale": 0.0}
     with torch_only():
-        runner = StreamRunner(networks, settings, HostStreams(), lambda text: None)
+        runner = StreamRunner(networks, settings, Streams(), lambda text: None)
         for frame in frames:
             [found] = session([frame])
             ticket = runner.start([frame], all_outputs(networks, True), settings)

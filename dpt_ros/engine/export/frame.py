@@ -19,7 +19,7 @@ from dpt_ros.engine.inference.network import Network, Networks
 from dpt_ros.engine.inference.outputs import NAMES
 from dpt_ros.engine.runner.chain import Chain, depth_limit
 from dpt_ros.engine.runner.kind import Kind
-from dpt_ros.engine.runner.streams import HostStreams
+from dpt_ros.engine.runner.streams import Streams
 from dpt_ros.engine.scale.plan import focal_factor
 from dpt_ros.engine.settings import Settings
 from dpt_ros.model.dpt import DPT
@@ -101,7 +101,7 @@ class KindModule(nn.Module):
         super().__init__()
         _check(networks, kind.outputs, self.what == "step")
         self._networks, self._settings = networks, settings
-        self.chain = Chain(networks, kind, smoothed, settings, HostStreams())
+        self.chain = Chain(networks, kind, smoothed, settings, Streams())
         networks_of = {
             "depth": networks.depth,
             "inverse": networks.depth,

@@ -48,7 +48,7 @@ class Chain:
         smoothed: whether depth and labels are smoothed between ``infer`` and ``finish``.
         settings: sizes of the network's input and of the outputs; live settings are ignored.
         streams: the lanes of a GPU, on which the label network runs beside the depth network;
-            ``HostStreams`` run the GPU's steps on a CPU. None for the CPU's own steps.
+            ``Streams`` run the GPU's steps on a CPU. None for the CPU's own steps.
 
     Attributes:
         refined: whether depth is scaled or smoothed.

@@ -27,7 +27,7 @@ from dpt_ros.engine.runner.cameras import Cameras
 from dpt_ros.engine.runner.cuda import StreamRunner
 from dpt_ros.engine.runner.kind import Kind
 from dpt_ros.engine.runner.step import NUMBERS, frame_numbers
-from dpt_ros.engine.runner.streams import HostStreams
+from dpt_ros.engine.runner.streams import Streams
 from dpt_ros.engine.scale.anchors import project_scan
 from dpt_ros.engine.settings import Settings
 from dpt_ros.world import Scanner, World
@@ -109,7 +109,7 @@ def test_after_a_change_of_size_the_scale_goes_on_and_the_filter_begins_anew(
 ) -> None:
     session = StepSession(step_file, threads=1)
     with torch_only():
-        runner = StreamRunner(networks, SETTINGS, HostStreams(), lambda text: None)
+        runner = StreamRunner(networks, SETTINGS, Streams(), lambda text: None)
         request = all_outputs(networks, True)
         for frame in video(8, width=160):
             runner.start([frame], request, SETTINGS).release()

@@ -20,7 +20,7 @@ from dpt_ros.engine.input.device_preprocess import DeviceInput
 from dpt_ros.engine.runner.chain import Chain
 from dpt_ros.engine.runner.cuda import StreamRunner
 from dpt_ros.engine.runner.kind import Kind
-from dpt_ros.engine.runner.streams import CudaStreams, HostStreams
+from dpt_ros.engine.runner.streams import CudaStreams, Streams
 from dpt_ros.engine.settings import Settings
 from dpt_ros.model import create_model, model_spec
 
@@ -68,7 +68,7 @@ class Bench:
         self.outputs = OutputRequest(
             depth=depth and metric, inverse=depth and not metric, labels="labels" in case.tasks
         )
-        self.streams = CudaStreams(device) if device.type == "cuda" else HostStreams()
+        self.streams = CudaStreams(device) if device.type == "cuda" else Streams()
 
     def model(self, task: str) -> Any:
         """A new copy of the network for a task, always with the same weights."""
