@@ -16,7 +16,6 @@ from dpt_ros.engine.frame import Frame, Prediction
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.output.postprocess import torch_only
 from dpt_ros.engine.runner.cuda import StreamRunner
-from dpt_ros.engine.runner.kind import Kind
 from dpt_ros.engine.runner.streams import Streams
 from dpt_ros.engine.settings import Settings
 
@@ -46,21 +45,16 @@ def difference(one: np.ndarray, other: np.ndarray, most: float = 1.0) -> float:
 
 
 def compare_frame(
-    path: str | os.PathLike[str],
-    networks: Networks,
-    kind: Kind,
-    settings: Settings,
-    frames: Iterable[np.ndarray],
+    path: str | os.PathLike[str], module: FrameModule, frames: Iterable[np.ndarray]
 ) -> dict[str, float]:
     """The largest ``difference`` by output.
 
     Args:
-        path: a file of ``export_frame``.
-        networks, kind, settings: of the export.
+        path: the module's file.
+        module: of a frame.
         frames: pixels (B, \\*kind.shape) each.
     """
-    session = open_session(path)
-    module, worst = FrameModule(networks, kind, settings), dict[str, float]()
+    session, worst = open_session(path), dict[str, float]()
     for pixels in frames:
         found = session.run(module.names, {"pixels": pixels})
         with torch_only(), torch.inference_mode():

@@ -42,7 +42,7 @@ class _HostNetwork(Network):
 
 
 class _File:
-    """One file of ``export_step`` in ONNX Runtime."""
+    """One file of ``StepModule`` in ONNX Runtime."""
 
     def __init__(self, path: str | os.PathLike[str], providers: Sequence[Any], threads: int):
         metadata = {key: json.loads(value) for key, value in read_metadata(path).items()}
@@ -84,7 +84,7 @@ class _File:
 
 
 class StepSession:
-    """Cameras whose frames go through files of ``export_step``.
+    """Cameras whose frames go through files of ``StepModule``.
 
     The files are of the same networks and settings, for frames of different kinds. A camera keeps
     its state from file to file, as it does from chain to chain: at a change of size the scale

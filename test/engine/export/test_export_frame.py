@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dpt_ros.engine.export.compare import compare_frame
 from dpt_ros.engine.export.file import SPEC, ExportError, read_metadata, write
-from dpt_ros.engine.export.frame import FrameModule, all_outputs, export_frame
+from dpt_ros.engine.export.frame import FrameModule, all_outputs
 from dpt_ros.engine.frame import OutputRequest
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.input.device_preprocess import DeviceInput
@@ -52,7 +52,7 @@ def kind(networks: Networks) -> Kind:
 @pytest.fixture(scope="module")
 def frame_file(tmp_path_factory: pytest.TempPathFactory, networks: Networks, kind: Kind) -> Path:
     path = tmp_path_factory.mktemp("frame") / "frame.onnx"
-    export_frame(networks, kind, SETTINGS, path, batch=2)
+    FrameModule(networks, kind, SETTINGS).write(path, batch=2)
     return path
 
 
@@ -60,7 +60,7 @@ def test_a_frame_comes_out_as_from_pytorch(
     frame_file: Path, networks: Networks, kind: Kind
 ) -> None:
     frames = [pixels_of(ENCODING, *SHAPE, batch=2), np.zeros((2, *SHAPE), np.uint16)]
-    worst = compare_frame(frame_file, networks, kind, SETTINGS, frames)
+    worst = compare_frame(frame_file, FrameModule(networks, kind, SETTINGS), frames)
     assert set(worst) == {"depth", "labels", "confidence"}
     assert worst["depth"] < 1e-4
     assert worst["labels"] == 0

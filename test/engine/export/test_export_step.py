@@ -19,7 +19,7 @@ from dpt_ros.engine.export.compare import compare_step, difference
 from dpt_ros.engine.export.file import FIELDS, SPEC, ExportError, read_metadata
 from dpt_ros.engine.export.frame import all_outputs
 from dpt_ros.engine.export.session import StepSession
-from dpt_ros.engine.export.step import StepModule, export_step
+from dpt_ros.engine.export.step import StepModule
 from dpt_ros.engine.frame import Frame, Prediction
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.output.postprocess import torch_only
@@ -44,7 +44,7 @@ def networks() -> Networks:
 @pytest.fixture(scope="module")
 def step_file(tmp_path_factory: pytest.TempPathFactory, networks: Networks) -> Path:
     path = tmp_path_factory.mktemp("step") / "step.onnx"
-    export_step(networks, kind_of(networks), SETTINGS, path)
+    StepModule(networks, kind_of(networks), SETTINGS).write(path)
     return path
 
 
