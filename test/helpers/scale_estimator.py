@@ -19,15 +19,15 @@ from dpt_ros.engine.scale.plan import (
     SOURCES,
     STATES,
     ScaleHistory,
-    ScaleSettings,
     ScaleStats,
     describe,
     explain,
     plan_scale,
 )
 from dpt_ros.engine.scale.steps import relative_variance
+from dpt_ros.engine.settings import Settings
 
-_DEFAULTS = ScaleSettings()
+_DEFAULTS = Settings()
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class ScaleEstimator:
 
     def __init__(
         self,
-        settings: ScaleSettings = _DEFAULTS,
+        settings: Settings = _DEFAULTS,
         metric: bool = True,
         focal: float = 1.0,
         floor: tuple[int, ...] = (),

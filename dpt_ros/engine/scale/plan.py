@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +13,7 @@ from dpt_ros.engine.scale.anchors import MAX_PAIRS, Anchors
 from dpt_ros.engine.scale.ground import GRID_POINTS, TILT_SIGMA, floor_inverse_depth
 from dpt_ros.engine.scale.kalman import KALMAN, initial
 from dpt_ros.engine.scale.robust_fit import FIT_STATES, MIN_PAIRS
+from dpt_ros.engine.settings import Settings
 
 NO_ANCHORS = "no anchors"
 MAX_ANCHOR_AGE = 0.15  # seconds between a frame and its anchors
@@ -62,22 +62,6 @@ class ScaleStats(NamedTuple):
     reason: float
 
 
-@dataclass(frozen=True)
-class ScaleSettings:
-    """Where metres come from.
-
-    Args:
-        source: "auto" (anchors while there are any, else their last fit until the ground is more
-            certain, else the network), "network", "anchors", "ground", or "none".
-        depth_scale: factor of a metric network's depth.
-        camera_height: metres above the floor, 0 if unknown.
-    """
-
-    source: str = "auto"
-    depth_scale: float = 1.0
-    camera_height: float = 0.0
-
-
 class ScaleHistory(NamedTuple):
     """What the host keeps of the last frame.
 
@@ -112,7 +96,7 @@ def focal_factor(trained: float, camera: CameraModel | None, input_width: int) -
 
 def plan_scale(
     history: ScaleHistory | None,
-    settings: ScaleSettings,
+    settings: Settings,
     metric: bool,
     focal: float,
     stamp_ns: int,
@@ -127,7 +111,7 @@ def plan_scale(
     Args:
         history: of the frame before; None for the first one. A fit does not apply to other
             intrinsics, which therefore begin anew.
-        settings: where metres come from; a source that the network allows.
+        settings: where metres come from; a ``scale_source`` that the network allows.
         metric: whether the network predicts 1/m by itself.
         focal: from ``focal_factor``, > 0; used with a metric network.
         stamp_ns: of the frame, nanoseconds.
@@ -147,14 +131,14 @@ def plan_scale(
     values = {
         "fresh": fresh,
         "seconds": seconds,
-        "disabled": settings.source == "none",
-        "ground_only": settings.source == "ground",
-        "initial": initial(1 / (focal * settings.depth_scale) if metric else None),
+        "disabled": settings.scale_source == "none",
+        "ground_only": settings.scale_source == "ground",
+        "initial": initial(1 / (focal * settings.scale_factor) if metric else None),
     }
-    reason = "" if settings.source == "network" else NO_ANCHORS
+    reason = "" if settings.scale_source == "network" else NO_ANCHORS
     if anchors is not None and seen is not None:
         anchors = anchors.within(seen)
-    if anchors is not None and settings.source in ("auto", "anchors"):
+    if anchors is not None and settings.scale_source in ("auto", "anchors"):
         age = abs(stamp_ns - anchors.stamp_ns) * 1e-9
         if age > MAX_ANCHOR_AGE:
             reason = f"anchors {age:.2f} s from the frame"
@@ -167,8 +151,8 @@ def plan_scale(
                 [(few.u + 0.5) / few.width, (few.v + 0.5) / few.height, 1 / few.metres], 1
             )
             values["anchors"] = places
-    values["unasked"] = settings.source == "auto" and reason == NO_ANCHORS
-    height = settings.camera_height if settings.source in ("auto", "ground") else 0
+    values["unasked"] = settings.scale_source == "auto" and reason == NO_ANCHORS
+    height = settings.scale_camera_height if settings.scale_source in ("auto", "ground") else 0
     if height > 0 and has_labels and camera is not None and down is not None:
         values["floor"] = floor_inverse_depth(camera, down, height, seen)
         values["tilt"] = TILT_SIGMA / height
