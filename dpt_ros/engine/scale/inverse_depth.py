@@ -8,32 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Affine = Tensor | tuple[float, float]
 
-
-def apply_affine(raw_inverse_depth: Any, affine: Affine) -> Any:
-    """``scale * raw_inverse_depth + shift``, whatever the sign of either.
-
-    Args:
-        raw_inverse_depth: (...) float32 tensor or array.
-        affine: scale and shift: two numbers, or a tensor (2,).
-    """
-    if isinstance(affine, Tensor):
-        return torch.addcmul(affine[1], affine[0], raw_inverse_depth)
-    return raw_inverse_depth * affine[0] + affine[1]
-
-
-def metric_inverse_depth(raw_inverse_depth: Tensor, affine: Affine) -> Tensor:
+def metric_inverse_depth(raw_inverse_depth: Tensor, affine: Any) -> Tensor:
     """Inverse depth in 1/m; 0 is beyond range, NaN is unknown.
 
     Args:
         raw_inverse_depth: (..., H, W) float32; what is not positive becomes 0, NaN stays NaN.
-        affine: scale and shift: two numbers, or a tensor (2,).
+        affine: scale and shift, whatever their signs: two numbers, or a tensor (2,).
 
     Returns:
         (..., H, W) float32; 0 where the affine map would make it negative.
     """
-    mapped = apply_affine(raw_inverse_depth, affine).clamp(min=0)
+    if isinstance(affine, Tensor):
+        mapped = torch.addcmul(affine[1], affine[0], raw_inverse_depth)
+    else:
+        mapped = raw_inverse_depth * affine[0] + affine[1]
+    mapped = mapped.clamp(min=0)
     return torch.where(raw_inverse_depth > 0, mapped, raw_inverse_depth.clamp(min=0))
 
 

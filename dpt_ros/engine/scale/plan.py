@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
 from typing import NamedTuple
 
 import numpy as np
@@ -36,30 +37,21 @@ STATES = ("", "fitted", "scale only", "held", "uncorrected", "not metric yet", "
 HELD, UNCORRECTED, NOT_METRIC, DISABLED = range(3, 7)
 
 
-class ScaleStats(NamedTuple):
-    """What ``scale`` tells of a frame; float32.
+ScaleStats = namedtuple(
+    "ScaleStats", "metric scale shift sigma residual pairs source state reason"
+)
+"""What ``scale`` tells of a frame; float32.
 
-    Args:
-        metric: 1 where inverse depth is in 1/m.
-        scale, shift: inverse_depth = scale * raw_inverse_depth + shift.
-        sigma: relative standard deviation of the inverse depth at the pairs; inf if not metric.
-        residual: relative standard deviation of the network about the last fit, 0 without one.
-        pairs: how many pairs of the frame were fitted.
-        source: index into ``SOURCES``: what the scale comes from.
-        state: index into ``STATES``.
-        reason: index into ``FIT_STATES``: why the frame was not used, 0 if it was; -1: see the
-            reason that ``plan_scale`` gave.
-    """
-
-    metric: float
-    scale: float
-    shift: float
-    sigma: float
-    residual: float
-    pairs: float
-    source: float
-    state: float
-    reason: float
+metric: 1 where inverse depth is in 1/m.
+scale, shift: inverse_depth = scale * raw_inverse_depth + shift.
+sigma: relative standard deviation of the inverse depth at the pairs; inf if not metric.
+residual: relative standard deviation of the network about the last fit, 0 without one.
+pairs: how many pairs of the frame were fitted.
+source: index into ``SOURCES``: what the scale comes from.
+state: index into ``STATES``.
+reason: index into ``FIT_STATES``: why the frame was not used, 0 if it was; -1: see the reason that
+``plan_scale`` gave.
+"""
 
 
 class ScaleHistory(NamedTuple):
