@@ -13,10 +13,9 @@ import numpy as np
 import torch
 
 from dpt_ros.apps.report import table
-from dpt_ros.engine.export.compare import compare_frame, compare_step
+from dpt_ros.engine.export.compare import TOLERANCES, compare_frame, compare_step
 from dpt_ros.engine.export.file import KIND, PRECISION, SPEC, read_metadata
 from dpt_ros.engine.export.frame import FrameModule, all_outputs, export_networks
-from dpt_ros.engine.export.parity import TOLERANCES
 from dpt_ros.engine.export.session import StepSession
 from dpt_ros.engine.export.step import StepModule
 from dpt_ros.engine.frame import Frame, OutputRequest

@@ -14,9 +14,9 @@ import torch
 from helpers.places import ROOT
 
 from dpt_ros.data import class_names, palette
+from dpt_ros.engine.export.compare import TOLERANCES, Difference, _difference, compare_network
 from dpt_ros.engine.export.file import ExportError, read_metadata
 from dpt_ros.engine.export.network import export_network, network_metadata, outputs_of, spec_of
-from dpt_ros.engine.export.parity import TOLERANCES, Difference, _difference, compare_network
 from dpt_ros.model import create_model
 from dpt_ros.model.zoo import ZOO
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from dpt_ros.engine.frame import CameraModel
-from dpt_ros.engine.output.point_cloud import FIELDS, POINT, POINT_STEP, points
+from dpt_ros.engine.output.point_cloud import FIELD_TYPES, POINT, points
 
 CAMERA = CameraModel(20, 12, 17.0, 16.0, 9.2, 5.8)
 
@@ -96,8 +96,8 @@ def test_a_point_s_bytes_are_what_pcl_reads():
         CameraModel(1, 1, 1.0, 1.0, 0.5, 0.25),
     )
     assert cloud.tobytes() == struct.pack("<3f2I", -1.0, -0.5, 2.0, 0x010203, 7)
-    assert POINT.itemsize == POINT_STEP == 20
-    assert [(f.name, f.offset, f.datatype) for f in FIELDS] == [
+    assert POINT.itemsize == 20
+    assert [(name, POINT.fields[name][1], kind) for name, kind in FIELD_TYPES.items()] == [
         ("x", 0, 7),
         ("y", 4, 7),
         ("z", 8, 7),
