@@ -71,7 +71,7 @@ class _File:
         return same and frame.lens is None  # files do not rectify
 
     def fitted(self, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """A camera's state as this file takes it, (1, ...) each; see ``State.fitted``."""
+        """A camera's state as this file takes it, (1, ...) each; see ``fitted_state``."""
         maps = state.get("maps")
         same = maps is not None and maps.shape[1:] == self.state.get("maps", (None,))[0]
         found = {}

@@ -19,7 +19,7 @@ from dpt_ros.engine.runner.cameras import Cameras
 from dpt_ros.engine.runner.chain import Chain, depth_limit, is_refined
 from dpt_ros.engine.runner.kind import Kind
 from dpt_ros.engine.runner.step import FIELDS as PARTS
-from dpt_ros.engine.runner.step import NUMBERS, State, frame_numbers, step
+from dpt_ros.engine.runner.step import NUMBERS, blank_state, frame_numbers, step
 from dpt_ros.engine.scale.arrays import double as as_double
 from dpt_ros.engine.scale.arrays import single_precision
 from dpt_ros.engine.scale.plan import ScaleStats
@@ -80,7 +80,7 @@ class StepModule(FrameModule):
             TensorRT has no float64.
 
     Attributes:
-        state_names: names of ``State.tensors``, in the order of the inputs.
+        state_names: names in the ``State``, in the order of the inputs.
 
     Raises:
         ExportError: depth is neither scaled nor smoothed, so that there is no state.
@@ -101,7 +101,7 @@ class StepModule(FrameModule):
         self.state_names = list(self._blank(1))
 
     def _blank(self, batch: int) -> dict[str, Tensor]:
-        blank = State.blank(self.chain, batch, torch.device("cpu")).tensors()
+        blank = blank_state(self.chain, batch, torch.device("cpu"))
         with self._numbers_in():
             return {
                 k: as_double(one) if one.dtype == torch.float64 else one
@@ -125,12 +125,12 @@ class StepModule(FrameModule):
 
     def forward(self, pixels: Tensor, *more: Tensor) -> list[Tensor]:
         numbers, *state = more
-        before = State.of(dict(zip(self.state_names, state, strict=True)))
+        before = dict(zip(self.state_names, state, strict=True))
         with self._numbers_in():
             after, outputs = step(self.chain, before, self.bits(pixels), lambda: numbers)
         assert after is not None
         told = [outputs[name] for name in (*self.names, "reset_code", "scale")]
-        return told + list(after.tensors().values())
+        return told + list(after.values())
 
 
 def numbers_table(networks: Networks, chain: Chain, settings: Settings) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -206,15 +206,11 @@ class Cameras:
 
 
 def _plain(history: FrameHistory | ScaleHistory | None) -> dict[str, Any] | None:
-    if history is None:
-        return None
-    values = history._asdict() if isinstance(history, ScaleHistory) else dict(vars(history))
+    values = {} if history is None else asdict(history)
     for name, value in values.items():
-        if isinstance(value, CameraModel):
-            values[name] = dict(vars(value))
-        elif isinstance(value, np.ndarray | tuple):
+        if isinstance(value, np.ndarray | tuple):
             values[name] = np.asarray(value).tolist()
-    return values
+    return values or None
 
 
 def _restored(kind: Any, values: dict[str, Any] | None) -> Any:

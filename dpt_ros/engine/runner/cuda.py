@@ -243,11 +243,8 @@ class StreamRunner(Runner):
             raise AccelerationError(
                 "The work on a frame cannot be captured in a CUDA graph, so its kernels are"
                 f" launched one by one, which is slower: {innermost_line(error)}",
-                self._use_no_graphs,
+                partial(setattr, self, "_graphs", False),
             ) from error
-
-    def _use_no_graphs(self) -> None:
-        self._graphs = False
 
     def _free(self) -> None:
         try:

@@ -94,9 +94,7 @@ def _first_true(x: Tensor) -> Tensor:
     return keys.sort(-1).values % count
 
 
-def _both(
-    of_tensors: Callable[..., Tensor], of_arrays: Callable[..., Any]
-) -> Callable[..., Array]:
+def _both(of_tensors: Callable[..., Any], of_arrays: Callable[..., Any]) -> Callable[..., Array]:
     def function(x: Array, *more: Array) -> Array:
         return (of_tensors if isinstance(x, Tensor) else of_arrays)(x, *more)
 
@@ -111,7 +109,7 @@ double = _both(lambda x: x.to(_double.get()), np.float64)
 single = _both(Tensor.float, np.float32)
 whole = _both(Tensor.long, lambda x: x.astype(np.int64) if isinstance(x, np.ndarray) else int(x))
 # The parts along the last axis; (..., M, N) times (..., N).
-columns = _both(lambda x: list(x.unbind(-1)), list)
+columns = _both(lambda x: x.unbind(-1), list)
 product = _both(lambda matrix, vector: (matrix @ vector[..., None])[..., 0], np.matmul)
 # Sorted along the last axis, NaN last; of tensors as +inf, since ONNX does not order NaN.
 ascending = _both(lambda x: torch.where(x == x, x, torch.inf).sort(-1).values, np.sort)

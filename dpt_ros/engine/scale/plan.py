@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import namedtuple
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -54,7 +54,8 @@ reason: index into ``FIT_STATES``: why the frame was not used, 0 if it was; -1: 
 """
 
 
-class ScaleHistory(NamedTuple):
+@dataclass(frozen=True)
+class ScaleHistory:
     """What the host keeps of the last frame.
 
     Args:
