@@ -195,7 +195,6 @@ class FrameModule(nn.Module):
             inputs=inputs,
             outputs=outputs,
             metadata=metadata_of(self.what, list(names), spec, source, **more),
-            precision=networks.precision,
             external_data=external_data,
             rewrite=False,
         )

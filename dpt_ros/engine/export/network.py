@@ -80,7 +80,6 @@ def export_network(
         outputs=[NAMES[task] for task in spec.tasks],
         dynamic_shapes={"images": dims} if dims else None,
         metadata=network_metadata(spec, source),
-        precision=precision,
         external_data=external_data,
     )
 
@@ -102,12 +101,15 @@ def outputs_of(model: DPT, precision: str) -> Outputs:
     """The module to export; it folds the model, and for fp16 halves its weights, in place.
 
     Raises:
-        ExportError: the model is not a float32 one on the CPU, as ``create_model`` gives it.
+        ExportError: the model is not a float32 one on the CPU, as ``create_model`` gives it; or a
+            wrong precision.
     """
     if model.training or {(p.dtype, p.device.type) for p in model.parameters()} != {
         (torch.float32, "cpu")
     }:
         raise ExportError("The network to export must be float32, on the CPU, in eval mode.")
+    if precision not in ("fp32", "fp16"):
+        raise ExportError(f"precision is {precision!r}, but must be fp32 or fp16.")
     fold(model)
     if precision == "fp16":
         model.half()

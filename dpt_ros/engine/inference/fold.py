@@ -38,8 +38,10 @@ def fold(model: DPT) -> None:
         if isinstance(module, PlainConv2dSame) and module.kernel_size == (1, 1):
             module.same_pad = False  # there is nothing to pad, but pad_same would copy the map
         for name, child in module.named_children():
-            if isinstance(child, MaxPool2dSame) and _is_usual(child):
-                setattr(module, name, SameMaxPool())
+            if isinstance(child, MaxPool2dSame):
+                sizes = (child.kernel_size, child.stride, child.dilation)
+                if sizes == ((3, 3), (2, 2), (1, 1)):
+                    setattr(module, name, SameMaxPool())
         for conv_name, norm_name in _PAIRS:
             norm = getattr(module, norm_name, None)
             if isinstance(norm, nn.BatchNorm2d):
@@ -58,8 +60,3 @@ class SameMaxPool(nn.Module):
         # SAME pads an even side at its end only, which ceil_mode does without a copy of the map.
         odd = [side % 2 for side in x.shape[-2:]]
         return F.max_pool2d(x, 3, stride=2, padding=odd, ceil_mode=True)
-
-
-def _is_usual(pool: MaxPool2dSame) -> bool:
-    sizes = (pool.kernel_size, pool.stride, pool.dilation)
-    return sizes == ((3, 3), (2, 2), (1, 1))

@@ -39,7 +39,13 @@ class OpenVinoModel(Backend):
 
     def __init__(self, model: DPT, precision: str, threads: int, device: str = "CPU") -> None:
         self._device = find_device(device)
-        _check_precision(precision, self._device)
+        formats = _core().get_property(self._device, "OPTIMIZATION_CAPABILITIES")
+        able = [name for name in PRECISIONS if name.upper() in formats]
+        if precision not in able:
+            raise BackendError(
+                f"precision is {precision}, but OpenVINO on this {self._device} computes"
+                f" {' or '.join(able)}; set precision to auto."
+            )
         if threads < 0:
             raise ValueError(f"threads is {threads}, but must be 0 or more.")
         wrong = [p for p in model.parameters() if p.dtype != torch.float32 or p.is_cuda]
@@ -128,16 +134,6 @@ def find_device(name: str) -> str:
             f" the driver of the {name} that OpenVINO needs, or set openvino.device to AUTO."
         )
     return name
-
-
-def _check_precision(precision: str, device: str) -> None:
-    formats = _core().get_property(device, "OPTIMIZATION_CAPABILITIES")
-    able = [name for name in PRECISIONS if name.upper() in formats]
-    if precision not in able:
-        raise BackendError(
-            f"precision is {precision}, but OpenVINO on this {device} computes"
-            f" {' or '.join(able)}; set precision to auto."
-        )
 
 
 @functools.cache
