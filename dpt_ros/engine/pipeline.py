@@ -9,11 +9,10 @@ import time
 from collections.abc import Callable, Mapping
 
 from dpt_ros.engine.faults import first_line, without_locals
-from dpt_ros.engine.frame import Frame, OutputRequest, Prediction
+from dpt_ros.engine.frame import Frame, Kind, OutputRequest, Prediction
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.runner.cuda import StreamRunner
 from dpt_ros.engine.runner.host import HostRunner, Runner, Ticket
-from dpt_ros.engine.runner.kind import Kind
 from dpt_ros.engine.runner.streams import CudaStreams
 from dpt_ros.engine.settings import Settings
 

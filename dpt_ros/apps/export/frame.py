@@ -18,11 +18,10 @@ from dpt_ros.engine.export.file import KIND, PRECISION, SPEC, read_metadata
 from dpt_ros.engine.export.frame import FrameModule, all_outputs, export_networks
 from dpt_ros.engine.export.session import StepSession
 from dpt_ros.engine.export.step import StepModule
-from dpt_ros.engine.frame import Frame, OutputRequest
+from dpt_ros.engine.frame import Frame, Kind, OutputRequest
 from dpt_ros.engine.input.encodings import check_shape, find_encoding
 from dpt_ros.engine.loading import label_fields
 from dpt_ros.engine.parameter_file import read_settings
-from dpt_ros.engine.runner.kind import Kind
 from dpt_ros.model import create_model
 
 _GAP_AFTER = 40  # frames, where the filter begins anew

@@ -15,8 +15,8 @@ from dpt_ros.engine.export.file import open_session
 from dpt_ros.engine.export.frame import FrameModule, all_outputs
 from dpt_ros.engine.export.session import StepSession
 from dpt_ros.engine.frame import Frame, Prediction
+from dpt_ros.engine.inference.fold import Outputs
 from dpt_ros.engine.inference.network import Networks
-from dpt_ros.engine.inference.outputs import Outputs
 from dpt_ros.engine.output.postprocess import torch_only
 from dpt_ros.engine.runner.cuda import StreamRunner
 from dpt_ros.engine.runner.streams import Streams

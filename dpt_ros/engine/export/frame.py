@@ -13,12 +13,11 @@ from torch import Tensor, nn
 
 from dpt_ros.engine.export.file import ExportError, metadata_of, write
 from dpt_ros.engine.export.network import outputs_of
-from dpt_ros.engine.frame import OutputRequest
+from dpt_ros.engine.frame import Kind, OutputRequest
 from dpt_ros.engine.inference.backend import Backend
+from dpt_ros.engine.inference.fold import NAMES
 from dpt_ros.engine.inference.network import Network, Networks
-from dpt_ros.engine.inference.outputs import NAMES
 from dpt_ros.engine.runner.chain import Chain, depth_limit
-from dpt_ros.engine.runner.kind import Kind
 from dpt_ros.engine.runner.streams import Streams
 from dpt_ros.engine.scale.plan import focal_factor
 from dpt_ros.engine.settings import Settings

@@ -23,8 +23,7 @@ from dpt_ros.engine.export.file import (
     read_metadata,
     write,
 )
-from dpt_ros.engine.inference.fold import fold
-from dpt_ros.engine.inference.outputs import NAMES, Outputs
+from dpt_ros.engine.inference.fold import NAMES, Outputs, fold
 from dpt_ros.model import describe
 from dpt_ros.model.dpt import DPT
 from dpt_ros.model.zoo import ModelSpec

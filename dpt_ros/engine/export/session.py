@@ -120,8 +120,9 @@ class StepSession:
                         f"{file.path} and {first.path} cannot be used together: they are of"
                         f" different networks or settings ({name})."
                     )
-        made = {name: _tuples(value) for name, value in first.spec["settings"].items()}
-        self.settings = Settings(**made)
+        given: dict[str, Any] = first.spec["settings"]
+        lists = {name: tuple(one) for name, one in given.items() if isinstance(one, list)}
+        self.settings = Settings(**given | lists)
         self.class_names = class_names(first.path)
         self._networks = Networks(
             depth=_HostNetwork(first.spec["depth"]),
@@ -211,7 +212,3 @@ class StepSession:
         raise ValueError(
             f"The frames are {given or 'none'}, but the files take {known}; export another file."
         )
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

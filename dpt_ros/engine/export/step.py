@@ -13,11 +13,10 @@ from torch import Tensor
 
 from dpt_ros.engine.export.file import FIELDS, ExportError
 from dpt_ros.engine.export.frame import FrameModule
-from dpt_ros.engine.frame import Frame
+from dpt_ros.engine.frame import Frame, Kind
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.runner.cameras import Cameras
 from dpt_ros.engine.runner.chain import Chain, depth_limit, is_refined
-from dpt_ros.engine.runner.kind import Kind
 from dpt_ros.engine.runner.step import FIELDS as PARTS
 from dpt_ros.engine.runner.step import NUMBERS, blank_state, frame_numbers, step
 from dpt_ros.engine.scale.arrays import double as as_double

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from dpt_ros.engine.faults import first_line
 from dpt_ros.engine.inference.backend import Backend, BackendError
-from dpt_ros.engine.inference.fold import fold
-from dpt_ros.engine.inference.outputs import NAMES, Outputs
+from dpt_ros.engine.inference.fold import NAMES, Outputs, fold
 from dpt_ros.model.dpt import DPT
 
 PRECISIONS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}

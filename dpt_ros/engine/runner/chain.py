@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dpt_ros.engine.frame import Kind
 from dpt_ros.engine.inference.kernels import classify_upsampled
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.input.device_preprocess import DeviceInput, rgb
@@ -25,10 +26,8 @@ from dpt_ros.engine.output.fused_depth import SENSOR, FusionSettings, fuse, larg
 from dpt_ros.engine.output.label_groups import of_logits
 from dpt_ros.engine.output.point_cloud import points
 from dpt_ros.engine.output.postprocess import resize_depth
-from dpt_ros.engine.runner.kind import Kind
 from dpt_ros.engine.runner.streams import Streams
-from dpt_ros.engine.scale.estimator import ScaleConstants
-from dpt_ros.engine.scale.inverse_depth import limit_depth
+from dpt_ros.engine.scale.estimator import ScaleConstants, limit_depth
 from dpt_ros.engine.settings import Settings
 from dpt_ros.engine.smoothing.flow import flow_size, grey, luma_of
 

@@ -15,12 +15,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from dpt_ros.engine.frame import Frame, OutputRequest, Prediction
+from dpt_ros.engine.frame import Frame, Kind, OutputRequest, Prediction
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.input.preprocess import to_rgb
 from dpt_ros.engine.runner.cameras import Cameras, Plan
 from dpt_ros.engine.runner.chain import Chain, depth_limit
-from dpt_ros.engine.runner.kind import Kind
 from dpt_ros.engine.runner.step import State, blank_state, fitted_state, frame_numbers, step
 from dpt_ros.engine.settings import Settings
 

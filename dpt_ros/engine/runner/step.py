@@ -12,8 +12,7 @@ from torch import Tensor
 
 from dpt_ros.engine.packed import Fields, length, pack, unpack
 from dpt_ros.engine.runner.chain import Chain, Pixels
-from dpt_ros.engine.scale.estimator import ScaleState, scale
-from dpt_ros.engine.scale.inverse_depth import metric_inverse_depth
+from dpt_ros.engine.scale.estimator import ScaleState, metric_inverse_depth, scale
 from dpt_ros.engine.scale.plan import SCALE_FIELDS
 from dpt_ros.engine.scale.steps import relative_variance
 from dpt_ros.engine.smoothing.filter import TemporalSettings

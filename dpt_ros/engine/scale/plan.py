@@ -163,7 +163,9 @@ def describe(stats: np.ndarray, reason: str) -> tuple[bool, dict[str, str]]:
         Whether inverse depth is in 1/m; names and values.
     """
     s = ScaleStats(*stats.tolist())
-    why, state = explain(s, reason), STATES[int(s.state)]
+    # Why the anchors or the floor were not used; "" if they were, or need not be.
+    why = reason if s.reason < 0 else FIT_STATES[int(s.reason)]
+    state = STATES[int(s.state)]
     return bool(s.metric), {
         "scale source": SOURCES[int(s.source)],
         "scale state": f"{state} ({why})" if why else state,
@@ -173,13 +175,3 @@ def describe(stats: np.ndarray, reason: str) -> tuple[bool, dict[str, str]]:
         "scale residual": f"{100 * s.residual:.1f} %",
         "scale pairs": str(int(s.pairs)),
     }
-
-
-def explain(stats: ScaleStats, reason: str) -> str:
-    """Why a frame's anchors or floor were not used; "" if they were, or need not be.
-
-    Args:
-        stats: of the frame.
-        reason: from ``plan_scale``.
-    """
-    return reason if stats.reason < 0 else FIT_STATES[int(stats.reason)]

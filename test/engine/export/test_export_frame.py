@@ -18,11 +18,10 @@ from torch import Tensor, nn
 from dpt_ros.engine.export.compare import compare_frame
 from dpt_ros.engine.export.file import SPEC, ExportError, read_metadata, write
 from dpt_ros.engine.export.frame import FrameModule, all_outputs
-from dpt_ros.engine.frame import OutputRequest
+from dpt_ros.engine.frame import Kind, OutputRequest
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.input.device_preprocess import DeviceInput
 from dpt_ros.engine.input.encodings import ENCODINGS
-from dpt_ros.engine.runner.kind import Kind
 from dpt_ros.engine.settings import Settings
 
 SETTINGS = Settings(input_width=128, input_height=96, label_groups=("ways: floor",))

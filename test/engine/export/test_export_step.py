@@ -20,12 +20,11 @@ from dpt_ros.engine.export.file import FIELDS, SPEC, ExportError, read_metadata
 from dpt_ros.engine.export.frame import all_outputs
 from dpt_ros.engine.export.session import StepSession
 from dpt_ros.engine.export.step import StepModule
-from dpt_ros.engine.frame import Frame, Prediction
+from dpt_ros.engine.frame import Frame, Kind, Prediction
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.output.postprocess import torch_only
 from dpt_ros.engine.runner.cameras import Cameras
 from dpt_ros.engine.runner.cuda import StreamRunner
-from dpt_ros.engine.runner.kind import Kind
 from dpt_ros.engine.runner.step import NUMBERS, frame_numbers
 from dpt_ros.engine.runner.streams import Streams
 from dpt_ros.engine.scale.anchors import project_scan

@@ -174,7 +174,7 @@ def test_a_gpu_makes_the_same_points(stride):
 
 @pytest.mark.gpu
 def test_scale_and_points_of_a_vga_image_can_be_captured_in_a_graph():
-    from dpt_ros.engine.scale.inverse_depth import metric_inverse_depth
+    from dpt_ros.engine.scale.estimator import metric_inverse_depth
 
     depth, rgb, labels = (torch.from_numpy(part).cuda() for part in picture(size=(480, 640)))
     inverse, camera = 1 / depth, CAMERA.scaled(640, 480)

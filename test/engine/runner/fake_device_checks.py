@@ -12,10 +12,10 @@ from helpers.fake_device import CUDA, FakeGpu, fake_gpu
 from helpers.lenses import lens, pinhole
 from helpers.runner_frames import ALL, CAMERA, DEFAULT, video_frame
 
+from dpt_ros.engine.frame import Kind
 from dpt_ros.engine.input.encodings import ENCODINGS
 from dpt_ros.engine.runner.bank import Bank
 from dpt_ros.engine.runner.chain import Chain
-from dpt_ros.engine.runner.kind import Kind
 from dpt_ros.engine.runner.program import Program
 from dpt_ros.engine.runner.streams import Streams
 from dpt_ros.engine.settings import Settings

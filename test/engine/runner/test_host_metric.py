@@ -21,12 +21,11 @@ from helpers.runner_frames import (
     video_frame,
 )
 
-from dpt_ros.engine.frame import CameraModel, OutputRequest, Prediction
+from dpt_ros.engine.frame import CameraModel, Kind, OutputRequest, Prediction
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.runner.chain import Chain, depth_limit
 from dpt_ros.engine.runner.cuda import StreamRunner
 from dpt_ros.engine.runner.host import HostRunner
-from dpt_ros.engine.runner.kind import Kind
 from dpt_ros.engine.runner.streams import Streams
 from dpt_ros.engine.settings import Settings
 

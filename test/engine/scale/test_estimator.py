@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from dpt_ros.engine.frame import CameraModel
 from dpt_ros.engine.scale.anchors import Anchors, project_scan
+from dpt_ros.engine.scale.estimator import limit_depth, metric_inverse_depth
 from dpt_ros.engine.scale.ground import (
     GRID_COLUMNS,
     GRID_ROWS,
@@ -17,7 +18,6 @@ from dpt_ros.engine.scale.ground import (
     floor_ids,
     floor_inverse_depth,
 )
-from dpt_ros.engine.scale.inverse_depth import limit_depth, metric_inverse_depth
 from dpt_ros.engine.scale.plan import focal_factor
 from dpt_ros.engine.settings import Settings
 from dpt_ros.metrics.depth import depth_metrics

@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 from dpt_ros.apps.bench.arguments import ENGINE_ARMS, ENGINE_SIZES
 from dpt_ros.apps.bench.network.frames import picture, take
-from dpt_ros.engine.frame import Frame, OutputRequest
+from dpt_ros.engine.frame import Frame, Kind, OutputRequest
 from dpt_ros.engine.inference.backend import TorchModel
 from dpt_ros.engine.inference.network import Network, Networks
 from dpt_ros.engine.input.device_preprocess import DeviceInput
 from dpt_ros.engine.runner.chain import Chain
 from dpt_ros.engine.runner.cuda import StreamRunner
-from dpt_ros.engine.runner.kind import Kind
 from dpt_ros.engine.runner.streams import CudaStreams, Streams
 from dpt_ros.engine.settings import Settings
 from dpt_ros.model import create_model, model_spec
