@@ -13,9 +13,8 @@ import numpy as np
 import torch
 
 from dpt_ros.data import class_names, palette
-from dpt_ros.engine.export.cache import exported
 from dpt_ros.engine.export.file import PRECISION, ExportError, read_metadata
-from dpt_ros.engine.export.network import spec_of
+from dpt_ros.engine.export.network import exported, spec_of
 from dpt_ros.engine.faults import first_line, is_out_of_memory
 from dpt_ros.engine.inference import kernels
 from dpt_ros.engine.inference.backend import Backend, BackendError, TorchModel

@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
 
 import cv2
 import numpy as np
@@ -190,15 +189,16 @@ class Chain:
             network, else relative; "logits" (B, C, h / 2, w / 2).
         """
         results: dict[int, dict[str, Tensor]] = {}
-        last = len(images) - 1
-        with self._branches() as branch:
+        last, streams = len(images) - 1, self._streams
+        try:
             for k, network in enumerate(self._networks):
-                with branch() if k < last else nullcontext():
-                    tasks = {
-                        "depth": network is self._depth,
-                        "labels": network is self._labels,
-                    }
+                tasks = {"depth": network is self._depth, "labels": network is self._labels}
+                with nullcontext() if streams is None or k == last else streams.branch():
                     results[id(network)] = network(images[k], **tasks)
+        finally:
+            # Also after an error, or a capture ends with "unjoined work" instead of its cause.
+            if streams is not None:
+                streams.join()
         maps = {}
         if self._depth is not None:
             maps["inverse_depth"] = results[id(self._depth)]["inverse_depth"]
@@ -260,18 +260,6 @@ class Chain:
             if not getattr(wanted, name):
                 outputs.pop(name, None)
         return outputs | {name: maps[name] for name in ("reset_code", "scale") if name in maps}
-
-    @contextmanager
-    def _branches(self) -> Iterator[Callable[[], AbstractContextManager[Any]]]:
-        """Yields a context manager whose work runs beside the rest, until this context ends."""
-        if self._streams is None:
-            yield nullcontext
-            return
-        try:
-            yield self._streams.branch
-        finally:
-            # Also after an error, or a capture ends with "unjoined work" instead of its cause.
-            self._streams.join()
 
     def _finish_depth(
         self, inverse_depth: Tensor, variance: Tensor | None, limit: Tensor | float

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,10 +75,6 @@ def rows(numbers: Tensor) -> tuple[Tensor, Tensor]:
     return own["row"].long(), own["new_row"].long()
 
 
-def _untimed(name: str) -> AbstractContextManager[None]:
-    return nullcontext()
-
-
 @contextmanager
 def one_thread(on_host: bool) -> Iterator[None]:
     """On a CPU, run operations in the calling thread: for maps, which are small beside what the
@@ -101,7 +98,7 @@ def step(
     pixels: Pixels,
     numbers: Callable[[], Tensor],
     sensor: Callable[[], Tensor] | None = None,
-    timed: Callable[[str], AbstractContextManager[None]] = _untimed,
+    timed: Callable[[str], AbstractContextManager[Any]] = nullcontext,
 ) -> tuple[State | None, dict[str, Tensor]]:
     """Process a frame of each of B cameras: the whole algorithm, one call per step.
 
