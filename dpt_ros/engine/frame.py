@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The types of the engine's interface: camera, frame, requested outputs, prediction."""
+"""The types of the engine's interface: camera, frame, requested outputs, kind, prediction."""
 
 from __future__ import annotations
 
@@ -154,6 +154,36 @@ class OutputRequest:
     def any_depth(self) -> bool:
         """Whether anything is wanted that needs the depth network."""
         return self.depth or self.inverse or self.deviation or self.points or self.fused
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The properties shared by frames that one chain processes, and that can form a batch.
+
+    Args:
+        encoding: of the pixels.
+        shape: of ``Frame.pixels``.
+        dtype: of ``Frame.pixels``: "uint8", "uint16" or "float32".
+        outputs: the outputs to compute.
+        camera: intrinsics, if they are needed: for points, fused depth, pixels to be rectified.
+        lens: of pixels that are to be rectified.
+    """
+
+    encoding: str
+    shape: tuple[int, ...]
+    dtype: str
+    outputs: OutputRequest
+    camera: CameraModel | None = None
+    lens: Lens | None = None
+
+    @classmethod
+    def of(cls, frame: Frame, outputs: OutputRequest) -> Kind:
+        """The kind of a decoded frame."""
+        if outputs.points and frame.camera is None:
+            outputs = replace(outputs, points=False)
+        camera = frame.camera if outputs.points or outputs.fused or frame.lens else None
+        pixels = frame.pixels
+        return cls(frame.encoding, pixels.shape, pixels.dtype.name, outputs, camera, frame.lens)
 
 
 @dataclass

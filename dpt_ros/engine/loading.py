@@ -13,9 +13,8 @@ import numpy as np
 import torch
 
 from dpt_ros.data import class_names, palette
-from dpt_ros.engine.export.cache import exported
 from dpt_ros.engine.export.file import PRECISION, ExportError, read_metadata
-from dpt_ros.engine.export.network import spec_of
+from dpt_ros.engine.export.network import exported, spec_of
 from dpt_ros.engine.faults import first_line, is_out_of_memory
 from dpt_ros.engine.inference import kernels
 from dpt_ros.engine.inference.backend import Backend, BackendError, TorchModel
@@ -59,11 +58,8 @@ def load_networks(settings: Settings) -> Networks:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     warnings = _backend_warnings(settings, device, precision)
-    weights = {"depth": settings.depth_weights, "labels": settings.label_weights}
-    names = {
-        "depth": _choose("depth", settings, warnings),
-        "labels": _choose("labels", settings, warnings),
-    }
+    weights = {task: getattr(settings, file) for task, (_, file) in _PARAMETERS.items()}
+    names = {task: _choose(task, settings, warnings) for task in _PARAMETERS}
     if not any(names.values()):
         raise NetworkError(
             "depth_network and label_network are both none, so there is nothing to compute; "
@@ -232,7 +228,7 @@ def _choose(task: str, settings: Settings, warnings: list[str]) -> str | None:
     name, weights = (getattr(settings, parameter) for parameter in (network, file))
     if name == "none":
         return None
-    if _is_onnx(weights):
+    if weights.endswith(".onnx"):
         found = _spec_in_file(Path(weights).expanduser(), file, settings).name
         if name not in ("auto", found):
             raise NetworkError(
@@ -285,10 +281,6 @@ def _create(name: str, weights: str, settings: Settings, task: str) -> DPT:
         raise NetworkError(f"{name} cannot be loaded ({file}): {error}") from error
 
 
-def _is_onnx(weights: str) -> bool:
-    return weights.endswith(".onnx")
-
-
 def _spec_in_file(path: Path, parameter: str, settings: Settings) -> ModelSpec:
     if settings.backend != "onnxruntime":
         raise NetworkError(
@@ -309,7 +301,7 @@ def _load(
     """A network that has run once."""
     size = 0
     try:
-        if _is_onnx(weights):
+        if weights.endswith(".onnx"):
             path = Path(weights).expanduser()
             size = path.stat().st_size
             network = _from_file(path, task, device, settings)
@@ -354,15 +346,9 @@ def make_backend(
                 f"{model.spec.name} cannot be exported for ONNX Runtime: {error}. Set"
                 " DPT_ROS_CACHE to a folder that can be written and has room."
             ) from error
-        return _of_onnx_runtime(path, model.spec, device, precision, settings)
+        providers, threads = settings.onnxruntime_providers, settings.threads
+        return OnnxRuntimeModel(path, model.spec, device, providers, precision, threads)
     return TorchModel(model, device, _DTYPES[precision], settings.compile)
-
-
-def _of_onnx_runtime(
-    path: Path, spec: ModelSpec, device: torch.device, precision: str, settings: Settings
-) -> OnnxRuntimeModel:
-    providers, threads = settings.onnxruntime_providers, settings.threads
-    return OnnxRuntimeModel(path, spec, device, providers, precision, threads)
 
 
 def _from_file(path: Path, task: str, device: torch.device, settings: Settings) -> Network:
@@ -374,7 +360,8 @@ def _from_file(path: Path, task: str, device: torch.device, settings: Settings) 
             f"precision is {settings.precision}, but {path} is in {precision}; set precision to"
             " auto."
         )
-    backend = _of_onnx_runtime(path, spec, device, precision, settings)
+    providers, threads = settings.onnxruntime_providers, settings.threads
+    backend = OnnxRuntimeModel(path, spec, device, providers, precision, threads)
     *_, height, width = backend.shape
     if isinstance(height, int) and isinstance(width, int):
         spec = replace(spec, net_height=height, net_width=width)

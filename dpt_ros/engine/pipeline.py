@@ -9,11 +9,10 @@ import time
 from collections.abc import Callable, Mapping
 
 from dpt_ros.engine.faults import first_line, without_locals
-from dpt_ros.engine.frame import Frame, OutputRequest, Prediction
+from dpt_ros.engine.frame import Frame, Kind, OutputRequest, Prediction
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.runner.cuda import StreamRunner
 from dpt_ros.engine.runner.host import HostRunner, Runner, Ticket
-from dpt_ros.engine.runner.kind import Kind
 from dpt_ros.engine.runner.streams import CudaStreams
 from dpt_ros.engine.settings import Settings
 
@@ -84,9 +83,8 @@ class Pipeline:
         self._room = self._runner.in_flight
         self._changed = threading.Condition()
         self._closed = False
-        # Batches, each with its ticket or the error of starting it; None at the end.
-        self._begun: queue.SimpleQueue[tuple[list[Frame], Ticket | Exception] | None]
-        self._begun = queue.SimpleQueue()
+        # Batches with their tickets, which raise the error of starting it; None at the end.
+        self._begun: queue.SimpleQueue[tuple[list[Frame], Ticket] | None] = queue.SimpleQueue()
         self._threads = [
             threading.Thread(target=work, name=name, daemon=True)
             for work, name in ((self._begin, "dpt_begin"), (self._finish, "dpt_finish"))
@@ -167,7 +165,7 @@ class Pipeline:
             self._begun.put((batch, self._runner.start(batch, outputs, self.settings)))
             self.kinds |= {one.source: Kind.of(one, outputs) for one in batch}
         except Exception as error:  # a bad frame must never end the stream
-            self._begun.put((batch, without_locals(error)))
+            self._begun.put((batch, _failed(without_locals(error))))
         return True
 
     def _companions(self, kind: Kind) -> list[Frame]:
@@ -204,16 +202,13 @@ class Pipeline:
         job = self._begun.get()
         if job is None:
             return False
-        frames, started = job
+        frames, ticket = job
         try:
             predictions: list[Prediction] = []
-            error = started if isinstance(started, Exception) else None
-            if not isinstance(started, Exception):
-                try:
-                    predictions = started.wait()
-                except Exception as failure:  # the next frame may be a good one
-                    error = without_locals(failure)
-            if error is not None:
+            try:
+                predictions = ticket.wait()
+            except Exception as failure:  # the next frame may be a good one
+                error = without_locals(failure)
                 for frame in frames:
                     self._on_error(frame, error)
             for prediction in predictions:
@@ -225,9 +220,15 @@ class Pipeline:
                 except Exception as failure:  # as above
                     self._on_error(prediction.frame, failure)
         finally:
-            if not isinstance(started, Exception):
-                started.release()
+            ticket.release()
             with self._changed:
                 self._room += 1
                 self._changed.notify_all()
         return True
+
+
+def _failed(error: Exception) -> Ticket:
+    def wait() -> list[Prediction]:
+        raise error
+
+    return Ticket(wait)

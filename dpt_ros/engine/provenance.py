@@ -71,13 +71,9 @@ def machine(networks: Networks) -> dict[str, Any]:
 
 def weights_paths(settings: Settings) -> dict[str, Path]:
     """The files and folders of weights, by the names of their settings."""
-    names = ("depth_weights", "label_weights")
-    given = {name: getattr(settings, name) for name in names}
-    paths = {
-        name: Path(value).expanduser()
-        for name, value in given.items()
-        if value not in ("", "download", "random")
-    }
+    given = {name: getattr(settings, name) for name in ("depth_weights", "label_weights")}
+    named = {k: value for k, value in given.items() if value not in ("", "download", "random")}
+    paths = {name: Path(value).expanduser() for name, value in named.items()}
     return {name: path for name, path in paths.items() if path.exists()}
 
 

@@ -8,7 +8,6 @@ import hashlib
 import http.client
 import logging
 import os
-import re
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -161,7 +160,8 @@ def _append(file: BinaryIO, url: str, label: str) -> None:
         file.truncate(0)
         return _append(file, url, label)
     with response:
-        if response.status != 206 or not _continues(response.headers["Content-Range"], start):
+        rest = response.headers["Content-Range"] or ""
+        if response.status != 206 or not rest.startswith(f"bytes {start}-"):
             start = 0
             file.truncate(0)
         length = response.headers["Content-Length"]
@@ -180,10 +180,6 @@ def _append(file: BinaryIO, url: str, label: str) -> None:
         end = file.tell()
         if total is not None and end != total:
             raise http.client.HTTPException(f"the connection ended after {end} of {total} bytes")
-
-
-def _continues(content_range: str | None, start: int) -> bool:
-    return re.match(rf"bytes {start}-", content_range or "") is not None
 
 
 def sha256_of(file: BinaryIO) -> str:

@@ -19,11 +19,10 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from std_srvs.srv import Trigger
 
 from dpt_ros.engine.faults import DeviceLostError
-from dpt_ros.engine.frame import Frame, Prediction
+from dpt_ros.engine.frame import Frame, Kind, Prediction
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.loading import NetworkError, load_networks
 from dpt_ros.engine.pipeline import Pipeline
-from dpt_ros.engine.runner.kind import Kind
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.camera.camera_topics import CameraTopics
 from dpt_ros.ros.camera.inputs import REVIEW_PERIOD

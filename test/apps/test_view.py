@@ -24,8 +24,7 @@ from std_msgs.msg import Header, String
 from dpt_ros.apps.view import main
 from dpt_ros.data import class_names, palette
 from dpt_ros.engine.frame import CameraModel
-from dpt_ros.engine.output.color import depth_to_color
-from dpt_ros.engine.output.legend import depth_legend
+from dpt_ros.engine.output.color import depth_legend, depth_to_color
 from dpt_ros.ros.camera_sim import odometry_message
 from dpt_ros.ros.messages.camera_info import camera_info_message
 from dpt_ros.ros.messages.image import image_message

@@ -29,7 +29,7 @@ from dpt_ros.engine.frame import Frame, OutputRequest
 from dpt_ros.engine.pipeline import make_runner
 from dpt_ros.engine.provenance import networks_for
 from dpt_ros.engine.runner.cuda import StreamRunner
-from dpt_ros.engine.runner.streams import HostStreams
+from dpt_ros.engine.runner.streams import Streams
 from dpt_ros.ros.messages.image import image_pixels
 
 MCAP, SQLITE = StoragePlugin.MCAP, StoragePlugin.SQLITE3
@@ -319,7 +319,7 @@ def test_frames_go_together_over_cameras_and_without_a_past_over_time(
     runners: list[Together] = []
 
     def make(networks, settings, say):
-        runners.append(Together(networks, settings, HostStreams(), say))
+        runners.append(Together(networks, settings, Streams(), say))
         return runners[-1]
 
     monkeypatch.setattr(bag_run, "make_runner", make)

@@ -10,7 +10,6 @@ from std_msgs.msg import Header
 
 from dpt_ros.engine.frame import CameraModel
 from dpt_ros.engine.scale.anchors import Anchors
-from dpt_ros.engine.scale.plan import ScaleSettings
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.camera.anchor_projector import AnchorProjector
 from dpt_ros.ros.messages.image import MessageError, give_bytes
@@ -38,7 +37,7 @@ def one_input(data: bytes) -> None:
     kind = choices.integer(0, 2)
     settings = Settings(sensor_in_camera=choices.pick(_PLACES))
     projector = AnchorProjector(settings, lambda camera, sensor: np.eye(4), sentence)
-    estimator = ScaleEstimator(ScaleSettings(), metric=choices.integer(0, 1) == 0)
+    estimator = ScaleEstimator(Settings(), metric=choices.integer(0, 1) == 0)
     with bounded(len(data)), refusal(MessageError), np.errstate(all="ignore"):
         for stamp in range(4):
             header = Header()

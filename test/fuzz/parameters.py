@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters of any value, as from a YAML file, and files of label groups."""
+"""Parameters of any value, as from a YAML file, and label groups."""
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +11,6 @@ import yaml
 
 from dpt_ros.data import class_names, palette
 from dpt_ros.engine.output.label_groups import (
-    ADE20K_GROUPS,
     LabelGroups,
     load_groups,
     parse_groups,
@@ -26,11 +23,10 @@ from fuzz.properties import LONGEST, Broken, bounded, refusal
 _NAMES = tuple(parameter_name(spec) for spec in fields(Settings))
 _CLASSES = tuple(class_names("labels_world.json"))
 _COLOURS = palette("labels_world.json")
-_FOLDER = tempfile.TemporaryDirectory()
 
 
 def seeds() -> list[bytes]:
-    """The defaults as YAML, wrong values of every kind, groups by line and by file."""
+    """The defaults as YAML, wrong values of every kind, groups by line."""
     texts = [
         f"{{{name}: {value}}}"
         for name in ("max_range", "cameras", "device", "camera_in_base", "label_groups")
@@ -38,9 +34,8 @@ def seeds() -> list[bytes]:
     ]
     texts += ["{cameras: [front, rear]}", "{device: 'cuda:0'}", "{label_groups: ['a: b, c']}"]
     lines = f"a: {_CLASSES[0]}, {_CLASSES[1]}\nother: {_CLASSES[2]}"
-    files = ['{"groups": [{"name": "a", "classes": ["b"], "color": [1, 2, 3]}]}', "[", "{}"]
     found = [b"\0" + text.encode() for text in texts]
-    found += [b"\1" + lines.encode(), b"\1no colon"] + [b"\2" + text.encode() for text in files]
+    found += [b"\1" + lines.encode(), b"\1no colon"]
     return [*found, b"\3\x05\x00", b"\3\x01\x7f\xff\xff"]
 
 
@@ -51,12 +46,6 @@ def one_input(data: bytes) -> None:
         values = _any_values(Choices(rest))
         with bounded(len(data)), refusal(ValueError, most=most):
             _see(Settings.parse(values))
-    elif kind == b"\2":
-        path = Path(_FOLDER.name) / "groups.json"
-        path.write_bytes(rest)
-        with bounded(len(data)), refusal(ValueError, most=most):
-            groups, colours = load_groups(path)
-            LabelGroups.create(groups, _CLASSES, _COLOURS, colours)
     elif kind == b"\1":
         with bounded(len(data)), refusal(ValueError, most=most):
             groups = parse_groups(rest.decode("utf-8", "replace").splitlines())
@@ -98,4 +87,4 @@ def _see(settings: Settings) -> None:
             raise Broken(f"{settings.device!r} was accepted as a device.") from error
     if settings.label_groups and settings.label_groups != ("navigation",):
         groups = parse_groups(settings.label_groups)
-        LabelGroups.create(groups, _CLASSES, _COLOURS, known=load_groups(ADE20K_GROUPS)[0])
+        LabelGroups.create(groups, _CLASSES, _COLOURS, known=load_groups()[0])

@@ -18,7 +18,7 @@ from triton.compiler import ASTSource
 from dpt_ros.engine.inference import triton_kernels as kernels
 from dpt_ros.engine.input.device_preprocess import TENSOR_DTYPES, DeviceInput
 from dpt_ros.engine.input.encodings import find_encoding
-from dpt_ros.engine.input.triton_preprocess import network_input
+from dpt_ros.engine.input.triton_device_preprocess import network_input
 from dpt_ros.engine.input.triton_rectify import rectified
 from dpt_ros.engine.packed import length
 from dpt_ros.engine.scale import triton_steps as scale

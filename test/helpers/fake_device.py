@@ -22,8 +22,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpt_ros.engine import triton_launch
 from dpt_ros.engine.inference.network import Network
-from dpt_ros.engine.input import triton_preprocess
-from dpt_ros.engine.input.device_preprocess import DeviceInput
 from dpt_ros.model import create_model
 from helpers.gpu_rehearsal import RehearsedNetwork
 from helpers.networks import CPU, pair
@@ -123,13 +121,6 @@ def fake_gpu(shared: bool = True, dtype: torch.dtype = torch.float16) -> Iterato
             triton_launch,
             "triton_of",
             lambda x, module: _Launched(launch, module) if x.is_cuda else None,
-        )
-        patch.setattr(
-            DeviceInput,
-            "_triton_kernel",
-            lambda self: (
-                lambda pixels, plan: triton_preprocess.network_input(pixels, plan, launch)
-            ),
         )
         with FakeTensorMode(allow_non_fake_inputs=True):
             gpu = FakeGpu(counts, shared, dtype)

@@ -25,11 +25,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from dpt_ros.engine import triton_launch
 from dpt_ros.engine.inference.backend import TorchModel
-from dpt_ros.engine.input import device_preprocess
-from dpt_ros.engine.input.device_preprocess import DeviceInput
 from dpt_ros.engine.output import postprocess
 from dpt_ros.engine.runner.chain import Chain
-from dpt_ros.engine.runner.streams import HostStreams
+from dpt_ros.engine.runner.streams import Streams
 from dpt_ros.engine.smoothing import flow
 from dpt_ros.model import DPT
 from helpers.plain_torch import plain_torch
@@ -101,13 +99,6 @@ class Kernels:
         # The real launcher, whose kernel cannot run where no GPU is.
         triton_launch.run(kernel, (1,), args, {}, 4)
 
-    def network_input(self, pixels: Tensor, plan: DeviceInput) -> Tensor:
-        """The preprocessing kernel, in the same way."""
-        from dpt_ros.engine.input import triton_preprocess
-
-        made = triton_preprocess.network_input(pixels, plan, self.launch)
-        return made.copy_(device_preprocess.network_input(pixels, plan))
-
 
 class _Wrappers:
     """The wrappers of a module "triton_X", with values from the plain twins in its module "X"."""
@@ -134,7 +125,7 @@ class _Wrappers:
         return call
 
 
-class RehearsalStreams(HostStreams):
+class RehearsalStreams(Streams):
     """The host's lanes under a GPU's rules of capture."""
 
     def __init__(self, rehearsed: Kernels) -> None:
@@ -275,11 +266,6 @@ def rehearsal() -> Iterator[Kernels]:
         )  # put back at the end, whoever turned it off
         patch.setattr(triton_launch, "triton_of", triton_of)
         patch.setattr(postprocess, "on_host", lambda values: not rehearsed.active)
-        patch.setattr(
-            DeviceInput,
-            "_triton_kernel",
-            lambda plan: rehearsed.network_input if rehearsed.enabled() else None,
-        )
         yield rehearsed
 
 

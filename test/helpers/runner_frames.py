@@ -12,7 +12,7 @@ from dpt_ros.engine.frame import CameraModel, Frame, OutputRequest, Prediction
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.runner.cuda import StreamRunner
 from dpt_ros.engine.runner.host import HostRunner, Runner
-from dpt_ros.engine.runner.streams import CudaStreams, HostStreams
+from dpt_ros.engine.runner.streams import CudaStreams, Streams
 from dpt_ros.engine.scale.anchors import Anchors
 from dpt_ros.engine.settings import Settings
 
@@ -62,7 +62,7 @@ def video_frame(number: int, source: str = "", **changes: object) -> Frame:
 
 def make(kind: type, networks: Networks, settings: Settings) -> Runner:
     """A ``HostRunner``, or a ``StreamRunner`` on the host."""
-    return kind(networks, settings, *(() if kind is HostRunner else (HostStreams(), print)))
+    return kind(networks, settings, *(() if kind is HostRunner else (Streams(), print)))
 
 
 def run(
@@ -87,11 +87,11 @@ def one(networks: Networks, seen: Frame, outputs: OutputRequest, settings: Setti
 
 
 def on_streams(
-    networks: Networks, streams: HostStreams | None = None, notes: list[str] | None = None
+    networks: Networks, streams: Streams | None = None, notes: list[str] | None = None
 ) -> StreamRunner:
     """The GPU's runner on the host's streams."""
     notes = [] if notes is None else notes
-    return StreamRunner(networks, SMALL, streams or HostStreams(), notes.append)
+    return StreamRunner(networks, SMALL, streams or Streams(), notes.append)
 
 
 def gpu_runner(networks: Networks, notes: list[str], **changes: object) -> StreamRunner:

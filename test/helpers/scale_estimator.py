@@ -13,21 +13,20 @@ from torch import Tensor
 
 from dpt_ros.engine.frame import CameraModel
 from dpt_ros.engine.scale.anchors import Anchors
-from dpt_ros.engine.scale.estimator import ScaleConstants, ScaleState, scale
-from dpt_ros.engine.scale.inverse_depth import metric_inverse_depth
+from dpt_ros.engine.scale.estimator import ScaleConstants, ScaleState, metric_inverse_depth, scale
 from dpt_ros.engine.scale.plan import (
     SOURCES,
     STATES,
     ScaleHistory,
-    ScaleSettings,
     ScaleStats,
     describe,
-    explain,
     plan_scale,
 )
+from dpt_ros.engine.scale.robust_fit import FIT_STATES
 from dpt_ros.engine.scale.steps import relative_variance
+from dpt_ros.engine.settings import Settings
 
-_DEFAULTS = ScaleSettings()
+_DEFAULTS = Settings()
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,8 @@ class ScaledFrame:
     def reason(self) -> str:
         """Why the frame itself was not used: "no anchors", "anchors 0.40 s from the frame", "too
         few pairs", "no spread", "not plausible"; "" if it was, or need not be."""
-        return explain(self.stats, self.hint)
+        known = self.stats.reason >= 0
+        return FIT_STATES[int(self.stats.reason)] if known else self.hint
 
     @property
     def inverse_depth(self) -> Tensor:
@@ -100,7 +100,7 @@ class ScaleEstimator:
 
     def __init__(
         self,
-        settings: ScaleSettings = _DEFAULTS,
+        settings: Settings = _DEFAULTS,
         metric: bool = True,
         focal: float = 1.0,
         floor: tuple[int, ...] = (),

@@ -26,7 +26,7 @@ from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.loading import load_networks
 from dpt_ros.engine.runner.cuda import StreamRunner
 from dpt_ros.engine.runner.host import Runner
-from dpt_ros.engine.runner.streams import CudaStreams, HostStreams, Streams
+from dpt_ros.engine.runner.streams import CudaStreams, Streams
 from dpt_ros.engine.settings import Settings
 
 ARRAYS = ("depth", "inverse", "labels", "confidence", "deviation", "points")
@@ -67,7 +67,7 @@ def runner_of(
     """The runner of a GPU; on a CPU with the host's streams."""
     if streams is None:
         on_gpu = networks.device.type == "cuda"
-        streams = CudaStreams(networks.device) if on_gpu else HostStreams()
+        streams = CudaStreams(networks.device) if on_gpu else Streams()
     return StreamRunner(networks, settings, streams, (notes if notes is not None else []).append)
 
 

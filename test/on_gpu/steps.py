@@ -40,7 +40,7 @@ from dpt_ros.apps.report import GpuWatch
 from dpt_ros.engine.frame import OutputRequest
 from dpt_ros.engine.runner.cuda import StreamRunner
 from dpt_ros.engine.runner.host import HostRunner
-from dpt_ros.engine.runner.streams import HostStreams
+from dpt_ros.engine.runner.streams import Streams
 from dpt_ros.engine.scale.anchors import Anchors
 
 _RAW = {"smoothing_strength": 0.0, "scale_source": "none"}
@@ -269,7 +269,7 @@ def _full(small: bool) -> dict[str, Any]:
     return {"refused": refused, "notes": notes, **apart}
 
 
-class _Full(HostStreams):
+class _Full(Streams):
     """The host's streams, on which memory runs out when the first graph is captured."""
 
     full = True

@@ -10,8 +10,13 @@ import cv2
 import numpy as np
 
 from dpt_ros.data import palette
-from dpt_ros.engine.output.color import depth_to_color, labels_to_color
-from dpt_ros.engine.output.legend import class_legend, depth_legend, title
+from dpt_ros.engine.output.color import (
+    class_legend,
+    depth_legend,
+    depth_to_color,
+    labels_to_color,
+    title,
+)
 from dpt_ros.world import CLASSES
 
 # Depth at the dark end of the colours, metres.

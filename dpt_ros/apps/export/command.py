@@ -12,9 +12,9 @@ import torch
 
 from dpt_ros.apps.export import frame
 from dpt_ros.apps.report import table
+from dpt_ros.engine.export.compare import TOLERANCES, Difference, compare_network
 from dpt_ros.engine.export.file import PRECISION, read_metadata
 from dpt_ros.engine.export.network import export_network, spec_of
-from dpt_ros.engine.export.parity import TOLERANCES, Difference, compare_network
 from dpt_ros.engine.loading import NetworkError
 from dpt_ros.model import create_model
 from dpt_ros.model.describe import described_spec

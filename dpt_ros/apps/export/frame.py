@@ -13,17 +13,15 @@ import numpy as np
 import torch
 
 from dpt_ros.apps.report import table
-from dpt_ros.engine.export.compare import compare_frame, compare_step
+from dpt_ros.engine.export.compare import TOLERANCES, compare_frame, compare_step
 from dpt_ros.engine.export.file import KIND, PRECISION, SPEC, read_metadata
-from dpt_ros.engine.export.frame import all_outputs, export_frame, export_networks
-from dpt_ros.engine.export.parity import TOLERANCES
+from dpt_ros.engine.export.frame import FrameModule, all_outputs, export_networks
 from dpt_ros.engine.export.session import StepSession
-from dpt_ros.engine.export.step import export_step
-from dpt_ros.engine.frame import Frame, OutputRequest
+from dpt_ros.engine.export.step import StepModule
+from dpt_ros.engine.frame import Frame, Kind, OutputRequest
 from dpt_ros.engine.input.encodings import check_shape, find_encoding
 from dpt_ros.engine.loading import label_fields
 from dpt_ros.engine.parameter_file import read_settings
-from dpt_ros.engine.runner.kind import Kind
 from dpt_ros.model import create_model
 
 _GAP_AFTER = 40  # frames, where the filter begins anew
@@ -53,12 +51,12 @@ def export(
     classes = label_fields(spec, settings, torch.device("cpu"))
     networks = export_networks(depth, labels, args.precision, **classes)
     kind = _kind(args, all_outputs(networks, args.step))
+    if args.step:
+        module: FrameModule = StepModule(networks, kind, settings, not args.no_float64)
+    else:
+        module = FrameModule(networks, kind, settings)
     if not args.parity_only:
-        given = (networks, kind, settings, args.out, args.batch or 1, source, args.external_data)
-        if args.step:
-            export_step(*given, double=not args.no_float64)
-        else:
-            export_frame(*given)
+        module.write(args.out, args.batch or 1, source, args.external_data)
         print(written(args.out))
     if not (args.parity or args.parity_only):
         return True
@@ -68,7 +66,7 @@ def export(
         found = compare_step(session, networks, settings, _video(kind, frames))
     else:
         pixels = (np.stack([one.pixels] * (args.batch or 1)) for one in _video(kind, frames))
-        found = compare_frame(args.out, networks, kind, settings, pixels)
+        found = compare_frame(args.out, module, pixels)
     return _judge(found, tolerance, frames)
 
 

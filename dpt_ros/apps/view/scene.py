@@ -19,9 +19,8 @@ from rerun.components import Colormap
 
 from dpt_ros.data import class_names, palette
 from dpt_ros.engine.frame import CameraModel
-from dpt_ros.engine.output.color import depth_to_color
+from dpt_ros.engine.output.color import bar_legend, class_legend, depth_legend, depth_to_color
 from dpt_ros.engine.output.label_groups import load_groups
-from dpt_ros.engine.output.legend import bar_legend, class_legend, depth_legend
 
 TIMELINE = "stamp"
 WORLD = "world"

@@ -41,7 +41,6 @@ PRECISION = "dpt_ros.precision"
 FIELDS = "dpt_ros.fields"
 """Of a step: names and shapes of its numbers and state."""
 
-PRECISIONS = ("fp32", "fp16")
 PACKAGES = ("onnx", "onnxscript")
 """What writing needs beside PyTorch."""
 OPSET = 18
@@ -73,7 +72,6 @@ def write(
     outputs: Sequence[str],
     dynamic_shapes: Any = None,
     metadata: dict[str, str],
-    precision: str = "fp32",
     external_data: bool = False,
     rewrite: bool = True,
 ) -> None:
@@ -86,9 +84,7 @@ def write(
         path: of the file; an existing one is replaced once the new one is complete.
         inputs, outputs: names, in the order of ``args`` and of what ``module`` gives.
         dynamic_shapes: as torch.export.export takes it; None for the shapes of ``args``.
-        metadata: key to JSON; see the keys above.
-        precision: "fp32", or "fp16" for a module whose weights are in half precision; it is
-            noted in the metadata.
+        metadata: key to JSON; see the keys above. The precision is added.
         external_data: put the weights into a second file, PATH.data. Done without asking where
             they exceed the 2 GiB that an ONNX file may have.
         rewrite: let onnxscript look for patterns to rewrite, as runtimes do when they load the
@@ -97,16 +93,10 @@ def write(
     Raises:
         ImportError: onnx or onnxscript is not installed.
         OSError: the file cannot be written.
-        ExportError: ``precision`` is not that of the module.
     """
     path = Path(path).expanduser()
     check_target(path)
-    if precision not in PRECISIONS:
-        raise ExportError(f"precision is {precision!r}, but must be fp32 or fp16.")
     half = any(p.dtype == torch.float16 for p in module.parameters())
-    if half != (precision == "fp16"):
-        formats = sorted({str(p.dtype) for p in module.parameters()})
-        raise ExportError(f"precision is {precision}, but the weights are {', '.join(formats)}.")
 
     import onnx
     import onnx_ir
@@ -114,7 +104,7 @@ def write(
     with _folder_beside(path) as folder:
         model = _converted(module, args, inputs, outputs, dynamic_shapes, rewrite)
         model.graph.name = path.stem
-        model.metadata_props.update(metadata | {PRECISION: f'"{precision}"'})
+        model.metadata_props.update(metadata | {PRECISION: json.dumps("fp16" if half else "fp32")})
         weights = [value.const_value for value in model.graph.initializers.values()]
         size = sum(weight.nbytes for weight in weights if weight is not None)
         data = f"{path.name}.data" if external_data or size > _MOST_BYTES_INSIDE else None

@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 from dpt_ros.engine.export.file import ExportError, metadata_of, write
 from dpt_ros.engine.export.network import outputs_of
-from dpt_ros.engine.frame import OutputRequest
+from dpt_ros.engine.frame import Kind, OutputRequest
 from dpt_ros.engine.inference.backend import Backend
+from dpt_ros.engine.inference.fold import NAMES
 from dpt_ros.engine.inference.network import Network, Networks
-from dpt_ros.engine.inference.outputs import NAMES
 from dpt_ros.engine.runner.chain import Chain, depth_limit
-from dpt_ros.engine.runner.kind import Kind
-from dpt_ros.engine.runner.streams import HostStreams
+from dpt_ros.engine.runner.streams import Streams
 from dpt_ros.engine.scale.plan import focal_factor
 from dpt_ros.engine.settings import Settings
 from dpt_ros.model.dpt import DPT
@@ -76,14 +75,20 @@ def export_networks(
     )
 
 
-class KindModule(nn.Module):
-    """What a frame and a step have in common: the chain of one kind of frames.
+class FrameModule(nn.Module):
+    """A frame without a past: pixels (B, \\*kind.shape) in; the outputs of ``names`` out, as
+    ``Chain.finish`` gives them.
+
+    Its file has the input "pixels", uint8, uint16 or float32 as the encoding has them, and
+    outputs of the size that ``settings.output_size`` says: "depth" (B, H, W) float32, metres, NaN
+    unknown, +Inf beyond range; "inverse" (B, H, W) float32, 1/m or relative; "labels" and
+    "confidence" (B, H, W) uint8.
 
     Args:
         networks: from ``export_networks``.
         kind: of the frames; its camera gives a frame of a metric network the focal length.
         settings: of the conversion; live settings are fixed in a frame's file.
-        smoothed: see ``Chain``.
+        smoothed: see ``Chain``; for a step.
 
     Attributes:
         names: of the maps that are requested and possible, in the order of the outputs.
@@ -101,27 +106,30 @@ class KindModule(nn.Module):
         super().__init__()
         _check(networks, kind.outputs, self.what == "step")
         self._networks, self._settings = networks, settings
-        self.chain = Chain(networks, kind, smoothed, settings, HostStreams())
-        networks_of = {
-            "depth": networks.depth,
-            "inverse": networks.depth,
-            "deviation": networks.depth,
-            "labels": networks.labels,
-            "confidence": networks.labels,
-        }
+        self.chain = Chain(networks, kind, smoothed, settings, Streams())
+        depth, labels = networks.depth, networks.labels
+        networks_of = dict.fromkeys(("depth", "inverse", "deviation"), depth)
+        networks_of |= dict.fromkeys(("labels", "confidence"), labels)
         self.names = [
-            name
-            for name, network in networks_of.items()
-            if network and getattr(kind.outputs, name)
+            name for name, one in networks_of.items() if one and getattr(kind.outputs, name)
         ]
         self.weights = nn.ModuleList()
-        for network in dict.fromkeys((networks.depth, networks.labels)):
-            if network is None:
-                continue
+        for network in filter(None, dict.fromkeys((depth, labels))):
             if not isinstance(network.backend, PlainModel):
                 raise ExportError(f"{network.spec.name} is not from export_networks.")
             self.weights.append(network.backend.module)
+        self._limit = depth_limit(networks, settings)
+        focal = focal_factor(depth.spec.focal if depth else 0, kind.camera, self.chain.map_size[1])
+        self._factor = focal * settings.scale_factor if networks.metric else 1.0
         self.eval()
+
+    def forward(self, pixels: Tensor, *more: Tensor) -> list[Tensor]:
+        chain, pixels = self.chain, self.bits(pixels)
+        maps = chain.infer(chain.preprocess(pixels)[0])
+        if "inverse_depth" in maps:
+            maps["inverse_depth"] = chain.bounded(maps["inverse_depth"]) * (1 / self._factor)
+        outputs = chain.finish(maps, pixels, self._limit)
+        return [outputs[name] for name in self.names]
 
     def example(self, batch: int) -> tuple[Tensor, ...]:
         """Inputs: black frames, without a past."""
@@ -135,11 +143,21 @@ class KindModule(nn.Module):
     def write(
         self,
         path: str | os.PathLike[str],
-        batch: int,
-        source: Mapping[str, str] | None,
-        external_data: bool,
+        batch: int = 1,
+        source: Mapping[str, str] | None = None,
+        external_data: bool = False,
     ) -> None:
-        """Write it as an ONNX file; see ``export_frame``."""
+        """Write it as an ONNX file.
+
+        Args:
+            path: of the file.
+            batch: B.
+            source, external_data: see ``export_network``.
+
+        Raises:
+            ImportError, OSError: see ``file.write``.
+            ExportError: a batch below 1.
+        """
         if batch < 1:
             raise ExportError(f"The batch is {batch}, but must be at least 1.")
         networks, settings, chain = self._networks, self._settings, self.chain
@@ -176,7 +194,6 @@ class KindModule(nn.Module):
             inputs=inputs,
             outputs=outputs,
             metadata=metadata_of(self.what, list(names), spec, source, **more),
-            precision=networks.precision,
             external_data=external_data,
             rewrite=False,
         )
@@ -188,26 +205,6 @@ class KindModule(nn.Module):
             return pixels
         values = pixels.to(torch.int32)
         return (values - 65536 * (values > 32767).to(torch.int32)).to(torch.int16)
-
-
-class FrameModule(KindModule):
-    """A frame without a past: pixels (B, \\*kind.shape) in; the outputs of ``names`` out, as
-    ``Chain.finish`` gives them. Arguments and errors are those of ``KindModule``."""
-
-    def __init__(self, networks: Networks, kind: Kind, settings: Settings) -> None:
-        super().__init__(networks, kind, settings)
-        self.limit = depth_limit(networks, settings)
-        depth = networks.depth
-        focal = focal_factor(depth.spec.focal if depth else 0, kind.camera, self.chain.map_size[1])
-        self.factor = focal * settings.scale_factor if networks.metric else 1.0
-
-    def forward(self, pixels: Tensor) -> list[Tensor]:
-        chain, pixels = self.chain, self.bits(pixels)
-        maps = chain.infer(chain.preprocess(pixels)[0])
-        if "inverse_depth" in maps:
-            maps["inverse_depth"] = chain.bounded(maps["inverse_depth"]) * (1 / self.factor)
-        outputs = chain.finish(maps, pixels, self.limit)
-        return [outputs[name] for name in self.names]
 
 
 def _check(networks: Networks, outputs: OutputRequest, refined: bool) -> None:
@@ -235,34 +232,3 @@ def all_outputs(networks: Networks, refined: bool) -> OutputRequest:
         confidence=labels,
         deviation=networks.depth is not None and refined,
     )
-
-
-def export_frame(
-    networks: Networks,
-    kind: Kind,
-    settings: Settings,
-    path: str | os.PathLike[str],
-    batch: int = 1,
-    source: Mapping[str, str] | None = None,
-    external_data: bool = False,
-) -> None:
-    """Write the frame as an ONNX file.
-
-    Input: "pixels" (B, \\*kind.shape), uint8, uint16 or float32 as the encoding has them. Outputs,
-    of the size that ``settings.output_size`` says: "depth" (B, H, W) float32, metres, NaN unknown,
-    +Inf beyond range; "inverse" (B, H, W) float32, 1/m or relative; "labels" and "confidence"
-    (B, H, W) uint8.
-
-    Args:
-        networks: from ``export_networks``.
-        kind: of the frames, see ``KindModule``.
-        settings: see ``KindModule``.
-        path: of the file.
-        batch: B.
-        source, external_data: see ``export_network``.
-
-    Raises:
-        ImportError, OSError: see ``write``.
-        ExportError, ValueError: see ``KindModule``.
-    """
-    FrameModule(networks, kind, settings).write(path, batch, source, external_data)

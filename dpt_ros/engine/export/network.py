@@ -1,18 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network alone as an ONNX file: normalised images in, inverse depth and logits out."""
+"""A network alone as an ONNX file: normalised images in, inverse depth and logits out.
+
+For backends that run files, it is exported once and kept in the cache folder."""
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.export import Dim
 
+from dpt_ros import __version__
+from dpt_ros.data import class_names
 from dpt_ros.engine.export.file import (
     KIND,
     NETWORK,
@@ -23,11 +31,13 @@ from dpt_ros.engine.export.file import (
     read_metadata,
     write,
 )
-from dpt_ros.engine.inference.fold import fold
-from dpt_ros.engine.inference.outputs import NAMES, Outputs
+from dpt_ros.engine.inference.fold import NAMES, Outputs, fold
 from dpt_ros.model import describe
+from dpt_ros.model.download import cache_folder
 from dpt_ros.model.dpt import DPT
 from dpt_ros.model.zoo import ModelSpec
+
+_log = logging.getLogger(__name__)
 
 
 def export_network(
@@ -80,7 +90,6 @@ def export_network(
         outputs=[NAMES[task] for task in spec.tasks],
         dynamic_shapes={"images": dims} if dims else None,
         metadata=network_metadata(spec, source),
-        precision=precision,
         external_data=external_data,
     )
 
@@ -102,12 +111,15 @@ def outputs_of(model: DPT, precision: str) -> Outputs:
     """The module to export; it folds the model, and for fp16 halves its weights, in place.
 
     Raises:
-        ExportError: the model is not a float32 one on the CPU, as ``create_model`` gives it.
+        ExportError: the model is not a float32 one on the CPU, as ``create_model`` gives it; or a
+            wrong precision.
     """
     if model.training or {(p.dtype, p.device.type) for p in model.parameters()} != {
         (torch.float32, "cpu")
     }:
         raise ExportError("The network to export must be float32, on the CPU, in eval mode.")
+    if precision not in ("fp32", "fp16"):
+        raise ExportError(f"precision is {precision!r}, but must be fp32 or fp16.")
     fold(model)
     if precision == "fp16":
         model.half()
@@ -156,3 +168,44 @@ def spec_of(path: str | os.PathLike[str]) -> ModelSpec:
     if len(mean) != 3 or len(std) != 3 or not all(std):
         raise ExportError(f"{path} cannot be used as a network: its mean is {mean}, std {std}.")
     return replace(spec, mean=mean, std=std)
+
+
+def exported(model: DPT, precision: str, random: bool = False) -> Path:
+    """The ONNX file of a network, any batch and size, which is written unless it is there.
+
+    Processes that want the same file wait for the first one.
+
+    Args:
+        model: from ``create_model``; it is rewritten if the file is.
+        precision: "fp32" or "fp16".
+        random: weights that will not come again; the next file of such replaces this one.
+
+    Raises:
+        ImportError: onnx or onnxscript is not installed.
+        OSError: the cache folder cannot be written.
+    """
+    folder = cache_folder() / "onnx"
+    folder.mkdir(parents=True, exist_ok=True)
+    check_target(folder / "any.onnx")
+    digest = _digest(model)
+    versions = (__version__, torch.__version__, version("onnx"))
+    key = "random" if random else hashlib.sha256(repr((digest, versions)).encode()).hexdigest()
+    name = f"{model.spec.name.replace('/', '_')}-{precision}"
+    path = folder / f"{name}-{key[:16]}.onnx"
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if random or not path.exists():
+            _log.warning("Exporting %s to %s, once; it takes up to minutes.", name, path)
+            export_network(model, path, precision=precision, source={"sha256": digest})
+    return path
+
+
+def _digest(model: DPT) -> str:
+    """The sha256 of the weights, and of all that is not in them and makes another network."""
+    spec = model.spec
+    names = class_names(spec.class_names) if spec.class_names else ()
+    digest = hashlib.sha256(repr((replace(spec, class_names=""), names)).encode())
+    for key, value in model.state_dict().items():
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -42,7 +42,7 @@ class _HostNetwork(Network):
 
 
 class _File:
-    """One file of ``export_step`` in ONNX Runtime."""
+    """One file of ``StepModule`` in ONNX Runtime."""
 
     def __init__(self, path: str | os.PathLike[str], providers: Sequence[Any], threads: int):
         metadata = {key: json.loads(value) for key, value in read_metadata(path).items()}
@@ -71,7 +71,7 @@ class _File:
         return same and frame.lens is None  # files do not rectify
 
     def fitted(self, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """A camera's state as this file takes it, (1, ...) each; see ``State.fitted``."""
+        """A camera's state as this file takes it, (1, ...) each; see ``fitted_state``."""
         maps = state.get("maps")
         same = maps is not None and maps.shape[1:] == self.state.get("maps", (None,))[0]
         found = {}
@@ -84,7 +84,7 @@ class _File:
 
 
 class StepSession:
-    """Cameras whose frames go through files of ``export_step``.
+    """Cameras whose frames go through files of ``StepModule``.
 
     The files are of the same networks and settings, for frames of different kinds. A camera keeps
     its state from file to file, as it does from chain to chain: at a change of size the scale
@@ -120,8 +120,9 @@ class StepSession:
                         f"{file.path} and {first.path} cannot be used together: they are of"
                         f" different networks or settings ({name})."
                     )
-        made = {name: _tuples(value) for name, value in first.spec["settings"].items()}
-        self.settings = Settings(**made)
+        given: dict[str, Any] = first.spec["settings"]
+        lists = {name: tuple(one) for name, one in given.items() if isinstance(one, list)}
+        self.settings = Settings(**given | lists)
         self.class_names = class_names(first.path)
         self._networks = Networks(
             depth=_HostNetwork(first.spec["depth"]),
@@ -211,7 +212,3 @@ class StepSession:
         raise ValueError(
             f"The frames are {given or 'none'}, but the files take {known}; export another file."
         )
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -14,14 +12,13 @@ import torch
 from torch import Tensor
 
 from dpt_ros.engine.export.file import FIELDS, ExportError
-from dpt_ros.engine.export.frame import KindModule
-from dpt_ros.engine.frame import Frame
+from dpt_ros.engine.export.frame import FrameModule
+from dpt_ros.engine.frame import Frame, Kind
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.runner.cameras import Cameras
 from dpt_ros.engine.runner.chain import Chain, depth_limit, is_refined
-from dpt_ros.engine.runner.kind import Kind
 from dpt_ros.engine.runner.step import FIELDS as PARTS
-from dpt_ros.engine.runner.step import NUMBERS, State, frame_numbers, step
+from dpt_ros.engine.runner.step import NUMBERS, blank_state, frame_numbers, step
 from dpt_ros.engine.scale.arrays import double as as_double
 from dpt_ros.engine.scale.arrays import single_precision
 from dpt_ros.engine.scale.plan import ScaleStats
@@ -65,16 +62,24 @@ _MEANING = {
 }
 
 
-class StepModule(KindModule):
+class StepModule(FrameModule):
     """``runner.step.step`` of a kind: pixels, numbers (B, NUMBERS) and the parts of ``State`` in;
     the outputs of ``names``, "reset_code", "scale" and the parts of the new state out.
 
+    Its file has the inputs "pixels"; "numbers" (B, NUMBERS) float32, the host's decisions, whose
+    table is in the metadata "dpt_ros.fields"; "state.NAME", the parts of ``State``, zeros before
+    the first frame. Outputs: those of ``FrameModule``, "deviation" (B, H, W) float32, metres,
+    "reset_code" (B,) uint8, "scale" (B, 9) float32 of ``ScaleStats``, and "new_state.NAME", which
+    are the next frame's "state.NAME". Before there are metres ("scale" is 0 at "metric"), depth
+    and deviation mean nothing.
+
     Args:
-        networks, kind, settings: see ``KindModule``.
-        double: whether scale and shift are estimated in float64, as in the node, or in float32.
+        networks, kind, settings: see ``FrameModule``.
+        double: whether scale and shift are estimated in float64, as in the node, or in float32:
+            TensorRT has no float64.
 
     Attributes:
-        state_names: names of ``State.tensors``, in the order of the inputs.
+        state_names: names in the ``State``, in the order of the inputs.
 
     Raises:
         ExportError: depth is neither scaled nor smoothed, so that there is no state.
@@ -95,7 +100,7 @@ class StepModule(KindModule):
         self.state_names = list(self._blank(1))
 
     def _blank(self, batch: int) -> dict[str, Tensor]:
-        blank = State.blank(self.chain, batch, torch.device("cpu")).tensors()
+        blank = blank_state(self.chain, batch, torch.device("cpu"))
         with self._numbers_in():
             return {
                 k: as_double(one) if one.dtype == torch.float64 else one
@@ -117,43 +122,14 @@ class StepModule(KindModule):
         }
         return inputs, outputs, {FIELDS: table}
 
-    def forward(self, pixels: Tensor, numbers: Tensor, *state: Tensor) -> list[Tensor]:
-        before = State.of(dict(zip(self.state_names, state, strict=True)))
+    def forward(self, pixels: Tensor, *more: Tensor) -> list[Tensor]:
+        numbers, *state = more
+        before = dict(zip(self.state_names, state, strict=True))
         with self._numbers_in():
             after, outputs = step(self.chain, before, self.bits(pixels), lambda: numbers)
         assert after is not None
         told = [outputs[name] for name in (*self.names, "reset_code", "scale")]
-        return told + list(after.tensors().values())
-
-
-def export_step(
-    networks: Networks,
-    kind: Kind,
-    settings: Settings,
-    path: str | os.PathLike[str],
-    batch: int = 1,
-    source: Mapping[str, str] | None = None,
-    external_data: bool = False,
-    double: bool = True,
-) -> None:
-    """Write the step as an ONNX file.
-
-    Inputs: "pixels" as of ``export_frame``; "numbers" (B, NUMBERS) float32, the host's decisions,
-    whose table is in the metadata "dpt_ros.fields"; "state.NAME", the parts of ``State``, zeros
-    before the first frame. Outputs: those of ``export_frame``, "deviation" (B, H, W) float32,
-    metres, "reset_code" (B,) uint8, "scale" (B, 9) float32 of ``ScaleStats``, and
-    "new_state.NAME", which are the next frame's "state.NAME". Before there are metres ("scale" is
-    0 at "metric"), depth and deviation mean nothing.
-
-    Args:
-        networks, kind, settings, path, batch, source, external_data: see ``export_frame``.
-        double: see ``StepModule``; TensorRT has no float64.
-
-    Raises:
-        ImportError, OSError: see ``write``.
-        ExportError, ValueError: see ``StepModule``.
-    """
-    StepModule(networks, kind, settings, double).write(path, batch, source, external_data)
+        return told + list(after.values())
 
 
 def numbers_table(networks: Networks, chain: Chain, settings: Settings) -> dict[str, Any]:

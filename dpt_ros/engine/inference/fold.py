@@ -3,17 +3,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+import copy
+from collections.abc import Callable
+from typing import cast
 
 import torch.nn.functional as F
 from timm.layers.pool2d_same import MaxPool2dSame
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from dpt_ros.model.dpt import DPT
 from dpt_ros.model.encoder import PlainConv2dSame, fold_weight_standardization
-
-if TYPE_CHECKING:
-    from dpt_ros.model import DPT
 
 # What follows what: names of a convolution and of the batch norm behind it, in one module.
 _PAIRS = (("conv1", "norm1"), ("conv2", "norm2"), ("conv", "norm"))
@@ -38,8 +38,10 @@ def fold(model: DPT) -> None:
         if isinstance(module, PlainConv2dSame) and module.kernel_size == (1, 1):
             module.same_pad = False  # there is nothing to pad, but pad_same would copy the map
         for name, child in module.named_children():
-            if isinstance(child, MaxPool2dSame) and _is_usual(child):
-                setattr(module, name, SameMaxPool())
+            if isinstance(child, MaxPool2dSame):
+                sizes = (child.kernel_size, child.stride, child.dilation)
+                if sizes == ((3, 3), (2, 2), (1, 1)):
+                    setattr(module, name, SameMaxPool())
         for conv_name, norm_name in _PAIRS:
             norm = getattr(module, norm_name, None)
             if isinstance(norm, nn.BatchNorm2d):
@@ -60,6 +62,34 @@ class SameMaxPool(nn.Module):
         return F.max_pool2d(x, 3, stride=2, padding=odd, ceil_mode=True)
 
 
-def _is_usual(pool: MaxPool2dSame) -> bool:
-    sizes = (pool.kernel_size, pool.stride, pool.dilation)
-    return sizes == ((3, 3), (2, 2), (1, 1))
+NAMES = {"depth": "inverse_depth", "labels": "logits"}
+"""Name of the output of each task."""
+
+
+class Outputs(nn.Module):
+    """A DPT up to inverse depth and logits, in the order of the spec's tasks.
+
+    Args:
+        model: folded; it is not copied.
+        raw: leave out scale and shift of the inverse depth.
+    """
+
+    def __init__(self, model: DPT, raw: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        heads: dict[str, Callable[[Tensor], Tensor]] = {}
+        if model.depth_head is not None:
+            depth = copy.copy(model.depth_head)
+            depth.invert = False
+            if raw:
+                depth.scale, depth.shift = 1.0, 0.0
+            heads["depth"] = depth
+        if model.label_head is not None:
+            heads["labels"] = model.label_head
+        self.heads = [heads[task] for task in model.spec.tasks]
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) -> inverse depth (B, H, W), logits (B, C, H / 2, W / 2), as far as known;
+        float32, whatever the format of the weights."""
+        features = self.model.features(images.to(self.model.encoder.cls_token.dtype))
+        return tuple(head(features).float() for head in self.heads)

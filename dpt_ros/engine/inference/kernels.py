@@ -22,8 +22,6 @@ from dpt_ros.engine.triton_launch import triton_enabled, triton_installed, turn_
 from dpt_ros.model.heads import MIN_INVERSE_DEPTH, to_depth
 
 _SLOWER = "The networks run on the GPU without fused Triton kernels, which is slower"
-
-
 _TRITON = "dpt_ros.engine.inference.triton_kernels"
 
 

@@ -105,10 +105,10 @@ class OnnxRuntimeModel(Backend):
         batch, _, height, width = shape = tuple(images.shape)
         for size, own in zip(shape, self.shape, strict=True):
             if isinstance(own, int) and size != own:
+                mine, given = ("x".join(map(str, one)) for one in (self.shape, shape))
                 raise BackendError(
-                    f"{self._path} takes images of {_text(self.shape)}, but gets"
-                    f" {_text(shape)}. Export it for this size (dpt_export --size"
-                    f" {height}x{width}), or without --size for all."
+                    f"{self._path} takes images of {mine}, but gets {given}. Export it for this"
+                    f" size (dpt_export --size {height}x{width}), or without --size for all."
                 )
         session = self._session(shape)
         images, results = images.contiguous(), dict[str, Tensor]()
@@ -286,7 +286,3 @@ def engine_folder(path: Path, key: Sequence[object]) -> Path:
                 while chunk := content.read(1 << 20):
                     digest.update(chunk)
     return cache_folder() / "tensorrt" / f"{path.stem}-{digest.hexdigest()[:16]}"
-
-
-def _text(shape: Sequence[int | str]) -> str:
-    return "x".join(map(str, shape))

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from dpt_ros.engine.faults import first_line
 from dpt_ros.engine.inference.backend import Backend, BackendError
-from dpt_ros.engine.inference.fold import fold
-from dpt_ros.engine.inference.outputs import NAMES, Outputs
+from dpt_ros.engine.inference.fold import NAMES, Outputs, fold
 from dpt_ros.model.dpt import DPT
 
 PRECISIONS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
@@ -39,7 +38,13 @@ class OpenVinoModel(Backend):
 
     def __init__(self, model: DPT, precision: str, threads: int, device: str = "CPU") -> None:
         self._device = find_device(device)
-        _check_precision(precision, self._device)
+        formats = _core().get_property(self._device, "OPTIMIZATION_CAPABILITIES")
+        able = [name for name in PRECISIONS if name.upper() in formats]
+        if precision not in able:
+            raise BackendError(
+                f"precision is {precision}, but OpenVINO on this {self._device} computes"
+                f" {' or '.join(able)}; set precision to auto."
+            )
         if threads < 0:
             raise ValueError(f"threads is {threads}, but must be 0 or more.")
         wrong = [p for p in model.parameters() if p.dtype != torch.float32 or p.is_cuda]
@@ -128,16 +133,6 @@ def find_device(name: str) -> str:
             f" the driver of the {name} that OpenVINO needs, or set openvino.device to AUTO."
         )
     return name
-
-
-def _check_precision(precision: str, device: str) -> None:
-    formats = _core().get_property(device, "OPTIMIZATION_CAPABILITIES")
-    able = [name for name in PRECISIONS if name.upper() in formats]
-    if precision not in able:
-        raise BackendError(
-            f"precision is {precision}, but OpenVINO on this {device} computes"
-            f" {' or '.join(able)}; set precision to auto."
-        )
 
 
 @functools.cache

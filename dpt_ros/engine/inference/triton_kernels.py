@@ -7,8 +7,6 @@ recorded in a CUDA graph once its kernels are compiled. Needs triton; ``kernels`
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 import triton
@@ -50,43 +48,38 @@ def group_norm_act(
         raise ValueError(f"{channels} channels cannot be normalised in {groups} groups.")
     rows, out = height * width, torch.empty_like(x)
     # The plan ignores the batch: a picture's result does not depend on what comes with it.
-    plan = _group_norm_plan(rows, channels, groups)
+    meta, slabs, warps, parts, tiles = _group_norm_plan(rows, channels, groups)
     last = {"RESIDUAL": residual is not None, "RELU": relu}
     residual = x if residual is None else residual
-    if plan.parts == 0:
+    if parts == 0:
         args = (x, weight, bias, residual, out, rows, eps)
-        launch(jit.group_norm_one_kernel, (plan.slabs, batch), args, plan.meta | last, plan.warps)
+        launch(jit.group_norm_one_kernel, (slabs, batch), args, meta | last, warps)
         return out
-    tile = plan.meta["ROWS"]
-    mean = torch.empty((batch, plan.parts, groups), dtype=torch.float32, device=x.device)
+    tile = meta["ROWS"]
+    mean = torch.empty((batch, parts, groups), dtype=torch.float32, device=x.device)
     square = torch.empty_like(mean)
     launch(
         jit.group_norm_stats_kernel,
-        (plan.parts, plan.slabs, batch),
+        (parts, slabs, batch),
         (x, mean, square, rows),
-        plan.meta | {"TILES": plan.tiles},
-        plan.warps,
+        meta | {"TILES": tiles},
+        warps,
     )
     launch(
         jit.group_norm_apply_kernel,
-        (triton.cdiv(rows, tile), plan.slabs, batch),
-        (x, mean, square, weight, bias, residual, out, rows, plan.parts, plan.tiles * tile, eps),
-        plan.meta | last | {"PARTS": triton.next_power_of_2(plan.parts)},
-        plan.warps,
+        (triton.cdiv(rows, tile), slabs, batch),
+        (x, mean, square, weight, bias, residual, out, rows, parts, tiles * tile, eps),
+        meta | last | {"PARTS": triton.next_power_of_2(parts)},
+        warps,
     )
     return out
 
 
-@dataclass(frozen=True)
-class _GroupNormPlan:
-    meta: dict[str, int]
-    slabs: int
-    warps: int
-    parts: int = 0  # of the statistics; 0: one kernel does it all
-    tiles: int = 0  # per part
-
-
-def _group_norm_plan(rows: int, channels: int, groups: int) -> _GroupNormPlan:
+def _group_norm_plan(
+    rows: int, channels: int, groups: int
+) -> tuple[dict[str, int], int, int, int, int]:
+    # Constants, slabs of groups, warps; parts of the statistics, 0: one kernel does it all; tiles
+    # per part.
     width = channels // groups
     padded = triton.next_power_of_2(width)
     all_groups = triton.next_power_of_2(groups)
@@ -97,7 +90,7 @@ def _group_norm_plan(rows: int, channels: int, groups: int) -> _GroupNormPlan:
     if whole * one * padded <= _ONE_PASS:
         meta |= {"GS": one, "ROWS": whole}
         warps = min(max(whole * one * padded // 2048, 1), 16)
-        return _GroupNormPlan(meta, triton.cdiv(groups, one), warps)
+        return meta, triton.cdiv(groups, one), warps, 0, 0
     slab_groups = min(max(_SLAB // padded, 1), all_groups)
     slabs, slab = triton.cdiv(groups, slab_groups), slab_groups * padded
     tile = max(_TILE // slab, 1)
@@ -106,7 +99,7 @@ def _group_norm_plan(rows: int, channels: int, groups: int) -> _GroupNormPlan:
     tiles = triton.cdiv(triton.cdiv(rows, tile), _PARTS)
     meta |= {"GS": slab_groups, "ROWS": tile}
     warps = min(max(tile * slab // 1024, 1), 8)
-    return _GroupNormPlan(meta, slabs, warps, triton.cdiv(rows, tile * tiles), tiles)
+    return meta, slabs, warps, triton.cdiv(rows, tile * tiles), tiles
 
 
 def upsample_add(

@@ -8,18 +8,17 @@ the same operations in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from importlib import import_module
-from typing import cast
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dpt_ros.engine import triton_launch
 from dpt_ros.engine.input.encodings import Encoding, check_shape, find_encoding, picture_size
 from dpt_ros.engine.input.preprocess import normalisation
-from dpt_ros.engine.triton_launch import triton_enabled
 
+_TRITON = "dpt_ros.engine.input.triton_device_preprocess"
 TENSOR_DTYPES = {np.uint8: torch.uint8, np.uint16: torch.int16, np.float32: torch.float32}
 """Types of pixels as tensors: uint16 as int16 of the same bits, since torch computes little on
 uint16."""
@@ -70,7 +69,6 @@ class DeviceInput:
         mean, std: per channel, of values in 0..1.
         device: where pixels and result are.
         dtype: of the result: float32, float16 or bfloat16.
-        plain: use plain torch even where the Triton kernel could run.
 
     Attributes:
         picture_size: (height, width) of the picture.
@@ -92,7 +90,6 @@ class DeviceInput:
         std: Sequence[float],
         device: torch.device | str,
         dtype: torch.dtype = torch.float32,
-        plain: bool = False,
     ) -> None:
         self.encoding, self.pixels_shape = encoding, tuple(pixels_shape)
         check_shape(self.pixels_shape, encoding)
@@ -109,9 +106,6 @@ class DeviceInput:
             for one in cubic_taps(source, target)
         )
         self.normalisation = torch.from_numpy(normalisation(mean, std)).to(device)
-        kernel = None if plain else self._triton_kernel()
-        self.fused = kernel is not None  # else plain torch, which gives the same values
-        self._compute = kernel or network_input
 
     @property
     def resized(self) -> bool:
@@ -136,14 +130,7 @@ class DeviceInput:
                 f"The pixels have shape {tuple(pixels.shape)} on {pixels.device}, but must be"
                 f" (B, {', '.join(map(str, shape))}) on {self.device}."
             )
-        return self._compute(checked_pixels(pixels, self.encoding), self)
-
-    def _triton_kernel(self) -> Callable[[Tensor, DeviceInput], Tensor] | None:
-        if self.device.type != "cuda" or not triton_enabled():
-            return None
-        # By name, as ``triton_of`` does: the module imports this one.
-        module = import_module("dpt_ros.engine.input.triton_preprocess")
-        return cast(Callable[[Tensor, DeviceInput], Tensor], module.network_input)
+        return network_input(checked_pixels(pixels, self.encoding), self)
 
 
 def cubic_taps(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
@@ -171,7 +158,9 @@ def cubic_taps(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def network_input(pixels: Tensor, plan: DeviceInput) -> Tensor:
-    """The plain twin of the Triton kernel ``triton_preprocess.network_input``."""
+    """Pixels (B, \\*plan.pixels_shape) as the network's input (B, 3, height, width)."""
+    if triton := triton_launch.triton_of(pixels, _TRITON):
+        return triton.network_input(pixels, plan)
     values = rgb(pixels, plan.encoding)
     if plan.resized:
         values = _resize(values, plan)

@@ -51,21 +51,15 @@ class Encoding:
         return self.layout == "yuv420"
 
 
-def _interleaved(
-    dtype: type[np.generic], channels: int, offsets: tuple[int, int, int], to_rgb: int | None
-) -> Encoding:
-    return Encoding("interleaved", dtype, channels, offsets, to_rgb)
-
-
 def _grey(dtype: type[np.generic]) -> Encoding:
-    return _interleaved(dtype, 0, (0, 0, 0), cv2.COLOR_GRAY2RGB)
+    return Encoding("interleaved", dtype, 0, (0, 0, 0), cv2.COLOR_GRAY2RGB)
 
 
 def _bgr(dtype: type[np.generic]) -> Encoding:
-    return _interleaved(dtype, 3, (2, 1, 0), cv2.COLOR_BGR2RGB)
+    return Encoding("interleaved", dtype, 3, (2, 1, 0), cv2.COLOR_BGR2RGB)
 
 
-_BGRA8 = _interleaved(np.uint8, 4, (2, 1, 0), cv2.COLOR_BGRA2RGB)
+_BGRA8 = Encoding("interleaved", np.uint8, 4, (2, 1, 0), cv2.COLOR_BGRA2RGB)
 _UYVY = Encoding("yuv422", np.uint8, 2, (1, 0, 2), cv2.COLOR_YUV2RGB_UYVY)
 _YUYV = Encoding("yuv422", np.uint8, 2, (0, 1, 3), cv2.COLOR_YUV2RGB_YUYV)
 # OpenCV's aliases name the first row's two pixels and then the second's, as ROS does.
@@ -77,13 +71,13 @@ _BAYER = {
 }
 
 ENCODINGS: dict[str, Encoding] = {
-    "rgb8": _interleaved(np.uint8, 3, (0, 1, 2), None),
+    "rgb8": Encoding("interleaved", np.uint8, 3, (0, 1, 2), None),
     "bgr8": _bgr(np.uint8),
-    "rgba8": _interleaved(np.uint8, 4, (0, 1, 2), cv2.COLOR_RGBA2RGB),
+    "rgba8": Encoding("interleaved", np.uint8, 4, (0, 1, 2), cv2.COLOR_RGBA2RGB),
     "bgra8": _BGRA8,
     "mono8": _grey(np.uint8),
     "mono16": _grey(np.uint16),
-    "rgb16": _interleaved(np.uint16, 3, (0, 1, 2), None),
+    "rgb16": Encoding("interleaved", np.uint16, 3, (0, 1, 2), None),
     "bgr16": _bgr(np.uint16),
     **{
         f"bayer_{pattern}{bits}": Encoding("bayer", dtype, 0, red, to_rgb)

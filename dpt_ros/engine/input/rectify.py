@@ -20,6 +20,7 @@ _TRITON = "dpt_ros.engine.input.triton_rectify"
 _RADII = 4000  # at which the radial distortion is looked at
 
 
+@lru_cache(maxsize=4)  # shared by the chains of a camera
 def places(lens: Lens, camera: CameraModel) -> tuple[np.ndarray, np.ndarray]:
     """Where each pixel of a rectified picture is in the raw one, by OpenCV's distortion models.
 
@@ -44,10 +45,6 @@ def places(lens: Lens, camera: CameraModel) -> tuple[np.ndarray, np.ndarray]:
     seen = ((table >= -0.5) & (table <= last + 0.5)).all(-1)
     seen &= _within_the_model(lens, camera, rotation)
     return np.clip(np.nan_to_num(table, posinf=0.0, neginf=0.0), 0, last), seen
-
-
-# Shared by the chains of a camera.
-_kept_places = lru_cache(maxsize=4)(places)
 
 
 def _within_the_model(lens: Lens, camera: CameraModel, rotation: np.ndarray) -> np.ndarray:
@@ -106,7 +103,7 @@ class Rectifier:
                     f" has {size[1]}x{size[0]}; use the calibration of this picture."
                 )
         self._encoding = encoding
-        self._table, seen = _kept_places(lens, camera)
+        self._table, seen = places(lens, camera)
         self.seen = None if seen.all() else seen
         if device is not None:
             self._device_table = torch.tensor(self._table, device=device)

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dpt_ros.engine.input.encodings import picture_size
-from dpt_ros.engine.input.triton_preprocess import format_constants, sample
+from dpt_ros.engine.input.triton_device_preprocess import format_constants, sample
 from dpt_ros.engine.triton_launch import Launch, run
 
 _PIXELS, _WARPS = 256, 4  # of one program

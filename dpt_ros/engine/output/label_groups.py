@@ -7,8 +7,6 @@ import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +16,7 @@ from torch.nn import functional as F
 from dpt_ros.data import FOLDER
 from dpt_ros.data import class_names as names_of
 
-ADE20K_GROUPS = FOLDER / "groups_ade20k.json"
-NAVIGATION = "navigation"  # stands for ADE20K_GROUPS among lines of groups
+NAVIGATION = "navigation"  # stands for ``load_groups`` as a line of groups
 REST = "other"  # the group of the remaining classes
 _UNLABELLED = 255
 _MOST_MISTAKES = 8  # in a message
@@ -95,12 +92,12 @@ class LabelGroups:
         """Groups from the parameter ``label_groups``.
 
         Args:
-            lines: "group: class, class, ..." each; or "navigation" alone, for the groups of
-                ADE20K classes in ``ADE20K_GROUPS``, as far as the network has the classes.
+            lines: "group: class, class, ..." each; or "navigation" alone, for ``load_groups``,
+                as far as the network has the classes.
             class_names, class_palette: see ``create``.
 
         Raises:
-            ValueError: see ``create``, ``parse_groups`` and ``load_groups``.
+            ValueError: see ``create`` and ``parse_groups``.
         """
         if list(lines) != [NAVIGATION]:
             return cls.create(parse_groups(lines), class_names, class_palette)
@@ -132,33 +129,11 @@ def of_logits(logits: Tensor, matrix: Tensor) -> Tensor:
     return shares.clamp(min=_TINY).log() + highest
 
 
-def load_groups(path: str | Path = ADE20K_GROUPS) -> tuple[dict[str, list[str]], dict[str, Any]]:
-    """Groups and their colours from a JSON file like ``groups_ade20k.json``.
-
-    Returns:
-        class names by group, and RGB by group, as far as given.
-
-    Raises:
-        ValueError: the file is missing or has another form.
-    """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise ValueError(f"The label groups {path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise ValueError(f"The label groups {path} are not JSON: {error}.") from error
-    entries = content.get("groups") if isinstance(content, dict) else None
-    if not isinstance(entries, list) or not all(_is_entry(entry) for entry in entries):
-        raise ValueError(
-            f'The label groups {path} must be {{"groups": [{{"name": ..., "classes": [...],'
-            ' "color": [r, g, b]}, ...]}; color may be left out.'
-        )
-    names = [entry["name"] for entry in entries]
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise ValueError(f"The label groups {path} contain {' and '.join(sorted(twice))} twice.")
+def load_groups() -> tuple[dict[str, list[str]], dict[str, list[int]]]:
+    """The groups of ADE20K's classes for navigation: class names by group, and RGB by group."""
+    entries = json.loads((FOLDER / "groups_ade20k.json").read_text(encoding="utf-8"))["groups"]
     groups = {entry["name"]: entry["classes"] for entry in entries}
-    return groups, {entry["name"]: entry["color"] for entry in entries if "color" in entry}
+    return groups, {entry["name"]: entry["color"] for entry in entries}
 
 
 def parse_groups(lines: Sequence[str]) -> dict[str, list[str]]:
@@ -180,17 +155,6 @@ def parse_groups(lines: Sequence[str]) -> dict[str, list[str]]:
             raise ValueError(f"The label group {name.strip()!r} is defined twice.")
         groups[name.strip()] = members
     return groups
-
-
-def _is_entry(entry: Any) -> bool:
-    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-        return False
-    classes, color = entry.get("classes"), entry.get("color", [0, 0, 0])
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        return False
-    if not isinstance(color, list) or len(color) != 3:
-        return False
-    return all(type(part) is int and 0 <= part <= 255 for part in color)
 
 
 def _problems(

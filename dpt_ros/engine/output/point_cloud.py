@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,37 +11,14 @@ from torch import Tensor
 
 from dpt_ros.engine.frame import CameraModel
 
-
-@dataclass(frozen=True)
-class Field:
-    """A sensor_msgs/PointField: its offset in bytes; datatype 7 is FLOAT32, 6 is UINT32."""
-
-    name: str
-    offset: int
-    datatype: int
-
-
+# One point as a numpy scalar, rgb as an integer.
+POINT = np.dtype([("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("rgb", "<u4"), ("label", "<u4")])
+# Its fields' types in a sensor_msgs/PointField: 7 is FLOAT32, 6 is UINT32.
 # As pcl::PointXYZRGBL: "rgb" is 0x00RRGGBB in the bytes of a float32, "label" a uint32. Nav2's
 # semantic_segmentation_layer reads x, y and z, and takes the class of point k from byte k of the
 # label image, so that image and cloud must have the same size.
-FIELDS = (
-    Field("x", 0, 7),
-    Field("y", 4, 7),
-    Field("z", 8, 7),
-    Field("rgb", 12, 7),
-    Field("label", 16, 6),
-)
-POINT_STEP = 20
-# One point as a numpy scalar, rgb as an integer.
-POINT = np.dtype(
-    {
-        "names": [field.name for field in FIELDS],
-        "formats": ["<f4", "<f4", "<f4", "<u4", "<u4"],
-        "offsets": [field.offset for field in FIELDS],
-        "itemsize": POINT_STEP,
-    }
-)
-_WORDS = POINT_STEP // 4
+FIELD_TYPES = {"x": 7, "y": 7, "z": 7, "rgb": 7, "label": 6}
+_WORDS = POINT.itemsize // 4
 
 
 def points(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,6 @@ from dpt_ros.engine.packed import offsets, pack
 from dpt_ros.engine.runner.chain import Chain
 from dpt_ros.engine.scale.plan import (
     ScaleHistory,
-    ScaleSettings,
     describe,
     focal_factor,
     plan_scale,
@@ -78,11 +77,8 @@ class Cameras:
 
     def __init__(self, networks: Networks, settings: Settings) -> None:
         self._networks, self._settings = networks, settings
-        self._scale = ScaleSettings(
-            settings.scale_source, settings.scale_factor, settings.scale_camera_height
-        )
         self._records: dict[str, Record] = {}
-        self._always_metric = networks.metric and self._scale.source != "none"
+        self._always_metric = networks.metric and settings.scale_source != "none"
         self._metric: set[str] = set()  # cameras whose depth has been in metres
         self._reset = threading.Event()
 
@@ -109,7 +105,7 @@ class Cameras:
         """
         before = self._records.get(frame.source, Record())
         measured, reason, scale = plan_scale(
-            before.scale, self._scale, self._networks.metric, self._focal(frame.camera),
+            before.scale, self._settings, self._networks.metric, self._focal(frame.camera),
             frame.stamp_ns, frame.camera, frame.anchors,
             _LEVEL if frame.down is None else frame.down,
             bool(chain.label_shape and self._networks.floor), chain.seen,
@@ -210,15 +206,11 @@ class Cameras:
 
 
 def _plain(history: FrameHistory | ScaleHistory | None) -> dict[str, Any] | None:
-    if history is None:
-        return None
-    values = history._asdict() if isinstance(history, ScaleHistory) else dict(vars(history))
+    values = {} if history is None else asdict(history)
     for name, value in values.items():
-        if isinstance(value, CameraModel):
-            values[name] = dict(vars(value))
-        elif isinstance(value, np.ndarray | tuple):
+        if isinstance(value, np.ndarray | tuple):
             values[name] = np.asarray(value).tolist()
-    return values
+    return values or None
 
 
 def _restored(kind: Any, values: dict[str, Any] | None) -> Any:

@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
 
 import cv2
 import numpy as np
@@ -14,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dpt_ros.engine.frame import Lens
+from dpt_ros.engine.frame import Kind
 from dpt_ros.engine.inference.kernels import classify_upsampled
-from dpt_ros.engine.inference.network import Network, Networks
+from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.input.device_preprocess import DeviceInput, rgb
 from dpt_ros.engine.input.encodings import picture_size
 from dpt_ros.engine.input.preprocess import network_input, to_rgb
@@ -26,10 +25,8 @@ from dpt_ros.engine.output.fused_depth import SENSOR, FusionSettings, fuse, larg
 from dpt_ros.engine.output.label_groups import of_logits
 from dpt_ros.engine.output.point_cloud import points
 from dpt_ros.engine.output.postprocess import resize_depth
-from dpt_ros.engine.runner.kind import Kind
 from dpt_ros.engine.runner.streams import Streams
-from dpt_ros.engine.scale.estimator import ScaleConstants
-from dpt_ros.engine.scale.inverse_depth import limit_depth
+from dpt_ros.engine.scale.estimator import ScaleConstants, limit_depth
 from dpt_ros.engine.settings import Settings
 from dpt_ros.engine.smoothing.flow import flow_size, grey, luma_of
 
@@ -48,7 +45,7 @@ class Chain:
         smoothed: whether depth and labels are smoothed between ``infer`` and ``finish``.
         settings: sizes of the network's input and of the outputs; live settings are ignored.
         streams: the lanes of a GPU, on which the label network runs beside the depth network;
-            ``HostStreams`` run the GPU's steps on a CPU. None for the CPU's own steps.
+            ``Streams`` run the GPU's steps on a CPU. None for the CPU's own steps.
 
     Attributes:
         refined: whether depth is scaled or smoothed.
@@ -74,6 +71,7 @@ class Chain:
         streams: Streams | None = None,
     ) -> None:
         self.kind = kind
+        self._all, self._settings = networks, settings
         self.smoothed = smoothed and networks.depth is not None
         scaled = settings.scale_source != "none"
         self.refined = networks.depth is not None and (smoothed or scaled)
@@ -84,7 +82,10 @@ class Chain:
         self._encoding, self._shape = kind.encoding, kind.shape
         self._rectify: Rectifier | None = None
         if kind.lens is not None:
-            self._rectify = self._rectifier(kind.lens, networks.device)
+            if kind.camera is None:
+                raise ValueError("The frame has a lens, but no camera for which to rectify it.")
+            device = None if self.on_host else networks.device
+            self._rectify = Rectifier(kind.lens, kind.camera, kind.encoding, self._size, device)
             self._encoding, self._shape = "rgb8", (*self._size, 3)
         self.seen = self._rectify.seen if self._rectify else None
         outputs = kind.outputs
@@ -102,13 +103,13 @@ class Chain:
         self._sizes = {
             id(network): network.input_size(*self._size, settings) for network in self._networks
         }
-        self._device_inputs: list[DeviceInput] = []
-        if streams is not None:
-            self._device_inputs = [self._device_input(network) for network in self._networks]
-        self._groups = networks.groups
-        self._metric = networks.metric
-        self._least = networks.least
-        self._farthest = networks.farthest
+        self._device_inputs = [
+            DeviceInput(
+                self._encoding, self._shape, self._sizes[id(network)], network.spec.mean,
+                network.spec.std, network.device, network.backend.input_dtype,
+            )
+            for network in (self._networks if streams is not None else ())
+        ]  # fmt: skip
         self.map_size = self._sizes[id(self._depth)] if self._depth is not None else (0, 0)
         self.label_shape: tuple[int, ...] = ()
         if self._labels is not None:
@@ -124,10 +125,6 @@ class Chain:
             spec = self._depth.spec
             numbers = torch.tensor([spec.std, spec.mean], device=networks.device) * 255
             self._to_rgb = numbers.unbind()
-        self._stride = settings.points_stride
-        self._far = settings.points_far
-        self._max_incidence = settings.points_max_incidence
-        self._max_sigma = settings.points_max_sigma
         self._min_confidence = settings.points_min_confidence if self._gives_labels else 0.0
         self._full_size = settings.output_size == "input"
         sizes = {self._size} if self._full_size else set(self._sizes.values())
@@ -138,23 +135,10 @@ class Chain:
             settings.fused_near, settings.fused_far,
             settings.fused_tolerance_metres, settings.fused_tolerance,
         )  # fmt: skip
-        if kind.camera is not None and self._max_incidence < 90:
-            edge = largest_ratio(kind.camera, self.output_size[1], self._max_incidence)
+        if kind.camera is not None and (incidence := settings.points_max_incidence) < 90:
+            edge = largest_ratio(kind.camera, self.output_size[1], incidence)
             self._fusion = replace(self._fusion, edge=edge)
         self._points_fused = self._fused and settings.points_source == "fused"
-
-    def _device_input(self, network: Network) -> DeviceInput:
-        spec, size = network.spec, self._sizes[id(network)]
-        return DeviceInput(
-            self._encoding, self._shape, size, spec.mean, spec.std, network.device,
-            network.backend.input_dtype,
-        )  # fmt: skip
-
-    def _rectifier(self, lens: Lens, device: torch.device) -> Rectifier:
-        camera, encoding = self.kind.camera, self.kind.encoding
-        if camera is None:
-            raise ValueError("The frame has a lens, but no camera for which to rectify it.")
-        return Rectifier(lens, camera, encoding, self._size, None if self.on_host else device)
 
     @torch.inference_mode()
     def rectify(self, pixels: Pixels) -> Pixels:
@@ -205,28 +189,30 @@ class Chain:
             network, else relative; "logits" (B, C, h / 2, w / 2).
         """
         results: dict[int, dict[str, Tensor]] = {}
-        last = len(images) - 1
-        with self._branches() as branch:
+        last, streams = len(images) - 1, self._streams
+        try:
             for k, network in enumerate(self._networks):
-                with branch() if k < last else nullcontext():
-                    tasks = {
-                        "depth": network is self._depth,
-                        "labels": network is self._labels,
-                    }
+                tasks = {"depth": network is self._depth, "labels": network is self._labels}
+                with nullcontext() if streams is None or k == last else streams.branch():
                     results[id(network)] = network(images[k], **tasks)
+        finally:
+            # Also after an error, or a capture ends with "unjoined work" instead of its cause.
+            if streams is not None:
+                streams.join()
         maps = {}
         if self._depth is not None:
             maps["inverse_depth"] = results[id(self._depth)]["inverse_depth"]
         if self._labels is not None:
             logits = results[id(self._labels)]["logits"]
-            maps["logits"] = logits if self._groups is None else of_logits(logits, self._groups)
+            groups = self._all.groups
+            maps["logits"] = logits if groups is None else of_logits(logits, groups)
         return maps
 
     def bounded(self, raw_inverse_depth: Tensor) -> Tensor:
         """A metric network's output saturates: beyond that it is unknown, 0."""
-        if not self._metric:
+        if not self._all.metric:
             return raw_inverse_depth
-        return torch.where(raw_inverse_depth > 1 / self._farthest, raw_inverse_depth, 0.0)
+        return torch.where(raw_inverse_depth > 1 / self._all.farthest, raw_inverse_depth, 0.0)
 
     @torch.inference_mode()
     def finish(
@@ -266,26 +252,14 @@ class Chain:
             outputs["points"] = self._points(pixels, outputs, uncertain)
             if uncertain is not None:
                 outputs["uncertain"] = uncertain.sum((1, 2), dtype=torch.float32)
+        stride = self._settings.points_stride
         for name in ("labels", "confidence"):
-            if name in outputs and self._stride > 1:
-                strided = outputs[name][:, :: self._stride, :: self._stride]
-                outputs[name] = strided.contiguous()
+            if name in outputs and stride > 1:
+                outputs[name] = outputs[name][:, ::stride, ::stride].contiguous()
         for name in ("depth", "deviation", "labels", "confidence"):
             if not getattr(wanted, name):
                 outputs.pop(name, None)
         return outputs | {name: maps[name] for name in ("reset_code", "scale") if name in maps}
-
-    @contextmanager
-    def _branches(self) -> Iterator[Callable[[], AbstractContextManager[Any]]]:
-        """Yields a context manager whose work runs beside the rest, until this context ends."""
-        if self._streams is None:
-            yield nullcontext
-            return
-        try:
-            yield self._streams.branch
-        finally:
-            # Also after an error, or a capture ends with "unjoined work" instead of its cause.
-            self._streams.join()
 
     def _finish_depth(
         self, inverse_depth: Tensor, variance: Tensor | None, limit: Tensor | float
@@ -297,8 +271,8 @@ class Chain:
         """
         wanted = self.kind.outputs
         outputs = {}
-        if self._metric:
-            bounded = F.threshold(inverse_depth, 0.0, self._least)
+        if self._all.metric:
+            bounded = F.threshold(inverse_depth, 0.0, self._all.least)
             depth = self._where_seen(self._resize(bounded.reciprocal()), torch.nan)
             depth = limit_depth(depth, limit)
             if wanted.inverse:
@@ -340,12 +314,12 @@ class Chain:
         """(B, H, W) bool: pixels of known depth that are too uncertain for points; None if all
         are kept."""
         doubts = []
-        if self._max_sigma > 0 and variance is not None:
+        if self._settings.points_max_sigma > 0 and variance is not None:
             if self._points_fused:
                 depth, sigma = outputs["fused"], outputs["fused_sigma"]
-                doubts.append(~(sigma <= self._max_sigma * depth))
+                doubts.append(~(sigma <= self._settings.points_max_sigma * depth))
             else:
-                doubts.append(~(self._resize(variance) <= self._max_sigma**2))
+                doubts.append(~(self._resize(variance) <= self._settings.points_max_sigma**2))
         if self._min_confidence > 0:
             doubts.append(outputs["confidence"] < round(255 * self._min_confidence))
         if not doubts:
@@ -357,7 +331,7 @@ class Chain:
         self, pixels: Pixels, outputs: dict[str, Tensor], uncertain: Tensor | None
     ) -> Tensor:
         """(B, h, w, 5) from the full outputs, in the colours of the pixels."""
-        camera = self.kind.camera
+        camera, settings = self.kind.camera, self._settings
         assert camera is not None
         if isinstance(pixels, Tensor):
             pictures = rgb(pixels, self._encoding)
@@ -371,15 +345,16 @@ class Chain:
             pictures = small.permute(0, 2, 3, 1).to(torch.uint8)
         clouds = []
         for k, depth in enumerate(maps):
-            if self._max_incidence < 90:
-                cleaned = remove_flying_pixels(depth, camera, self._max_incidence)
+            if settings.points_max_incidence < 90:
+                cleaned = remove_flying_pixels(depth, camera, settings.points_max_incidence)
                 if self._points_fused:  # the sensor has been cleaned already
                     cleaned = torch.where(outputs["fused_origin"][k] == SENSOR, depth, cleaned)
                 depth = cleaned
             if uncertain is not None:
                 depth = torch.where(uncertain[k], torch.nan, depth)
             labels = outputs["labels"][k] if "labels" in outputs else None
-            clouds.append(points(depth, pictures[k], labels, camera, self._stride, self._far))
+            step, far = settings.points_stride, settings.points_far
+            clouds.append(points(depth, pictures[k], labels, camera, step, far))
         return clouds[0][None] if len(clouds) == 1 else torch.stack(clouds)
 
 

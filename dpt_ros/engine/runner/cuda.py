@@ -20,13 +20,12 @@ from dpt_ros.engine.faults import (
     innermost_line,
     is_out_of_memory,
 )
-from dpt_ros.engine.frame import Frame, OutputRequest, Prediction
+from dpt_ros.engine.frame import Frame, Kind, OutputRequest, Prediction
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.runner.bank import Bank
 from dpt_ros.engine.runner.cameras import Plan
 from dpt_ros.engine.runner.chain import Chain, depth_limit
 from dpt_ros.engine.runner.host import Runner, Ticket, get_or_create
-from dpt_ros.engine.runner.kind import Kind
 from dpt_ros.engine.runner.program import EAGER_RUNS, Program, Slot
 from dpt_ros.engine.runner.step import frame_numbers
 from dpt_ros.engine.runner.streams import Streams
@@ -243,11 +242,8 @@ class StreamRunner(Runner):
             raise AccelerationError(
                 "The work on a frame cannot be captured in a CUDA graph, so its kernels are"
                 f" launched one by one, which is slower: {innermost_line(error)}",
-                self._use_no_graphs,
+                partial(setattr, self, "_graphs", False),
             ) from error
-
-    def _use_no_graphs(self) -> None:
-        self._graphs = False
 
     def _free(self) -> None:
         try:

@@ -15,17 +15,17 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from dpt_ros.engine.frame import Frame, OutputRequest, Prediction
+from dpt_ros.engine.frame import Frame, Kind, OutputRequest, Prediction
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.input.preprocess import to_rgb
 from dpt_ros.engine.runner.cameras import Cameras, Plan
 from dpt_ros.engine.runner.chain import Chain, depth_limit
-from dpt_ros.engine.runner.kind import Kind
-from dpt_ros.engine.runner.step import State, frame_numbers, step
+from dpt_ros.engine.runner.step import State, blank_state, fitted_state, frame_numbers, step
 from dpt_ros.engine.settings import Settings
 
 # Chains kept. A camera that changes its size again and again must not fill the memory.
 _CHAINS_KEPT = 8
+_CPU = torch.device("cpu")
 _Key = TypeVar("_Key")
 _Made = TypeVar("_Made")
 
@@ -104,7 +104,7 @@ class Runner(ABC):
 
     @abstractmethod
     def _state(self, source: str) -> dict[str, Tensor]:
-        """A camera's state on the host, as ``State.tensors`` gives it."""
+        """A camera's state on the host, by names of ``State``."""
 
     @abstractmethod
     def _load_state(self, source: str, tensors: dict[str, Tensor]) -> None:
@@ -161,9 +161,15 @@ class HostRunner(Runner):
             limit = depth_limit(self._networks, settings)
             return torch.from_numpy(frame_numbers(plans[0].numbers, limit))[None]
 
-        state = self._state_for(frame.source, chain)
-        sensor = partial(_sensor_depth, frame, chain.output_size) if kind.outputs.fused else None
-        after, results = step(chain, state, [pixels], numbers, sensor, measure)
+        state = self._states.get(frame.source) if chain.refined else None
+        if chain.refined:
+            state = fitted_state(state, chain) if state else blank_state(chain, 1, _CPU)
+
+        def sensor() -> Tensor:
+            return torch.from_numpy(frame.sensor_depth(*chain.output_size))[None]
+
+        measured = sensor if kind.outputs.fused else None
+        after, results = step(chain, state, [pixels], numbers, measured, measure)
         self._cameras.accept([frame], plans)
         if after is not None:
             self._states[frame.source] = after
@@ -171,27 +177,15 @@ class HostRunner(Runner):
         self._cameras.fill([prediction], plans, arrays)
         return prediction
 
-    def _state_for(self, source: str, chain: Chain) -> State | None:
-        """The camera's state; what is of another size, or not there, is blank."""
-        if not chain.refined:
-            return None
-        state = self._states.get(source)
-        return state.fitted(chain) if state else State.blank(chain, 1, self._networks.device)
-
     def _clear(self) -> None:
         self._states.clear()
 
     def _state(self, source: str) -> dict[str, Tensor]:
-        state = self._states.get(source)
-        return {} if state is None else {k: one.clone() for k, one in state.tensors().items()}
+        return {name: one.clone() for name, one in self._states.get(source, {}).items()}
 
     def _load_state(self, source: str, tensors: dict[str, Tensor]) -> None:
         if tensors:
-            self._states[source] = State.of(tensors)
-
-
-def _sensor_depth(frame: Frame, size: tuple[int, int]) -> Tensor:
-    return torch.from_numpy(frame.sensor_depth(*size))[None]
+            self._states[source] = dict(tensors)
 
 
 @contextmanager

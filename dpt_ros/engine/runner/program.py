@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dpt_ros.engine.runner.bank import Bank
 from dpt_ros.engine.runner.chain import Chain
-from dpt_ros.engine.runner.step import NUMBERS, State, rows, step
+from dpt_ros.engine.runner.step import NUMBERS, blank_state, rows, step
 from dpt_ros.engine.runner.streams import Streams
 
 # Eager runs of a kind before its graph is captured: libraries choose their algorithms there.
@@ -98,7 +98,7 @@ class Program:
     def __init__(self, chain: Chain, streams: Streams, bank: Bank, batch: int, slots: int) -> None:
         self.chain = chain
         self._streams = streams
-        blank = State.blank(chain, 1, torch.device("meta")).tensors() if chain.refined else {}
+        blank = blank_state(chain, 1, torch.device("meta")) if chain.refined else {}
         self.states = bank.tensors(blank)
         inputs: Parts = {
             "numbers": ((batch, NUMBERS), torch.float32),
@@ -127,21 +127,17 @@ class Program:
         """Process what lies in the input's memory."""
         numbers, pixels = self._input.parts["numbers"], self._input.parts["pixels"]
         row, new_row = rows(numbers)
-        state = None
-        if self.states:
-            state = State.of({k: one.index_select(0, row) for k, one in self.states.items()})
+        state = {name: one.index_select(0, row) for name, one in self.states.items()}
         sensor = self._input.parts.get("sensor")
-        state, results = step(
-            self.chain, state, pixels, lambda: numbers, None if sensor is None else lambda: sensor
-        )
+        measured = None if sensor is None else lambda: sensor
+        after, results = step(self.chain, state or None, pixels, lambda: numbers, measured)
         if self._output is None:
             parts = {name: (tuple(one.shape), one.dtype) for name, one in results.items()}
             self._output = Block(parts, self._make)
         for name, value in results.items():
             self._output.parts[name].copy_(value)
-        if state is not None:
-            for name, value in state.tensors().items():
-                self.states[name].index_copy_(0, new_row, value)
+        for name, value in (after or {}).items():
+            self.states[name].index_copy_(0, new_row, value)
 
     def launch(
         self,

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,7 @@ from torch import Tensor
 
 from dpt_ros.engine.packed import Fields, length, pack, unpack
 from dpt_ros.engine.runner.chain import Chain, Pixels
-from dpt_ros.engine.scale.estimator import ScaleState, scale
-from dpt_ros.engine.scale.inverse_depth import metric_inverse_depth
+from dpt_ros.engine.scale.estimator import ScaleState, metric_inverse_depth, scale
 from dpt_ros.engine.scale.plan import SCALE_FIELDS
 from dpt_ros.engine.scale.steps import relative_variance
 from dpt_ros.engine.smoothing.filter import TemporalSettings
@@ -31,48 +29,32 @@ NUMBERS = sum(_SIZES)
 """How many these are."""
 
 
-@dataclass(frozen=True)
-class State:
-    """What is kept of B cameras from frame to frame, on the device."""
+State = dict[str, Tensor]
+"""What is kept of B cameras from frame to frame, on the device: the fields of ``ScaleState``, and
+with smoothing those of ``FilterState``, (B, ...) each."""
 
-    filter: FilterState | None  # None without smoothing
-    scale: ScaleState
 
-    def tensors(self) -> dict[str, Tensor]:
-        """By name, (B, ...) each."""
-        parts = self.scale._asdict() | (vars(self.filter) if self.filter else {})
-        return {name: value for name, value in parts.items() if value is not None}
+def blank_state(chain: Chain, batch: int, device: torch.device) -> State:
+    """The state of cameras without a past."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    if chain.smoothed:
+        shapes["maps"] = (4, *chain.map_size)
+        if chain.label_shape:
+            shapes["logits"] = chain.label_shape
+        shapes |= {"affine": (2,), "age": (), "luma": chain.luma_size}
+    made = {name: torch.zeros((batch, *one), device=device) for name, one in shapes.items()}
+    return ScaleState.empty(batch, device)._asdict() | made
 
-    def fitted(self, chain: Chain) -> State:
-        """For a chain's next frame: without smoothing, or for maps of another size, the filter's
-        part is blank; grey levels are resized. ``smooth`` leaves out logits of another shape."""
-        mine = self.filter
-        if not chain.smoothed or mine is None or tuple(mine.maps.shape[2:]) != chain.map_size:
-            blank = State.blank(chain, len(self.scale.numbers), self.scale.numbers.device)
-            return State(blank.filter, self.scale)
-        luma = resize(mine.luma[:, None], chain.luma_size)[:, 0]
-        return State(replace(mine, luma=luma), self.scale)
 
-    @classmethod
-    def blank(cls, chain: Chain, batch: int, device: torch.device) -> State:
-        """The state of cameras without a past."""
-
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros((batch, *shape), device=device)
-
-        scale = ScaleState.empty(batch, device)
-        if not chain.smoothed:
-            return cls(None, scale)
-        logits = zeros(*chain.label_shape) if chain.label_shape else None
-        maps, luma = zeros(4, *chain.map_size), zeros(*chain.luma_size)
-        return cls(FilterState(maps, logits, zeros(2), zeros(), luma), scale)
-
-    @classmethod
-    def of(cls, tensors: dict[str, Tensor]) -> State:
-        """From what ``tensors`` gave."""
-        mine = {name: tensors[name] for name in ScaleState._fields}
-        rest: dict[str, Any] = {k: one for k, one in tensors.items() if k not in mine}
-        return cls(FilterState(**{"logits": None, **rest}) if rest else None, ScaleState(**mine))
+def fitted_state(state: State, chain: Chain) -> State:
+    """A state for a chain's next frame: without smoothing, or for maps of another size, the
+    filter's part is blank; grey levels are resized. ``smooth`` leaves out logits of another
+    shape."""
+    maps = state.get("maps")
+    if not chain.smoothed or maps is None or tuple(maps.shape[2:]) != chain.map_size:
+        own = {name: state[name] for name in ScaleState._fields}
+        return blank_state(chain, len(own["numbers"]), own["numbers"].device) | own
+    return state | {"luma": resize(state["luma"][:, None], chain.luma_size)[:, 0]}
 
 
 def frame_numbers(plan: np.ndarray, limit: float, row: int = 0, new_row: int = 0) -> np.ndarray:
@@ -91,10 +73,6 @@ def rows(numbers: Tensor) -> tuple[Tensor, Tensor]:
     """(B,) int64 rows of the states to read, and to write."""
     own = unpack(_FRAME_FIELDS, numbers[:, : _SIZES[0]])
     return own["row"].long(), own["new_row"].long()
-
-
-def _untimed(name: str) -> AbstractContextManager[None]:
-    return nullcontext()
 
 
 @contextmanager
@@ -120,7 +98,7 @@ def step(
     pixels: Pixels,
     numbers: Callable[[], Tensor],
     sensor: Callable[[], Tensor] | None = None,
-    timed: Callable[[str], AbstractContextManager[None]] = _untimed,
+    timed: Callable[[str], AbstractContextManager[Any]] = nullcontext,
 ) -> tuple[State | None, dict[str, Tensor]]:
     """Process a frame of each of B cameras: the whole algorithm, one call per step.
 
@@ -171,16 +149,20 @@ def _refine(
         "variance" (B, h, w), relative; "reset_code" (B,) uint8; "scale" (B, k) of ``scale``.
     """
     raw, logits = maps["inverse_depth"], maps.get("logits")
+    past = dict(state)
+    scale_past = ScaleState(*(past.pop(name) for name in ScaleState._fields))
     scale_state, raw, affine, covariance, stats = scale(
-        state.scale, chain.bounded(raw), logits, measured, chain.scale_constants
+        scale_past, chain.bounded(raw), logits, measured, chain.scale_constants
     )
+    after: State = scale_state._asdict()
     refined = {"scale": stats}
-    filter_state = state.filter
-    if filter_state is not None:
+    if past:
         assert luma is not None
+        filter_past = FilterState(**{"logits": None, **past})  # type: ignore[arg-type]
         filter_state, refined["inverse_depth"], variance, logits, *_, refined["reset_code"] = (
-            smooth(filter_state, raw, affine, logits, luma, weights)
+            smooth(filter_past, raw, affine, logits, luma, weights)
         )
+        after |= {name: one for name, one in vars(filter_state).items() if one is not None}
         if logits is not None:
             refined["logits"] = logits
     else:
@@ -189,4 +171,4 @@ def _refine(
         variance = torch.full_like(raw, TemporalSettings().measurement_noise ** 2)
     covariance = covariance * stats[:, :1]  # 0 without metres
     refined["variance"] = variance + relative_variance(raw, affine, covariance)
-    return State(filter_state, scale_state), maps | refined
+    return after, maps | refined

@@ -10,52 +10,58 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
 LANES = ("upload", "compute", "download")
 
 
-class Event(Protocol):
-    """A point in a lane's work, as torch.cuda.Event."""
+class Event:
+    """A point in a lane's work, as torch.cuda.Event; here of the host."""
+
+    time = 0.0
 
     def wait(self) -> None:
         """Wait until the work before the event is done, without the GIL."""
 
-    def seconds_since(self, earlier: Event) -> float:
+    def seconds_since(self, earlier: Any) -> float:
         """Device time between two events that are both done."""
+        return self.time - earlier.time
 
 
-class Streams(Protocol):
-    """The lanes of one device: "upload", "compute" and "download"."""
+class Streams:
+    """The lanes of one device: "upload", "compute" and "download"; here of the host, where work
+    is done when it is started."""
 
-    device: torch.device
+    device = torch.device("cpu")
 
     def buffer(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Page-locked host memory, as asynchronous copies need it."""
+        return torch.empty(shape, dtype=dtype)
 
     def event(self) -> Event:
         """An event, which can be recorded again and again."""
+        return Event()
 
     def on(self, lane: str) -> AbstractContextManager[Any]:
         """Work started in this context runs in the lane."""
+        return nullcontext()
 
-    def record_event(self, event: Event, lane: str) -> None:
+    def record_event(self, event: Any, lane: str) -> None:
         """Record the event behind the work that the lane has been given."""
+        event.time = time.perf_counter()
 
-    def wait_event(self, event: Event, lane: str) -> None:
+    def wait_event(self, event: Any, lane: str) -> None:
         """Let the lane wait for the event; the host does not."""
 
     def branch(self) -> AbstractContextManager[Any]:
         """Work started in this context runs beside what the compute lane starts after it."""
+        return nullcontext()
 
     def join(self) -> None:
         """Let the compute lane wait for the branches."""
@@ -73,12 +79,13 @@ class Streams(Protocol):
         Raises:
             Exception: it cannot be captured. Graphs captured before must then be dropped.
         """
+        return work
 
     def synchronize(self) -> None:
         """Wait on the host for all lanes."""
 
 
-class CudaStreams:
+class CudaStreams(Streams):
     """CUDA streams and events of one GPU.
 
     Args:
@@ -108,12 +115,10 @@ class CudaStreams:
         with torch.cuda.device(self.device), torch.cuda.stream(self._streams[lane]):
             yield
 
-    def record_event(self, event: Event, lane: str) -> None:
-        assert isinstance(event, _CudaEvent)
+    def record_event(self, event: Any, lane: str) -> None:
         event.event.record(self._streams[lane])
 
-    def wait_event(self, event: Event, lane: str) -> None:
-        assert isinstance(event, _CudaEvent)
+    def wait_event(self, event: Any, lane: str) -> None:
         self._streams[lane].wait_event(event.event)
 
     @contextmanager
@@ -189,7 +194,7 @@ class CudaStreams:
             stream.synchronize()
 
 
-class _CudaEvent:
+class _CudaEvent(Event):
     def __init__(self) -> None:
         # Blocking: a wait sleeps instead of keeping a core busy.
         self.event = torch.cuda.Event(enable_timing=True, blocking=True)
@@ -197,51 +202,5 @@ class _CudaEvent:
     def wait(self) -> None:
         self.event.synchronize()
 
-    def seconds_since(self, earlier: Event) -> float:
-        assert isinstance(earlier, _CudaEvent)
+    def seconds_since(self, earlier: Any) -> float:
         return earlier.event.elapsed_time(self.event) * 1e-3
-
-
-class HostStreams:
-    """The same on the host, where work is done when it is started."""
-
-    device = torch.device("cpu")
-
-    def buffer(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        return torch.empty(shape, dtype=dtype)
-
-    def event(self) -> Event:
-        return _HostEvent()
-
-    def on(self, lane: str) -> AbstractContextManager[Any]:
-        return nullcontext()
-
-    def record_event(self, event: Event, lane: str) -> None:
-        assert isinstance(event, _HostEvent)
-        event.time = time.perf_counter()
-
-    def wait_event(self, event: Event, lane: str) -> None:
-        pass
-
-    def branch(self) -> AbstractContextManager[Any]:
-        return nullcontext()
-
-    def join(self) -> None:
-        pass
-
-    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        return work
-
-    def synchronize(self) -> None:
-        pass
-
-
-class _HostEvent:
-    time = 0.0
-
-    def wait(self) -> None:
-        pass
-
-    def seconds_since(self, earlier: Event) -> float:
-        assert isinstance(earlier, _HostEvent)
-        return self.time - earlier.time

@@ -9,7 +9,7 @@ a CPU numpy's calls cost a fraction of torch's: there the same functions get one
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -62,55 +62,9 @@ def minimum(a: Array, b: Array | float) -> Array:
     return b if a > b else a
 
 
-def sqrt(x: Array) -> Array:
-    """The square root; NaN of a negative number."""
-    return x.sqrt() if isinstance(x, Tensor) else np.sqrt(x)
-
-
-def exp(x: Array) -> Array:
-    """e to the power of x."""
-    return x.exp() if isinstance(x, Tensor) else np.exp(x)
-
-
-def log(x: Array) -> Array:
-    """The natural logarithm; NaN of a negative number."""
-    return x.log() if isinstance(x, Tensor) else np.log(x)
-
-
-def double(x: Array) -> Array:
-    """As float64; tensors within ``single_precision`` as float32."""
-    if isinstance(x, Tensor):
-        return x.to(_double.get())
-    return x.astype(np.float64) if isinstance(x, np.ndarray) else np.float64(x)
-
-
-def single(x: Array) -> Array:
-    """As float32."""
-    if isinstance(x, Tensor):
-        return x.float()
-    return x.astype(np.float32) if isinstance(x, np.ndarray) else np.float32(x)
-
-
-def zeros(x: Array) -> Array:
-    """Of the same shape."""
-    return torch.zeros_like(x) if isinstance(x, Tensor) else np.zeros_like(x)
-
-
-def whole(x: Array) -> Array:
-    """As int64, towards 0."""
-    if isinstance(x, Tensor):
-        return x.long()
-    return x.astype(np.int64) if isinstance(x, np.ndarray) else int(x)
-
-
 def column(x: Array) -> Array:
     """Of what there is one of per row: with an axis behind, beside arrays of the rows."""
     return x if np.isscalar(x) else x[..., None]
-
-
-def columns(x: Array) -> list[Array]:
-    """The parts along the last axis."""
-    return list(x.unbind(-1) if isinstance(x, Tensor) else x)
 
 
 def stack(parts: list[Array], axis: int) -> Array:
@@ -127,29 +81,6 @@ def numbers(count: int, like: Array) -> Array:
     return np.arange(count)
 
 
-def product(matrix: Array, vector: Array) -> Array:
-    """(..., M, N) times (..., N)."""
-    if isinstance(matrix, Tensor):
-        return (matrix @ vector[..., None])[..., 0]
-    return matrix @ vector
-
-
-def ascending(x: Array) -> Array:
-    """Sorted along the last axis, NaN last; of tensors as +inf, since ONNX does not order NaN."""
-    if isinstance(x, Tensor):
-        return torch.where(x == x, x, torch.inf).sort(-1).values
-    return np.sort(x)
-
-
-def first_true(x: Array) -> Array:
-    """Indices along the last axis: of what is True in its order, then of the rest."""
-    if isinstance(x, Tensor):
-        count = x.shape[-1]  # of different keys, since not every runtime sorts stably
-        keys = torch.arange(count, device=x.device) + count * (~x).long()
-        return keys.sort(-1).values % count
-    return np.argsort(~x, kind="stable")
-
-
 def gather(x: Array, index: Array) -> Array:
     """(..., K, ...): of (..., N), at indices (..., K, ...) along the last axis."""
     if isinstance(x, Tensor):
@@ -157,11 +88,32 @@ def gather(x: Array, index: Array) -> Array:
     return x[index] if x.ndim == 1 else np.take_along_axis(x, index, -1)
 
 
-def largest(x: Array, axis: int) -> Array:
-    """The largest along an axis; NaN if there is a NaN."""
-    return x.amax(axis) if isinstance(x, Tensor) else x.max(axis)
+def _first_true(x: Tensor) -> Tensor:
+    count = x.shape[-1]  # of different keys, since not every runtime sorts stably
+    keys = torch.arange(count, device=x.device) + count * (~x).long()
+    return keys.sort(-1).values % count
 
 
-def smallest(x: Array, axis: int) -> Array:
-    """The smallest along an axis; NaN if there is a NaN."""
-    return x.amin(axis) if isinstance(x, Tensor) else x.min(axis)
+def _both(of_tensors: Callable[..., Any], of_arrays: Callable[..., Any]) -> Callable[..., Array]:
+    def function(x: Array, *more: Array) -> Array:
+        return (of_tensors if isinstance(x, Tensor) else of_arrays)(x, *more)
+
+    return function
+
+
+sqrt = _both(torch.sqrt, np.sqrt)
+exp, log = _both(torch.exp, np.exp), _both(torch.log, np.log)
+zeros = _both(torch.zeros_like, np.zeros_like)
+# As float64, tensors within ``single_precision`` as float32; as float32; as int64, towards 0.
+double = _both(lambda x: x.to(_double.get()), np.float64)
+single = _both(Tensor.float, np.float32)
+whole = _both(Tensor.long, lambda x: x.astype(np.int64) if isinstance(x, np.ndarray) else int(x))
+# The parts along the last axis; (..., M, N) times (..., N).
+columns = _both(lambda x: x.unbind(-1), list)
+product = _both(lambda matrix, vector: (matrix @ vector[..., None])[..., 0], np.matmul)
+# Sorted along the last axis, NaN last; of tensors as +inf, since ONNX does not order NaN.
+ascending = _both(lambda x: torch.where(x == x, x, torch.inf).sort(-1).values, np.sort)
+# Indices along the last axis: of what is True in its order, then of the rest.
+first_true = _both(_first_true, lambda x: np.argsort(~x, kind="stable"))
+# The largest and the smallest along an axis; NaN if there is a NaN.
+largest, smallest = _both(Tensor.amax, np.ndarray.max), _both(Tensor.amin, np.ndarray.min)

@@ -11,7 +11,7 @@ prior of each of its fits.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections import namedtuple
 
 from dpt_ros.engine.scale import arrays
 from dpt_ros.engine.scale.arrays import Array
@@ -42,41 +42,25 @@ METRIC_WALK, RELATIVE_WALK = (0.01, 0.002), (0.1, 0.1)
 _CENTER = 0.33  # 1/m, before any pairs
 
 
-class Kalman(NamedTuple):
-    """The state of the correction ``inverse_depth = scale * unit * raw_inverse_depth + shift``.
+Kalman = namedtuple(
+    "Kalman", "scale shift c00 c01 c11 s0 s1 factor unit known fitted center source residual"
+)
+"""The state of the correction ``inverse_depth = scale * unit * raw_inverse_depth + shift``.
 
-    All are (...) float64; one array (..., 14) holds them in this order.
+All are (...) float64; one array (..., 14) holds them in this order.
 
-    Args:
-        scale, shift: in units of ``unit`` and in 1/m.
-        c00, c01, c11: covariance of scale and shift.
-        s0, s1: variances of scale and shift of an error common to all fits of the last one's
-            kind; it does not average out.
-        factor: of the process noise.
-        unit: prior scale of a metric network; that of the first fit of a relative one.
-        known: 1 if there is a correction: a prior or a fit.
-        fitted: 1 if there was a fit.
-        center: 1/m, median inverse depth of the last pairs.
-        source: index into ``SOURCES``.
-        residual: of the last fit, 0 without one.
-    """
-
-    scale: Array
-    shift: Array
-    c00: Array
-    c01: Array
-    c11: Array
-    s0: Array
-    s1: Array
-    factor: Array
-    unit: Array
-    known: Array
-    fitted: Array
-    center: Array
-    source: Array
-    residual: Array
-
-
+scale, shift: in units of ``unit`` and in 1/m.
+c00, c01, c11: covariance of scale and shift.
+s0, s1: variances of scale and shift of an error common to all fits of the last one's kind; it does
+not average out.
+factor: of the process noise.
+unit: prior scale of a metric network; that of the first fit of a relative one.
+known: 1 if there is a correction: a prior or a fit.
+fitted: 1 if there was a fit.
+center: 1/m, median inverse depth of the last pairs.
+source: index into ``SOURCES``.
+residual: of the last fit, 0 without one.
+"""
 KALMAN = Kalman._fields
 
 

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from dpt_ros.engine.scale.anchors import MAX_PAIRS, Anchors
 from dpt_ros.engine.scale.ground import GRID_POINTS, TILT_SIGMA, floor_inverse_depth
 from dpt_ros.engine.scale.kalman import KALMAN, initial
 from dpt_ros.engine.scale.robust_fit import FIT_STATES, MIN_PAIRS
+from dpt_ros.engine.settings import Settings
 
 NO_ANCHORS = "no anchors"
 MAX_ANCHOR_AGE = 0.15  # seconds between a frame and its anchors
@@ -36,49 +37,25 @@ STATES = ("", "fitted", "scale only", "held", "uncorrected", "not metric yet", "
 HELD, UNCORRECTED, NOT_METRIC, DISABLED = range(3, 7)
 
 
-class ScaleStats(NamedTuple):
-    """What ``scale`` tells of a frame; float32.
+ScaleStats = namedtuple(
+    "ScaleStats", "metric scale shift sigma residual pairs source state reason"
+)
+"""What ``scale`` tells of a frame; float32.
 
-    Args:
-        metric: 1 where inverse depth is in 1/m.
-        scale, shift: inverse_depth = scale * raw_inverse_depth + shift.
-        sigma: relative standard deviation of the inverse depth at the pairs; inf if not metric.
-        residual: relative standard deviation of the network about the last fit, 0 without one.
-        pairs: how many pairs of the frame were fitted.
-        source: index into ``SOURCES``: what the scale comes from.
-        state: index into ``STATES``.
-        reason: index into ``FIT_STATES``: why the frame was not used, 0 if it was; -1: see the
-            reason that ``plan_scale`` gave.
-    """
-
-    metric: float
-    scale: float
-    shift: float
-    sigma: float
-    residual: float
-    pairs: float
-    source: float
-    state: float
-    reason: float
+metric: 1 where inverse depth is in 1/m.
+scale, shift: inverse_depth = scale * raw_inverse_depth + shift.
+sigma: relative standard deviation of the inverse depth at the pairs; inf if not metric.
+residual: relative standard deviation of the network about the last fit, 0 without one.
+pairs: how many pairs of the frame were fitted.
+source: index into ``SOURCES``: what the scale comes from.
+state: index into ``STATES``.
+reason: index into ``FIT_STATES``: why the frame was not used, 0 if it was; -1: see the reason that
+``plan_scale`` gave.
+"""
 
 
 @dataclass(frozen=True)
-class ScaleSettings:
-    """Where metres come from.
-
-    Args:
-        source: "auto" (anchors while there are any, else their last fit until the ground is more
-            certain, else the network), "network", "anchors", "ground", or "none".
-        depth_scale: factor of a metric network's depth.
-        camera_height: metres above the floor, 0 if unknown.
-    """
-
-    source: str = "auto"
-    depth_scale: float = 1.0
-    camera_height: float = 0.0
-
-
-class ScaleHistory(NamedTuple):
+class ScaleHistory:
     """What the host keeps of the last frame.
 
     Args:
@@ -112,7 +89,7 @@ def focal_factor(trained: float, camera: CameraModel | None, input_width: int) -
 
 def plan_scale(
     history: ScaleHistory | None,
-    settings: ScaleSettings,
+    settings: Settings,
     metric: bool,
     focal: float,
     stamp_ns: int,
@@ -127,7 +104,7 @@ def plan_scale(
     Args:
         history: of the frame before; None for the first one. A fit does not apply to other
             intrinsics, which therefore begin anew.
-        settings: where metres come from; a source that the network allows.
+        settings: where metres come from; a ``scale_source`` that the network allows.
         metric: whether the network predicts 1/m by itself.
         focal: from ``focal_factor``, > 0; used with a metric network.
         stamp_ns: of the frame, nanoseconds.
@@ -147,14 +124,14 @@ def plan_scale(
     values = {
         "fresh": fresh,
         "seconds": seconds,
-        "disabled": settings.source == "none",
-        "ground_only": settings.source == "ground",
-        "initial": initial(1 / (focal * settings.depth_scale) if metric else None),
+        "disabled": settings.scale_source == "none",
+        "ground_only": settings.scale_source == "ground",
+        "initial": initial(1 / (focal * settings.scale_factor) if metric else None),
     }
-    reason = "" if settings.source == "network" else NO_ANCHORS
+    reason = "" if settings.scale_source == "network" else NO_ANCHORS
     if anchors is not None and seen is not None:
         anchors = anchors.within(seen)
-    if anchors is not None and settings.source in ("auto", "anchors"):
+    if anchors is not None and settings.scale_source in ("auto", "anchors"):
         age = abs(stamp_ns - anchors.stamp_ns) * 1e-9
         if age > MAX_ANCHOR_AGE:
             reason = f"anchors {age:.2f} s from the frame"
@@ -167,8 +144,8 @@ def plan_scale(
                 [(few.u + 0.5) / few.width, (few.v + 0.5) / few.height, 1 / few.metres], 1
             )
             values["anchors"] = places
-    values["unasked"] = settings.source == "auto" and reason == NO_ANCHORS
-    height = settings.camera_height if settings.source in ("auto", "ground") else 0
+    values["unasked"] = settings.scale_source == "auto" and reason == NO_ANCHORS
+    height = settings.scale_camera_height if settings.scale_source in ("auto", "ground") else 0
     if height > 0 and has_labels and camera is not None and down is not None:
         values["floor"] = floor_inverse_depth(camera, down, height, seen)
         values["tilt"] = TILT_SIGMA / height
@@ -186,7 +163,9 @@ def describe(stats: np.ndarray, reason: str) -> tuple[bool, dict[str, str]]:
         Whether inverse depth is in 1/m; names and values.
     """
     s = ScaleStats(*stats.tolist())
-    why, state = explain(s, reason), STATES[int(s.state)]
+    # Why the anchors or the floor were not used; "" if they were, or need not be.
+    why = reason if s.reason < 0 else FIT_STATES[int(s.reason)]
+    state = STATES[int(s.state)]
     return bool(s.metric), {
         "scale source": SOURCES[int(s.source)],
         "scale state": f"{state} ({why})" if why else state,
@@ -196,13 +175,3 @@ def describe(stats: np.ndarray, reason: str) -> tuple[bool, dict[str, str]]:
         "scale residual": f"{100 * s.residual:.1f} %",
         "scale pairs": str(int(s.pairs)),
     }
-
-
-def explain(stats: ScaleStats, reason: str) -> str:
-    """Why a frame's anchors or floor were not used; "" if they were, or need not be.
-
-    Args:
-        stats: of the frame.
-        reason: from ``plan_scale``.
-    """
-    return reason if stats.reason < 0 else FIT_STATES[int(stats.reason)]

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections import namedtuple
 
 from dpt_ros.engine.scale import arrays
 from dpt_ros.engine.scale.arrays import Array
@@ -35,32 +35,20 @@ MAX_SCALE_SIGMA = 0.2  # relative; beyond it only one number is fitted
 MIN_SCALE = 0.05
 
 
-class Fit(NamedTuple):
-    """``inverse_depth = scale * raw_inverse_depth + shift``, as fitted to frames.
+Fit = namedtuple("Fit", "state pairs scale shift c00 c01 c11 raw measured residual")
+"""``inverse_depth = scale * raw_inverse_depth + shift``, as fitted to frames.
 
-    All are (...) float64; one array (..., 10) holds them in this order.
+All are (...) float64; one array (..., 10) holds them in this order.
 
-    Args:
-        state: index into ``FIT_STATES``: "fitted"; "scale only": the pairs have no spread and fix
-            one number, namely that the line goes through the center; or why there is no fit.
-        pairs: how many pairs there were.
-        scale, shift: of the line; in state "scale only" the shift is 0.
-        c00, c01, c11: covariance of scale and shift; in state "scale only" c00 is the variance of
-            the inverse depth at the center.
-        raw, measured: the center: medians of the raw and of the measured inverse depth.
-        residual: relative standard deviation of the network about the line, robust.
-    """
-
-    state: Array
-    pairs: Array
-    scale: Array
-    shift: Array
-    c00: Array
-    c01: Array
-    c11: Array
-    raw: Array
-    measured: Array
-    residual: Array
+state: index into ``FIT_STATES``: "fitted"; "scale only": the pairs have no spread and fix one
+number, namely that the line goes through the center; or why there is no fit.
+pairs: how many pairs there were.
+scale, shift: of the line; in state "scale only" the shift is 0.
+c00, c01, c11: covariance of scale and shift; in state "scale only" c00 is the variance of the
+inverse depth at the center.
+raw, measured: the center: medians of the raw and of the measured inverse depth.
+residual: relative standard deviation of the network about the line, robust.
+"""
 
 
 def fit_pairs(raw_inverse_depth: Array, inverse_depth: Array, usable: Array) -> Array:

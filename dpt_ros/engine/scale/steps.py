@@ -179,7 +179,10 @@ def _correct(n: dict[str, Array], metric: bool) -> tuple[Any, ...]:
     fresh, tilt = n["fresh"] > 0, arrays.double(n["tilt"])
     state = arrays.where(arrays.column(fresh), arrays.double(n["initial"]), n["state"])
     before = kalman.predict(Kalman(*arrays.columns(state)), arrays.double(n["seconds"]), metric)
-    k, fits = before, [Fit(*arrays.columns(fit)) for fit in _sources(n["fits"])]
+    k, fits = (
+        before,
+        [Fit(*arrays.columns(n["fits"][..., source, :])) for source in range(n["fits"].shape[-2])],
+    )
 
     tried = (n["anchors"][..., 2] != 0).any(-1)
     updated, refused = kalman.update(k, fits[0], ~fresh, 0.0, 0.0, metric)
@@ -225,10 +228,6 @@ def _correct(n: dict[str, Array], metric: bool) -> tuple[Any, ...]:
     line = arrays.single(scale), arrays.single(k.shift)
     local = n["table"], n["anchors"], n["seen"], n["seconds"]
     return state, update_table(*local, fresh, anchored, *line), told[..., 1:3], covariance, told
-
-
-def _sources(fits: Array) -> list[Array]:
-    return [fits[..., k, :] for k in range(fits.shape[-2])]
 
 
 def _chosen(condition: Array, a: Kalman, b: Kalman, source: int) -> Kalman:

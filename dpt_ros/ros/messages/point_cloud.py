@@ -9,7 +9,7 @@ import numpy as np
 from sensor_msgs.msg import PointCloud2, PointField
 from std_msgs.msg import Header
 
-from dpt_ros.engine.output.point_cloud import FIELDS, POINT_STEP
+from dpt_ros.engine.output.point_cloud import FIELD_TYPES, POINT
 from dpt_ros.ros.messages.image import MessageError, give_bytes
 
 # Of sensor_msgs/PointField: FLOAT32 and FLOAT64; types of 4 bytes: INT32, UINT32, FLOAT32.
@@ -25,11 +25,12 @@ def cloud_message(cloud: np.ndarray, header: Header) -> PointCloud2:
         height=height,
         width=width,
         fields=[
-            PointField(name=f.name, offset=f.offset, datatype=f.datatype, count=1) for f in FIELDS
+            PointField(name=name, offset=4 * k, datatype=kind, count=1)
+            for k, (name, kind) in enumerate(FIELD_TYPES.items())
         ],
         is_bigendian=sys.byteorder == "big",
-        point_step=POINT_STEP,
-        row_step=POINT_STEP * width,
+        point_step=POINT.itemsize,
+        row_step=POINT.itemsize * width,
         is_dense=False,
     )
     give_bytes(msg, np.ascontiguousarray(cloud))

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from dpt_ros.engine.export import cache
-from dpt_ros.engine.export.cache import exported
+from dpt_ros.engine.export import network
+from dpt_ros.engine.export.network import exported
 from dpt_ros.model import DPT
 from dpt_ros.model.zoo import SMALL, ZOO
 
@@ -33,7 +33,7 @@ def written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, A
         time.sleep(0.2)
         path.write_text("network")
 
-    monkeypatch.setattr(cache, "export_network", export)
+    monkeypatch.setattr(network, "export_network", export)
     monkeypatch.setenv("DPT_ROS_CACHE", str(tmp_path / "cache"))
     return asked
 
@@ -68,7 +68,7 @@ def test_what_makes_another_network_makes_another_file(written, other: Callable[
 
 def test_a_new_version_exports_anew(written, monkeypatch) -> None:
     first = exported(small(), "fp32")
-    monkeypatch.setattr(cache, "__version__", "99")
+    monkeypatch.setattr(network, "__version__", "99")
     assert exported(small(), "fp32") != first
     assert written[0]["source"]["sha256"] == written[1]["source"]["sha256"]
 

@@ -142,10 +142,6 @@ def test_what_cannot_be_written_is_refused_before_the_work(
         write(tmp_path / "no" / "a.onnx", module)
     with pytest.raises(IsADirectoryError, match="cannot be written: it is a folder"):
         write(tmp_path, module)
-    with pytest.raises(ValueError, match=r"precision is fp16, but the weights are torch\.float32"):
-        write(tmp_path / "a.onnx", module, precision="fp16")
-    with pytest.raises(ValueError, match="precision is 'fp8', but must be fp32 or fp16"):
-        write(tmp_path / "a.onnx", module, precision="fp8")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ImportError, match="is not installed: pip install onnxscript"):
         write(tmp_path / "a.onnx", module)

@@ -17,12 +17,11 @@ from torch import Tensor, nn
 
 from dpt_ros.engine.export.compare import compare_frame
 from dpt_ros.engine.export.file import SPEC, ExportError, read_metadata, write
-from dpt_ros.engine.export.frame import FrameModule, all_outputs, export_frame
-from dpt_ros.engine.frame import OutputRequest
+from dpt_ros.engine.export.frame import FrameModule, all_outputs
+from dpt_ros.engine.frame import Kind, OutputRequest
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.input.device_preprocess import DeviceInput
 from dpt_ros.engine.input.encodings import ENCODINGS
-from dpt_ros.engine.runner.kind import Kind
 from dpt_ros.engine.settings import Settings
 
 SETTINGS = Settings(input_width=128, input_height=96, label_groups=("ways: floor",))
@@ -52,7 +51,7 @@ def kind(networks: Networks) -> Kind:
 @pytest.fixture(scope="module")
 def frame_file(tmp_path_factory: pytest.TempPathFactory, networks: Networks, kind: Kind) -> Path:
     path = tmp_path_factory.mktemp("frame") / "frame.onnx"
-    export_frame(networks, kind, SETTINGS, path, batch=2)
+    FrameModule(networks, kind, SETTINGS).write(path, batch=2)
     return path
 
 
@@ -60,7 +59,7 @@ def test_a_frame_comes_out_as_from_pytorch(
     frame_file: Path, networks: Networks, kind: Kind
 ) -> None:
     frames = [pixels_of(ENCODING, *SHAPE, batch=2), np.zeros((2, *SHAPE), np.uint16)]
-    worst = compare_frame(frame_file, networks, kind, SETTINGS, frames)
+    worst = compare_frame(frame_file, FrameModule(networks, kind, SETTINGS), frames)
     assert set(worst) == {"depth", "labels", "confidence"}
     assert worst["depth"] < 1e-4
     assert worst["labels"] == 0

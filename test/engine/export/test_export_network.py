@@ -14,9 +14,9 @@ import torch
 from helpers.places import ROOT
 
 from dpt_ros.data import class_names, palette
+from dpt_ros.engine.export.compare import TOLERANCES, Difference, _difference, compare_network
 from dpt_ros.engine.export.file import ExportError, read_metadata
 from dpt_ros.engine.export.network import export_network, network_metadata, outputs_of, spec_of
-from dpt_ros.engine.export.parity import TOLERANCES, Difference, _difference, compare_network
 from dpt_ros.model import create_model
 from dpt_ros.model.zoo import ZOO
 
@@ -147,6 +147,8 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
         export_network(model, path, size=(100, 320))
     with pytest.raises(ExportError, match="batch is 0"):
         export_network(model, path, batch=0)
+    with pytest.raises(ExportError, match="precision is 'fp8', but must be fp32 or fp16"):
+        export_network(model, path, precision="fp8")
     with pytest.raises(ExportError, match="must be float32, on the CPU, in eval mode"):
         outputs_of(model.half(), "fp32")
     assert not path.exists()

@@ -19,15 +19,14 @@ from dpt_ros.engine.export.compare import compare_step, difference
 from dpt_ros.engine.export.file import FIELDS, SPEC, ExportError, read_metadata
 from dpt_ros.engine.export.frame import all_outputs
 from dpt_ros.engine.export.session import StepSession
-from dpt_ros.engine.export.step import StepModule, export_step
-from dpt_ros.engine.frame import Frame, Prediction
+from dpt_ros.engine.export.step import StepModule
+from dpt_ros.engine.frame import Frame, Kind, Prediction
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.output.postprocess import torch_only
 from dpt_ros.engine.runner.cameras import Cameras
 from dpt_ros.engine.runner.cuda import StreamRunner
-from dpt_ros.engine.runner.kind import Kind
 from dpt_ros.engine.runner.step import NUMBERS, frame_numbers
-from dpt_ros.engine.runner.streams import HostStreams
+from dpt_ros.engine.runner.streams import Streams
 from dpt_ros.engine.scale.anchors import project_scan
 from dpt_ros.engine.settings import Settings
 from dpt_ros.world import Scanner, World
@@ -44,7 +43,7 @@ def networks() -> Networks:
 @pytest.fixture(scope="module")
 def step_file(tmp_path_factory: pytest.TempPathFactory, networks: Networks) -> Path:
     path = tmp_path_factory.mktemp("step") / "step.onnx"
-    export_step(networks, kind_of(networks), SETTINGS, path)
+    StepModule(networks, kind_of(networks), SETTINGS).write(path)
     return path
 
 
@@ -109,7 +108,7 @@ def test_after_a_change_of_size_the_scale_goes_on_and_the_filter_begins_anew(
 ) -> None:
     session = StepSession(step_file, threads=1)
     with torch_only():
-        runner = StreamRunner(networks, SETTINGS, HostStreams(), lambda text: None)
+        runner = StreamRunner(networks, SETTINGS, Streams(), lambda text: None)
         request = all_outputs(networks, True)
         for frame in video(8, width=160):
             runner.start([frame], request, SETTINGS).release()

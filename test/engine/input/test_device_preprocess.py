@@ -3,11 +3,13 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 from helpers.places import ROOT, TEST
+from helpers.plain_torch import plain_torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -50,9 +52,8 @@ def device_input(
     size: tuple[int, int],
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
-    plain: bool = False,
 ) -> DeviceInput:
-    return DeviceInput(encoding, pixels.shape[1:], size, MEAN, STD, device, dtype, plain)
+    return DeviceInput(encoding, pixels.shape[1:], size, MEAN, STD, device, dtype)
 
 
 @st.composite
@@ -213,7 +214,7 @@ def test_the_plain_path_reads_nothing_back_and_brings_nothing_from_the_host(enco
 
 def kernel_differences() -> dict[str, float]:
     """Largest difference of the kernel, run by Triton's interpreter, from the plain path."""
-    from dpt_ros.engine.input import triton_preprocess
+    from dpt_ros.engine.input import triton_device_preprocess
 
     differences = {}
     cases = [(encoding, (10, 14)) for encoding in DIFFERENT_FORMATS]
@@ -221,7 +222,7 @@ def kernel_differences() -> dict[str, float]:
     for encoding, size in cases:
         pixels = camera_pixels(encoding, 10, 14, seed=1, batch=2 if size == (5, 9) else 1)
         make, tensor = device_input(encoding, pixels, size), host_tensor(pixels)
-        made = triton_preprocess.network_input(tensor, make)
+        made = triton_device_preprocess.network_input(tensor, make)
         assert made.is_contiguous(memory_format=torch.channels_last)
         plain = device_preprocess.network_input(tensor, make)
         differences[f"{encoding} {size}"] = (made - plain).abs().max().item()
@@ -262,13 +263,11 @@ def test_the_kernel_gives_the_values_of_the_plain_path_on_a_gpu(encoding, dtype)
     host = camera_pixels(encoding, 480, 640, seed=1, batch=2)
     pixels = host_tensor(host).cuda()
     for size in ((384, 512), (480, 640), (33, 65)):
-        fused = device_input(encoding, host, size, "cuda", dtype)
-        plain = device_input(encoding, host, size, "cuda", dtype, plain=True)
-        assert fused.fused
-        assert not plain.fused
-        made = fused(pixels)
+        make = device_input(encoding, host, size, "cuda", dtype)
+        made = make(pixels)
         assert made.is_contiguous(memory_format=torch.channels_last)
-        assert torch.equal(made, plain(pixels))
+        with plain_torch():
+            assert torch.equal(made, make(pixels))
     on_host = device_input(encoding, host, (33, 65), dtype=dtype)(host_tensor(host))
     assert torch.equal(made.cpu(), on_host)
 
@@ -279,18 +278,19 @@ def test_the_kernel_gives_the_values_of_the_plain_path_on_a_gpu(encoding, dtype)
 def test_the_network_input_can_be_recorded_in_a_cuda_graph(encoding, plain):
     first, second = (camera_pixels(encoding, 48, 64, seed) for seed in (1, 2))
     pixels = host_tensor(first).cuda()
-    make = device_input(encoding, first, (32, 64), "cuda", plain=plain)
+    make = device_input(encoding, first, (32, 64), "cuda")
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        make(pixels)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        made = make(pixels)
-    pixels.copy_(host_tensor(second))
-    graph.replay()
-    assert torch.equal(made, make(pixels))
+    with plain_torch() if plain else nullcontext():
+        with torch.cuda.stream(stream):
+            make(pixels)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            made = make(pixels)
+        pixels.copy_(host_tensor(second))
+        graph.replay()
+        assert torch.equal(made, make(pixels))
 
 
 @pytest.mark.gpu

@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-import json
 
 import numpy as np
 import pytest
@@ -128,14 +127,10 @@ def test_the_groups_of_navigation_are_asked_for_by_name():
         LabelGroups.parse(["navigaton"], names, colors)
 
 
-def test_a_typo_in_the_file_of_groups_is_found_with_any_network(tmp_path, monkeypatch):
-    path = tmp_path / "groups.json"
-    path.write_text(
-        json.dumps({"groups": [{"name": "floor", "classes": ["floor", "runng track"]}]})
-    )
-    monkeypatch.setattr(load_groups, "__defaults__", (path,))
+def test_a_typo_in_groups_of_ade20k_is_found_with_any_network():
+    groups = {"floor": ["floor", "runng track"]}
     with pytest.raises(ValueError, match="'runng track', which is not a class"):
-        LabelGroups.parse(["navigation"], NAMES, PALETTE)
+        LabelGroups.create(groups, NAMES, PALETTE, known=ADE20K)
 
 
 def test_groups_can_be_written_as_a_list_of_lines():
@@ -147,22 +142,3 @@ def test_groups_can_be_written_as_a_list_of_lines():
         parse_groups(["floor"])
     with pytest.raises(ValueError, match="is defined twice"):
         parse_groups(["a: floor", "a: wall"])
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "cannot be read"),
-        ("{", "not JSON"),
-        ("[]", "must be"),
-        (json.dumps({"groups": [{"name": "a", "classes": "floor"}]}), "must be"),
-        (json.dumps({"groups": [{"name": "a", "classes": [], "color": [1, 2, 300]}]}), "must be"),
-        (json.dumps({"groups": [{"name": "a", "classes": []}] * 2}), "a twice"),
-    ],
-)
-def test_a_damaged_file_of_groups_is_refused_with_a_sentence(tmp_path, content, message):
-    path = tmp_path / "groups.json"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(ValueError, match=message):
-        load_groups(path)

@@ -5,8 +5,14 @@ import numpy as np
 import pytest
 
 from dpt_ros.data import class_names, palette
-from dpt_ros.engine.output.color import depth_to_color
-from dpt_ros.engine.output.legend import ROW, bar_legend, class_legend, depth_legend, title
+from dpt_ros.engine.output.color import (
+    ROW,
+    bar_legend,
+    class_legend,
+    depth_legend,
+    depth_to_color,
+    title,
+)
 
 BAR = 5 + 6  # a row through the middle of bars and squares
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from dpt_ros.engine.frame import CameraModel
-from dpt_ros.engine.output.point_cloud import FIELDS, POINT, POINT_STEP, points
+from dpt_ros.engine.output.point_cloud import FIELD_TYPES, POINT, points
 
 CAMERA = CameraModel(20, 12, 17.0, 16.0, 9.2, 5.8)
 
@@ -96,8 +96,8 @@ def test_a_point_s_bytes_are_what_pcl_reads():
         CameraModel(1, 1, 1.0, 1.0, 0.5, 0.25),
     )
     assert cloud.tobytes() == struct.pack("<3f2I", -1.0, -0.5, 2.0, 0x010203, 7)
-    assert POINT.itemsize == POINT_STEP == 20
-    assert [(f.name, f.offset, f.datatype) for f in FIELDS] == [
+    assert POINT.itemsize == 20
+    assert [(name, POINT.fields[name][1], kind) for name, kind in FIELD_TYPES.items()] == [
         ("x", 0, 7),
         ("y", 4, 7),
         ("z", 8, 7),
@@ -174,7 +174,7 @@ def test_a_gpu_makes_the_same_points(stride):
 
 @pytest.mark.gpu
 def test_scale_and_points_of_a_vga_image_can_be_captured_in_a_graph():
-    from dpt_ros.engine.scale.inverse_depth import metric_inverse_depth
+    from dpt_ros.engine.scale.estimator import metric_inverse_depth
 
     depth, rgb, labels = (torch.from_numpy(part).cuda() for part in picture(size=(480, 640)))
     inverse, camera = 1 / depth, CAMERA.scaled(640, 480)

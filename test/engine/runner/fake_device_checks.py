@@ -12,12 +12,12 @@ from helpers.fake_device import CUDA, FakeGpu, fake_gpu
 from helpers.lenses import lens, pinhole
 from helpers.runner_frames import ALL, CAMERA, DEFAULT, video_frame
 
+from dpt_ros.engine.frame import Kind
 from dpt_ros.engine.input.encodings import ENCODINGS
 from dpt_ros.engine.runner.bank import Bank
 from dpt_ros.engine.runner.chain import Chain
-from dpt_ros.engine.runner.kind import Kind
 from dpt_ros.engine.runner.program import Program
-from dpt_ros.engine.runner.streams import HostStreams
+from dpt_ros.engine.runner.streams import Streams
 from dpt_ros.engine.settings import Settings
 
 # Kernels of one frame by number of networks, at 64x48 and with all outputs. A change may lower
@@ -29,7 +29,7 @@ BUDGET = {1: 330, 2: 620}
 pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 
 
-class FakeStreams(HostStreams):
+class FakeStreams(Streams):
     device = CUDA
 
 

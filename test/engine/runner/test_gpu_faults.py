@@ -25,13 +25,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpt_ros.engine import triton_launch
 from dpt_ros.engine.faults import AccelerationError, DeviceLostError, is_out_of_memory
-from dpt_ros.engine.frame import OutputRequest, Prediction
+from dpt_ros.engine.frame import Kind, OutputRequest, Prediction
 from dpt_ros.engine.inference import kernels
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.pipeline import Pipeline
 from dpt_ros.engine.runner.cuda import StreamRunner
 from dpt_ros.engine.runner.host import HostRunner
-from dpt_ros.engine.runner.kind import Kind
 
 # Full memory, in the words of torch, CUDA, cuDNN, cuBLAS, the host's allocator and a Jetson.
 FULL = [

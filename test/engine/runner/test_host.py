@@ -32,7 +32,7 @@ from dpt_ros.engine.output.flying_pixels import flying_pixel_mask
 from dpt_ros.engine.pipeline import make_runner
 from dpt_ros.engine.runner.cuda import StreamRunner
 from dpt_ros.engine.runner.host import HostRunner, Runner
-from dpt_ros.engine.runner.streams import HostStreams
+from dpt_ros.engine.runner.streams import Streams
 from dpt_ros.engine.settings import Settings
 
 
@@ -198,7 +198,7 @@ def test_smoothing_calms_a_standing_scene_and_leaves_its_first_frame_alone(netwo
 
 def test_smoothing_on_the_steps_of_a_gpu_says_what_it_says_on_a_cpu(networks):
     expected = sequence(networks, HostRunner(networks, SMOOTH))
-    actual = sequence(networks, StreamRunner(networks, SMOOTH, HostStreams(), print))
+    actual = sequence(networks, StreamRunner(networks, SMOOTH, Streams(), print))
     for number, (fast, exact) in enumerate(zip(actual, expected, strict=True)):
         error = np.abs(fast.depth - exact.depth) / exact.depth
         assert np.quantile(error, 0.99) < 1e-3, number
@@ -235,7 +235,7 @@ def test_labels_alone_are_smoothed_too(networks):
 @pytest.mark.parametrize("kind", [HostRunner, StreamRunner])
 def test_anchors_correct_the_metres_of_the_frame_they_belong_to(networks, kind):
     def make() -> Runner:
-        more = () if kind is HostRunner else (HostStreams(), print)
+        more = () if kind is HostRunner else (Streams(), print)
         return kind(networks, SMALL, *more)
 
     seen = frame(1, pixels=picture(2))
@@ -260,7 +260,7 @@ def test_without_a_source_of_metres_only_inverse_depth_is_said(networks):
 @pytest.mark.parametrize("stride", [1, 3])
 def test_points_and_labels_belong_together_pixel_by_pixel(networks, kind, stride):
     settings = replace(SMALL, points_stride=stride, points_max_incidence=90.0)
-    more = () if kind is HostRunner else (HostStreams(), print)
+    more = () if kind is HostRunner else (Streams(), print)
     runner = kind(networks, settings, *more)
     wanted = OutputRequest(confidence=True, points=True)
     camera = CameraModel(160, 100, 150.0, 150.0, 79.5, 49.5)

@@ -25,7 +25,7 @@ from helpers.runner_frames import (
 
 from dpt_ros.engine.faults import DeviceLostError
 from dpt_ros.engine.inference.network import Networks
-from dpt_ros.engine.runner.streams import HostStreams
+from dpt_ros.engine.runner.streams import Streams
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def networks() -> Networks:
 
 
 @dataclass
-class Faulty(HostStreams):
+class Faulty(Streams):
     """The host's streams, with one fault to come."""
 
     at: str

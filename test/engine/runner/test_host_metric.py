@@ -21,13 +21,12 @@ from helpers.runner_frames import (
     video_frame,
 )
 
-from dpt_ros.engine.frame import CameraModel, OutputRequest, Prediction
+from dpt_ros.engine.frame import CameraModel, Kind, OutputRequest, Prediction
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.runner.chain import Chain, depth_limit
 from dpt_ros.engine.runner.cuda import StreamRunner
 from dpt_ros.engine.runner.host import HostRunner
-from dpt_ros.engine.runner.kind import Kind
-from dpt_ros.engine.runner.streams import HostStreams
+from dpt_ros.engine.runner.streams import Streams
 from dpt_ros.engine.settings import Settings
 
 
@@ -110,7 +109,7 @@ def test_confidence_that_only_points_need_is_no_output(networks, kind):
 
 
 @pytest.mark.parametrize("shift", [1 / 50, 0.0])
-@pytest.mark.parametrize("streams", [None, HostStreams()])
+@pytest.mark.parametrize("streams", [None, Streams()])
 def test_what_scale_and_filter_leave_beyond_range_stays_infinite_when_it_is_resized(
     networks, streams, shift
 ):

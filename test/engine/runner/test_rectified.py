@@ -23,12 +23,11 @@ from helpers.runner_frames import (
     run,
 )
 
-from dpt_ros.engine.frame import Frame, OutputRequest
+from dpt_ros.engine.frame import Frame, Kind, OutputRequest
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.input.rectify import Rectifier, places
 from dpt_ros.engine.runner.chain import Chain
 from dpt_ros.engine.runner.host import HostRunner
-from dpt_ros.engine.runner.kind import Kind
 from dpt_ros.engine.scale.anchors import Anchors
 from dpt_ros.engine.scale.ground import GRID_COLUMNS, GRID_ROWS, floor_inverse_depth
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from dpt_ros.engine.frame import CameraModel
 from dpt_ros.engine.scale.anchors import Anchors, project_scan
+from dpt_ros.engine.scale.estimator import limit_depth, metric_inverse_depth
 from dpt_ros.engine.scale.ground import (
     GRID_COLUMNS,
     GRID_ROWS,
@@ -17,8 +18,8 @@ from dpt_ros.engine.scale.ground import (
     floor_ids,
     floor_inverse_depth,
 )
-from dpt_ros.engine.scale.inverse_depth import limit_depth, metric_inverse_depth
-from dpt_ros.engine.scale.plan import ScaleSettings, focal_factor
+from dpt_ros.engine.scale.plan import focal_factor
+from dpt_ros.engine.settings import Settings
 from dpt_ros.metrics.depth import depth_metrics
 from dpt_ros.model.zoo import ZOO
 from dpt_ros.world import CLASSES, KINDS, World
@@ -257,11 +258,13 @@ def test_a_pair_beside_an_edge_is_left_out(across, side):
 
 def test_the_ground_is_left_alone_where_it_was_not_asked_for_or_has_no_height():
     network, down = scene() * 1.4, np.array([0.0, 1.0, 0.0])
-    for settings_ in (ScaleSettings(), ScaleSettings(source="anchors", camera_height=0.6)):
+    for settings_ in (Settings(), Settings(scale_source="anchors", scale_camera_height=0.6)):
         estimator = ScaleEstimator(settings_, floor=(FLOOR,))
         found = estimator.update(network, 0, CAMERA, None, floor_labels(), down)
         assert (found.source, found.state, found.stats.pairs) == ("network", "uncorrected", 0)
-    estimator = ScaleEstimator(ScaleSettings(source="ground", camera_height=0.6), floor=(FLOOR,))
+    estimator = ScaleEstimator(
+        Settings(scale_source="ground", scale_camera_height=0.6), floor=(FLOOR,)
+    )
     anchors = anchors_of(scene() * 2, 0, np.random.default_rng(0))
     found = estimator.update(network, 0, CAMERA, anchors, floor_labels(), down)
     assert (found.source, found.state) == ("ground", "fitted")
@@ -308,7 +311,7 @@ def floor_labels():
 
 def test_the_floor_fixes_the_scale_where_the_camera_s_height_is_known():
     truth = scene()
-    settings_ = ScaleSettings(camera_height=0.6)
+    settings_ = Settings(scale_camera_height=0.6)
     for tilt in (-0.0175, 0.0, 0.0175):
         estimator = ScaleEstimator(settings_, floor=(FLOOR,))
         down = np.array([0.0, np.cos(tilt), np.sin(tilt)])
@@ -320,7 +323,7 @@ def test_the_floor_fixes_the_scale_where_the_camera_s_height_is_known():
 
 def test_what_is_not_labelled_floor_is_not_taken_for_it():
     truth = scene()
-    estimator = ScaleEstimator(ScaleSettings(camera_height=0.6), floor=(FLOOR,))
+    estimator = ScaleEstimator(Settings(scale_camera_height=0.6), floor=(FLOOR,))
     labels = logits_of(np.ones((240, 320), np.uint8))
     found = estimator.update(truth * 1.4, 0, CAMERA, None, labels, np.array([0.0, 1.0, 0.0]))
     assert (found.source, found.state) == ("network", "uncorrected")
@@ -329,7 +332,7 @@ def test_what_is_not_labelled_floor_is_not_taken_for_it():
 
 def test_the_ground_is_asked_when_a_held_fit_has_become_doubtful():
     truth, rng = scene(), np.random.default_rng(0)
-    estimator = ScaleEstimator(ScaleSettings(camera_height=0.6), floor=(FLOOR,))
+    estimator = ScaleEstimator(Settings(scale_camera_height=0.6), floor=(FLOOR,))
     labels, down = floor_labels(), np.array([0.0, 1.0, 0.0])
     sources = []
     for k in range(600):
@@ -348,18 +351,18 @@ def test_the_ground_is_asked_when_a_held_fit_has_become_doubtful():
 
 def test_the_ground_is_asked_where_anchors_say_nothing_plausible():
     truth = scene()
-    estimator = ScaleEstimator(ScaleSettings(camera_height=0.6), floor=(FLOOR,))
+    estimator = ScaleEstimator(Settings(scale_camera_height=0.6), floor=(FLOOR,))
     rng = np.random.default_rng(0)
     wrong = anchors_of(rng.uniform(0.03, 3, truth.shape), 0, rng)
     found = estimator.update(truth * 1.4, 0, CAMERA, wrong, floor_labels(), np.array([0.0, 1, 0]))
     assert (found.source, found.state, found.reason) == ("ground", "fitted", "")
-    alone = ScaleEstimator(ScaleSettings(camera_height=0.6), floor=(FLOOR,))
+    alone = ScaleEstimator(Settings(scale_camera_height=0.6), floor=(FLOOR,))
     same = alone.update(truth * 1.4, 0, CAMERA, None, floor_labels(), np.array([0.0, 1, 0]))
     assert (found.stats.scale, found.stats.shift) == (same.stats.scale, same.stats.shift)
 
 
 def test_a_metric_network_starts_from_its_focal_length_and_depth_scale():
-    estimator = ScaleEstimator(ScaleSettings(depth_scale=3.0), focal=2.0)
+    estimator = ScaleEstimator(Settings(scale_factor=3.0), focal=2.0)
     found = estimator.update(scene(), 0, CAMERA)
     assert (found.stats.scale, found.stats.shift) == (pytest.approx(1 / 6), 0.0)
     assert found.diagnostics()["scale sigma"] == f"{100 * found.stats.sigma:.1f} %"
@@ -368,7 +371,7 @@ def test_a_metric_network_starts_from_its_focal_length_and_depth_scale():
 def test_a_missing_scan_is_no_reason_where_none_was_asked_for():
     reasons = {}
     for source in ("network", "auto", "anchors"):
-        estimator = ScaleEstimator(ScaleSettings(source=source))
+        estimator = ScaleEstimator(Settings(scale_source=source))
         reasons[source] = estimator.update(scene(), 0, CAMERA).reason
     assert reasons == {"network": "", "auto": "", "anchors": "no anchors"}
 
@@ -376,7 +379,7 @@ def test_a_missing_scan_is_no_reason_where_none_was_asked_for():
 def test_a_source_that_was_not_asked_for_is_not_used():
     truth, rng = scene(), np.random.default_rng(0)
     for source, state in (("network", "uncorrected"), ("none", "disabled")):
-        estimator = ScaleEstimator(ScaleSettings(source=source))
+        estimator = ScaleEstimator(Settings(scale_source=source))
         found = estimator.update(truth, 0, CAMERA, anchors_of(truth * 2, 0, rng))
         assert (found.stats.scale, found.state, found.metric) == (1.0, state, source == "network")
 
@@ -447,7 +450,7 @@ def abs_rel(predictions, with_scan, camera_height, flicker):
     down = down_direction(np.linalg.inv(level_mount()))
     for frames in predictions:
         estimator = ScaleEstimator(
-            ScaleSettings(camera_height=camera_height), floor=floor_ids(CLASSES)
+            Settings(scale_camera_height=camera_height), floor=floor_ids(CLASSES)
         )
         for view, depth, labels, scan in frames:
             network = (1 / depth) * 1.3 * (1 + flicker * rng.standard_normal())

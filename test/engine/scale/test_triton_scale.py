@@ -15,7 +15,8 @@ from dpt_ros.engine.output import postprocess
 from dpt_ros.engine.scale import steps
 from dpt_ros.engine.scale.anchors import Anchors
 from dpt_ros.engine.scale.estimator import ScaleConstants, ScaleState, scale
-from dpt_ros.engine.scale.plan import ScaleSettings, ScaleStats, describe, plan_scale
+from dpt_ros.engine.scale.plan import ScaleStats, describe, plan_scale
+from dpt_ros.engine.settings import Settings
 
 CAMERA = CameraModel(64, 48, 55.0, 55.0, 31.5, 23.5)
 FRAME = 33_000_000
@@ -43,7 +44,7 @@ def recorded(seed, metric, ground):
         anchors = Anchors(*(part.astype(np.float32) for part in (u, v, metres)), k * FRAME, 64, 48)
         numbers, reason, history = plan_scale(
             history,
-            ScaleSettings(camera_height=0.6 if ground else 0.0),
+            Settings(scale_camera_height=0.6 if ground else 0.0),
             metric,
             1.0,
             k * FRAME,

@@ -13,14 +13,13 @@ from torch import Tensor, nn
 
 from dpt_ros.apps.bench.arguments import ENGINE_ARMS, ENGINE_SIZES
 from dpt_ros.apps.bench.network.frames import picture, take
-from dpt_ros.engine.frame import Frame, OutputRequest
+from dpt_ros.engine.frame import Frame, Kind, OutputRequest
 from dpt_ros.engine.inference.backend import TorchModel
 from dpt_ros.engine.inference.network import Network, Networks
 from dpt_ros.engine.input.device_preprocess import DeviceInput
 from dpt_ros.engine.runner.chain import Chain
 from dpt_ros.engine.runner.cuda import StreamRunner
-from dpt_ros.engine.runner.kind import Kind
-from dpt_ros.engine.runner.streams import CudaStreams, HostStreams
+from dpt_ros.engine.runner.streams import CudaStreams, Streams
 from dpt_ros.engine.settings import Settings
 from dpt_ros.model import create_model, model_spec
 
@@ -68,7 +67,7 @@ class Bench:
         self.outputs = OutputRequest(
             depth=depth and metric, inverse=depth and not metric, labels="labels" in case.tasks
         )
-        self.streams = CudaStreams(device) if device.type == "cuda" else HostStreams()
+        self.streams = CudaStreams(device) if device.type == "cuda" else Streams()
 
     def model(self, task: str) -> Any:
         """A new copy of the network for a task, always with the same weights."""

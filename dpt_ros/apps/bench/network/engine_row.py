@@ -27,7 +27,7 @@ from dpt_ros.apps.report import summarize
 from dpt_ros.engine.frame import OutputRequest
 from dpt_ros.engine.loading import load_networks
 from dpt_ros.engine.runner.cuda import StreamRunner
-from dpt_ros.engine.runner.streams import CudaStreams, HostStreams
+from dpt_ros.engine.runner.streams import CudaStreams, Streams
 from dpt_ros.engine.settings import Settings
 
 Row = dict[str, Any]
@@ -132,7 +132,7 @@ def _runner(request: Row) -> tuple[StreamRunner, Cameras, OutputRequest, Setting
     settings = Settings(**request["settings"])
     networks = load_networks(settings)
     notes: list[str] = []
-    streams = CudaStreams(networks.device) if networks.device.type == "cuda" else HostStreams()
+    streams = CudaStreams(networks.device) if networks.device.type == "cuda" else Streams()
     runner = StreamRunner(networks, settings, streams, notes.append)
     outputs = OutputRequest(depth=networks.metric, inverse=not networks.metric, labels=True)
     return runner, Cameras(request["cameras"], *request["picture"]), outputs, settings, notes

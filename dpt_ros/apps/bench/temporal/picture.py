@@ -13,8 +13,14 @@ import numpy as np
 from dpt_ros.apps.bench.temporal.run import Job, filter_smoother, label_image, predict
 from dpt_ros.apps.bench.temporal.shots import make_shot
 from dpt_ros.data import palette
-from dpt_ros.engine.output.color import depth_to_color, labels_to_color, with_words
-from dpt_ros.engine.output.legend import bar_legend, class_legend, depth_legend
+from dpt_ros.engine.output.color import (
+    bar_legend,
+    class_legend,
+    depth_legend,
+    depth_to_color,
+    labels_to_color,
+    with_words,
+)
 from dpt_ros.world import CLASSES, View
 
 _FLICKER = 0.12  # relative change that is drawn brightest
