@@ -17,7 +17,7 @@ from dpt_ros.bag.job import Job, Result, made_from
 from dpt_ros.bag.reader import BagError, BagReader
 from dpt_ros.bag.salvage import Channel
 from dpt_ros.bag.topics import Camera, choose_cameras
-from dpt_ros.bag.types import serialised, type_name, with_definition
+from dpt_ros.bag.types import serialised, with_definition
 from dpt_ros.bag.writer import OutputBag, offered_qos
 from dpt_ros.engine.frame import OutputRequest, Prediction
 from dpt_ros.engine.inference.network import Networks
@@ -30,6 +30,7 @@ from dpt_ros.engine.text import one_line
 from dpt_ros.ros.camera.frame_builder import Arrival
 from dpt_ros.ros.camera.frame_order import FrameOrder
 from dpt_ros.ros.messages.prediction import LABEL_INFO, PredictionMessages
+from dpt_ros.ros.messages.types import type_name
 
 # In a file: some seconds of work, so that little is lost and the files are few.
 _LEAST_FRAMES = {"cpu": 64, "cuda": 512}

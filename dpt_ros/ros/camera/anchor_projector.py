@@ -22,6 +22,7 @@ from dpt_ros.ros.camera.inputs import InputRecord
 from dpt_ros.ros.messages.error import MessageError
 from dpt_ros.ros.messages.image import image_pixels
 from dpt_ros.ros.messages.point_cloud import cloud_points
+from dpt_ros.ros.messages.types import nanoseconds
 from dpt_ros.ros.plausibility import same_frame, scan_fault
 
 ANCHOR_TYPES: dict[str, type] = {
@@ -127,8 +128,8 @@ class AnchorProjector:
         if not images:
             record.unused("no image has arrived")
             return None
-        msg = min(images, key=lambda one: abs(_stamp(one) - stamp_ns))
-        apart = abs(_stamp(msg) - stamp_ns) * 1e-9
+        msg = min(images, key=lambda one: abs(nanoseconds(one.header.stamp) - stamp_ns))
+        apart = abs(nanoseconds(msg.header.stamp) - stamp_ns) * 1e-9
         if apart > MAX_ANCHOR_AGE:
             record.unused(f"{apart:.2f} s from the frame")
             return None
@@ -172,7 +173,7 @@ class AnchorProjector:
         return self._sensor_pose(camera_frame, sensor_frame)
 
     def _project(self, msg: Any, pose: np.ndarray, camera: CameraModel) -> Anchors:
-        stamp = _stamp(msg)
+        stamp = nanoseconds(msg.header.stamp)
         if isinstance(msg, LaserScan):
             if fault := scan_fault(msg):
                 raise ValueError(f"{fault}.")
@@ -201,7 +202,3 @@ class AnchorProjector:
                 f"the depth image has the encoding '{msg.encoding}', but must be 32FC1 or 16UC1.",
             )
         return image_pixels(msg), self.calibration.camera
-
-
-def _stamp(msg: Any) -> int:
-    return int(msg.header.stamp.sec) * 1_000_000_000 + int(msg.header.stamp.nanosec)

@@ -21,6 +21,7 @@ from dpt_ros.ros.camera.poses import PoseSource
 from dpt_ros.ros.messages.cdr import read_compressed_image, read_image
 from dpt_ros.ros.messages.image import CompressedFile, compressed_file, image_pixels
 from dpt_ros.ros.messages.image_bits import ImageBits
+from dpt_ros.ros.messages.types import nanoseconds
 from dpt_ros.ros.video.decoder import Picture
 
 
@@ -115,7 +116,7 @@ class FrameBuilder:
             header, pixels, encoding = raw.header, self._bits(image_pixels(raw)), raw.encoding
             size = (raw.width, raw.height)
             self._on_encoding(encoding)
-        stamp_ns = header.stamp.sec * 1_000_000_000 + header.stamp.nanosec
+        stamp_ns = nanoseconds(header.stamp)
         camera, info = self.calibration.of(*size)
         anchors, topic, sense = None, "", None
         if self.anchors is not None:

@@ -19,6 +19,7 @@ from rclpy.topic_endpoint_info import TopicEndpointInfo
 from dpt_ros.ros.camera.inputs import TopicInput
 from dpt_ros.ros.camera.topics_there import no_publisher
 from dpt_ros.ros.compatibility import UnsupportedEventTypeError, subscribe, subscription_events
+from dpt_ros.ros.messages.types import type_name
 
 SILENCE = 2.0
 _LONGEST_SILENCE = 60.0  # seconds; a slower camera is warned of all the same
@@ -129,7 +130,7 @@ class ImageInput(TopicInput):
     @property
     def message_type(self) -> str:
         """The type of the messages, such as "sensor_msgs/msg/Image"."""
-        return f"{self._msg_type.__module__.partition('.')[0]}/msg/{self._msg_type.__name__}"
+        return type_name(self._msg_type)
 
     def _choose_topic(self) -> None:
         """Change to another of the topics if only that one has a publisher."""

@@ -15,6 +15,7 @@ from dpt_ros.engine.text import one_line
 from dpt_ros.ros.camera.geometry import LONGEST_GUESS, between, pose_matrix, pose_to_matrix
 from dpt_ros.ros.camera.inputs import InputRecord
 from dpt_ros.ros.camera.tf import TfTree
+from dpt_ros.ros.messages.types import nanoseconds
 from dpt_ros.ros.plausibility import pose_values, same_frame, stamps_apart
 
 # Poses are followed over gaps of this length; nanoseconds.
@@ -155,7 +156,7 @@ class OdometryPoses:
         stamp, position, q = msg.header.stamp, msg.pose.pose.position, msg.pose.pose.orientation
         self._child = msg.child_frame_id
         pose = (position.x, position.y, position.z, q.x, q.y, q.z, q.w)
-        odd = self._trajectory.add(stamp.sec * 1_000_000_000 + stamp.nanosec, pose)
+        odd = self._trajectory.add(nanoseconds(stamp), pose)
         self.record.received()
         if odd:
             self.record.count(odd)

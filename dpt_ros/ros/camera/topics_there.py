@@ -5,14 +5,8 @@ from __future__ import annotations
 
 from rclpy.node import Node
 
-from dpt_ros.ros.video.messages import SUFFIXES
+from dpt_ros.ros.messages.types import TRANSPORTS
 
-# What the transports of image_transport append to the name of the image topic, by type.
-_IMAGES = {
-    "sensor_msgs/msg/Image": "",
-    "sensor_msgs/msg/CompressedImage": "/compressed",
-    **SUFFIXES,
-}
 _MOST = 8  # names in one message
 
 
@@ -24,7 +18,7 @@ def image_topics(node: Node) -> list[tuple[str, str]]:
         (name, kind)
         for name, kinds in node.get_topic_names_and_types()
         for kind in kinds
-        if kind in _IMAGES and name not in ours and node.count_publishers(name)
+        if kind in TRANSPORTS and name not in ours and node.count_publishers(name)
     )
 
 
@@ -50,7 +44,7 @@ def no_publisher(node: Node, topic: str, kind: str) -> str:
         )
     base = topic.rpartition("/")[2]
     like = next((name for name in fits if "image_rect" in name), fits[0])
-    if (suffix := _IMAGES.get(kind)) and like.endswith(suffix):
+    if (suffix := TRANSPORTS.get(kind)) and like.endswith(suffix):
         base, like = "image", like.removesuffix(suffix)
     return (
         f"{start} Image topics that exist: {names}{more}. Set the remapping, for instance"

@@ -16,6 +16,7 @@ import numpy as np
 
 from dpt_ros.ros.messages.cdr import VideoPacket
 from dpt_ros.ros.messages.error import MessageError
+from dpt_ros.ros.messages.types import nanoseconds
 from dpt_ros.ros.video.bitstream import Inspector, Unit, codec_of
 
 # A decoder keeps up to 17 pictures of 1.5 to 6 bytes a pixel, so less than of a single image.
@@ -63,8 +64,7 @@ class Picture(NamedTuple):
     @property
     def stamp_ns(self) -> int:
         """The stamp of its packet, nanoseconds."""
-        stamp = self.packet.header.stamp
-        return int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)
+        return nanoseconds(self.packet.header.stamp)
 
     @classmethod
     def of(cls, outcome: Outcome) -> Picture:

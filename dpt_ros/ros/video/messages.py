@@ -4,32 +4,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 from dpt_ros.ros.messages.cdr import VideoPacket, read_compressed_video, read_ffmpeg_packet
+from dpt_ros.ros.messages.types import FFMPEG, FOXGLOVE, TRANSPORTS, message_class
 from dpt_ros.ros.video.decoder import check_decoders
 
-FFMPEG = "ffmpeg_image_transport_msgs/msg/FFMPEGPacket"
-FOXGLOVE = "foxglove_msgs/msg/CompressedVideo"
-# What image_transport appends to the name of the image topic, by type; the first is preferred.
-SUFFIXES = {FFMPEG: "/ffmpeg", FOXGLOVE: "/foxglove"}
 READERS: dict[str, Callable[[bytes], VideoPacket]] = {
     FFMPEG: read_ffmpeg_packet,
     FOXGLOVE: read_compressed_video,
 }
+SUFFIXES = {kind: TRANSPORTS[kind] for kind in READERS}
 
 
 def message_classes() -> dict[str, Any]:
     """The classes of rclpy that are installed, by type."""
-    found = {}
-    for name in SUFFIXES:
-        package, _, kind = name.split("/")
-        try:
-            found[name] = getattr(import_module(f"{package}.msg"), kind)
-        except ImportError:
-            continue
-    return found
+    found = {name: message_class(name) for name in READERS}
+    return {name: kind for name, kind in found.items() if kind is not None}
 
 
 def video_problem() -> str:

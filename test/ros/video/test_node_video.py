@@ -31,6 +31,7 @@ from dpt_ros.engine.loading import load_networks
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.camera.camera_topics import CameraTopics
 from dpt_ros.ros.dpt_node import DptNode
+from dpt_ros.ros.messages import types as message_types
 from dpt_ros.ros.messages.cdr import VideoPacket
 from dpt_ros.ros.messages.error import MessageError
 from dpt_ros.ros.video import messages as video_messages
@@ -203,7 +204,7 @@ def test_without_types_of_messages_the_node_stays_unconfigured_and_says_why(
     classes, monkeypatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert video_messages.video_problem() == ""
-    monkeypatch.setattr(video_messages, "import_module", _not_there)
+    monkeypatch.setattr(message_types, "import_module", _not_there)
     with ros_domain() as domain:
         given = {"image_transport": "video", "autostart": False}
         overrides = [Parameter(name, value=value) for name, value in given.items()]
