@@ -9,8 +9,8 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
 from functools import partial
 
-from dpt_ros.bag.reader import Message
-from dpt_ros.bag.sensors import LOOKAHEAD, SensorBuffer, StaticFrames, stamp_of
+from dpt_ros.bag.salvage import Message
+from dpt_ros.bag.sensors import LOOKAHEAD, SensorBuffer, StaticFrames
 from dpt_ros.bag.topics import Camera
 from dpt_ros.engine.frame import Frame, OutputRequest
 from dpt_ros.engine.settings import Settings
@@ -74,7 +74,7 @@ class Frames:
         self._videos = {
             camera.image: VideoTrack(
                 camera.kind,
-                partial(self._warn_of, camera.image),
+                partial(lambda topic, text: warn(f"{topic}: {text}"), camera.image),
                 settings[camera.name].video_decoder == "hardware",
             )
             for camera in cameras
@@ -129,26 +129,18 @@ class Frames:
         packets = (message.data for message in waiting if message.topic == topic)
         return self._videos[topic].resolve(packets, ended)
 
-    def _warn_of(self, topic: str, text: str) -> None:
-        self._warn(f"{topic}: {text}")
-
     def _add_frame(self, item: Item, camera: str, message: Message, computed: bool) -> None:
         sensors, video = self._sensors[camera], self._videos.get(message.topic)
         try:
-            if video is None:
-                build = partial(sensors.builder.build, message.data, message.time)
-                stamp = stamp_of(message.data)
-            else:
-                picture = video.take(message.time)
-                build = partial(sensors.builder.build, picture, message.time)
-                stamp = picture.stamp_ns
+            picture = None if video is None else video.take(message.time)
+            stamp = message.stamp if picture is None else picture.stamp_ns
             sensors.advance(message.time, stamp)
             if not computed:
                 return
             sensors.select(message.time, stamp)
             calibrated = sensors.builder.calibration.camera is not None
             item.request = self._request(camera, calibrated)
-            frame = build()
+            frame = sensors.builder.build(picture or message.data, message.time)
         except MessageError as error:
             item.error = str(error)
             return

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import yaml
 from rosbags.interfaces import Connection, Qos
@@ -30,7 +29,7 @@ from dpt_ros.bag.files import (
     storage_files,
     storage_of,
 )
-from dpt_ros.bag.salvage import CDR, Channel, SalvagedFile, salvage
+from dpt_ros.bag.salvage import CDR, Channel, Message, SalvagedFile, salvage
 from dpt_ros.engine.text import one_line
 from dpt_ros.file_kinds import kind_of_file
 
@@ -42,14 +41,6 @@ else:
 MAX_MESSAGE = 1 << 30  # bytes of a message that was compressed; the largest image has half of it
 _BAD_YAML = (yaml.YAMLError, ValueError, RecursionError)
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-
-
-class Message(NamedTuple):
-    """A message as it was recorded: topic, time of recording in nanoseconds, CDR bytes."""
-
-    topic: str
-    time: int
-    data: bytes
 
 
 class BagError(Exception):
@@ -260,15 +251,14 @@ class BagReader:
                     done = 0
                     try:
                         for message in messages:
-                            yield Message(*message)
+                            yield message
                             done += 1
                         return
                     except Exception as error:  # rosbags raises anything for a damaged file
                         self._problem(f"{file.name} is damaged: {_text(error)}")
                     # Both orders are that of time, so what was read comes first here, too.
                     messages = islice(self._salvaged(local).messages(topics), done, None)
-                for message in messages:
-                    yield Message(*message)
+                yield from messages
         except ValueError as error:
             self._problem(str(error))
 
@@ -327,7 +317,7 @@ class _Intact:
             for c in self._reader.connections
         ]
 
-    def messages(self, topics: Collection[str]) -> Iterator[tuple[str, int, bytes]]:
+    def messages(self, topics: Collection[str]) -> Iterator[Message]:
         connections = [
             c for c in self._reader.connections if c.topic in topics and _encoding(c) == CDR
         ]
@@ -335,7 +325,7 @@ class _Intact:
             for connection, time, data in self._reader.messages(connections):
                 if not isinstance(data, bytes):
                     raise TypeError("the data of a message are not bytes")
-                yield connection.topic, time, data
+                yield Message(connection.topic, time, data)
 
 
 def _unpacked(data: bytes) -> bytes | None:

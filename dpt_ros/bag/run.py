@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 
@@ -31,6 +32,7 @@ from dpt_ros.ros.camera.frame_builder import Arrival
 from dpt_ros.ros.camera.frame_order import FrameOrder
 from dpt_ros.ros.messages.prediction import LABEL_INFO, PredictionMessages
 from dpt_ros.ros.messages.types import type_name
+from dpt_ros.run.results import ahead
 
 # In a file: some seconds of work, so that little is lost and the files are few.
 _LEAST_FRAMES = {"cpu": 64, "cuda": 512}
@@ -125,7 +127,6 @@ class _Run:
         least = _LEAST_FRAMES[networks.device.type]
         self._file_frames = job.file_frames or max(least, (self._total or 0) // _MOST_FILES)
         self._decode_thread = ThreadPoolExecutor(2, "dpt_decode")
-        self._read_thread = ThreadPoolExecutor(1, "dpt_read")
         self._write_thread = ThreadPoolExecutor(1, "dpt_write")
         self._frames = Frames(cameras, settings, self._request, copied, self._decode_thread, warn)
         self._backlog: list[Item] = []
@@ -187,7 +188,7 @@ class _Run:
         finally:
             self._failed = True  # nothing more is written
             self._write_thread.submit(self._output.abort).result()
-            for thread in (self._read_thread, self._write_thread, self._decode_thread):
+            for thread in (self._write_thread, self._decode_thread):
                 thread.shutdown(cancel_futures=True)
         if not self._done.frames:
             problems = [*self._reader.problems, *self._done.failed]
@@ -202,30 +203,23 @@ class _Run:
             tuple(problems),
         )
 
-    # The reading thread
-
-    def _items(self, position: int) -> Iterator[Item]:
-        """Messages in order; some are read and decoded before their turn."""
-        items = self._frames.items(self._reader.messages(self._topics), position)
-        ahead = deque(self._read_thread.submit(next, items, None) for _ in range(_AHEAD))
-        while (item := ahead.popleft().result()) is not None:
-            ahead.append(self._read_thread.submit(next, items, None))
-            yield item
-
     # The caller's thread
 
     def _compute_all(self, position: int) -> None:
         in_file = self._done.frames + sum(self._done.failed.values())
         in_file %= self._file_frames
-        for item in self._items(position):
-            position = item.number + 1
-            self._add(item)
-            if item.camera is None:
-                continue
-            in_file += 1
-            if in_file == self._file_frames:
-                self._end_file(position)
-                in_file = 0
+        # Some messages are read and decoded before their turn, on a thread of their own.
+        found = self._frames.items(self._reader.messages(self._topics), position)
+        with closing(ahead(found, _AHEAD)) as items:
+            for item in items:
+                position = item.number + 1
+                self._add(item)
+                if item.camera is None:
+                    continue
+                in_file += 1
+                if in_file == self._file_frames:
+                    self._end_file(position)
+                    in_file = 0
         self._end_file(position)
 
     def _add(self, item: Item) -> None:

@@ -17,10 +17,12 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 from zlib import crc32
 
 import lz4.frame  # type: ignore[import-untyped]
+
+from dpt_ros.ros.messages.error import MessageError
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -36,6 +38,27 @@ _SCHEMA, _CHANNEL, _MESSAGE_RECORD, _CHUNK_RECORD = 3, 4, 5, 6
 _OPCODES = range(1, 16)
 _MISSES = 20_000  # consecutive missing rows after which reading ends
 _SMALLEST_ROW = 8  # bytes
+
+
+class Message(NamedTuple):
+    """A message as it was recorded: topic, time of recording in nanoseconds, CDR bytes."""
+
+    topic: str
+    time: int
+    data: bytes
+
+    @property
+    def stamp(self) -> int:
+        """The stamp of a message that begins with a Header, nanoseconds.
+
+        Raises:
+            MessageError: there are too few bytes.
+        """
+        if len(self.data) < 12:
+            text = f"A message of {len(self.data)} bytes has no header."
+            raise MessageError("malformed message", text)
+        sec, nanosec = struct.unpack_from("<iI" if self.data[1] & 1 else ">iI", self.data, 4)
+        return int(sec) * 1_000_000_000 + int(nanosec)
 
 
 @dataclass(frozen=True)
@@ -95,7 +118,7 @@ class SalvagedFile(ABC):
         return list(self._by_number.values())
 
     @abstractmethod
-    def messages(self, topics: Collection[str]) -> Iterator[tuple[str, int, bytes]]:
+    def messages(self, topics: Collection[str]) -> Iterator[Message]:
         """Topic, time of recording and bytes of each CDR message, in the order of time."""
 
     def _topic(self, number: int, topics: Collection[str]) -> str:
@@ -196,12 +219,12 @@ class SalvagedMcap(SalvagedFile):
         except (struct.error, UnicodeDecodeError, KeyError):
             self.problems.append(f"{self.path.name}: the description of a topic is damaged.")
 
-    def messages(self, topics: Collection[str]) -> Iterator[tuple[str, int, bytes]]:
+    def messages(self, topics: Collection[str]) -> Iterator[Message]:
         with self.path.open("rb") as file:
             streams = (self._messages(file, part, topics) for part in self._parts)
             for time, _, _, topic, data in heapq.merge(*streams):
                 if topic:
-                    yield topic, time, data
+                    yield Message(topic, time, data)
 
     def _messages(
         self, file: BinaryIO, part: _Part, topics: Collection[str]
@@ -331,13 +354,13 @@ class SalvagedSqlite(SalvagedFile):
             return None
         return row or ()
 
-    def messages(self, topics: Collection[str]) -> Iterator[tuple[str, int, bytes]]:
+    def messages(self, topics: Collection[str]) -> Iterator[Message]:
         with closing(_database(self.path)) as database:
             for time, number in self._times:
                 row = self._row(database, "topic_id, data", number)
                 topic = self._topic(row[0], topics) if row else ""
                 if row and topic and isinstance(row[1], bytes):
-                    yield topic, time, row[1]
+                    yield Message(topic, time, row[1])
 
 
 def _database(path: Path) -> sqlite3.Connection:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,7 +149,7 @@ def predict_pictures(
     on_error: OnError,
 ) -> Iterator[Result]:
     """Pictures, each for itself; see ``run``."""
-    for source, picture in _ahead((source, _read(source)) for source in sources):
+    for source, picture in ahead((source, _read(source)) for source in sources):
         try:
             if isinstance(picture, SourceError):
                 raise picture
@@ -211,7 +211,7 @@ def predict_video(
         labels=networks.labels is not None,
     )
     tickets: deque[Ticket] = deque()
-    for number, stamp, pixels in _ahead(iter(reader)):
+    for number, stamp, pixels in ahead(iter(reader)):
         if kitti_crop:
             pixels = np.ascontiguousarray(crop(pixels))
         frame = Frame(pixels, "bgr8", stamp, source=source.name, context=number)
@@ -237,12 +237,12 @@ def _result(prediction: Prediction, source: Source) -> Result:
     return Result(source.path, picture, depth, inverse, labels, frame.context, frame.stamp_ns)
 
 
-def _ahead(items: Iterator[_Item]) -> Iterator[_Item]:
-    """The items, some of them made on another thread before their turn."""
+def ahead(items: Iterator[_Item], count: int = _AHEAD) -> Generator[_Item]:
+    """The items, ``count`` of them made on another thread before their turn."""
     end = object()
     thread = ThreadPoolExecutor(1, "dpt_read")
     try:
-        waiting = deque(thread.submit(next, items, end) for _ in range(_AHEAD))
+        waiting = deque(thread.submit(next, items, end) for _ in range(count))
         while (item := waiting.popleft().result()) is not end:
             waiting.append(thread.submit(next, items, end))
             yield item  # type: ignore[misc]

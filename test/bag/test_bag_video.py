@@ -26,7 +26,7 @@ from dpt_ros.bag.salvage import Channel
 from dpt_ros.bag.topics import ChosenTopics, choose_cameras
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.messages.image import image_message, image_pixels
-from dpt_ros.ros.video.decoder import Picture, VideoDecoder
+from dpt_ros.ros.video.decoder import VideoDecoder
 from dpt_ros.ros.video.messages import FFMPEG, FOXGLOVE, SUFFIXES
 
 GOP = 5
@@ -71,7 +71,7 @@ def as_raw(encoded: list[Any]) -> Iterator[tuple[int, str, Any]]:
     decoded = iter([*outcomes, *decoder.restart()])
     for time, topic, message in records(encoded):
         if topic == "/image/ffmpeg":
-            picture = Picture.of(next(decoded))
+            picture = next(decoded).converted()
             stamp = FIRST + picture.packet.number * STEP
             message = image_message(picture.pixels, picture.encoding, header(stamp))
             yield time, "/image", message

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from dpt_ros.ros.messages.error import MessageError
-from dpt_ros.ros.video.decoder import Outcome, Picture, VideoDecoder
+from dpt_ros.ros.video.decoder import Picture, VideoDecoder
 from dpt_ros.ros.video.messages import READERS
 
 
@@ -30,7 +30,7 @@ class VideoTrack:
         self._decoder = VideoDecoder(warn, hardware=hardware)
         self._gap = False  # whether the packet before could not be read
         self._ahead = 0  # packets that were decoded before their turn
-        self._outcomes: deque[Outcome | MessageError] = deque()
+        self._pictures: deque[Picture | MessageError] = deque()
 
     def resolve(self, packets: Iterable[bytes], ended: bool) -> bool:
         """Decode until there is an outcome for the packet whose turn it is.
@@ -43,14 +43,14 @@ class VideoTrack:
             Whether there is one.
         """
         for place, packet in enumerate(packets):
-            if self._outcomes:
+            if self._pictures:
                 return True
             if place == self._ahead:
                 self._ahead += 1
                 self._decode(packet)
-        if ended and not self._outcomes:
-            self._outcomes += self._decoder.restart()
-        return bool(self._outcomes)
+        if ended and not self._pictures:
+            self._pictures += self._decoder.restart()
+        return bool(self._pictures)
 
     def take(self, received_ns: int) -> Picture:
         """The picture at this turn; then it is the turn of the next packet.
@@ -58,18 +58,16 @@ class VideoTrack:
         Raises:
             MessageError: there is none.
         """
-        outcome = self._outcomes.popleft()
+        picture = self._pictures.popleft()
         self._ahead -= 1
-        if isinstance(outcome, MessageError):
-            raise outcome
-        if outcome.error is not None:
-            raise outcome.error
-        return Picture.of(outcome._replace(context=received_ns))
+        if isinstance(picture, MessageError):
+            raise picture
+        return picture.converted()._replace(received_ns=received_ns)
 
     def _decode(self, packet: bytes) -> None:
         try:
-            self._outcomes += self._decoder.decode(self._read(packet), gap=self._gap)
+            self._pictures += self._decoder.decode(self._read(packet), gap=self._gap)
             self._gap = False
         except MessageError as error:
-            self._outcomes.append(error)
+            self._pictures.append(error)
             self._gap = True
