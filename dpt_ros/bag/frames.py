@@ -15,7 +15,7 @@ from dpt_ros.bag.topics import Camera
 from dpt_ros.engine.frame import Frame, OutputRequest
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.messages.error import MessageError
-from dpt_ros.ros.video.messages import READERS
+from dpt_ros.ros.messages.types import VIDEOS
 from dpt_ros.ros.video.recorded import VideoTrack
 
 STATIC_FRAMES = "/tf_static"
@@ -78,7 +78,7 @@ class Frames:
                 settings[camera.name].video_decoder == "hardware",
             )
             for camera in cameras
-            if camera.kind in READERS
+            if camera.kind in VIDEOS
         }
         self._sensors = {
             camera.name: SensorBuffer(camera, settings[camera.name], self._static, warn)

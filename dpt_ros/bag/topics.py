@@ -15,11 +15,11 @@ from dpt_ros.ros.messages.types import (
     COMPRESSED,
     IMAGE,
     TRANSPORTS,
+    VIDEOS,
     base_topic,
     type_name,
 )
 from dpt_ros.ros.video.decoder import check_decoders
-from dpt_ros.ros.video.messages import SUFFIXES
 
 CAMERA_INFO, ODOMETRY = "sensor_msgs/msg/CameraInfo", "nav_msgs/msg/Odometry"
 _ANCHORS = {type_name(kind): topic for topic, kind in ANCHOR_TYPES.items()}
@@ -86,7 +86,7 @@ def choose_cameras(
     images = chosen.images or _find_images(channels, settings)
     for topic in images:
         _check(channels, topic, "--image", tuple(TRANSPORTS))
-        if channels[topic].msgtype in SUFFIXES:
+        if channels[topic].msgtype in VIDEOS:
             try:
                 check_decoders()
             except ImportError as error:
@@ -135,7 +135,7 @@ def _listed(topics: Collection[str]) -> str:
 def _find_images(channels: Mapping[str, Channel], settings: Settings) -> tuple[str, ...]:
     """The topics with the node's names, else the only one that can be of a camera."""
     wanted = {"raw": (IMAGE,), "compressed": (COMPRESSED,)}.get(settings.image_transport)
-    preferred = wanted or tuple(SUFFIXES)
+    preferred = wanted or tuple(VIDEOS)
     for end in (TRANSPORTS[kind] for kind in preferred):
         own = [f"/{name}/image{end}" for name in settings.cameras] or [f"/image{end}"]
         if all(name in channels for name in own):

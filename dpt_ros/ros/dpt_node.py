@@ -32,7 +32,7 @@ from dpt_ros.ros.command_line import run_node
 from dpt_ros.ros.diagnostics import ClockMonitor, networks_status, ready_message
 from dpt_ros.ros.parameters import Parameters
 from dpt_ros.ros.process import keep_large_buffers
-from dpt_ros.ros.video.messages import video_problem
+from dpt_ros.ros.video.decoder import video_problem
 
 
 class DptNode(LifecycleNode):

@@ -24,7 +24,7 @@ from dpt_ros.engine.runner.host import Ticket
 from dpt_ros.engine.settings import Settings, parameter_name
 from dpt_ros.engine.text import one_line
 from dpt_ros.run.pictures import read_picture
-from dpt_ros.run.sources import Source, SourceError, find_sources
+from dpt_ros.run.sources import Source, find_sources
 from dpt_ros.run.videos import VideoReader
 
 _AHEAD = 2  # pictures or frames that are read before their turn
@@ -119,11 +119,11 @@ def _results(
         if source.kind == "picture":
             continue
         try:
-            reader = open_video(source, every)
+            reader = VideoReader(source.path, source.kind == "webcam", every)
             yield from predict_video(source, reader, networks, settings, kitti_crop)
             problem = reader.problem
         except (ValueError, cv2.error) as error:
-            problem = first_line(error)
+            problem = one_line(first_line(error))
         if problem:
             on_error(source.path, problem)
 
@@ -151,7 +151,7 @@ def predict_pictures(
     """Pictures, each for itself; see ``run``."""
     for source, picture in ahead((source, _read(source)) for source in sources):
         try:
-            if isinstance(picture, SourceError):
+            if isinstance(picture, ValueError):
                 raise picture
             found = predict_image(networks, picture, kitti_crop, settings)
         except (ValueError, MemoryError, cv2.error, RuntimeError) as error:
@@ -174,25 +174,13 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
     return is_out_of_memory(error) or "can't allocate memory" in str(error)  # the second: a CPU's
 
 
-def _read(source: Source) -> np.ndarray | SourceError:
+def _read(source: Source) -> np.ndarray | ValueError:
     try:
         return read_picture(source.path)
     except OSError as error:
-        return SourceError(f"it cannot be read: {error.strerror or error}.")
+        return ValueError(f"it cannot be read: {error.strerror or error}.")
     except (ValueError, MemoryError) as error:
-        return SourceError(str(error) or "it needs more memory than there is.")
-
-
-def open_video(source: Source, every: int) -> VideoReader:
-    """A reader of a video or a webcam.
-
-    Raises:
-        SourceError: it cannot be opened.
-    """
-    try:
-        return VideoReader(source.path, source.kind == "webcam", every)
-    except (ValueError, cv2.error) as error:
-        raise SourceError(one_line(first_line(error))) from error
+        return ValueError(str(error) or "it needs more memory than there is.")
 
 
 def predict_video(

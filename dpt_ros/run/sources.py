@@ -24,10 +24,6 @@ _VIDEOS = {
 }
 
 
-class SourceError(ValueError):
-    """A picture or a video cannot be read; the message gives the reason."""
-
-
 @dataclass(frozen=True)
 class Source:
     """One picture, video or webcam.

@@ -17,7 +17,7 @@ from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.camera.anchor_projector import AnchorProjector
 from dpt_ros.ros.camera.calibration import Calibration
 from dpt_ros.ros.camera.geometry import pose_matrix
-from dpt_ros.ros.camera.poses import PoseSource
+from dpt_ros.ros.camera.poses import OdometryPoses, TfPoses
 from dpt_ros.ros.messages.cdr import read_compressed_image, read_image
 from dpt_ros.ros.messages.image import CompressedFile, compressed_file, image_pixels
 from dpt_ros.ros.messages.image_bits import ImageBits
@@ -68,7 +68,7 @@ class FrameBuilder:
         settings: Callable[[], Settings],
         compressed: bool,
         calibration: Calibration,
-        poses: PoseSource | None,
+        poses: OdometryPoses | TfPoses | None,
         anchors: AnchorProjector | None,
         warn: Callable[[str], None],
         on_encoding: Callable[[str], None] = lambda encoding: None,

@@ -17,9 +17,8 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 
 from dpt_ros.ros.camera.inputs import TopicInput
-from dpt_ros.ros.camera.topics_there import no_publisher
 from dpt_ros.ros.compatibility import UnsupportedEventTypeError, subscribe, subscription_events
-from dpt_ros.ros.messages.types import type_name
+from dpt_ros.ros.messages.types import TRANSPORTS, type_name
 
 SILENCE = 2.0
 _LONGEST_SILENCE = 60.0  # seconds; a slower camera is warned of all the same
@@ -32,6 +31,7 @@ _HOW_TO_ENLARGE = (
     "start it with FASTDDS_DEFAULT_PROFILES_FILE and FASTRTPS_DEFAULT_PROFILES_FILE naming"
     " share/dpt_ros/config/fastdds.xml, or have it offer reliable"
 )
+_MOST = 8  # names of topics in one message
 _BEHIND_A_NETWORK = (
     "if the publisher is on another machine, behind a link that loses packets, start it with"
     " share/dpt_ros/config/fastdds_network.xml"
@@ -260,7 +260,7 @@ class ImageInput(TopicInput):
         return min(max(SILENCE, usual), _LONGEST_SILENCE)
 
     def _report_no_publisher(self) -> None:
-        self.silence = no_publisher(self._node, self.topic_name, self.message_type)
+        self.silence = _no_publisher(self._node, self.topic_name, self.message_type)
         if self.silence != self._no_publisher:  # again when other topics exist
             self._no_publisher = self.silence
             self._log.warning(self.silence)
@@ -301,3 +301,39 @@ def _spoken(reliability: str) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def image_topics(node: Node) -> list[tuple[str, str]]:
+    """Names and types of the image topics that other nodes publish, sorted."""
+    own = node.get_publisher_names_and_types_by_node(node.get_name(), node.get_namespace())
+    ours = {name for name, _ in own}
+    return sorted(
+        (name, kind)
+        for name, kinds in node.get_topic_names_and_types()
+        for kind in kinds
+        if kind in TRANSPORTS and name not in ours and node.count_publishers(name)
+    )
+
+
+def _no_publisher(node: Node, topic: str, kind: str) -> str:
+    """The warning on an image topic that has none, of the type that is expected."""
+    start = f"{topic} has no publisher; waiting."
+    there = image_topics(node)
+    if not there:
+        return f"{start} No image topic exists: start the camera, or check ROS_DOMAIN_ID."
+    names = ", ".join(f"{name} ({found.rpartition('/')[2]})" for name, found in there[:_MOST])
+    more = f" and {len(there) - _MOST} more" if len(there) > _MOST else ""
+    fits = [name for name, found in there if found == kind]
+    if not fits:
+        return (
+            f"{start} Image topics that exist: {names}{more}; none has the type {kind}: set"
+            " image_transport."
+        )
+    base = topic.rpartition("/")[2]
+    like = next((name for name in fits if "image_rect" in name), fits[0])
+    if (suffix := TRANSPORTS.get(kind)) and like.endswith(suffix):
+        base, like = "image", like.removesuffix(suffix)
+    return (
+        f"{start} Image topics that exist: {names}{more}. Set the remapping, for instance"
+        f" -r {base}:={like}."
+    )

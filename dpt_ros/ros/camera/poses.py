@@ -6,7 +6,6 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 from nav_msgs.msg import Odometry
@@ -25,19 +24,6 @@ _KEPT = 2_000_000_000
 _JUMP = 1_000_000_000
 _BASE = 10_000_000  # between the two poses, at least, that give the speed beyond the last one
 _INVALID = "left out, not a valid pose"
-
-
-class PoseSource(Protocol):
-    """Gives poses of cameras.
-
-    Attributes:
-        record: what became of its messages.
-    """
-
-    record: InputRecord
-
-    def pose(self, frame_id: str, stamp_ns: int) -> np.ndarray | None:
-        """(4, 4) pose of the optical frame at a time, in a frame without jumps; metres."""
 
 
 class Trajectory:
@@ -164,7 +150,7 @@ class OdometryPoses:
             self._warn(f"odom: the pose {pose} is invalid and is ignored.")
 
     def pose(self, frame_id: str, stamp_ns: int) -> np.ndarray | None:
-        """See :class:`PoseSource`."""
+        """(4, 4) pose of the optical frame at a time, in a frame without jumps; metres."""
         base, why = self._trajectory.find(stamp_ns)
         if base is not None and self._camera_in_base is None:
             why = self._frame_mismatch(frame_id)
@@ -203,7 +189,7 @@ class TfPoses:
         tree.start()
 
     def pose(self, frame_id: str, stamp_ns: int) -> np.ndarray | None:
-        """See :class:`PoseSource`."""
+        """The same as of `OdometryPoses`."""
         self.record.asked()
         pose, why = self._tree.find(self._odom_frame, frame_id, stamp_ns)
         if pose is not None:

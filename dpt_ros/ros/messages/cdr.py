@@ -17,6 +17,7 @@ from builtin_interfaces.msg import Time
 from std_msgs.msg import Header
 
 from dpt_ros.ros.messages.error import MessageError
+from dpt_ros.ros.messages.types import FFMPEG, FOXGLOVE
 
 _ENCAPSULATION = 4
 _BYTE_ORDERS = {b"\x00\x00": ">", b"\x00\x01": "<"}
@@ -123,6 +124,9 @@ def read_compressed_video(serialised: bytes) -> VideoPacket:
     header = reader.header()  # its timestamp and frame_id are serialised alike
     data = reader.octets("data")
     return VideoPacket(header, reader.string("format"), data)
+
+
+VIDEO_READERS = {FFMPEG: read_ffmpeg_packet, FOXGLOVE: read_compressed_video}
 
 
 class _Reader:

@@ -12,6 +12,7 @@ FOXGLOVE = "foxglove_msgs/msg/CompressedVideo"
 # What image_transport appends to the name of the image topic, by type; of videos the first is
 # preferred.
 TRANSPORTS = {IMAGE: "", COMPRESSED: "/compressed", FFMPEG: "/ffmpeg", FOXGLOVE: "/foxglove"}
+VIDEOS = {kind: TRANSPORTS[kind] for kind in (FFMPEG, FOXGLOVE)}
 
 
 def type_name(kind: type) -> str:
@@ -26,6 +27,12 @@ def message_class(name: str) -> Any:
         return getattr(import_module(f"{package}.msg"), message)
     except (ImportError, AttributeError):
         return None
+
+
+def video_classes() -> dict[str, Any]:
+    """The classes of rclpy of messages with video that are installed, by type."""
+    found = {name: message_class(name) for name in VIDEOS}
+    return {name: kind for name, kind in found.items() if kind is not None}
 
 
 def base_topic(topic: str) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 
 from dpt_ros.ros.messages.cdr import VideoPacket
 from dpt_ros.ros.messages.error import MessageError
-from dpt_ros.ros.messages.types import nanoseconds
+from dpt_ros.ros.messages.types import nanoseconds, video_classes
 from dpt_ros.ros.video.bitstream import Inspector, Unit, codec_of
 
 # A decoder keeps up to 17 pictures of 1.5 to 6 bytes a pixel, so less than of a single image.
@@ -85,6 +85,21 @@ def check_decoders() -> None:
         raise ImportError(
             f"Video needs PyAV, which cannot be imported ({error}): pip install av."
         ) from error
+
+
+def video_problem() -> str:
+    """Why a node cannot receive videos, else ""."""
+    try:
+        check_decoders()
+    except ImportError as error:
+        return str(error)
+    if video_classes():
+        return ""
+    return (
+        "image_transport is video, but neither ffmpeg_image_transport_msgs nor foxglove_msgs is"
+        " installed: apt install ros-$ROS_DISTRO-ffmpeg-image-transport-msgs (or"
+        " ros-$ROS_DISTRO-foxglove-msgs), or set image_transport to raw or compressed."
+    )
 
 
 class VideoDecoder:

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 
+from dpt_ros.ros.messages.cdr import VIDEO_READERS
 from dpt_ros.ros.messages.error import MessageError
 from dpt_ros.ros.video.decoder import Picture, VideoDecoder
-from dpt_ros.ros.video.messages import READERS
 
 
 class VideoTrack:
@@ -26,7 +26,7 @@ class VideoTrack:
     """
 
     def __init__(self, kind: str, warn: Callable[[str], None], hardware: bool) -> None:
-        self._read = READERS[kind]
+        self._read = VIDEO_READERS[kind]
         self._decoder = VideoDecoder(warn, hardware=hardware)
         self._gap = False  # whether the packet before could not be read
         self._ahead = 0  # packets that were decoded before their turn
