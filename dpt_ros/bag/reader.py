@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -54,6 +54,19 @@ class BagError(Exception):
         super().__init__(one_line(message))
 
 
+class Once:
+    """Passes each message on the first time; it may have texts of the bag in it."""
+
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        self._warn = warn
+        self._known: set[str] = set()
+
+    def __call__(self, message: str) -> None:
+        if (message := one_line(message)) not in self._known:
+            self._known.add(message)
+            self._warn(message)
+
+
 class BagReader:
     """One bag.
 
@@ -74,6 +87,7 @@ class BagReader:
         self.channels: dict[str, Channel] = {}
         self.problems: list[str] = []
         self.warnings: list[str] = []
+        self._problem, self._warn = Once(self.problems.append), Once(self.warnings.append)
         self._counted = False  # whether metadata has the number of messages
         if not path.exists():
             raise BagError(f"{path} does not exist.")
@@ -88,12 +102,6 @@ class BagReader:
             kinds = [f"{f.name} is {kind}." for f in self.files if (kind := kind_of_file(f))]
             why = " ".join(kinds or [*others, *self.problems])
             raise BagError(f"Nothing of {path} can be read. {why}".strip())
-
-    def _warn(self, message: str) -> None:
-        _add_once(self.warnings, message)
-
-    def _problem(self, message: str) -> None:
-        _add_once(self.problems, message)
 
     def _from_folder(self) -> list[Path]:
         files, copies = storage_files(self.path)
@@ -128,7 +136,10 @@ class BagReader:
             return []
         try:
             metadata = yaml.safe_load(path.read_text())["rosbag2_bagfile_information"]
-            files = self._named(metadata["relative_file_paths"])
+            names = [Path(name).name for name in metadata["relative_file_paths"]]
+            if wrong := [name for name in names if not is_storage(name)]:
+                raise ValueError(wrong)
+            files = [path.with_name(name) for name in dict.fromkeys(names)]
             there = {file: file if file.is_file() else other_form(file) for file in files}
             for entry in metadata["topics_with_message_count"]:
                 topic, count = entry["topic_metadata"], entry["message_count"]
@@ -139,7 +150,9 @@ class BagReader:
                 )
                 if not (channel.is_sound and isinstance(count, int) and count >= 0):
                     raise ValueError(topic)
-                count += self._count_of(channel.topic)
+                # A topic of several types has an entry for each.
+                before = self.channels.get(channel.topic)
+                count += before.count if before is not None else 0
                 self.channels[channel.topic] = replace(channel, count=count)
         except (*_BAD_YAML, OSError, KeyError, TypeError, AttributeError) as error:
             self.channels.clear()
@@ -155,20 +168,6 @@ class BagReader:
             elif other != file:
                 self._warn(f"{other.name} is read instead of {file.name}, listed in {METADATA}.")
         return [other for other in there.values() if other is not None]
-
-    def _named(self, names: Iterable[str]) -> list[Path]:
-        """The storage files of these names, each once.
-
-        Raises:
-            ValueError: a name is not that of a storage file.
-        """
-        files = list(dict.fromkeys(self.path / Path(name).name for name in names))
-        if wrong := [file.name for file in files if not is_storage(file.name)]:
-            raise ValueError(wrong)
-        return files
-
-    def _count_of(self, topic: str) -> int:
-        return self.channels[topic].count if topic in self.channels else 0
 
     def _learn_types(self) -> None:
         """Read definitions from the first readable file; without metadata, from all."""
@@ -282,11 +281,6 @@ class BagReader:
         for problem in bag.problems:
             self._problem(problem)
         return bag
-
-
-def _add_once(messages: list[str], message: str) -> None:
-    if (message := one_line(message)) not in messages:
-        messages.append(message)
 
 
 class _Intact:

@@ -67,24 +67,14 @@ class AnchorProjector:
         self.records = {topic: InputRecord(topic) for topic in ANCHOR_TYPES}
 
     def take(self, topic: str, msg: Any) -> None:
-        """Receive a measurement.
-
-        Args:
-            topic: of ``ANCHOR_TYPES``.
-            msg: of the topic's type.
-        """
+        """Receive a measurement of a topic of ``ANCHOR_TYPES``."""
         self.records[topic].received()
         self._last[topic], self.newest = msg, topic
         if topic == "anchors/depth":
             self._images = (*self._images[1 - _IMAGES_KEPT :], msg)
 
     def anchors(self, camera: CameraModel | None, frame_id: str) -> Anchors | None:
-        """The newest measurement as pixels of known depth; None if there is none to use.
-
-        Args:
-            camera: rectified intrinsics of the image.
-            frame_id: its optical frame.
-        """
+        """The newest measurement in an image as pixels of known depth; None if there is none."""
         msg = self._last.get(self.newest)
         if msg is None:
             return None
@@ -145,12 +135,8 @@ class AnchorProjector:
         return found
 
     def report(self, topic: str, scale: dict[str, str]) -> None:
-        """Record what became of the anchors of a frame; may be called from any thread.
-
-        Args:
-            topic: that they came from.
-            scale: the estimator's diagnostics of the frame, ``Prediction.scale``.
-        """
+        """Record what became of the anchors that a topic gave for a frame, by the frame's
+        ``Prediction.scale``; may be called from any thread."""
         state = scale.get("scale state", "")
         if scale.get("scale source") == "anchors" and state and not state.startswith("held"):
             self.records[topic].used()

@@ -49,13 +49,7 @@ class CameraTopics:
     """Subscriptions, publishers and counts of one camera.
 
     Publishers live from construction to ``destroy``, subscriptions from ``open`` to ``close``.
-
-    Args:
-        node: owns the topics.
-        name: prefix of the topics, "" for none.
-        networks: decide which outputs exist.
-        settings: gives the settings in force.
-        tree: the node's tf; without, one of its own.
+    ``name`` is the prefix of the topics, "" for none; ``tree`` the node's tf.
     """
 
     def __init__(

@@ -28,9 +28,6 @@ class TfTree:
     """A tf2_ros buffer and its listener, from the first ``start`` to ``close``.
 
     It may be started and closed again and again. Look-ups may come from any thread.
-
-    Args:
-        node: listens there.
     """
 
     def __init__(self, node: Node) -> None:
