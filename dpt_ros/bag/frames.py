@@ -23,25 +23,15 @@ STATIC_FRAMES = "/tf_static"
 
 @dataclass
 class Item:
-    """A message whose turn it is.
+    """A message whose turn it is."""
 
-    Args:
-        number: of the message, counted from 0 over all that are read.
-        copy: the message, if it is to be copied.
-        camera: name of the camera whose image it is, None if it is no image.
-        decoding: the image, perhaps still being decoded; None if it is no image or unreadable.
-        request: what is wanted of the frame.
-        error: why the image cannot be used.
-        frame: the image once it is decoded.
-    """
-
-    number: int
-    copy: Message | None = None
-    camera: str | None = None
-    decoding: Future[Frame] | None = None
-    request: OutputRequest | None = None
-    error: str = ""
-    frame: Frame | None = None
+    number: int  # counted from 0 over all that are read
+    copy: Message | None = None  # the message, if it is to be copied
+    camera: str | None = None  # name of the camera whose image it is
+    decoding: Future[Frame] | None = None  # the image, perhaps still being decoded
+    request: OutputRequest | None = None  # what is wanted of the frame
+    error: str = ""  # why the image cannot be used
+    frame: Frame | None = None  # the image once it is decoded
 
 
 class Frames:
@@ -86,12 +76,8 @@ class Frames:
         }
 
     def items(self, messages: Iterable[Message], skip: int = 0) -> Iterator[Item]:
-        """Every message that is to be copied or computed, in order.
-
-        Args:
-            messages: as they were recorded.
-            skip: how many messages an earlier run has processed.
-        """
+        """Every message that is to be copied or computed, in order, without those that an
+        earlier run has processed."""
         for number, message in enumerate(self._delayed(messages)):
             camera = self._cameras.get(message.topic)
             item = Item(number, message if message.topic in self._copied else None, camera)

@@ -42,7 +42,6 @@ def play(
 
     Args:
         node: publishes, under its namespace and remaps.
-        reader: of the bag.
         topics: names as in the bag; without a leading slash they are published under the node's
             namespace. Where the bag has an image as CompressedImage only, that is played. Playing
             starts when the first topic has a subscriber.

@@ -63,25 +63,15 @@ class Message(NamedTuple):
 
 @dataclass(frozen=True)
 class Channel:
-    """A topic of a bag.
+    """A topic of a bag."""
 
-    Args:
-        topic: its name.
-        msgtype: "sensor_msgs/msg/Image", ...
-        count: messages there should be, 0 if that is not known.
-        definition: text of the message's definition, "" if the bag has none.
-        digest: RIHS01 hash of the type, "" if the bag has none.
-        qos: offered QoS profiles, as rosbags has them.
-        encoding: of its messages; those of ROS 2 are CDR.
-    """
-
-    topic: str
-    msgtype: str
-    count: int = 0
-    definition: str = ""
-    digest: str = ""
-    qos: tuple[object, ...] = ()
-    encoding: str = CDR
+    topic: str  # its name
+    msgtype: str  # "sensor_msgs/msg/Image", ...
+    count: int = 0  # messages there should be, 0 if that is not known
+    definition: str = ""  # text of the message's definition
+    digest: str = ""  # RIHS01 hash of the type
+    qos: tuple[object, ...] = ()  # offered QoS profiles, as rosbags has them
+    encoding: str = CDR  # of its messages; those of ROS 2 are CDR
 
     @property
     def is_sound(self) -> bool:

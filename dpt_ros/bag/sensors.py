@@ -97,24 +97,13 @@ class StaticFrames:
 
 
 class SensorBuffer:
-    """Gives the frame builder of a camera the messages that belong to each image.
+    """Gives the frame builder of a camera, ``builder``, the messages that belong to each image.
 
-    Args:
-        camera: its topics.
-        settings: those of this camera.
-        static: shared by all cameras.
-        warn: takes a message when something cannot be used, each time.
-
-    Attributes:
-        builder: makes the frames.
+    ``static`` is shared by all cameras; ``warn`` takes what cannot be used, each time.
     """
 
     def __init__(
-        self,
-        camera: Camera,
-        settings: Settings,
-        static: StaticFrames,
-        warn: Callable[[str], None],
+        self, camera: Camera, settings: Settings, static: StaticFrames, warn: Callable[[str], None]
     ) -> None:
         self._camera = camera
         self._warn = warn
@@ -164,12 +153,8 @@ class SensorBuffer:
             self._anchors.calibration.take(_read(message.data, CameraInfo))
 
     def advance(self, time: int, stamp: int) -> None:
-        """Receive the odometry up to an image; call it for every image, in order.
-
-        Args:
-            time: of the image's recording.
-            stamp: of the image.
-        """
+        """Receive the odometry up to an image, by the time of its recording and its stamp; call
+        it for every image, in order."""
         while self._odom and (self._odom[0].time <= time or self._odom_stamp < stamp):
             odom = self._odom.popleft()
             self._odom_stamp = max(self._odom_stamp, odom.stamp)

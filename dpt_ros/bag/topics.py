@@ -29,23 +29,14 @@ _NO_PICTURE = re.compile("depth|label|semantic|segment|mask|disparity|truth|conf
 
 @dataclass(frozen=True)
 class Camera:
-    """One camera of a bag.
+    """One camera of a bag: its name and its topics."""
 
-    Args:
-        name: prefix of its output topics and the source of its frames, "" for none.
-        image: topic of its images.
-        kind: type of these.
-        info: topic of its CameraInfo, "" if there is none.
-        odom: topic of nav_msgs/Odometry, "" for none.
-        anchors: by the node's names, anchors/scan, ...
-    """
-
-    name: str
+    name: str  # prefix of its output topics and the source of its frames, "" for none
     image: str
-    kind: str
-    info: str = ""
-    odom: str = ""
-    anchors: Mapping[str, str] = field(default_factory=dict)
+    kind: str  # type of the images
+    info: str = ""  # topic of its CameraInfo
+    odom: str = ""  # topic of nav_msgs/Odometry
+    anchors: Mapping[str, str] = field(default_factory=dict)  # by the node's names
 
     @property
     def compressed(self) -> bool:

@@ -100,15 +100,11 @@ def run_node(prog: str, argv: Sequence[str] | None, make: Callable[[], Node]) ->
 
     Args:
         prog: name of the program, dpt_node or dpt_camera_sim.
-        argv: arguments without the program's name; None takes those of the process, which then
-            ends here.
+        argv: None takes those of the process, which then ends here.
         make: creates the node; a ValueError is a parameter that cannot be used.
 
     Returns:
         The exit code: 0; 1 where the middleware refuses the node; 2 for a wrong parameter.
-
-    Raises:
-        SystemExit: 0 after --help, 2 with an error message for wrong arguments.
     """
     process.exit_on_signal()
     _init_rclpy(prog, argv)

@@ -27,7 +27,6 @@ class VideoReceiver:
 
     Args:
         node: its executor calls ``deliver``.
-        decoder: used by the thread only.
         deliver: takes pictures; older ones are left out while it has no time.
         drop: takes the reason for each packet that becomes no frame and is no fault.
         fail: takes the error of each packet that cannot be decoded.

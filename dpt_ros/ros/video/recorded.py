@@ -15,14 +15,6 @@ class VideoTrack:
     """The video of one topic: as many outcomes as packets, in the order of the pictures.
 
     With B-frames that is not the order of the packets, of which some are decoded ahead then.
-
-    Args:
-        kind: type of the messages.
-        warn: takes messages on the video, each time.
-        hardware: see ``VideoDecoder``.
-
-    Raises:
-        ImportError: PyAV is not installed.
     """
 
     def __init__(self, kind: str, warn: Callable[[str], None], hardware: bool) -> None:

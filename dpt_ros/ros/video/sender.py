@@ -73,16 +73,9 @@ def video_message(encoded: Encoded, header: Header, size: tuple[int, int], kind:
 
 
 class VideoSender:
-    """Publishes pictures as video, while somebody subscribes.
+    """Publishes pictures as video, while somebody subscribes; see `VideoEncoder`.
 
-    Args:
-        publishers: with the class of their messages.
-        size: width and height of the pictures.
-        rate: pictures per second.
-
-    Raises:
-        ImportError: PyAV is not installed.
-        ValueError: pictures of this size cannot be encoded.
+    ``publishers`` are with the classes of their messages, ``size`` is width and height.
     """
 
     def __init__(
