@@ -27,21 +27,13 @@ from dpt_ros.ros.video.decoder import Picture
 
 @dataclass(frozen=True)
 class Arrival:
-    """What is remembered of an image until its prediction is there: ``Frame.context``.
+    """What is remembered of an image until its prediction is there: ``Frame.context``."""
 
-    Args:
-        header: of the image, copied to every output.
-        info: the camera_info in use, if it fits the image.
-        received_ns: when the image was received, or recorded in a bag; nanoseconds.
-        size: width and height of the image, pixels.
-        anchors: the topic that its anchors came from, "" without any.
-    """
-
-    header: Header
-    info: CameraInfo | None
-    received_ns: int
-    size: tuple[int, int] = (0, 0)
-    anchors: str = ""
+    header: Header  # of the image, copied to every output
+    info: CameraInfo | None  # the camera_info in use, if it fits the image
+    received_ns: int  # when the image was received, or recorded in a bag; nanoseconds
+    size: tuple[int, int] = (0, 0)  # width and height of the image, pixels
+    anchors: str = ""  # the topic that its anchors came from, "" without any
 
 
 class FrameBuilder:
@@ -54,9 +46,6 @@ class FrameBuilder:
         source: name of the camera, "" for the only one.
         settings: gives the settings in force; those of the camera's mounting are read once.
         compressed: whether images are CompressedImage, else Image.
-        calibration: of the camera.
-        poses: of the camera; None without.
-        anchors: None without.
         warn: takes a message about the images, each time.
         on_encoding: called with the encoding of each image whose pixels could be read.
         live: whether what a depth camera measured may be received after the image.

@@ -31,23 +31,14 @@ _DECODERS = {"av1": ("libdav1d", "libaom-av1", "av1"), "vp9": ("vp9", "libvpx-vp
 
 
 class Picture(NamedTuple):
-    """What became of a packet.
-
-    Args:
-        packet: it.
-        received_ns: when it was received, or recorded in a bag; nanoseconds.
-        decoded: PyAV's frame; None with an error.
-        error: why there is no picture.
-        pixels: (H, W, 3) uint8, or (H, W) of a video without colour; from ``converted`` on.
-        encoding: of the pixels, "rgb8" or "mono8".
-    """
+    """What became of a packet: a picture, or an error. It has pixels from ``converted`` on."""
 
     packet: VideoPacket
-    received_ns: int
-    decoded: Any = None
-    error: MessageError | None = None
-    pixels: np.ndarray = np.empty((0, 0), np.uint8)
-    encoding: str = ""
+    received_ns: int  # when it was received, or recorded in a bag; nanoseconds
+    decoded: Any = None  # PyAV's frame
+    error: MessageError | None = None  # why there is no picture
+    pixels: np.ndarray = np.empty((0, 0), np.uint8)  # (H, W, 3) uint8, (H, W) without colour
+    encoding: str = ""  # of the pixels, "rgb8" or "mono8"
 
     @property
     def stamp_ns(self) -> int:
