@@ -9,7 +9,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import rclpy
@@ -36,7 +36,6 @@ def play(
     also: Sequence[str] = (),
     rate: float = 1.0,
     wait: float = 30.0,
-    warn: Callable[[str], None] = lambda message: None,
 ) -> list[tuple[int, int]]:
     """Publish the messages of ``topics`` as serialised in the bag.
 
@@ -48,7 +47,6 @@ def play(
         also: more topics, which may be missing.
         rate: 2.0 plays twice as fast as recorded.
         wait: seconds to wait for that subscriber.
-        warn: takes a message about a topic of ``also`` that cannot be played.
 
     Returns:
         (time in the bag, time of publishing by time.monotonic_ns), nanoseconds, per message of
@@ -67,7 +65,7 @@ def play(
         except BagError as error:
             if not {name, base_topic(name)}.isdisjoint(topics):
                 raise
-            warn(f"{topic} is not played. {error}")
+            _print(f"{topic} is not played. {error}")
             continue
         publishers[topic] = node.create_publisher(kind, name, _profile(channel))
     first = next(iter(names))
@@ -163,7 +161,7 @@ def run(args: argparse.Namespace, ros_args: list[str]) -> int:
     node = Node("bag_player")
     try:
         reader = BagReader(args.bag)
-        sent = play(node, reader, args.topics, args.also, args.rate, args.wait, _print)
+        sent = play(node, reader, args.topics, args.also, args.rate, args.wait)
     except (BagError, OSError) as error:
         _print(str(error))
         return 1

@@ -28,7 +28,6 @@ from dpt_ros.engine.runner.chain import is_refined
 from dpt_ros.engine.runner.host import Ticket
 from dpt_ros.engine.runner.kind import Kind
 from dpt_ros.engine.text import one_line
-from dpt_ros.ros.camera.frame_builder import Arrival
 from dpt_ros.ros.camera.frame_order import FrameOrder
 from dpt_ros.ros.messages.prediction import LABEL_INFO, PredictionMessages
 from dpt_ros.ros.messages.types import type_name
@@ -289,16 +288,13 @@ class _Run:
 
     def _write_prediction(self, item: Item, prediction: Prediction) -> None:
         assert item.camera is not None
-        arrival: Arrival = prediction.frame.context
-        time_ns = arrival.received_ns
+        time_ns = prediction.frame.context.received_ns
         if not self._done.frames:
             for name, converter in self._converters.items():
                 if self._wanted(name, LABEL_INFO):
                     self._write_message(name, LABEL_INFO, time_ns, converter.label_info())
-        messages = self._converters[item.camera].messages(
-            prediction, arrival.header, arrival.info, partial(self._wanted, item.camera)
-        )
-        for topic, message in messages:
+        converter, wanted = self._converters[item.camera], partial(self._wanted, item.camera)
+        for topic, message in converter.messages(prediction, wanted):
             self._write_message(item.camera, topic, time_ns, message)
         self._done.frames += 1
         self._check_order(item.camera, prediction)

@@ -21,7 +21,7 @@ from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.camera.anchor_projector import ANCHOR_TYPES, AnchorProjector
 from dpt_ros.ros.camera.calibration import Calibration, CalibrationSubscription
-from dpt_ros.ros.camera.frame_builder import Arrival, FrameBuilder
+from dpt_ros.ros.camera.frame_builder import FrameBuilder
 from dpt_ros.ros.camera.frame_order import FrameOrder
 from dpt_ros.ros.camera.image_subscription import ImageInput
 from dpt_ros.ros.camera.inputs import InputRecord, TopicInput
@@ -31,7 +31,7 @@ from dpt_ros.ros.camera.tf import TfTree
 from dpt_ros.ros.diagnostics import Statistics, camera_status
 from dpt_ros.ros.messages.cdr import VIDEO_READERS
 from dpt_ros.ros.messages.error import MessageError
-from dpt_ros.ros.messages.prediction import LABEL_INFO, PredictionMessages
+from dpt_ros.ros.messages.prediction import LABEL_INFO, Arrival, PredictionMessages
 from dpt_ros.ros.messages.types import VIDEOS, video_classes
 from dpt_ros.ros.plausibility import stamps_apart
 from dpt_ros.ros.video.decoder import WAITING, Picture, VideoDecoder
@@ -277,10 +277,7 @@ class CameraTopics:
         """Publish a prediction, each output with the header of its frame."""
         arrival: Arrival = prediction.frame.context
         start = time.monotonic_ns()
-        messages = self._messages.messages(
-            prediction, arrival.header, arrival.info, self._subscribed
-        )
-        for topic, message in messages:
+        for topic, message in self._messages.messages(prediction, self._subscribed):
             if not isinstance(message, CameraInfo):
                 self._sizes[topic] = message._data.nbytes
             self._publishers[topic].publish(message)

@@ -4,12 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from sensor_msgs.msg import CameraInfo
-from std_msgs.msg import Header
 
 from dpt_ros.engine.frame import Frame
 from dpt_ros.engine.scale.ground import down_direction
@@ -21,19 +18,9 @@ from dpt_ros.ros.camera.poses import OdometryPoses, TfPoses
 from dpt_ros.ros.messages.cdr import read_compressed_image, read_image
 from dpt_ros.ros.messages.image import CompressedFile, compressed_file, image_pixels
 from dpt_ros.ros.messages.image_bits import ImageBits
+from dpt_ros.ros.messages.prediction import Arrival
 from dpt_ros.ros.messages.types import nanoseconds
 from dpt_ros.ros.video.decoder import Picture
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """What is remembered of an image until its prediction is there: ``Frame.context``."""
-
-    header: Header  # of the image, copied to every output
-    info: CameraInfo | None  # the camera_info in use, if it fits the image
-    received_ns: int  # when the image was received, or recorded in a bag; nanoseconds
-    size: tuple[int, int] = (0, 0)  # width and height of the image, pixels
-    anchors: str = ""  # the topic that its anchors came from, "" without any
 
 
 class FrameBuilder:
@@ -82,7 +69,7 @@ class FrameBuilder:
         Args:
             image: the Image or CompressedImage, serialised, of which the pixels stay a view; or a
                 decoded picture of a video.
-            received_ns: see ``Arrival``.
+            received_ns: see `Arrival`.
 
         Raises:
             MessageError: the image cannot be used.

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -38,6 +39,17 @@ FUSED = ("depth/fused", "depth/fused_origin", "depth/fused_sigma")
 
 def _unchanged(pixels: np.ndarray) -> np.ndarray:
     return pixels
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """What is remembered of an image until its prediction is there: ``Frame.context``."""
+
+    header: Header  # of the image, copied to every output
+    info: CameraInfo | None  # the camera_info in use, if it fits the image
+    received_ns: int  # when the image was received, or recorded in a bag; nanoseconds
+    size: tuple[int, int] = (0, 0)  # width and height of the image, pixels
+    anchors: str = ""  # the topic that its anchors came from, "" without any
 
 
 class PredictionMessages:
@@ -126,29 +138,21 @@ class PredictionMessages:
         )
 
     def messages(
-        self,
-        prediction: Prediction,
-        header: Header,
-        info: CameraInfo | None,
-        wanted: Callable[[str], bool],
+        self, prediction: Prediction, wanted: Callable[[str], bool]
     ) -> Iterator[tuple[str, Any]]:
-        """Topics and messages, each converted when the iterator reaches it.
+        """The wanted topics and their messages, each converted when the iterator reaches it.
 
         The messages hold the prediction's arrays, uncopied, and the camera_info is one object
         for all frames: send them at once.
-
-        Args:
-            prediction: of a frame.
-            header: of its image, which every message gets.
-            info: the camera_info of the image, if there is one.
-            wanted: as in ``request``.
         """
-        settings = self._settings()
+        settings, arrival = self._settings(), prediction.frame.context
+        header, info = arrival.header, arrival.info
         depth, inverse, labels = prediction.depth, prediction.inverse, prediction.labels
         encoding = settings.depth_encoding
         depth_pixels = millimetres if encoding == "16UC1" else _unchanged
         color = partial(depth_to_color, far=settings.color_range)
         label_color = partial(labels_to_color, palette=self._networks.palette)
+        compressed_depth = partial(compressed_depth_message, header=header, settings=settings)
         # First, so that a node that needs both has it when the image comes.
         if depth is not None and info is not None and wanted("depth/camera_info"):
             yield "depth/camera_info", self._camera_info(depth, header, info)
@@ -165,7 +169,7 @@ class PredictionMessages:
             ("semantic/labels", labels, _unchanged, "mono8"),
             ("semantic/color", labels, lambda ids: self._marked(label_color(ids)), "rgb8"),
             ("semantic/confidence", prediction.confidence, _unchanged, "mono8"),
-            (COMPRESSED_DEPTH, depth, lambda depth: self._compressed_depth(depth, header), ""),
+            (COMPRESSED_DEPTH, depth, compressed_depth, ""),
             ("depth/points", prediction.points, lambda cloud: cloud_message(cloud, header), ""),
         )
         for topic, source, make, encoding in outputs:
@@ -176,18 +180,6 @@ class PredictionMessages:
     def _relative_color(self, inverse: np.ndarray) -> np.ndarray:
         self.inverse_near = self.inverse_near or float(np.percentile(inverse, 99)) or 1.0
         return self._marked(inverse_to_color(inverse, self.inverse_near))
-
-    def _compressed_depth(self, depth: np.ndarray, header: Header) -> CompressedImage:
-        settings = self._settings()
-        return compressed_depth_message(
-            depth,
-            settings.depth_encoding,
-            header,
-            settings.compressed_depth_format,
-            settings.compressed_depth_depth_max,
-            settings.compressed_depth_depth_quantization,
-            settings.compressed_depth_png_level,
-        )
 
     def _camera_info(self, depth: np.ndarray, header: Header, info: CameraInfo) -> CameraInfo:
         """The camera_info of a depth image, scaled again only when it or the size changed."""
