@@ -74,11 +74,9 @@ def other_kind(path: Path) -> str:
 def storage_files(folder: Path) -> tuple[list[Path], list[Path]]:
     """The storage files of a folder, and their copies.
 
-    Files that differ by their suffixes alone (x.db3, x.db3.zstd) are copies: a recorder removes
-    its file when the compressed one is complete, so the uncompressed one is read.
-
-    Returns:
-        files in the order of the numbers in their names; copies.
+    Files are in the order of the numbers in their names. Those that differ by their suffixes alone
+    (x.db3, x.db3.zstd) are copies: a recorder removes its file when the compressed one is
+    complete, so the uncompressed one is read.
     """
 
     def order(path: Path) -> list[Any]:

@@ -20,6 +20,7 @@ from rosbags.interfaces import Connection, Qos
 from rosbags.rosbag2 import Reader
 
 from dpt_ros.bag.files import (
+    MCAP,
     METADATA,
     is_bag,
     is_storage,
@@ -29,7 +30,7 @@ from dpt_ros.bag.files import (
     storage_files,
     storage_of,
 )
-from dpt_ros.bag.salvage import CDR, Channel, Message, SalvagedFile, salvage
+from dpt_ros.bag.salvage import CDR, Channel, Message, SalvagedFile, SalvagedMcap, SalvagedSqlite
 from dpt_ros.engine.text import one_line
 from dpt_ros.file_kinds import kind_of_file
 
@@ -275,7 +276,7 @@ class BagReader:
                 yield local, whole
 
     def _salvaged(self, local: Path, damage: str = "") -> SalvagedFile:
-        bag = salvage(local, storage_of(local))
+        bag = (SalvagedMcap if storage_of(local) == MCAP else SalvagedSqlite)(local)
         if bag.problems and damage:
             self._problem(damage)
         for problem in bag.problems:

@@ -92,15 +92,11 @@ class _Part:
 
 
 class SalvagedFile(ABC):
-    """The readable part of a file.
-
-    Attributes:
-        problems: what cannot be read; empty for an intact file.
-    """
+    """The readable part of a file; a ValueError where there is none."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.problems: list[str] = []
+        self.problems: list[str] = []  # what cannot be read; empty for an intact file
         self._by_number: dict[int, Channel] = {}
 
     @property
@@ -116,15 +112,6 @@ class SalvagedFile(ABC):
         channel = self._by_number.get(number)
         wanted = channel is not None and channel.topic in topics and channel.encoding == CDR
         return channel.topic if channel is not None and wanted else ""
-
-
-def salvage(path: Path, storage: str) -> SalvagedFile:
-    """The readable part of a file of a storage, ".mcap" or ".db3".
-
-    Raises:
-        ValueError: nothing can be read of it.
-    """
-    return SalvagedMcap(path) if storage == ".mcap" else SalvagedSqlite(path)
 
 
 class SalvagedMcap(SalvagedFile):

@@ -106,8 +106,21 @@ def run_node(prog: str, argv: Sequence[str] | None, make: Callable[[], Node]) ->
     Returns:
         The exit code: 0; 1 where the middleware refuses the node; 2 for a wrong parameter.
     """
+    import rclpy
+    from rclpy.utilities import remove_ros_args
+
+    from dpt_ros.ros.share import transport_environment
+
     process.exit_on_signal()
-    _init_rclpy(prog, argv)
+    args = [prog, *(sys.argv[1:] if argv is None else argv)]
+    parser = _parser(prog)
+    try:
+        parser.parse_args(remove_ros_args(args)[1:])
+        # Fast DDS reads it when the first node is created.
+        os.environ.update(transport_environment())
+        rclpy.init(args=args)
+    except RuntimeError as error:  # for a missing parameter file or a malformed remapping
+        parser.exit(2, f"{prog}: {rclpy_message(error)}\n")
     if argv is None:
         gc.freeze()  # the collector need not walk over torch's modules again and again
         process.exit_after_signal(prog)
@@ -148,23 +161,6 @@ def _spin(prog: str, make: Callable[[], Node]) -> int:
             node.destroy_node()
         rclpy.try_shutdown()
     return 0
-
-
-def _init_rclpy(prog: str, argv: Sequence[str] | None) -> None:
-    import rclpy
-    from rclpy.utilities import remove_ros_args
-
-    from dpt_ros.ros.share import transport_environment
-
-    args = [prog, *(sys.argv[1:] if argv is None else argv)]
-    parser = _parser(prog)
-    try:
-        parser.parse_args(remove_ros_args(args)[1:])
-        # Fast DDS reads it when the first node is created.
-        os.environ.update(transport_environment())
-        rclpy.init(args=args)
-    except RuntimeError as error:  # for a missing parameter file or a malformed remapping
-        parser.exit(2, f"{prog}: {rclpy_message(error)}\n")
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:

@@ -54,7 +54,9 @@ class DptNode(LifecycleNode):
         self._warnings: list[str] = []
         self._device_lost = ""
         self._clock_monitor = ClockMonitor(self)
-        self._node_parameters = Parameters(self, self._adopt_settings, self._configured)
+        self._node_parameters = Parameters(
+            self, self._adopt_settings, lambda: self._networks is not None
+        )
         # Periods are of real time: a simulated clock may stand still.
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 1)
@@ -69,9 +71,6 @@ class DptNode(LifecycleNode):
     @property
     def _settings(self) -> Settings:
         return self._node_parameters.settings
-
-    def _configured(self) -> bool:
-        return self._networks is not None
 
     # Lifecycle
 

@@ -224,14 +224,8 @@ def jpeg_message(rgb: np.ndarray, header: Header, quality: int = 90) -> Compress
 
 
 def millimetres(depth: np.ndarray) -> np.ndarray:
-    """Depth as 16UC1 holds it (REP 118).
-
-    Args:
-        depth: (H, W) float32, metres.
-
-    Returns:
-        (H, W) uint16, millimetres; 0 where depth is unknown, out of range or beyond 65.535 m.
-    """
+    """Depth, (H, W) float32 in metres, as 16UC1 holds it (REP 118): (H, W) uint16, millimetres; 0
+    where depth is unknown, out of range or beyond 65.535 m."""
     rounded = depth * np.float32(1000.0) + np.float32(0.5)
     return np.where((rounded >= 1) & (rounded < 65536), rounded, 0).astype(np.uint16)
 

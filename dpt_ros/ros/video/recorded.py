@@ -25,14 +25,11 @@ class VideoTrack:
         self._pictures: deque[Picture | MessageError] = deque()
 
     def resolve(self, packets: Iterable[bytes], ended: bool) -> bool:
-        """Decode until there is an outcome for the packet whose turn it is.
+        """Decode until it is known what becomes of the packet whose turn it is; whether it is.
 
         Args:
             packets: it, serialised, and those behind it that have been read.
             ended: whether there are no more.
-
-        Returns:
-            Whether there is one.
         """
         for place, packet in enumerate(packets):
             if self._pictures:
