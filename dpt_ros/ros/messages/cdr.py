@@ -36,13 +36,12 @@ class VideoPacket:
     size: tuple[int, int] = (0, 0)  # width and height, where they are given
 
 
-def read_image(serialised: bytes) -> Image:
-    """The Image that was serialised; its pixels are a read-only view of the bytes.
+# Each raises a MessageError for bytes that are no such message. Which values its fields have is
+# not judged here: ``image_pixels`` does that.
 
-    Raises:
-        MessageError: the bytes are no serialised Image. Which values its fields have is not
-            judged here: ``image_pixels`` does that.
-    """
+
+def read_image(serialised: bytes) -> Image:
+    """The Image that was serialised; its pixels are a read-only view of the bytes."""
     reader = _Reader(serialised, "Image")
     image = Image(
         header=reader.header(),
@@ -57,11 +56,7 @@ def read_image(serialised: bytes) -> Image:
 
 
 def read_compressed_image(serialised: bytes) -> CompressedImage:
-    """The CompressedImage that was serialised; its file is a read-only view of the bytes.
-
-    Raises:
-        MessageError: the bytes are no serialised CompressedImage.
-    """
+    """The CompressedImage that was serialised; its file is a read-only view of the bytes."""
     reader = _Reader(serialised, "CompressedImage")
     image = CompressedImage(header=reader.header(), format=reader.string("format"))
     image._data = reader.octets("data")
@@ -69,11 +64,7 @@ def read_compressed_image(serialised: bytes) -> CompressedImage:
 
 
 def read_ffmpeg_packet(serialised: bytes) -> VideoPacket:
-    """The ffmpeg_image_transport_msgs/FFMPEGPacket that was serialised.
-
-    Raises:
-        MessageError: the bytes are no serialised FFMPEGPacket.
-    """
+    """The ffmpeg_image_transport_msgs/FFMPEGPacket that was serialised."""
     reader = _Reader(serialised, "FFMPEGPacket")
     header = reader.header()
     size = (reader.number("width"), reader.number("height"))
@@ -84,11 +75,7 @@ def read_ffmpeg_packet(serialised: bytes) -> VideoPacket:
 
 
 def read_compressed_video(serialised: bytes) -> VideoPacket:
-    """The foxglove_msgs/CompressedVideo that was serialised.
-
-    Raises:
-        MessageError: the bytes are no serialised CompressedVideo.
-    """
+    """The foxglove_msgs/CompressedVideo that was serialised."""
     reader = _Reader(serialised, "CompressedVideo")
     header = reader.header()  # its timestamp and frame_id are serialised alike
     data = reader.octets("data")
