@@ -74,11 +74,9 @@ def other_kind(path: Path) -> str:
 def storage_files(folder: Path) -> tuple[list[Path], list[Path]]:
     """The storage files of a folder, and their copies.
 
-    Files that differ by their suffixes alone (x.db3, x.db3.zstd) are copies: a recorder removes
-    its file when the compressed one is complete, so the uncompressed one is read.
-
-    Returns:
-        files in the order of the numbers in their names; copies.
+    Files are in the order of the numbers in their names. Those that differ by their suffixes alone
+    (x.db3, x.db3.zstd) are copies: a recorder removes its file when the compressed one is
+    complete, so the uncompressed one is read.
     """
 
     def order(path: Path) -> list[Any]:
@@ -107,12 +105,8 @@ def other_form(path: Path) -> Path | None:
 def readable(
     file: Path, problem: Callable[[str], None], warn: Callable[[str], None]
 ) -> Iterator[Path]:
-    """A storage file as its reader needs it: uncompressed, with its journal applied.
-
-    Args:
-        file: of the bag; it is not changed.
-        problem: takes a message on what cannot be read.
-        warn: takes a message on what was read in another way than usual.
+    """A storage file, which stays as it is, in the form that its reader needs: uncompressed, with
+    its journal applied. Messages: what cannot be read; what was read in another way than usual.
     """
     journals = [file.with_name(file.name + suffix) for suffix in _JOURNALS]
     journals = [journal for journal in journals if journal.is_file() and journal.stat().st_size]

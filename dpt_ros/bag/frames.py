@@ -9,13 +9,13 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
 from functools import partial
 
-from dpt_ros.bag.reader import Message
-from dpt_ros.bag.sensors import LOOKAHEAD, SensorBuffer, StaticFrames, stamp_of
+from dpt_ros.bag.salvage import Message
+from dpt_ros.bag.sensors import LOOKAHEAD, SensorBuffer, StaticFrames
 from dpt_ros.bag.topics import Camera
 from dpt_ros.engine.frame import Frame, OutputRequest
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.messages.error import MessageError
-from dpt_ros.ros.video.messages import READERS
+from dpt_ros.ros.messages.types import VIDEOS
 from dpt_ros.ros.video.recorded import VideoTrack
 
 STATIC_FRAMES = "/tf_static"
@@ -23,25 +23,15 @@ STATIC_FRAMES = "/tf_static"
 
 @dataclass
 class Item:
-    """A message whose turn it is.
+    """A message whose turn it is."""
 
-    Args:
-        number: of the message, counted from 0 over all that are read.
-        copy: the message, if it is to be copied.
-        camera: name of the camera whose image it is, None if it is no image.
-        decoding: the image, perhaps still being decoded; None if it is no image or unreadable.
-        request: what is wanted of the frame.
-        error: why the image cannot be used.
-        frame: the image once it is decoded.
-    """
-
-    number: int
-    copy: Message | None = None
-    camera: str | None = None
-    decoding: Future[Frame] | None = None
-    request: OutputRequest | None = None
-    error: str = ""
-    frame: Frame | None = None
+    number: int  # counted from 0 over all that are read
+    copy: Message | None = None  # the message, if it is to be copied
+    camera: str | None = None  # name of the camera whose image it is
+    decoding: Future[Frame] | None = None  # the image, perhaps still being decoded
+    request: OutputRequest | None = None  # what is wanted of the frame
+    error: str = ""  # why the image cannot be used
+    frame: Frame | None = None  # the image once it is decoded
 
 
 class Frames:
@@ -74,11 +64,11 @@ class Frames:
         self._videos = {
             camera.image: VideoTrack(
                 camera.kind,
-                partial(self._warn_of, camera.image),
+                partial(lambda topic, text: warn(f"{topic}: {text}"), camera.image),
                 settings[camera.name].video_decoder == "hardware",
             )
             for camera in cameras
-            if camera.kind in READERS
+            if camera.kind in VIDEOS
         }
         self._sensors = {
             camera.name: SensorBuffer(camera, settings[camera.name], self._static, warn)
@@ -86,12 +76,8 @@ class Frames:
         }
 
     def items(self, messages: Iterable[Message], skip: int = 0) -> Iterator[Item]:
-        """Every message that is to be copied or computed, in order.
-
-        Args:
-            messages: as they were recorded.
-            skip: how many messages an earlier run has processed.
-        """
+        """Every message that is to be copied or computed, in order, without those that an
+        earlier run has processed."""
         for number, message in enumerate(self._delayed(messages)):
             camera = self._cameras.get(message.topic)
             item = Item(number, message if message.topic in self._copied else None, camera)
@@ -129,26 +115,18 @@ class Frames:
         packets = (message.data for message in waiting if message.topic == topic)
         return self._videos[topic].resolve(packets, ended)
 
-    def _warn_of(self, topic: str, text: str) -> None:
-        self._warn(f"{topic}: {text}")
-
     def _add_frame(self, item: Item, camera: str, message: Message, computed: bool) -> None:
         sensors, video = self._sensors[camera], self._videos.get(message.topic)
         try:
-            if video is None:
-                build = partial(sensors.builder.build, message.data, message.time)
-                stamp = stamp_of(message.data)
-            else:
-                picture = video.take(message.time)
-                build = partial(sensors.builder.build, picture, message.time)
-                stamp = picture.stamp_ns
+            picture = None if video is None else video.take(message.time)
+            stamp = message.stamp if picture is None else picture.stamp_ns
             sensors.advance(message.time, stamp)
             if not computed:
                 return
             sensors.select(message.time, stamp)
             calibrated = sensors.builder.calibration.camera is not None
             item.request = self._request(camera, calibrated)
-            frame = build()
+            frame = sensors.builder.build(picture or message.data, message.time)
         except MessageError as error:
             item.error = str(error)
             return

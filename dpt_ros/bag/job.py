@@ -17,54 +17,31 @@ from dpt_ros.engine.settings import Settings, parameter_name
 
 @dataclass(frozen=True)
 class Job:
-    """One bag to make from another.
+    """One bag to make from another."""
 
-    Args:
-        source: bag to read.
-        out: folder to write.
-        settings: as of the node.
-        own: of each camera by its name, settings in the place of the common ones.
-        chosen: topics set by the user.
-        outputs: endings of the topics to write, see ``ALL_OUTPUTS``.
-        with_input: copy all messages of the input.
-        storage: "mcap" or "sqlite3".
-        packed: compress with zstd.
-        overwrite: replace an output of dpt_bag.
-        file_frames: frames in one file of the bag; 0 for a choice by the bag's length.
-    """
-
-    source: Path
-    out: Path
-    settings: Settings = field(default_factory=Settings)
-    own: dict[str, dict[str, Any]] = field(default_factory=dict)
+    source: Path  # bag to read
+    out: Path  # folder to write
+    settings: Settings = field(default_factory=Settings)  # as of the node
+    own: dict[str, dict[str, Any]] = field(default_factory=dict)  # by camera, instead of these
     chosen: ChosenTopics = field(default_factory=ChosenTopics)
-    outputs: tuple[str, ...] = MAPS
-    with_input: bool = False
-    storage: str = "mcap"
-    packed: bool = False
-    overwrite: bool = False
-    file_frames: int = 0
+    outputs: tuple[str, ...] = MAPS  # of ``ALL_OUTPUTS``
+    with_input: bool = False  # copy all messages of the input
+    storage: str = "mcap"  # or "sqlite3"
+    packed: bool = False  # compress with zstd
+    overwrite: bool = False  # replace an output of dpt_bag
+    file_frames: int = 0  # frames in one file of the bag; 0 for a choice by its length
 
 
 @dataclass(frozen=True)
 class Result:
-    """The result of a job.
+    """The result of a job."""
 
-    Args:
-        frames: in the bag that was written.
-        computed: of these, by this run.
-        failed: images that could not be read.
-        seconds: that this run took, without loading the networks.
-        outcome: "done", "done before", or "damaged" (what could be read is done).
-        problems: what of the input could not be read.
-    """
-
-    frames: int
-    computed: int
-    failed: int
-    seconds: float
-    outcome: str
-    problems: tuple[str, ...] = ()
+    frames: int  # in the bag that was written
+    computed: int  # of these, by this run
+    failed: int  # images that could not be read
+    seconds: float  # that this run took, without loading the networks
+    outcome: str  # "done", "done before", or "damaged" (what could be read is done)
+    problems: tuple[str, ...] = ()  # what of the input could not be read
 
 
 def made_from(

@@ -9,8 +9,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
-from importlib import import_module
+from collections.abc import Sequence
 from typing import Any
 
 import rclpy
@@ -23,10 +22,8 @@ from rosbags.interfaces import QosDurability
 
 from dpt_ros.bag.reader import BagError, BagReader
 from dpt_ros.bag.salvage import Channel
-from dpt_ros.engine.text import one_line
-from dpt_ros.ros.messages.camera_info import base_topic
+from dpt_ros.ros.messages.types import TRANSPORTS, base_topic, message_class
 from dpt_ros.ros.share import transport_environment
-from dpt_ros.ros.video.messages import SUFFIXES
 
 _SETTLED = 1.0  # seconds; longer than a node takes to adapt its QoS to the publishers
 _DELIVERY = Duration(seconds=2)
@@ -39,20 +36,17 @@ def play(
     also: Sequence[str] = (),
     rate: float = 1.0,
     wait: float = 30.0,
-    warn: Callable[[str], None] = lambda message: None,
 ) -> list[tuple[int, int]]:
     """Publish the messages of ``topics`` as serialised in the bag.
 
     Args:
         node: publishes, under its namespace and remaps.
-        reader: of the bag.
         topics: names as in the bag; without a leading slash they are published under the node's
             namespace. Where the bag has an image as CompressedImage only, that is played. Playing
             starts when the first topic has a subscriber.
         also: more topics, which may be missing.
         rate: 2.0 plays twice as fast as recorded.
         wait: seconds to wait for that subscriber.
-        warn: takes a message about a topic of ``also`` that cannot be played.
 
     Returns:
         (time in the bag, time of publishing by time.monotonic_ns), nanoseconds, per message of
@@ -71,7 +65,7 @@ def play(
         except BagError as error:
             if not {name, base_topic(name)}.isdisjoint(topics):
                 raise
-            warn(f"{topic} is not played. {error}")
+            _print(f"{topic} is not played. {error}")
             continue
         publishers[topic] = node.create_publisher(kind, name, _profile(channel))
     first = next(iter(names))
@@ -108,7 +102,7 @@ def _names(
     names: dict[str, str] = {}
     missing = []
     for name in dict.fromkeys((*topics, *also)):
-        for form in (name, f"{name}/compressed", *(name + end for end in SUFFIXES.values())):
+        for form in (name + end for end in TRANSPORTS.values()):
             full = form if form.startswith("/") else f"{namespace}/{form}"
             if topic := there.get(full.lstrip("/")) or there.get(form.lstrip("/")):
                 names.setdefault(topic, form)
@@ -134,18 +128,13 @@ def _profile(channel: Channel) -> QoSProfile:
 
 def _message_class(name: str) -> Any:
     """The class of a type's name, which comes from the bag and is not trusted."""
-    package, _, message = name.partition("/msg/")
+    package = name.partition("/msg/")[0]
     # Other packages are not imported: that could run any program.
     if not re.fullmatch(r"[a-z][a-z0-9_]*_(msgs|interfaces)", package):
-        raise BagError(
-            one_line(f"The bag has messages of '{name}', which is no message type of ROS.")
-        )
-    try:
-        return getattr(import_module(f"{package}.msg"), message)
-    except (ImportError, AttributeError) as error:
-        raise BagError(
-            one_line(f"The bag has messages of '{name}', which is not installed.")
-        ) from error
+        raise BagError(f"The bag has messages of '{name}', which is no message type of ROS.")
+    if (kind := message_class(name)) is None:
+        raise BagError(f"The bag has messages of '{name}', which is not installed.")
+    return kind
 
 
 def _wait_for_subscriber(publisher: Publisher, seconds: float) -> None:
@@ -172,7 +161,7 @@ def run(args: argparse.Namespace, ros_args: list[str]) -> int:
     node = Node("bag_player")
     try:
         reader = BagReader(args.bag)
-        sent = play(node, reader, args.topics, args.also, args.rate, args.wait, _print)
+        sent = play(node, reader, args.topics, args.also, args.rate, args.wait)
     except (BagError, OSError) as error:
         _print(str(error))
         return 1

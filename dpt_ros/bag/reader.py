@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import yaml
 from rosbags.interfaces import Connection, Qos
 from rosbags.rosbag2 import Reader
 
 from dpt_ros.bag.files import (
+    MCAP,
     METADATA,
     is_bag,
     is_storage,
@@ -30,7 +30,7 @@ from dpt_ros.bag.files import (
     storage_files,
     storage_of,
 )
-from dpt_ros.bag.salvage import CDR, Channel, SalvagedFile, salvage
+from dpt_ros.bag.salvage import CDR, Channel, Message, SalvagedFile, SalvagedMcap, SalvagedSqlite
 from dpt_ros.engine.text import one_line
 from dpt_ros.file_kinds import kind_of_file
 
@@ -44,14 +44,6 @@ _BAD_YAML = (yaml.YAMLError, ValueError, RecursionError)
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
-class Message(NamedTuple):
-    """A message as it was recorded: topic, time of recording in nanoseconds, CDR bytes."""
-
-    topic: str
-    time: int
-    data: bytes
-
-
 class BagError(Exception):
     """A bag cannot be used.
 
@@ -61,6 +53,19 @@ class BagError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))
+
+
+class Once:
+    """Passes each message on the first time; it may have texts of the bag in it."""
+
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        self._warn = warn
+        self._known: set[str] = set()
+
+    def __call__(self, message: str) -> None:
+        if (message := one_line(message)) not in self._known:
+            self._known.add(message)
+            self._warn(message)
 
 
 class BagReader:
@@ -83,6 +88,7 @@ class BagReader:
         self.channels: dict[str, Channel] = {}
         self.problems: list[str] = []
         self.warnings: list[str] = []
+        self._problem, self._warn = Once(self.problems.append), Once(self.warnings.append)
         self._counted = False  # whether metadata has the number of messages
         if not path.exists():
             raise BagError(f"{path} does not exist.")
@@ -97,12 +103,6 @@ class BagReader:
             kinds = [f"{f.name} is {kind}." for f in self.files if (kind := kind_of_file(f))]
             why = " ".join(kinds or [*others, *self.problems])
             raise BagError(f"Nothing of {path} can be read. {why}".strip())
-
-    def _warn(self, message: str) -> None:
-        _add_once(self.warnings, message)
-
-    def _problem(self, message: str) -> None:
-        _add_once(self.problems, message)
 
     def _from_folder(self) -> list[Path]:
         files, copies = storage_files(self.path)
@@ -137,7 +137,10 @@ class BagReader:
             return []
         try:
             metadata = yaml.safe_load(path.read_text())["rosbag2_bagfile_information"]
-            files = self._named(metadata["relative_file_paths"])
+            names = [Path(name).name for name in metadata["relative_file_paths"]]
+            if wrong := [name for name in names if not is_storage(name)]:
+                raise ValueError(wrong)
+            files = [path.with_name(name) for name in dict.fromkeys(names)]
             there = {file: file if file.is_file() else other_form(file) for file in files}
             for entry in metadata["topics_with_message_count"]:
                 topic, count = entry["topic_metadata"], entry["message_count"]
@@ -148,7 +151,9 @@ class BagReader:
                 )
                 if not (channel.is_sound and isinstance(count, int) and count >= 0):
                     raise ValueError(topic)
-                count += self._count_of(channel.topic)
+                # A topic of several types has an entry for each.
+                before = self.channels.get(channel.topic)
+                count += before.count if before is not None else 0
                 self.channels[channel.topic] = replace(channel, count=count)
         except (*_BAD_YAML, OSError, KeyError, TypeError, AttributeError) as error:
             self.channels.clear()
@@ -164,20 +169,6 @@ class BagReader:
             elif other != file:
                 self._warn(f"{other.name} is read instead of {file.name}, listed in {METADATA}.")
         return [other for other in there.values() if other is not None]
-
-    def _named(self, names: Iterable[str]) -> list[Path]:
-        """The storage files of these names, each once.
-
-        Raises:
-            ValueError: a name is not that of a storage file.
-        """
-        files = list(dict.fromkeys(self.path / Path(name).name for name in names))
-        if wrong := [file.name for file in files if not is_storage(file.name)]:
-            raise ValueError(wrong)
-        return files
-
-    def _count_of(self, topic: str) -> int:
-        return self.channels[topic].count if topic in self.channels else 0
 
     def _learn_types(self) -> None:
         """Read definitions from the first readable file; without metadata, from all."""
@@ -260,15 +251,14 @@ class BagReader:
                     done = 0
                     try:
                         for message in messages:
-                            yield Message(*message)
+                            yield message
                             done += 1
                         return
                     except Exception as error:  # rosbags raises anything for a damaged file
                         self._problem(f"{file.name} is damaged: {_text(error)}")
                     # Both orders are that of time, so what was read comes first here, too.
                     messages = islice(self._salvaged(local).messages(topics), done, None)
-                for message in messages:
-                    yield Message(*message)
+                yield from messages
         except ValueError as error:
             self._problem(str(error))
 
@@ -286,17 +276,12 @@ class BagReader:
                 yield local, whole
 
     def _salvaged(self, local: Path, damage: str = "") -> SalvagedFile:
-        bag = salvage(local, storage_of(local))
+        bag = (SalvagedMcap if storage_of(local) == MCAP else SalvagedSqlite)(local)
         if bag.problems and damage:
             self._problem(damage)
         for problem in bag.problems:
             self._problem(problem)
         return bag
-
-
-def _add_once(messages: list[str], message: str) -> None:
-    if (message := one_line(message)) not in messages:
-        messages.append(message)
 
 
 class _Intact:
@@ -327,7 +312,7 @@ class _Intact:
             for c in self._reader.connections
         ]
 
-    def messages(self, topics: Collection[str]) -> Iterator[tuple[str, int, bytes]]:
+    def messages(self, topics: Collection[str]) -> Iterator[Message]:
         connections = [
             c for c in self._reader.connections if c.topic in topics and _encoding(c) == CDR
         ]
@@ -335,7 +320,7 @@ class _Intact:
             for connection, time, data in self._reader.messages(connections):
                 if not isinstance(data, bytes):
                     raise TypeError("the data of a message are not bytes")
-                yield connection.topic, time, data
+                yield Message(connection.topic, time, data)
 
 
 def _unpacked(data: bytes) -> bytes | None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 
@@ -14,10 +15,10 @@ import cv2
 
 from dpt_ros.bag.frames import STATIC_FRAMES, Frames, Item
 from dpt_ros.bag.job import Job, Result, made_from
-from dpt_ros.bag.reader import BagError, BagReader
+from dpt_ros.bag.reader import BagError, BagReader, Once
 from dpt_ros.bag.salvage import Channel
 from dpt_ros.bag.topics import Camera, choose_cameras
-from dpt_ros.bag.types import serialised, type_name, with_definition
+from dpt_ros.bag.types import serialised, with_definition
 from dpt_ros.bag.writer import OutputBag, offered_qos
 from dpt_ros.engine.frame import Kind, OutputRequest, Prediction
 from dpt_ros.engine.inference.network import Networks
@@ -26,9 +27,10 @@ from dpt_ros.engine.provenance import machine, networks_for
 from dpt_ros.engine.runner.chain import is_refined
 from dpt_ros.engine.runner.host import Ticket
 from dpt_ros.engine.text import one_line
-from dpt_ros.ros.camera.frame_builder import Arrival
 from dpt_ros.ros.camera.frame_order import FrameOrder
 from dpt_ros.ros.messages.prediction import LABEL_INFO, PredictionMessages
+from dpt_ros.ros.messages.types import type_name
+from dpt_ros.run.results import ahead
 
 # In a file: some seconds of work, so that little is lost and the files are few.
 _LEAST_FRAMES = {"cpu": 64, "cuda": 512}
@@ -60,7 +62,7 @@ def convert(
     if job.out.resolve() in (job.source.resolve(), *job.source.resolve().parents):
         raise BagError(f"{job.out} contains the input; choose another name for the output.")
     networks = networks_for(job.settings)
-    warn_once = _Once(warn)
+    warn_once = Once(warn)
     for warning in (*reader.warnings, *warnings):
         warn_once(warning)
     inputs = made_from(job, reader, cameras, networks)
@@ -73,20 +75,6 @@ def convert(
         if output.warning:
             warn_once(output.warning)
         return _Run(job, reader, cameras, networks, output, warn_once, progress).all()
-
-
-class _Once:
-    """Passes each message on the first time."""
-
-    def __init__(self, warn: Callable[[str], None]) -> None:
-        self._warn = warn
-        self._known: set[str] = set()
-
-    def __call__(self, message: str) -> None:
-        message = one_line(message)  # it may have texts of the bag in it
-        if message not in self._known:
-            self._known.add(message)
-            self._warn(message)
 
 
 class _Run:
@@ -123,7 +111,6 @@ class _Run:
         least = _LEAST_FRAMES[networks.device.type]
         self._file_frames = job.file_frames or max(least, (self._total or 0) // _MOST_FILES)
         self._decode_thread = ThreadPoolExecutor(2, "dpt_decode")
-        self._read_thread = ThreadPoolExecutor(1, "dpt_read")
         self._write_thread = ThreadPoolExecutor(1, "dpt_write")
         self._frames = Frames(cameras, settings, self._request, copied, self._decode_thread, warn)
         self._backlog: list[Item] = []
@@ -185,7 +172,7 @@ class _Run:
         finally:
             self._failed = True  # nothing more is written
             self._write_thread.submit(self._output.abort).result()
-            for thread in (self._read_thread, self._write_thread, self._decode_thread):
+            for thread in (self._write_thread, self._decode_thread):
                 thread.shutdown(cancel_futures=True)
         if not self._done.frames:
             problems = [*self._reader.problems, *self._done.failed]
@@ -200,30 +187,23 @@ class _Run:
             tuple(problems),
         )
 
-    # The reading thread
-
-    def _items(self, position: int) -> Iterator[Item]:
-        """Messages in order; some are read and decoded before their turn."""
-        items = self._frames.items(self._reader.messages(self._topics), position)
-        ahead = deque(self._read_thread.submit(next, items, None) for _ in range(_AHEAD))
-        while (item := ahead.popleft().result()) is not None:
-            ahead.append(self._read_thread.submit(next, items, None))
-            yield item
-
     # The caller's thread
 
     def _compute_all(self, position: int) -> None:
         in_file = self._done.frames + sum(self._done.failed.values())
         in_file %= self._file_frames
-        for item in self._items(position):
-            position = item.number + 1
-            self._add(item)
-            if item.camera is None:
-                continue
-            in_file += 1
-            if in_file == self._file_frames:
-                self._end_file(position)
-                in_file = 0
+        # Some messages are read and decoded before their turn, on a thread of their own.
+        found = self._frames.items(self._reader.messages(self._topics), position)
+        with closing(ahead(found, _AHEAD)) as items:
+            for item in items:
+                position = item.number + 1
+                self._add(item)
+                if item.camera is None:
+                    continue
+                in_file += 1
+                if in_file == self._file_frames:
+                    self._end_file(position)
+                    in_file = 0
         self._end_file(position)
 
     def _add(self, item: Item) -> None:
@@ -307,16 +287,13 @@ class _Run:
 
     def _write_prediction(self, item: Item, prediction: Prediction) -> None:
         assert item.camera is not None
-        arrival: Arrival = prediction.frame.context
-        time_ns = arrival.received_ns
+        time_ns = prediction.frame.context.received_ns
         if not self._done.frames:
             for name, converter in self._converters.items():
                 if self._wanted(name, LABEL_INFO):
                     self._write_message(name, LABEL_INFO, time_ns, converter.label_info())
-        messages = self._converters[item.camera].messages(
-            prediction, arrival.header, arrival.info, partial(self._wanted, item.camera)
-        )
-        for topic, message in messages:
+        converter, wanted = self._converters[item.camera], partial(self._wanted, item.camera)
+        for topic, message in converter.messages(prediction, wanted):
             self._write_message(item.camera, topic, time_ns, message)
         self._done.frames += 1
         self._check_order(item.camera, prediction)

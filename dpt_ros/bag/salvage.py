@@ -17,10 +17,12 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 from zlib import crc32
 
 import lz4.frame  # type: ignore[import-untyped]
+
+from dpt_ros.ros.messages.error import MessageError
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -38,27 +40,38 @@ _MISSES = 20_000  # consecutive missing rows after which reading ends
 _SMALLEST_ROW = 8  # bytes
 
 
-@dataclass(frozen=True)
-class Channel:
-    """A topic of a bag.
-
-    Args:
-        topic: its name.
-        msgtype: "sensor_msgs/msg/Image", ...
-        count: messages there should be, 0 if that is not known.
-        definition: text of the message's definition, "" if the bag has none.
-        digest: RIHS01 hash of the type, "" if the bag has none.
-        qos: offered QoS profiles, as rosbags has them.
-        encoding: of its messages; those of ROS 2 are CDR.
-    """
+class Message(NamedTuple):
+    """A message as it was recorded: topic, time of recording in nanoseconds, CDR bytes."""
 
     topic: str
-    msgtype: str
-    count: int = 0
-    definition: str = ""
-    digest: str = ""
-    qos: tuple[object, ...] = ()
-    encoding: str = CDR
+    time: int
+    data: bytes
+
+    @property
+    def stamp(self) -> int:
+        """The stamp of a message that begins with a Header, nanoseconds.
+
+        Raises:
+            MessageError: there are too few bytes.
+        """
+        if len(self.data) < 12:
+            text = f"A message of {len(self.data)} bytes has no header."
+            raise MessageError("malformed message", text)
+        sec, nanosec = struct.unpack_from("<iI" if self.data[1] & 1 else ">iI", self.data, 4)
+        return int(sec) * 1_000_000_000 + int(nanosec)
+
+
+@dataclass(frozen=True)
+class Channel:
+    """A topic of a bag."""
+
+    topic: str  # its name
+    msgtype: str  # "sensor_msgs/msg/Image", ...
+    count: int = 0  # messages there should be, 0 if that is not known
+    definition: str = ""  # text of the message's definition
+    digest: str = ""  # RIHS01 hash of the type
+    qos: tuple[object, ...] = ()  # offered QoS profiles, as rosbags has them
+    encoding: str = CDR  # of its messages; those of ROS 2 are CDR
 
     @property
     def is_sound(self) -> bool:
@@ -79,15 +92,11 @@ class _Part:
 
 
 class SalvagedFile(ABC):
-    """The readable part of a file.
-
-    Attributes:
-        problems: what cannot be read; empty for an intact file.
-    """
+    """The readable part of a file; a ValueError where there is none."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.problems: list[str] = []
+        self.problems: list[str] = []  # what cannot be read; empty for an intact file
         self._by_number: dict[int, Channel] = {}
 
     @property
@@ -95,7 +104,7 @@ class SalvagedFile(ABC):
         return list(self._by_number.values())
 
     @abstractmethod
-    def messages(self, topics: Collection[str]) -> Iterator[tuple[str, int, bytes]]:
+    def messages(self, topics: Collection[str]) -> Iterator[Message]:
         """Topic, time of recording and bytes of each CDR message, in the order of time."""
 
     def _topic(self, number: int, topics: Collection[str]) -> str:
@@ -103,15 +112,6 @@ class SalvagedFile(ABC):
         channel = self._by_number.get(number)
         wanted = channel is not None and channel.topic in topics and channel.encoding == CDR
         return channel.topic if channel is not None and wanted else ""
-
-
-def salvage(path: Path, storage: str) -> SalvagedFile:
-    """The readable part of a file of a storage, ".mcap" or ".db3".
-
-    Raises:
-        ValueError: nothing can be read of it.
-    """
-    return SalvagedMcap(path) if storage == ".mcap" else SalvagedSqlite(path)
 
 
 class SalvagedMcap(SalvagedFile):
@@ -196,12 +196,12 @@ class SalvagedMcap(SalvagedFile):
         except (struct.error, UnicodeDecodeError, KeyError):
             self.problems.append(f"{self.path.name}: the description of a topic is damaged.")
 
-    def messages(self, topics: Collection[str]) -> Iterator[tuple[str, int, bytes]]:
+    def messages(self, topics: Collection[str]) -> Iterator[Message]:
         with self.path.open("rb") as file:
             streams = (self._messages(file, part, topics) for part in self._parts)
             for time, _, _, topic, data in heapq.merge(*streams):
                 if topic:
-                    yield topic, time, data
+                    yield Message(topic, time, data)
 
     def _messages(
         self, file: BinaryIO, part: _Part, topics: Collection[str]
@@ -331,13 +331,13 @@ class SalvagedSqlite(SalvagedFile):
             return None
         return row or ()
 
-    def messages(self, topics: Collection[str]) -> Iterator[tuple[str, int, bytes]]:
+    def messages(self, topics: Collection[str]) -> Iterator[Message]:
         with closing(_database(self.path)) as database:
             for time, number in self._times:
                 row = self._row(database, "topic_id, data", number)
                 topic = self._topic(row[0], topics) if row else ""
                 if row and topic and isinstance(row[1], bytes):
-                    yield topic, time, row[1]
+                    yield Message(topic, time, row[1])
 
 
 def _database(path: Path) -> sqlite3.Connection:

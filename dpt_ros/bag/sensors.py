@@ -7,17 +7,17 @@ up to half a second later, so that results do not depend on timing.
 
 from __future__ import annotations
 
-import struct
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import numpy as np
 from nav_msgs.msg import Odometry
 from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CameraInfo
 
-from dpt_ros.bag.reader import Message
+from dpt_ros.bag.salvage import Message
 from dpt_ros.bag.topics import Camera
 from dpt_ros.bag.types import TYPES
 from dpt_ros.engine.settings import Settings
@@ -31,26 +31,6 @@ from dpt_ros.ros.plausibility import pose_values
 
 LOOKAHEAD = 500_000_000  # nanoseconds that messages may be recorded after the image they belong to
 _KEPT = 1_000_000_000
-
-
-class _Stamped(NamedTuple):
-    """A message with a header: time of recording and stamp in nanoseconds, bytes."""
-
-    time: int
-    stamp: int
-    data: bytes
-
-
-def stamp_of(data: bytes) -> int:
-    """The stamp of a serialised message that begins with a Header, nanoseconds.
-
-    Raises:
-        MessageError: there are too few bytes.
-    """
-    if len(data) < 12:
-        raise MessageError("malformed message", f"A message of {len(data)} bytes has no header.")
-    sec, nanosec = struct.unpack_from("<iI" if data[1] & 1 else ">iI", data, 4)
-    return int(sec) * 1_000_000_000 + int(nanosec)
 
 
 class StaticFrames:
@@ -117,33 +97,22 @@ class StaticFrames:
 
 
 class SensorBuffer:
-    """Gives the frame builder of a camera the messages that belong to each image.
+    """Gives the frame builder of a camera, ``builder``, the messages that belong to each image.
 
-    Args:
-        camera: its topics.
-        settings: those of this camera.
-        static: shared by all cameras.
-        warn: takes a message when something cannot be used, each time.
-
-    Attributes:
-        builder: makes the frames.
+    ``static`` is shared by all cameras; ``warn`` takes what cannot be used, each time.
     """
 
     def __init__(
-        self,
-        camera: Camera,
-        settings: Settings,
-        static: StaticFrames,
-        warn: Callable[[str], None],
+        self, camera: Camera, settings: Settings, static: StaticFrames, warn: Callable[[str], None]
     ) -> None:
         self._camera = camera
         self._warn = warn
         self._anchor_names = {topic: name for name, topic in camera.anchors.items()}
-        self._infos: deque[_Stamped] = deque()
-        self._odom: deque[_Stamped] = deque()
+        self._infos: deque[Message] = deque()
+        self._odom: deque[Message] = deque()
         self._odom_stamp = 0
-        self._measured: dict[str, deque[_Stamped]] = {name: deque() for name in ANCHOR_TYPES}
-        self._nearest: _Stamped | None = None
+        self._measured: dict[str, deque[Message]] = {name: deque() for name in ANCHOR_TYPES}
+        self._nearest: Message | None = None
         self._poses = OdometryPoses(settings.camera_in_base, warn) if camera.odom else None
         self._anchors: AnchorProjector | None = None
         if camera.anchors:
@@ -172,29 +141,25 @@ class SensorBuffer:
         camera, topic = self._camera, message.topic
         if topic not in (camera.info, camera.odom) and topic not in self._anchor_names:
             return
-        stamped = _Stamped(message.time, stamp_of(message.data), message.data)
+        _ = message.stamp  # which all of these have
         if topic == camera.info:
-            _append(self._infos, stamped)
+            _append(self._infos, message)
         if topic == camera.odom:
-            self._odom.append(stamped)
+            self._odom.append(message)
         name = self._anchor_names.get(topic)
         if name in ANCHOR_TYPES:
-            _append(self._measured[name], stamped)
+            _append(self._measured[name], message)
         elif name is not None and self._anchors is not None:
             self._anchors.calibration.take(_read(message.data, CameraInfo))
 
     def advance(self, time: int, stamp: int) -> None:
-        """Receive the odometry up to an image; call it for every image, in order.
-
-        Args:
-            time: of the image's recording.
-            stamp: of the image.
-        """
+        """Receive the odometry up to an image, by the time of its recording and its stamp; call
+        it for every image, in order."""
         while self._odom and (self._odom[0].time <= time or self._odom_stamp < stamp):
             odom = self._odom.popleft()
             self._odom_stamp = max(self._odom_stamp, odom.stamp)
             if self._poses is not None:
-                self._receive(self._camera.odom, odom, Odometry, self._poses.take)
+                self._receive(odom, Odometry, self._poses.take)
 
     def select(self, time: int, stamp: int) -> None:
         """Receive the camera_info and the anchors of an image, which the builder then uses.
@@ -206,29 +171,28 @@ class SensorBuffer:
             before = [info for info in self._infos if info.time <= time]
             exact = [info for info in self._infos if info.stamp == stamp]
             chosen = (exact or before[-1:] or [self._infos[0]])[-1]
-            self._receive(self._camera.info, chosen, CameraInfo, self.builder.calibration.take)
+            self._receive(chosen, CameraInfo, self.builder.calibration.take)
         near = [(abs(m.stamp - stamp), name, m) for name, q in self._measured.items() for m in q]
         if self._anchors is None or not near:
             return
         _, name, measured = min(near, key=lambda one: one[:2])
         if measured is not self._nearest:
             self._nearest = measured
-            anchors = self._anchors
-            self._receive(name, measured, ANCHOR_TYPES[name], lambda m: anchors.take(name, m))
+            self._receive(measured, ANCHOR_TYPES[name], partial(self._anchors.take, name), name)
 
     def _receive(
-        self, topic: str, stamped: _Stamped, kind: type, take: Callable[[Any], None]
+        self, message: Message, kind: type, take: Callable[[Any], None], name: str = ""
     ) -> None:
         try:
-            take(_read(stamped.data, kind))
+            take(_read(message.data, kind))
         except MessageError as error:
-            self._warn(f"{topic}: {error}")
+            self._warn(f"{name or message.topic}: {error}")
 
 
-def _append(queue: deque[_Stamped], stamped: _Stamped) -> None:
+def _append(queue: deque[Message], message: Message) -> None:
     """Add a message; remove those too old for any further image, except the last of these."""
-    queue.append(stamped)
-    while len(queue) > 1 and queue[1].time < stamped.time - LOOKAHEAD - _KEPT:
+    queue.append(message)
+    while len(queue) > 1 and queue[1].time < message.time - LOOKAHEAD - _KEPT:
         queue.popleft()
 
 

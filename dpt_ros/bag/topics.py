@@ -9,17 +9,19 @@ from dataclasses import dataclass, field
 
 from dpt_ros.bag.reader import BagError
 from dpt_ros.bag.salvage import Channel
-from dpt_ros.bag.types import type_name
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.camera.anchor_projector import ANCHOR_TYPES
-from dpt_ros.ros.messages.camera_info import base_topic
+from dpt_ros.ros.messages.types import (
+    COMPRESSED,
+    IMAGE,
+    TRANSPORTS,
+    VIDEOS,
+    base_topic,
+    type_name,
+)
 from dpt_ros.ros.video.decoder import check_decoders
-from dpt_ros.ros.video.messages import SUFFIXES
 
-IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 CAMERA_INFO, ODOMETRY = "sensor_msgs/msg/CameraInfo", "nav_msgs/msg/Odometry"
-# What image_transport appends to the name of the image topic, by type; the first is preferred.
-_TRANSPORTS = {IMAGE: "", COMPRESSED: "/compressed", **SUFFIXES}
 _ANCHORS = {type_name(kind): topic for topic, kind in ANCHOR_TYPES.items()}
 # Image messages under names with these words are not from a camera.
 _NO_PICTURE = re.compile("depth|label|semantic|segment|mask|disparity|truth|confidence", re.I)
@@ -27,23 +29,14 @@ _NO_PICTURE = re.compile("depth|label|semantic|segment|mask|disparity|truth|conf
 
 @dataclass(frozen=True)
 class Camera:
-    """One camera of a bag.
+    """One camera of a bag: its name and its topics."""
 
-    Args:
-        name: prefix of its output topics and the source of its frames, "" for none.
-        image: topic of its images.
-        kind: type of these.
-        info: topic of its CameraInfo, "" if there is none.
-        odom: topic of nav_msgs/Odometry, "" for none.
-        anchors: by the node's names, anchors/scan, ...
-    """
-
-    name: str
+    name: str  # prefix of its output topics and the source of its frames, "" for none
     image: str
-    kind: str
-    info: str = ""
-    odom: str = ""
-    anchors: Mapping[str, str] = field(default_factory=dict)
+    kind: str  # type of the images
+    info: str = ""  # topic of its CameraInfo
+    odom: str = ""  # topic of nav_msgs/Odometry
+    anchors: Mapping[str, str] = field(default_factory=dict)  # by the node's names
 
     @property
     def compressed(self) -> bool:
@@ -83,8 +76,8 @@ def choose_cameras(
     """
     images = chosen.images or _find_images(channels, settings)
     for topic in images:
-        _check(channels, topic, "--image", tuple(_TRANSPORTS))
-        if channels[topic].msgtype in SUFFIXES:
+        _check(channels, topic, "--image", tuple(TRANSPORTS))
+        if channels[topic].msgtype in VIDEOS:
             try:
                 check_decoders()
             except ImportError as error:
@@ -133,16 +126,16 @@ def _listed(topics: Collection[str]) -> str:
 def _find_images(channels: Mapping[str, Channel], settings: Settings) -> tuple[str, ...]:
     """The topics with the node's names, else the only one that can be of a camera."""
     wanted = {"raw": (IMAGE,), "compressed": (COMPRESSED,)}.get(settings.image_transport)
-    preferred = wanted or tuple(SUFFIXES)
-    for end in (_TRANSPORTS[kind] for kind in preferred):
+    preferred = wanted or tuple(VIDEOS)
+    for end in (TRANSPORTS[kind] for kind in preferred):
         own = [f"/{name}/image{end}" for name in settings.cameras] or [f"/image{end}"]
         if all(name in channels for name in own):
             return tuple(own)
-    known = {c.topic: c.msgtype for c in channels.values() if c.msgtype in _TRANSPORTS}
+    known = {c.topic: c.msgtype for c in channels.values() if c.msgtype in TRANSPORTS}
     known = {name: kind for name, kind in known.items() if not name.endswith("/compressedDepth")}
     camera = {name: kind for name, kind in known.items() if not _NO_PICTURE.search(name)} or known
     # Of the same images in several transports, one is taken.
-    order = [*preferred, *_TRANSPORTS]
+    order = [*preferred, *TRANSPORTS]
     best: dict[str, str] = {}
     for name in sorted(camera, key=lambda name: order.index(camera[name])):
         best.setdefault(base_topic(name), name)

@@ -17,7 +17,7 @@ from rosbags.typesys import (
 )
 
 from dpt_ros.bag.salvage import Channel
-from dpt_ros.ros.video.messages import FFMPEG, FOXGLOVE
+from dpt_ros.ros.messages.types import FFMPEG, FOXGLOVE, type_name
 
 # Those of rosbags, vision_msgs, and video.
 TYPES = get_typestore(Stores.ROS2_KILTED)
@@ -33,11 +33,6 @@ _VIDEO = "builtin_interfaces/Time timestamp\nstring frame_id\nuint8[] data\nstri
 TYPES.register(get_types_from_msg(_PACKET, FFMPEG))
 TYPES.register(get_types_from_msg(_VIDEO, FOXGLOVE))
 _SEPARATOR = "=" * 80 + "\n"
-
-
-def type_name(kind: type) -> str:
-    """The name of a message class of rclpy, "sensor_msgs/msg/Image"."""
-    return f"{kind.__module__.partition('.')[0]}/msg/{kind.__name__}"
 
 
 def serialised(message: Any) -> memoryview:

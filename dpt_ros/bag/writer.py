@@ -70,23 +70,14 @@ def offered_qos(latched: bool) -> tuple[Qos, ...]:
 
 @dataclass
 class Progress:
-    """The state of a run as of its last complete file.
+    """The state of a run as of its last complete file."""
 
-    Args:
-        position: messages of the input that were processed.
-        frames: of these, the images that were computed.
-        failed: images that could not be, counted by the reason.
-        bag: rosbag2's metadata of the complete files, empty before the first.
-        engine: the state of the filters, see ``Runner.state_dict``.
-        outputs: the state of the outputs, by camera.
-    """
-
-    position: int = 0
-    frames: int = 0
-    failed: dict[str, int] = field(default_factory=dict)
-    bag: dict[str, Any] = field(default_factory=dict)
-    engine: dict[str, Any] = field(default_factory=dict)
-    outputs: dict[str, dict[str, float]] = field(default_factory=dict)
+    position: int = 0  # messages of the input that were processed
+    frames: int = 0  # of these, the images that were computed
+    failed: dict[str, int] = field(default_factory=dict)  # images that could not be, by reason
+    bag: dict[str, Any] = field(default_factory=dict)  # rosbag2's metadata of complete files
+    engine: dict[str, Any] = field(default_factory=dict)  # see ``Runner.state_dict``
+    outputs: dict[str, dict[str, float]] = field(default_factory=dict)  # by camera
 
 
 def saved_frames(path: Path) -> int:
@@ -112,7 +103,6 @@ class OutputBag:
     """A bag that is written. Use it as a context, which locks the bag.
 
     Args:
-        job: where and how it is written.
         made_from: see ``job.made_from``; plain values.
         machine: what else its bytes depend on; plain values.
 
@@ -323,14 +313,8 @@ class OutputBag:
         self._write_metadata({"finished": False})
 
     def finish(self, problems: Sequence[str]) -> list[str]:
-        """Mark the bag as complete.
-
-        Args:
-            problems: what of the input could not be read.
-
-        Returns:
-            the same and the images that failed.
-        """
+        """Mark the bag as complete; what could not be read of the input and the images that
+        failed, in words."""
         failed = self.progress.failed
         notes = [*problems, *(f"{n} images: {why}" for why, n in failed.items())]
         self.finished = {

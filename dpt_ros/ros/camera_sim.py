@@ -20,7 +20,7 @@ from std_msgs.msg import Header
 from dpt_ros.ros.command_line import CAMERA_PARAMETERS, run_node
 from dpt_ros.ros.messages.camera_info import camera_info_message
 from dpt_ros.ros.messages.image import image_message, jpeg_message
-from dpt_ros.ros.video.messages import SUFFIXES, message_classes
+from dpt_ros.ros.messages.types import VIDEOS, video_classes
 from dpt_ros.ros.video.sender import KEYFRAMES, VideoSender
 from dpt_ros.world import KINDS, Scan, Scanner, View, World
 from dpt_ros.world.motion import CAMERA_HEIGHT, look
@@ -93,8 +93,8 @@ class CameraSim(Node):
         """H.264 as ffmpeg_image_transport and Foxglove send it, with what is installed of that."""
         size, made = (values["width"], values["height"]), {}
         profile = QoSProfile(depth=2 * KEYFRAMES, reliability=reliability)
-        for name, kind in message_classes().items():
-            topic = f"image{SUFFIXES[name]}"
+        for name, kind in video_classes().items():
+            topic = f"image{VIDEOS[name]}"
             self._by_topic[topic] = publisher = self.create_publisher(kind, topic, profile)
             made[publisher] = kind
         try:

@@ -100,18 +100,27 @@ def run_node(prog: str, argv: Sequence[str] | None, make: Callable[[], Node]) ->
 
     Args:
         prog: name of the program, dpt_node or dpt_camera_sim.
-        argv: arguments without the program's name; None takes those of the process, which then
-            ends here.
+        argv: None takes those of the process, which then ends here.
         make: creates the node; a ValueError is a parameter that cannot be used.
 
     Returns:
         The exit code: 0; 1 where the middleware refuses the node; 2 for a wrong parameter.
-
-    Raises:
-        SystemExit: 0 after --help, 2 with an error message for wrong arguments.
     """
+    import rclpy
+    from rclpy.utilities import remove_ros_args
+
+    from dpt_ros.ros.share import transport_environment
+
     process.exit_on_signal()
-    _init_rclpy(prog, argv)
+    args = [prog, *(sys.argv[1:] if argv is None else argv)]
+    parser = _parser(prog)
+    try:
+        parser.parse_args(remove_ros_args(args)[1:])
+        # Fast DDS reads it when the first node is created.
+        os.environ.update(transport_environment())
+        rclpy.init(args=args)
+    except RuntimeError as error:  # for a missing parameter file or a malformed remapping
+        parser.exit(2, f"{prog}: {rclpy_message(error)}\n")
     if argv is None:
         gc.freeze()  # the collector need not walk over torch's modules again and again
         process.exit_after_signal(prog)
@@ -152,23 +161,6 @@ def _spin(prog: str, make: Callable[[], Node]) -> int:
             node.destroy_node()
         rclpy.try_shutdown()
     return 0
-
-
-def _init_rclpy(prog: str, argv: Sequence[str] | None) -> None:
-    import rclpy
-    from rclpy.utilities import remove_ros_args
-
-    from dpt_ros.ros.share import transport_environment
-
-    args = [prog, *(sys.argv[1:] if argv is None else argv)]
-    parser = _parser(prog)
-    try:
-        parser.parse_args(remove_ros_args(args)[1:])
-        # Fast DDS reads it when the first node is created.
-        os.environ.update(transport_environment())
-        rclpy.init(args=args)
-    except RuntimeError as error:  # for a missing parameter file or a malformed remapping
-        parser.exit(2, f"{prog}: {rclpy_message(error)}\n")
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:

@@ -21,27 +21,18 @@ try:
 except ImportError:  # Humble
     from rclpy.qos_event import SubscriptionEventCallbacks, UnsupportedEventTypeError
 
-__all__ = [
-    "UnsupportedEventTypeError",
-    "add_parameter_callbacks",
-    "subscribe",
-    "subscription_events",
-]
+__all__ = ["UnsupportedEventTypeError"]
 
 
 def subscription_events(
     matched: Callable[[Any], None] | None = None, **callbacks: Callable[[Any], None]
 ) -> SubscriptionEventCallbacks:
-    """Callbacks for the events of a subscription.
+    """Callbacks for the events of a subscription, by name.
 
-    Args:
-        matched: called when a publisher comes or goes; never on Humble.
-        callbacks: incompatible_qos, message_lost and others that every distribution has.
+    ``matched`` is called when a publisher comes or goes; never on Humble.
     """
-    if (
-        matched is not None
-        and "matched" in inspect.signature(SubscriptionEventCallbacks).parameters
-    ):
+    known = inspect.signature(SubscriptionEventCallbacks).parameters
+    if matched is not None and "matched" in known:
         callbacks["matched"] = matched
     return SubscriptionEventCallbacks(**callbacks)
 
@@ -54,24 +45,13 @@ def subscribe(
     *arguments: Any,
     **options: Any,
 ) -> Subscription:
-    """A subscription whose callback takes the message and its info.
+    """``Node.create_subscription`` with a callback that takes the message and its info.
 
-    Args:
-        node: subscribes.
-        msg_type: of the messages.
-        topic: its name.
-        callback: called with each message and its info, which is empty on Humble.
-        arguments: more of ``Node.create_subscription``, beginning with the QoS.
-        options: keyword arguments of it.
+    On Humble that is empty.
     """
-
-    def without_info(msg: Any) -> None:
-        callback(msg, {})
-
     has_info = hasattr(Subscription, "CallbackType")
-    return node.create_subscription(
-        msg_type, topic, callback if has_info else without_info, *arguments, **options
-    )
+    take: Any = callback if has_info else lambda msg: callback(msg, {})
+    return node.create_subscription(msg_type, topic, take, *arguments, **options)
 
 
 def add_parameter_callbacks(
@@ -82,11 +62,8 @@ def add_parameter_callbacks(
 ) -> None:
     """Add the three callbacks that newer versions call at a change of parameters.
 
-    Args:
-        node: whose parameters.
-        pre_set: returns the changes to be made instead of those asked for.
-        on_set: accepts or refuses them.
-        post_set: called with accepted changes; on Humble just before they are stored.
+    ``pre_set`` returns the changes to be made instead of those asked for, ``on_set`` accepts or
+    refuses them, ``post_set`` gets accepted ones; on Humble just before they are stored.
     """
     if hasattr(node, "add_pre_set_parameters_callback"):
         node.add_pre_set_parameters_callback(pre_set)

@@ -102,12 +102,7 @@ def networks_status(
 ) -> DiagnosticStatus:
     """The status of the node itself: its lifecycle state, its networks and their device.
 
-    Args:
-        name: of the status.
-        state: label of the lifecycle state.
-        networks: None while unconfigured.
-        failure: why configuring failed, or "".
-        warnings: what differs from what was asked for.
+    ``networks`` is None while unconfigured, ``failure`` why configuring failed, or "".
     """
     if networks is None:
         level = DiagnosticStatus.ERROR if failure else DiagnosticStatus.OK
@@ -158,11 +153,7 @@ def ready_message(networks: Networks, inputs: Iterable[str], outputs: Iterable[s
 
 
 class ClockMonitor:
-    """Warns while ``use_sim_time`` is set and no message arrives on /clock.
-
-    Attributes:
-        warning: as of the last ``review``; "" while the clock runs.
-    """
+    """Warns while ``use_sim_time`` is set and no message arrives on /clock: ``warning``."""
 
     def __init__(self, node: Node) -> None:
         self._node = node

@@ -31,7 +31,7 @@ from dpt_ros.ros.command_line import run_node
 from dpt_ros.ros.diagnostics import ClockMonitor, networks_status, ready_message
 from dpt_ros.ros.parameters import Parameters
 from dpt_ros.ros.process import keep_large_buffers
-from dpt_ros.ros.video.messages import video_problem
+from dpt_ros.ros.video.decoder import video_problem
 
 
 class DptNode(LifecycleNode):
@@ -53,7 +53,9 @@ class DptNode(LifecycleNode):
         self._warnings: list[str] = []
         self._device_lost = ""
         self._clock_monitor = ClockMonitor(self)
-        self._node_parameters = Parameters(self, self._adopt_settings, self._configured)
+        self._node_parameters = Parameters(
+            self, self._adopt_settings, lambda: self._networks is not None
+        )
         # Periods are of real time: a simulated clock may stand still.
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 1)
@@ -68,9 +70,6 @@ class DptNode(LifecycleNode):
     @property
     def _settings(self) -> Settings:
         return self._node_parameters.settings
-
-    def _configured(self) -> bool:
-        return self._networks is not None
 
     # Lifecycle
 

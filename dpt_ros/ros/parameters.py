@@ -30,19 +30,12 @@ class Parameters:
     ``problems`` holds an error message until a valid one is set.
 
     Each of ``cameras`` has parameters of its own, ``front.camera_in_base``; an empty one stands
-    for the common value.
-
-    Args:
-        node: declares the parameters.
-        on_change: called with the new settings after an accepted change.
-        configured: whether the node is configured now, so that only live parameters may change.
+    for the common value. ``on_change`` gets the settings after an accepted change; while the node
+    is ``configured``, only live parameters may change.
     """
 
     def __init__(
-        self,
-        node: Node,
-        on_change: Callable[[Settings], None],
-        configured: Callable[[], bool],
+        self, node: Node, on_change: Callable[[Settings], None], configured: Callable[[], bool]
     ) -> None:
         self.settings = Settings()
         self.problems: dict[str, str] = {}

@@ -68,10 +68,7 @@ def _sides(camera: CameraModel) -> tuple[tuple[str, int, float], tuple[str, int,
 
 
 def pose_values(pose: Sequence[float]) -> np.ndarray | None:
-    """A pose with its quaternion normalised; None if it is not valid.
-
-    Args:
-        pose: x y z (metres) qx qy qz qw.
+    """A pose, x y z (metres) qx qy qz qw, with its quaternion normalised.
 
     Returns:
         (7,) float64; None if a value is not finite or beyond `FARTHEST`, or the norm of the
@@ -108,13 +105,7 @@ def same_frame(one: str, other: str) -> bool:
 
 
 def stamps_apart(stamp_ns: int, other_ns: int, what: str) -> str:
-    """Why two stamps cannot be of one clock.
-
-    Args:
-        stamp_ns: of an image, nanoseconds.
-        other_ns: what it is compared with.
-        what: plural noun for the other data.
-    """
+    """Why the stamps of an image and of other data, a plural noun, cannot be of one clock."""
     seconds = (other_ns - stamp_ns) * 1e-9
     if abs(seconds) < _OTHER_CLOCK:
         return ""

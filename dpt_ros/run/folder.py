@@ -39,7 +39,6 @@ class ResultFolder:
     before all of them, and than its source.
 
     Args:
-        path: of the folder; it is made.
         made_with: everything that the results depend on beside the sources, plain values.
         overwrite: replace what was made with something else.
 

@@ -79,13 +79,9 @@ def overlay_file(picture: np.ndarray, labels: np.ndarray, palette: np.ndarray) -
 
 
 class Files:
-    """Converts the results of one source into files.
+    """Converts the results of one source into files, ``dpt_ros.run.OUTPUTS`` by name.
 
-    Args:
-        networks: that computed them.
-        outputs: names of ``dpt_ros.run.OUTPUTS``.
-        absolute: see ``depth_png``.
-        color_range: depth at the far end of the colours, metres.
+    ``absolute`` as of ``depth_png``; ``color_range`` is depth at the far end of the colours in m.
     """
 
     def __init__(

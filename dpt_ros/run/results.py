@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from dpt_ros.engine.runner.host import Ticket
 from dpt_ros.engine.settings import Settings, parameter_name
 from dpt_ros.engine.text import one_line
 from dpt_ros.run.pictures import read_picture
-from dpt_ros.run.sources import Source, SourceError, find_sources
+from dpt_ros.run.sources import Source, find_sources
 from dpt_ros.run.videos import VideoReader
 
 _AHEAD = 2  # pictures or frames that are read before their turn
@@ -119,11 +119,11 @@ def _results(
         if source.kind == "picture":
             continue
         try:
-            reader = open_video(source, every)
+            reader = VideoReader(source.path, source.kind == "webcam", every)
             yield from predict_video(source, reader, networks, settings, kitti_crop)
             problem = reader.problem
         except (ValueError, cv2.error) as error:
-            problem = first_line(error)
+            problem = one_line(first_line(error))
         if problem:
             on_error(source.path, problem)
 
@@ -149,9 +149,9 @@ def predict_pictures(
     on_error: OnError,
 ) -> Iterator[Result]:
     """Pictures, each for itself; see ``run``."""
-    for source, picture in _ahead((source, _read(source)) for source in sources):
+    for source, picture in ahead((source, _read(source)) for source in sources):
         try:
-            if isinstance(picture, SourceError):
+            if isinstance(picture, ValueError):
                 raise picture
             found = predict_image(networks, picture, kitti_crop, settings)
         except (ValueError, MemoryError, cv2.error, RuntimeError) as error:
@@ -174,25 +174,13 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
     return is_out_of_memory(error) or "can't allocate memory" in str(error)  # the second: a CPU's
 
 
-def _read(source: Source) -> np.ndarray | SourceError:
+def _read(source: Source) -> np.ndarray | ValueError:
     try:
         return read_picture(source.path)
     except OSError as error:
-        return SourceError(f"it cannot be read: {error.strerror or error}.")
+        return ValueError(f"it cannot be read: {error.strerror or error}.")
     except (ValueError, MemoryError) as error:
-        return SourceError(str(error) or "it needs more memory than there is.")
-
-
-def open_video(source: Source, every: int) -> VideoReader:
-    """A reader of a video or a webcam.
-
-    Raises:
-        SourceError: it cannot be opened.
-    """
-    try:
-        return VideoReader(source.path, source.kind == "webcam", every)
-    except (ValueError, cv2.error) as error:
-        raise SourceError(one_line(first_line(error))) from error
+        return ValueError(str(error) or "it needs more memory than there is.")
 
 
 def predict_video(
@@ -211,7 +199,7 @@ def predict_video(
         labels=networks.labels is not None,
     )
     tickets: deque[Ticket] = deque()
-    for number, stamp, pixels in _ahead(iter(reader)):
+    for number, stamp, pixels in ahead(iter(reader)):
         if kitti_crop:
             pixels = np.ascontiguousarray(crop(pixels))
         frame = Frame(pixels, "bgr8", stamp, source=source.name, context=number)
@@ -237,12 +225,12 @@ def _result(prediction: Prediction, source: Source) -> Result:
     return Result(source.path, picture, depth, inverse, labels, frame.context, frame.stamp_ns)
 
 
-def _ahead(items: Iterator[_Item]) -> Iterator[_Item]:
-    """The items, some of them made on another thread before their turn."""
+def ahead(items: Iterator[_Item], count: int = _AHEAD) -> Generator[_Item]:
+    """The items, ``count`` of them made on another thread before their turn."""
     end = object()
     thread = ThreadPoolExecutor(1, "dpt_read")
     try:
-        waiting = deque(thread.submit(next, items, end) for _ in range(_AHEAD))
+        waiting = deque(thread.submit(next, items, end) for _ in range(count))
         while (item := waiting.popleft().result()) is not end:
             waiting.append(thread.submit(next, items, end))
             yield item  # type: ignore[misc]

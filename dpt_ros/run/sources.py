@@ -24,23 +24,13 @@ _VIDEOS = {
 }
 
 
-class SourceError(ValueError):
-    """A picture or a video cannot be read; the message gives the reason."""
-
-
 @dataclass(frozen=True)
 class Source:
-    """One picture, video or webcam.
+    """One picture, video or webcam."""
 
-    Args:
-        path: the file; /dev/videoN of a webcam.
-        name: of its results, relative to a folder, without a suffix.
-        kind: "picture", "video" or "webcam".
-    """
-
-    path: Path
-    name: str
-    kind: str
+    path: Path  # the file; /dev/videoN of a webcam
+    name: str  # of its results, relative to a folder, without a suffix
+    kind: str  # "picture", "video" or "webcam"
 
 
 def find_sources(

@@ -25,12 +25,8 @@ _CLOCK = 90_000  # Hz, of the stamps in a video that is written
 
 
 class VideoReader:
-    """Frames of a video file or a webcam, turned as its metadata says.
-
-    Args:
-        path: the file, or /dev/videoN.
-        live: whether it is a webcam, whose stamps are the times of arrival.
-        every: take one frame out of so many.
+    """One frame out of ``every`` of a video file, turned as its metadata says, or ``live`` of a
+    webcam, with the times of arrival as stamps.
 
     Attributes:
         rate: frames per second that are taken; 0 if unknown.

@@ -26,8 +26,8 @@ from dpt_ros.bag.salvage import Channel
 from dpt_ros.bag.topics import ChosenTopics, choose_cameras
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.messages.image import image_message, image_pixels
-from dpt_ros.ros.video.decoder import Picture, VideoDecoder
-from dpt_ros.ros.video.messages import FFMPEG, FOXGLOVE, SUFFIXES
+from dpt_ros.ros.messages.types import FFMPEG, FOXGLOVE, VIDEOS
+from dpt_ros.ros.video.decoder import VideoDecoder
 
 GOP = 5
 
@@ -60,7 +60,7 @@ def records(
         info = bags.camera_info_message(bags.CAMERA, header(stamp))
         yield stamp + STEP // 2, "/camera_info", info
         if place not in lost:
-            name = topic or f"/image{SUFFIXES[kind]}"
+            name = topic or f"/image{VIDEOS[kind]}"
             yield stamp + STEP // 2, name, video_message(kind, one)
 
 
@@ -71,7 +71,7 @@ def as_raw(encoded: list[Any]) -> Iterator[tuple[int, str, Any]]:
     decoded = iter([*outcomes, *decoder.restart()])
     for time, topic, message in records(encoded):
         if topic == "/image/ffmpeg":
-            picture = Picture.of(next(decoded))
+            picture = next(decoded).converted()
             stamp = FIRST + picture.packet.number * STEP
             message = image_message(picture.pixels, picture.encoding, header(stamp))
             yield time, "/image", message

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import struct
 
-from dpt_ros.ros.messages.cdr import ImageView, read_compressed_image, read_image
+from sensor_msgs.msg import Image
+
+from dpt_ros.ros.messages.cdr import read_compressed_image, read_image
 from dpt_ros.ros.messages.image import MessageError, compressed_file, image_pixels
 from fuzz.properties import Broken, bounded, refusal
 
@@ -27,10 +29,10 @@ def one_input(data: bytes) -> None:
     for read in (read_image, read_compressed_image):
         with bounded(len(data)), refusal(MessageError):
             view = read(data)
-            text = view.encoding if isinstance(view, ImageView) else view.format
+            text = view.encoding if isinstance(view, Image) else view.format
             if len(text) + len(view.header.frame_id) + view.data.size > len(data):
                 raise Broken("There is more in the message than was sent.")
-            if isinstance(view, ImageView):
+            if isinstance(view, Image):
                 image_pixels(view)
             else:
                 compressed_file(view)

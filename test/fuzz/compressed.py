@@ -9,11 +9,15 @@ from unittest.mock import patch
 
 import cv2
 import numpy as np
-from std_msgs.msg import Header
+from sensor_msgs.msg import CompressedImage
 
 from dpt_ros.engine.input.preprocess import to_rgb
-from dpt_ros.ros.messages.cdr import CompressedImageView
-from dpt_ros.ros.messages.image import MAX_COMPRESSED_PIXELS, MessageError, compressed_file
+from dpt_ros.ros.messages.image import (
+    MAX_COMPRESSED_PIXELS,
+    MessageError,
+    compressed_file,
+    give_bytes,
+)
 from fuzz.properties import Broken, bounded, refusal
 
 _FORMATS = ("jpeg", "rgb8; jpeg compressed bgr8", "bayer_rggb8; png compressed ", "", "16UC1; x")
@@ -56,10 +60,11 @@ def seeds() -> list[bytes]:
 
 def one_input(data: bytes) -> None:
     stored_as = _FORMATS[data[0] % len(_FORMATS)] if data else ""
-    view = CompressedImageView(Header(), stored_as, np.frombuffer(data[1:], np.uint8))
+    image = CompressedImage(format=stored_as)
+    give_bytes(image, np.frombuffer(data[1:], np.uint8))
     # Nothing may be decoded before its size was judged.
     with bounded(len(data), 0.2), refusal(MessageError), patch.object(cv2, "imdecode", _forbidden):
-        file = compressed_file(view)
+        file = compressed_file(image)
     if "file" not in locals():
         return
     pixels = file.width * file.height

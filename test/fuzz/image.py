@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from std_msgs.msg import Header
+from sensor_msgs.msg import Image
 
 from dpt_ros.engine.input import device_preprocess
 from dpt_ros.engine.input.encodings import ENCODINGS, picture_size
 from dpt_ros.engine.input.preprocess import to_rgb
-from dpt_ros.ros.messages.cdr import ImageView
-from dpt_ros.ros.messages.image import MessageError, image_pixels
+from dpt_ros.ros.messages.image import MessageError, give_bytes, image_pixels
 from fuzz.choices import Choices
 from fuzz.properties import Broken, bounded, refusal
 
@@ -42,11 +41,10 @@ def one_input(data: bytes) -> None:
     content = choices.rest()
     if size < 4 * 2**20:
         content = (content * (size // max(len(content), 1) + 1))[:size]
-    view = ImageView(
-        Header(), height, width, encoding, order, step, np.frombuffer(content, np.uint8)
-    )
+    image = Image(height=height, width=width, encoding=encoding, is_bigendian=order, step=step)
+    give_bytes(image, np.frombuffer(content, np.uint8))
     with bounded(len(content)), refusal(MessageError):
-        pixels = image_pixels(view)
+        pixels = image_pixels(image)
         _see(pixels, encoding, (height, width))
 
 

@@ -79,14 +79,14 @@ def one_input(data: bytes) -> None:
         raise Broken(f"Of {len(packets)} packets these have ended: {ended}.")
 
 
-def _end(outcome: decoding.Outcome) -> int:
+def _end(outcome: Picture) -> int:
     """The place of the packet of an outcome, after a look at the outcome."""
-    place = int(outcome.context)
+    place = int(outcome.received_ns)
     if outcome.error is not None:
         sentence(str(outcome.error))
         return place
     with refusal(MessageError):
-        pixels = Picture.of(outcome).pixels
+        pixels = outcome.converted().pixels
         if pixels.dtype != np.uint8 or not 0 < pixels[..., 0].size <= _MOST_PIXELS:
             raise Broken(f"A picture of {pixels.shape} pixels came out.")
     return place

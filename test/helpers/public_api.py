@@ -183,7 +183,7 @@ def topics() -> Api:
 
     from dpt_ros.ros.camera_sim import CameraSim
     from dpt_ros.ros.dpt_node import DptNode
-    from dpt_ros.ros.video.messages import SUFFIXES
+    from dpt_ros.ros.messages.types import VIDEOS
     from helpers.ros_processes import RANDOM_NETWORKS
 
     rclpy.init(domain_id=101)  # of none of the other tests
@@ -202,7 +202,7 @@ def topics() -> Api:
         node._diagnostics = diagnostics
         node.trigger_deactivate()
         node.destroy_node()
-    for name, suffix in SUFFIXES.items():  # with image_transport: video
+    for name, suffix in VIDEOS.items():  # with image_transport: video
         api[f"image{suffix}"] = f"subscribed {name}, reliability auto, volatile, keep last 64"
     for status in sent[0].status:
         for pair in status.values:

@@ -22,11 +22,10 @@ from fuzz.archive import kept_inputs, read_archive, write_archive
 from fuzz.compressed import png
 from fuzz.properties import Broken, bounded, repeated, sentence
 from fuzz.run import FOUND, KEPT_BYTES
-from std_msgs.msg import Header
+from sensor_msgs.msg import CompressedImage
 
 from dpt_ros.model.checkpoint import CheckpointError, filter_state_dict, read_tensors
-from dpt_ros.ros.messages.cdr import CompressedImageView
-from dpt_ros.ros.messages.image import MessageError, compressed_file
+from dpt_ros.ros.messages.image import MessageError, compressed_file, give_bytes
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -93,11 +92,17 @@ def test_what_takes_too_long_or_too_much_is_noticed() -> None:
 # What was found, one by one.
 
 
+def message(content: bytes, stored_as: str = "") -> CompressedImage:
+    made = CompressedImage(format=stored_as)
+    give_bytes(made, np.frombuffer(content, np.uint8))
+    return made
+
+
 def refused(content: bytes) -> str:
     """The reason for which a compressed image is refused before it is decoded."""
-    data = np.frombuffer(content, np.uint8)
+    image = message(content)
     with pytest.raises(MessageError) as caught, bounded(len(content), seconds=0.3, megabytes=16):
-        compressed_file(CompressedImageView(Header(), "", data))
+        compressed_file(image)
     sentence(str(caught.value))
     return caught.value.reason
 
@@ -124,7 +129,7 @@ def scans(count: int, side: int = 4000) -> bytes:
 
 def test_a_jpeg_with_thousands_of_scans_is_refused() -> None:
     assert refused(scans(2000)) == "too many scans"
-    file = compressed_file(CompressedImageView(Header(), "", np.frombuffer(scans(9), np.uint8)))
+    file = compressed_file(message(scans(9)))
     assert file.decode()[0].shape == (4000, 4000)
 
 
@@ -139,9 +144,8 @@ def test_a_jpeg_of_nothing_but_markers_is_refused_at_once(filling: bytes) -> Non
 
 
 def test_text_of_a_message_does_not_get_into_the_log_as_it_is() -> None:
-    data = np.frombuffer(b"nothing", np.uint8)
     with pytest.raises(MessageError) as caught:
-        compressed_file(CompressedImageView(Header(), "\x1b[2J\n[INFO] all is well " * 999, data))
+        compressed_file(message(b"nothing", "\x1b[2J\n[INFO] all is well " * 999))
     sentence(str(caught.value))
 
 

@@ -26,9 +26,8 @@ from dpt_ros.engine.frame import Frame, Prediction
 from dpt_ros.engine.loading import load_networks
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.camera.camera_topics import CameraTopics
-from dpt_ros.ros.camera.frame_builder import Arrival
 from dpt_ros.ros.messages.image import image_message, image_pixels, jpeg_message
-from dpt_ros.ros.messages.prediction import LabelInfo
+from dpt_ros.ros.messages.prediction import Arrival, LabelInfo
 
 IMAGES = {
     "depth/image": "32FC1",

@@ -50,7 +50,7 @@ class _Look:
     def __init__(self, node: Any) -> None:
         from diagnostic_msgs.msg import DiagnosticArray
 
-        from dpt_ros.ros.camera.topics_there import image_topics
+        from dpt_ros.ros.camera.image_subscription import image_topics
 
         self._node = node
         self._statuses: dict[str, Status] = {}

@@ -32,7 +32,6 @@ from dpt_ros.run.outputs import Files
 from dpt_ros.run.results import (
     Result,
     check_settings,
-    open_video,
     predict_pictures,
     predict_video,
 )
@@ -249,7 +248,7 @@ class _Run:
 
     def _video(self, source: Source) -> None:
         try:
-            reader = open_video(source, self._args.every)
+            reader = VideoReader(source.path, source.kind == "webcam", self._args.every)
             self._frames_of(source, reader)
         except (ValueError, cv2.error) as error:
             self._failed(source.path, first_line(error))

@@ -22,6 +22,7 @@ from dpt_ros.ros.camera.inputs import InputRecord
 from dpt_ros.ros.messages.error import MessageError
 from dpt_ros.ros.messages.image import image_pixels
 from dpt_ros.ros.messages.point_cloud import cloud_points
+from dpt_ros.ros.messages.types import nanoseconds
 from dpt_ros.ros.plausibility import same_frame, scan_fault
 
 ANCHOR_TYPES: dict[str, type] = {
@@ -66,24 +67,14 @@ class AnchorProjector:
         self.records = {topic: InputRecord(topic) for topic in ANCHOR_TYPES}
 
     def take(self, topic: str, msg: Any) -> None:
-        """Receive a measurement.
-
-        Args:
-            topic: of ``ANCHOR_TYPES``.
-            msg: of the topic's type.
-        """
+        """Receive a measurement of a topic of ``ANCHOR_TYPES``."""
         self.records[topic].received()
         self._last[topic], self.newest = msg, topic
         if topic == "anchors/depth":
             self._images = (*self._images[1 - _IMAGES_KEPT :], msg)
 
     def anchors(self, camera: CameraModel | None, frame_id: str) -> Anchors | None:
-        """The newest measurement as pixels of known depth; None if there is none to use.
-
-        Args:
-            camera: rectified intrinsics of the image.
-            frame_id: its optical frame.
-        """
+        """The newest measurement in an image as pixels of known depth; None if there is none."""
         msg = self._last.get(self.newest)
         if msg is None:
             return None
@@ -127,8 +118,8 @@ class AnchorProjector:
         if not images:
             record.unused("no image has arrived")
             return None
-        msg = min(images, key=lambda one: abs(_stamp(one) - stamp_ns))
-        apart = abs(_stamp(msg) - stamp_ns) * 1e-9
+        msg = min(images, key=lambda one: abs(nanoseconds(one.header.stamp) - stamp_ns))
+        apart = abs(nanoseconds(msg.header.stamp) - stamp_ns) * 1e-9
         if apart > MAX_ANCHOR_AGE:
             record.unused(f"{apart:.2f} s from the frame")
             return None
@@ -144,12 +135,8 @@ class AnchorProjector:
         return found
 
     def report(self, topic: str, scale: dict[str, str]) -> None:
-        """Record what became of the anchors of a frame; may be called from any thread.
-
-        Args:
-            topic: that they came from.
-            scale: the estimator's diagnostics of the frame, ``Prediction.scale``.
-        """
+        """Record what became of the anchors that a topic gave for a frame, by the frame's
+        ``Prediction.scale``; may be called from any thread."""
         state = scale.get("scale state", "")
         if scale.get("scale source") == "anchors" and state and not state.startswith("held"):
             self.records[topic].used()
@@ -172,7 +159,7 @@ class AnchorProjector:
         return self._sensor_pose(camera_frame, sensor_frame)
 
     def _project(self, msg: Any, pose: np.ndarray, camera: CameraModel) -> Anchors:
-        stamp = _stamp(msg)
+        stamp = nanoseconds(msg.header.stamp)
         if isinstance(msg, LaserScan):
             if fault := scan_fault(msg):
                 raise ValueError(f"{fault}.")
@@ -201,7 +188,3 @@ class AnchorProjector:
                 f"the depth image has the encoding '{msg.encoding}', but must be 32FC1 or 16UC1.",
             )
         return image_pixels(msg), self.calibration.camera
-
-
-def _stamp(msg: Any) -> int:
-    return int(msg.header.stamp.sec) * 1_000_000_000 + int(msg.header.stamp.nanosec)

@@ -141,11 +141,6 @@ class CalibrationSubscription(TopicInput):
 
     It is volatile and best effort, which every publisher serves. Where every publisher is
     transient local, it asks for their last message.
-
-    Args:
-        node: subscribes there.
-        topic: relative name.
-        calibration: takes the messages.
     """
 
     def __init__(self, node: Node, topic: str, calibration: Calibration) -> None:
@@ -188,11 +183,7 @@ class CalibrationSubscription(TopicInput):
         self._subscription = self._subscribe()
 
     def missing(self, needed_by: str) -> str:
-        """A warning where an output needs the calibration and none has arrived, else "".
-
-        Args:
-            needed_by: the output, such as "depth/points"; "" if none needs it.
-        """
+        """A warning where an output needs the calibration (by name, else "") and none is there."""
         late = time.monotonic() - self._opened > _PATIENCE
         if not (needed_by and late and self._calibration.info is None):
             return ""

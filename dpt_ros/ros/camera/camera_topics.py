@@ -21,19 +21,20 @@ from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.camera.anchor_projector import ANCHOR_TYPES, AnchorProjector
 from dpt_ros.ros.camera.calibration import Calibration, CalibrationSubscription
-from dpt_ros.ros.camera.frame_builder import Arrival, FrameBuilder
+from dpt_ros.ros.camera.frame_builder import FrameBuilder
 from dpt_ros.ros.camera.frame_order import FrameOrder
 from dpt_ros.ros.camera.image_subscription import ImageInput
 from dpt_ros.ros.camera.inputs import InputRecord, TopicInput
-from dpt_ros.ros.camera.poses import OdometryPoses, PoseSource, TfPoses
+from dpt_ros.ros.camera.poses import OdometryPoses, TfPoses
 from dpt_ros.ros.camera.publishers import create_publishers, far_warning, starved_warning
 from dpt_ros.ros.camera.tf import TfTree
 from dpt_ros.ros.diagnostics import Statistics, camera_status
+from dpt_ros.ros.messages.cdr import VIDEO_READERS
 from dpt_ros.ros.messages.error import MessageError
-from dpt_ros.ros.messages.prediction import LABEL_INFO, PredictionMessages
+from dpt_ros.ros.messages.prediction import LABEL_INFO, Arrival, PredictionMessages
+from dpt_ros.ros.messages.types import VIDEOS, video_classes
 from dpt_ros.ros.plausibility import stamps_apart
 from dpt_ros.ros.video.decoder import WAITING, Picture, VideoDecoder
-from dpt_ros.ros.video.messages import READERS, SUFFIXES, message_classes
 from dpt_ros.ros.video.receiver import QUEUE, VideoReceiver
 
 _UNWANTED = "nobody subscribes"
@@ -48,13 +49,7 @@ class CameraTopics:
     """Subscriptions, publishers and counts of one camera.
 
     Publishers live from construction to ``destroy``, subscriptions from ``open`` to ``close``.
-
-    Args:
-        node: owns the topics.
-        name: prefix of the topics, "" for none.
-        networks: decide which outputs exist.
-        settings: gives the settings in force.
-        tree: the node's tf; without, one of its own.
+    ``name`` is the prefix of the topics, "" for none; ``tree`` the node's tf.
     """
 
     def __init__(
@@ -137,11 +132,11 @@ class CameraTopics:
         decoder = VideoDecoder(self._warn, self._record.count, hardware)
         self._missed_before = 0
         self._video = VideoReceiver(self._node, decoder, self._take_image, self.drop, self.fail)
-        topics = {topic + SUFFIXES[name]: kind for name, kind in message_classes().items()}
+        topics = {topic + VIDEOS[name]: kind for name, kind in video_classes().items()}
         first, *_ = topics.items()
         return ImageInput(self._node, *first, self._take_packet, reliability, QUEUE, topics)
 
-    def _open_poses(self, settings: Settings) -> PoseSource | None:
+    def _open_poses(self, settings: Settings) -> OdometryPoses | TfPoses | None:
         """The source of poses that ``pose_source`` names."""
         warn = partial(self._warn_of, "pose")
         if settings.pose_source == "odom":
@@ -247,7 +242,7 @@ class CameraTopics:
             return
         missed, self._missed_before = self._missed_before, self._input.missed
         try:
-            packet = READERS[self._input.message_type](serialised)
+            packet = VIDEO_READERS[self._input.message_type](serialised)
         except MessageError as error:
             self.fail(error)
             self._video.pause()
@@ -282,10 +277,7 @@ class CameraTopics:
         """Publish a prediction, each output with the header of its frame."""
         arrival: Arrival = prediction.frame.context
         start = time.monotonic_ns()
-        messages = self._messages.messages(
-            prediction, arrival.header, arrival.info, self._subscribed
-        )
-        for topic, message in messages:
+        for topic, message in self._messages.messages(prediction, self._subscribed):
             if not isinstance(message, CameraInfo):
                 self._sizes[topic] = message._data.nbytes
             self._publishers[topic].publish(message)

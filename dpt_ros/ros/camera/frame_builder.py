@@ -4,12 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from sensor_msgs.msg import CameraInfo
-from std_msgs.msg import Header
 
 from dpt_ros.engine.frame import Frame
 from dpt_ros.engine.scale.ground import down_direction
@@ -17,30 +14,13 @@ from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.camera.anchor_projector import AnchorProjector
 from dpt_ros.ros.camera.calibration import Calibration
 from dpt_ros.ros.camera.geometry import pose_matrix
-from dpt_ros.ros.camera.poses import PoseSource
+from dpt_ros.ros.camera.poses import OdometryPoses, TfPoses
 from dpt_ros.ros.messages.cdr import read_compressed_image, read_image
 from dpt_ros.ros.messages.image import CompressedFile, compressed_file, image_pixels
 from dpt_ros.ros.messages.image_bits import ImageBits
+from dpt_ros.ros.messages.prediction import Arrival
+from dpt_ros.ros.messages.types import nanoseconds
 from dpt_ros.ros.video.decoder import Picture
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """What is remembered of an image until its prediction is there: ``Frame.context``.
-
-    Args:
-        header: of the image, copied to every output.
-        info: the camera_info in use, if it fits the image.
-        received_ns: when the image was received, or recorded in a bag; nanoseconds.
-        size: width and height of the image, pixels.
-        anchors: the topic that its anchors came from, "" without any.
-    """
-
-    header: Header
-    info: CameraInfo | None
-    received_ns: int
-    size: tuple[int, int] = (0, 0)
-    anchors: str = ""
 
 
 class FrameBuilder:
@@ -53,9 +33,6 @@ class FrameBuilder:
         source: name of the camera, "" for the only one.
         settings: gives the settings in force; those of the camera's mounting are read once.
         compressed: whether images are CompressedImage, else Image.
-        calibration: of the camera.
-        poses: of the camera; None without.
-        anchors: None without.
         warn: takes a message about the images, each time.
         on_encoding: called with the encoding of each image whose pixels could be read.
         live: whether what a depth camera measured may be received after the image.
@@ -67,7 +44,7 @@ class FrameBuilder:
         settings: Callable[[], Settings],
         compressed: bool,
         calibration: Calibration,
-        poses: PoseSource | None,
+        poses: OdometryPoses | TfPoses | None,
         anchors: AnchorProjector | None,
         warn: Callable[[str], None],
         on_encoding: Callable[[str], None] = lambda encoding: None,
@@ -92,7 +69,7 @@ class FrameBuilder:
         Args:
             image: the Image or CompressedImage, serialised, of which the pixels stay a view; or a
                 decoded picture of a video.
-            received_ns: see ``Arrival``.
+            received_ns: see `Arrival`.
 
         Raises:
             MessageError: the image cannot be used.
@@ -115,7 +92,7 @@ class FrameBuilder:
             header, pixels, encoding = raw.header, self._bits(image_pixels(raw)), raw.encoding
             size = (raw.width, raw.height)
             self._on_encoding(encoding)
-        stamp_ns = header.stamp.sec * 1_000_000_000 + header.stamp.nanosec
+        stamp_ns = nanoseconds(header.stamp)
         camera, info = self.calibration.of(*size)
         anchors, topic, sense = None, "", None
         if self.anchors is not None:

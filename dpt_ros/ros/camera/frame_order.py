@@ -20,11 +20,7 @@ class _Image(NamedTuple):
 
 
 class FrameOrder:
-    """Examines the last frames of a topic and the resets of the filter.
-
-    Args:
-        topic: full name.
-    """
+    """Examines the last frames of a topic and the resets of the filter."""
 
     def __init__(self, topic: str) -> None:
         self._topic = topic
@@ -32,14 +28,7 @@ class FrameOrder:
         self._resets: deque[str] = deque(maxlen=_WINDOW)
 
     def add(self, stamp_ns: int, frame_id: str, size: tuple[int, int], sender: bytes) -> None:
-        """Add the next image.
-
-        Args:
-            stamp_ns: of its header.
-            frame_id: of its header.
-            size: width and height.
-            sender: identifies its publisher; empty where that is not known.
-        """
+        """Add the next image; ``sender`` is its publisher, empty where that is not known."""
         self._images.append(_Image(stamp_ns, frame_id, size, sender))
 
     def published(self, reset: str) -> None:
@@ -47,11 +36,7 @@ class FrameOrder:
         self._resets.append(reset)
 
     def warning(self, publishers: list[str]) -> str:
-        """What is wrong with the order of the frames, "" if nothing is.
-
-        Args:
-            publishers: names of the nodes that publish the topic.
-        """
+        """What is wrong with the order of the frames of these nodes, "" if nothing is."""
         images = list(self._images)
         pairs = list(pairwise(images))
         if len(pairs) < _OFTEN:

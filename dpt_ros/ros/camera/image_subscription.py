@@ -7,7 +7,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from functools import partial
 from statistics import median
 from typing import Any
 
@@ -17,8 +16,8 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 
 from dpt_ros.ros.camera.inputs import TopicInput
-from dpt_ros.ros.camera.topics_there import no_publisher
 from dpt_ros.ros.compatibility import UnsupportedEventTypeError, subscribe, subscription_events
+from dpt_ros.ros.messages.types import TRANSPORTS, type_name
 
 SILENCE = 2.0
 _LONGEST_SILENCE = 60.0  # seconds; a slower camera is warned of all the same
@@ -31,6 +30,7 @@ _HOW_TO_ENLARGE = (
     "start it with FASTDDS_DEFAULT_PROFILES_FILE and FASTRTPS_DEFAULT_PROFILES_FILE naming"
     " share/dpt_ros/config/fastdds.xml, or have it offer reliable"
 )
+_MOST = 8  # names of topics in one message
 _BEHIND_A_NETWORK = (
     "if the publisher is on another machine, behind a link that loses packets, start it with"
     " share/dpt_ros/config/fastdds_network.xml"
@@ -54,9 +54,7 @@ class ImageInput(TopicInput):
         lost: those of them that the middleware reports as lost in transport.
 
     Args:
-        node: subscribes there.
         topic: resolved name, before remapping.
-        msg_type: Image, CompressedImage, or of a video.
         on_message: takes each serialised message.
         reliability: "auto", "reliable" or "best_effort".
         depth: messages that the middleware keeps; more than one for packets of a video.
@@ -74,14 +72,13 @@ class ImageInput(TopicInput):
         others: Mapping[str, type] | None = None,
     ) -> None:
         self._node = node
-        self._topic = topic
-        self._msg_type = msg_type
+        self._topic, self._msg_type = topic, msg_type
         self._topics = {topic: msg_type, **(others or {})}
         self._on_message = on_message
         self._depth = depth
         self._log = node.get_logger()
         self._given_reliability = reliability
-        self._forced = self._forced_reliability(reliability)
+        self._forced = self._forced_reliability()
         self._silent_since = time.monotonic()
         self._without_publisher_since = self._silent_since
         self._no_publisher = ""
@@ -110,26 +107,21 @@ class ImageInput(TopicInput):
             self._last_number.pop(b"", None)  # its publisher is not known
         wanted = self._forced or _reliability_for(publishers)
         if wanted != self.reliability:
-            self._node.destroy_subscription(self._subscription)
+            self.close()
             self.reliability = wanted
             self._subscription = self._subscribe()
         if publishers and self._logged_reliability != wanted:
             self._logged_reliability = wanted
-            why = (
-                "every publisher offers it"
-                if wanted == "reliable"
-                else "a publisher offers best effort only"
-            )
-            self._log.info(
-                f"{self.topic_name}: subscribed as {_spoken(wanted)}, because"
-                f" {'it is set so' if self._forced else why}."
-            )
+            every = wanted == "reliable"
+            why = "every publisher offers it" if every else "a publisher offers best effort only"
+            why = "it is set so" if self._forced else why
+            self._log.info(f"{self.topic_name}: subscribed as {_spoken(wanted)}, because {why}.")
         self._watch(publishers)
 
     @property
     def message_type(self) -> str:
         """The type of the messages, such as "sensor_msgs/msg/Image"."""
-        return f"{self._msg_type.__module__.partition('.')[0]}/msg/{self._msg_type.__name__}"
+        return type_name(self._msg_type)
 
     def _choose_topic(self) -> None:
         """Change to another of the topics if only that one has a publisher."""
@@ -137,9 +129,9 @@ class ImageInput(TopicInput):
             return
         for topic, kind in self._topics.items():
             if self._node.count_publishers(self._node.resolve_topic_name(topic)):
-                self._node.destroy_subscription(self._subscription)
+                self.close()
                 self._topic, self._msg_type = topic, kind
-                self._forced = self._forced_reliability(self._given_reliability)
+                self._forced = self._forced_reliability()
                 self._subscription = self._subscribe()
                 return
 
@@ -157,20 +149,12 @@ class ImageInput(TopicInput):
             matched=lambda _: self.review(),
             message_lost=self._take_loss,
         )
-        made = partial(
-            subscribe,
-            self._node,
-            self._msg_type,
-            self._topic,
-            self._take,
-            profile,
-            qos_overriding_options=overriding,
-            raw=True,
-        )
+        where = (self._node, self._msg_type, self._topic, self._take, profile)
+        options = {"qos_overriding_options": overriding, "raw": True}
         try:
-            return made(event_callbacks=events)
+            return subscribe(*where, **options, event_callbacks=events)
         except UnsupportedEventTypeError:  # of this middleware; review() polls anyway
-            return made()
+            return subscribe(*where, **options)
 
     def _take(self, msg: bytes, message_info: Mapping[str, Any]) -> None:
         self._silent_since = now = time.monotonic()
@@ -219,13 +203,13 @@ class ImageInput(TopicInput):
             f" {_spoken(self.reliability)} QoS{cause}."
         )
 
-    def _forced_reliability(self, given: str) -> str:
+    def _forced_reliability(self) -> str:
         """What the user set by qos_overrides or image_reliability; "" for auto."""
         resolved = self._node.resolve_topic_name(self._topic)
         name = f"qos_overrides.{resolved}.subscription.reliability"
         if not self._node.has_parameter(name):
             self._node.declare_parameter(name, "auto")
-        for asked in (self._node.get_parameter(name).value, given):
+        for asked in (self._node.get_parameter(name).value, self._given_reliability):
             if asked in _RELIABILITIES:
                 return str(asked)
         return ""
@@ -235,7 +219,10 @@ class ImageInput(TopicInput):
         if not publishers:
             self.silence = ""
             if now - self._without_publisher_since > SILENCE:
-                self._report_no_publisher()
+                self.silence = _no_publisher(self._node, self.topic_name, self.message_type)
+                if self.silence != self._no_publisher:  # again when other topics exist
+                    self._no_publisher = self.silence
+                    self._log.warning(self.silence)
             # A new publisher has two seconds before its silence is a warning.
             self._silent_since = now
             return
@@ -257,12 +244,6 @@ class ImageInput(TopicInput):
         """Seconds without a frame that are normal: a few of the camera's periods."""
         usual = 3.0 * median(self._periods) if self._periods else 0.0
         return min(max(SILENCE, usual), _LONGEST_SILENCE)
-
-    def _report_no_publisher(self) -> None:
-        self.silence = no_publisher(self._node, self.topic_name, self.message_type)
-        if self.silence != self._no_publisher:  # again when other topics exist
-            self._no_publisher = self.silence
-            self._log.warning(self.silence)
 
     def _likely_cause(self, publishers: list[TopicEndpointInfo]) -> str:
         expected = self.message_type
@@ -300,3 +281,39 @@ def _spoken(reliability: str) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def image_topics(node: Node) -> list[tuple[str, str]]:
+    """Names and types of the image topics that other nodes publish, sorted."""
+    own = node.get_publisher_names_and_types_by_node(node.get_name(), node.get_namespace())
+    ours = {name for name, _ in own}
+    return sorted(
+        (name, kind)
+        for name, kinds in node.get_topic_names_and_types()
+        for kind in kinds
+        if kind in TRANSPORTS and name not in ours and node.count_publishers(name)
+    )
+
+
+def _no_publisher(node: Node, topic: str, kind: str) -> str:
+    """The warning on an image topic that has none, of the type that is expected."""
+    start = f"{topic} has no publisher; waiting."
+    there = image_topics(node)
+    if not there:
+        return f"{start} No image topic exists: start the camera, or check ROS_DOMAIN_ID."
+    names = ", ".join(f"{name} ({found.rpartition('/')[2]})" for name, found in there[:_MOST])
+    more = f" and {len(there) - _MOST} more" if len(there) > _MOST else ""
+    fits = [name for name, found in there if found == kind]
+    if not fits:
+        return (
+            f"{start} Image topics that exist: {names}{more}; none has the type {kind}: set"
+            " image_transport."
+        )
+    base = topic.rpartition("/")[2]
+    like = next((name for name in fits if "image_rect" in name), fits[0])
+    if (suffix := TRANSPORTS.get(kind)) and like.endswith(suffix):
+        base, like = "image", like.removesuffix(suffix)
+    return (
+        f"{start} Image topics that exist: {names}{more}. Set the remapping, for instance"
+        f" -r {base}:={like}."
+    )

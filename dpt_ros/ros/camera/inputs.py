@@ -18,12 +18,7 @@ _FRAMES = 3  # and at least so many frames, for a camera may be slow
 
 
 class TopicInput:
-    """A subscription, from construction to ``close``.
-
-    Args:
-        node: subscribes there.
-        subscription: of the node.
-    """
+    """A subscription of a node, from construction to ``close``."""
 
     def __init__(self, node: Node, subscription: Any) -> None:
         self._node = node

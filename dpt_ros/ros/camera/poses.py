@@ -6,7 +6,6 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 from nav_msgs.msg import Odometry
@@ -15,6 +14,7 @@ from dpt_ros.engine.text import one_line
 from dpt_ros.ros.camera.geometry import LONGEST_GUESS, between, pose_matrix, pose_to_matrix
 from dpt_ros.ros.camera.inputs import InputRecord
 from dpt_ros.ros.camera.tf import TfTree
+from dpt_ros.ros.messages.types import nanoseconds
 from dpt_ros.ros.plausibility import pose_values, same_frame, stamps_apart
 
 # Poses are followed over gaps of this length; nanoseconds.
@@ -24,19 +24,6 @@ _KEPT = 2_000_000_000
 _JUMP = 1_000_000_000
 _BASE = 10_000_000  # between the two poses, at least, that give the speed beyond the last one
 _INVALID = "left out, not a valid pose"
-
-
-class PoseSource(Protocol):
-    """Gives poses of cameras.
-
-    Attributes:
-        record: what became of its messages.
-    """
-
-    record: InputRecord
-
-    def pose(self, frame_id: str, stamp_ns: int) -> np.ndarray | None:
-        """(4, 4) pose of the optical frame at a time, in a frame without jumps; metres."""
 
 
 class Trajectory:
@@ -155,7 +142,7 @@ class OdometryPoses:
         stamp, position, q = msg.header.stamp, msg.pose.pose.position, msg.pose.pose.orientation
         self._child = msg.child_frame_id
         pose = (position.x, position.y, position.z, q.x, q.y, q.z, q.w)
-        odd = self._trajectory.add(stamp.sec * 1_000_000_000 + stamp.nanosec, pose)
+        odd = self._trajectory.add(nanoseconds(stamp), pose)
         self.record.received()
         if odd:
             self.record.count(odd)
@@ -163,7 +150,7 @@ class OdometryPoses:
             self._warn(f"odom: the pose {pose} is invalid and is ignored.")
 
     def pose(self, frame_id: str, stamp_ns: int) -> np.ndarray | None:
-        """See :class:`PoseSource`."""
+        """(4, 4) pose of the optical frame at a time, in a frame without jumps; metres."""
         base, why = self._trajectory.find(stamp_ns)
         if base is not None and self._camera_in_base is None:
             why = self._frame_mismatch(frame_id)
@@ -202,7 +189,7 @@ class TfPoses:
         tree.start()
 
     def pose(self, frame_id: str, stamp_ns: int) -> np.ndarray | None:
-        """See :class:`PoseSource`."""
+        """The same as of `OdometryPoses`."""
         self.record.asked()
         pose, why = self._tree.find(self._odom_frame, frame_id, stamp_ns)
         if pose is not None:

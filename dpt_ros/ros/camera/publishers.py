@@ -17,18 +17,11 @@ from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.messages.prediction import LABEL_INFO
 from dpt_ros.ros.share import shared_memory_size
 
-Publishers = dict[str, "LifecyclePublisher[Any]"]
-"""By the relative names of their topics."""
+Publishers = dict[str, "LifecyclePublisher[Any]"]  # by the relative names of their topics
 
 
 def create_publishers(node: LifecycleNode, prefix: str, topics: Mapping[str, type]) -> Publishers:
-    """A publisher of each topic.
-
-    Args:
-        node: owns them.
-        prefix: of the topics.
-        topics: relative names, with the classes of their messages.
-    """
+    """A publisher of each topic, given by its name behind the prefix and its type."""
     reliable, latched = ReliabilityPolicy.RELIABLE, DurabilityPolicy.TRANSIENT_LOCAL
     usual = QoSProfile(depth=10, reliability=reliable)
     profiles = {LABEL_INFO: QoSProfile(depth=1, reliability=reliable, durability=latched)}
@@ -46,10 +39,7 @@ def create_publishers(node: LifecycleNode, prefix: str, topics: Mapping[str, typ
 def starved_warning(node: Node, publishers: Publishers, sizes: Mapping[str, int]) -> str:
     """A warning on best-effort subscribers of outputs that are too large for them, else "".
 
-    Args:
-        node: queries the subscribers.
-        publishers: of one camera.
-        sizes: of the last message of a topic, bytes.
+    ``sizes`` are those of the last messages, bytes.
     """
     room = shared_memory_size()
     starved = []

@@ -15,6 +15,7 @@ from rclpy.time import Time
 
 from dpt_ros.ros.camera.geometry import LONGEST_GUESS, between, pose_to_matrix
 from dpt_ros.ros.messages.error import MessageError
+from dpt_ros.ros.messages.types import nanoseconds
 from dpt_ros.ros.plausibility import pose_values, stamps_apart
 
 _KEPT = 5.0  # seconds
@@ -27,9 +28,6 @@ class TfTree:
     """A tf2_ros buffer and its listener, from the first ``start`` to ``close``.
 
     It may be started and closed again and again. Look-ups may come from any thread.
-
-    Args:
-        node: listens there.
     """
 
     def __init__(self, node: Node) -> None:
@@ -161,4 +159,4 @@ def _look_up(buffer: Any, frames: tuple[str, str], stamp_ns: int) -> tuple[np.nd
     found = buffer.lookup_transform(*frames, Time(nanoseconds=stamp_ns))
     t, q, stamp = found.transform.translation, found.transform.rotation, found.header.stamp
     values = pose_values((t.x, t.y, t.z, q.x, q.y, q.z, q.w))
-    return values, stamp.sec * 1_000_000_000 + stamp.nanosec
+    return values, nanoseconds(stamp)

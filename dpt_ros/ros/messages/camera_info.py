@@ -11,6 +11,7 @@ from std_msgs.msg import Header
 
 from dpt_ros.engine.frame import CameraModel
 from dpt_ros.engine.text import one_line
+from dpt_ros.ros.messages.types import base_topic
 from dpt_ros.ros.plausibility import calibration_doubt, calibration_fault
 
 # sensor_msgs/distortion_models calls it equidistant, some drivers fisheye. Such a lens is no
@@ -114,7 +115,7 @@ def unrectified(info: CameraInfo, topic: str, why: str = "") -> str:
         why: the node does not rectify it, which is meant to; "" if it is not.
     """
     fisheye = info.distortion_model in _FISHEYE
-    if not (fisheye or any(info.d)) or _is_rectified(topic):
+    if not (fisheye or any(info.d)) or _RECTIFIED.search(topic):
         return ""
     what = "a fisheye lens" if fisheye else "lens distortion"
     d = "not zero" if any(info.d) else "zero"
@@ -127,17 +128,6 @@ def unrectified(info: CameraInfo, topic: str, why: str = "") -> str:
         f" points are wrong, mostly towards the edges. {remedy} rectify_node of image_proc and"
         f" subscribe to its output: -r image:={_rectified(topic)}"
     )
-
-
-def base_topic(topic: str) -> str:
-    """The image topic that a topic of one of image_transport's transports belongs to."""
-    base, _, end = topic.rpartition("/")
-    return base if base and end in ("compressed", "ffmpeg", "foxglove") else topic
-
-
-def _is_rectified(topic: str) -> bool:
-    """Whether a topic's name says that its images are rectified, as image_proc's do."""
-    return _RECTIFIED.search(topic) is not None
 
 
 def _rectified(topic: str) -> str:

@@ -14,96 +14,57 @@ from dataclasses import dataclass
 
 import numpy as np
 from builtin_interfaces.msg import Time
+from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from dpt_ros.ros.messages.error import MessageError
+from dpt_ros.ros.messages.types import FFMPEG, FOXGLOVE
 
 _ENCAPSULATION = 4
 _BYTE_ORDERS = {b"\x00\x00": ">", b"\x00\x01": "<"}
 
 
 @dataclass(frozen=True)
-class ImageView:
-    """The fields of a sensor_msgs/Image; ``data`` is a read-only view of the serialised bytes."""
-
-    header: Header
-    height: int
-    width: int
-    encoding: str
-    is_bigendian: int
-    step: int
-    data: np.ndarray
-
-
-@dataclass(frozen=True)
-class CompressedImageView:
-    """The fields of a sensor_msgs/CompressedImage; ``data`` is a view like `ImageView`'s."""
-
-    header: Header
-    format: str
-    data: np.ndarray
-
-
-@dataclass(frozen=True)
 class VideoPacket:
-    """One encoded picture: an FFMPEGPacket or a CompressedVideo.
-
-    Args:
-        header: of the picture.
-        codec: as the message names it, "h264", "hevc_nvenc", "libx264;yuv420p;bgr8;bgr8", ...
-        data: the encoded picture, (N,) uint8, a view like `ImageView`'s.
-        keyframe: whether the message says that it is one; False where it has no field for that.
-        number: its presentation time in units of the sender, None where there is no such field.
-        size: width and height that the message gives, (0, 0) where it has none.
-    """
+    """One encoded picture: an FFMPEGPacket or a CompressedVideo."""
 
     header: Header
-    codec: str
-    data: np.ndarray
-    keyframe: bool = False
-    number: int | None = None
-    size: tuple[int, int] = (0, 0)
+    codec: str  # as the message names it, "h264", "libx264;yuv420p;bgr8;bgr8", ...
+    data: np.ndarray  # the encoded picture, (N,) uint8, a read-only view
+    keyframe: bool = False  # whether the message says that it is one
+    number: int | None = None  # its presentation time in units of the sender, where it is given
+    size: tuple[int, int] = (0, 0)  # width and height, where they are given
 
 
-def read_image(serialised: bytes) -> ImageView:
-    """The Image that was serialised, its pixels uncopied.
+# Each raises a MessageError for bytes that are no such message. Which values its fields have is
+# not judged here: ``image_pixels`` does that.
 
-    Raises:
-        MessageError: the bytes are no serialised Image. Which values its fields have is not
-            judged here: ``image_pixels`` does that.
-    """
+
+def read_image(serialised: bytes) -> Image:
+    """The Image that was serialised; its pixels are a read-only view of the bytes."""
     reader = _Reader(serialised, "Image")
-    return ImageView(
+    image = Image(
         header=reader.header(),
         height=reader.number("height"),
         width=reader.number("width"),
         encoding=reader.string("encoding"),
         is_bigendian=reader.octet("is_bigendian"),
         step=reader.number("step"),
-        data=reader.octets("data"),
     )
+    image._data = reader.octets("data")
+    return image
 
 
-def read_compressed_image(serialised: bytes) -> CompressedImageView:
-    """The CompressedImage that was serialised, its file uncopied.
-
-    Raises:
-        MessageError: the bytes are no serialised CompressedImage.
-    """
+def read_compressed_image(serialised: bytes) -> CompressedImage:
+    """The CompressedImage that was serialised; its file is a read-only view of the bytes."""
     reader = _Reader(serialised, "CompressedImage")
-    return CompressedImageView(
-        header=reader.header(),
-        format=reader.string("format"),
-        data=reader.octets("data"),
-    )
+    image = CompressedImage(header=reader.header(), format=reader.string("format"))
+    image._data = reader.octets("data")
+    return image
 
 
 def read_ffmpeg_packet(serialised: bytes) -> VideoPacket:
-    """The ffmpeg_image_transport_msgs/FFMPEGPacket that was serialised.
-
-    Raises:
-        MessageError: the bytes are no serialised FFMPEGPacket.
-    """
+    """The ffmpeg_image_transport_msgs/FFMPEGPacket that was serialised."""
     reader = _Reader(serialised, "FFMPEGPacket")
     header = reader.header()
     size = (reader.number("width"), reader.number("height"))
@@ -114,15 +75,14 @@ def read_ffmpeg_packet(serialised: bytes) -> VideoPacket:
 
 
 def read_compressed_video(serialised: bytes) -> VideoPacket:
-    """The foxglove_msgs/CompressedVideo that was serialised.
-
-    Raises:
-        MessageError: the bytes are no serialised CompressedVideo.
-    """
+    """The foxglove_msgs/CompressedVideo that was serialised."""
     reader = _Reader(serialised, "CompressedVideo")
     header = reader.header()  # its timestamp and frame_id are serialised alike
     data = reader.octets("data")
     return VideoPacket(header, reader.string("format"), data)
+
+
+VIDEO_READERS = {FFMPEG: read_ffmpeg_packet, FOXGLOVE: read_compressed_video}
 
 
 class _Reader:

@@ -10,19 +10,14 @@ import numpy as np
 from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import Header
 
+from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.messages.image import give_bytes, millimetres
 
 _INVERSE_DEPTH = 0  # the only quantisation that the transport's header knows
 
 
 def compressed_depth_message(
-    depth: np.ndarray,
-    encoding: str,
-    header: Header,
-    file_format: str = "png",
-    farthest: float = 10.0,
-    quantization: float = 100.0,
-    png_level: int = 3,
+    depth: np.ndarray, header: Header, settings: Settings
 ) -> CompressedImage:
     """A depth image as compressed_depth_image_transport publishes it.
 
@@ -31,15 +26,15 @@ def compressed_depth_message(
 
     Args:
         depth: (H, W) float32, metres; NaN unknown, +Inf beyond range.
-        encoding: "32FC1": inverse depth in 65535 steps; or "16UC1": millimetres.
         header: of the message.
-        file_format: "png" or "rvl".
-        farthest: metres; farther depth is unknown.
-        quantization: depth at which a step of the inverse depth is 1 m; for 32FC1. The nearest
-            depth that can be told apart is about quantization squared / 65535.
-        png_level: 0 (fast) to 9 (small).
+        settings: its encoding: 32FC1 is inverse depth in 65535 steps, 16UC1 millimetres; and the
+            parameters of compressedDepth. The nearest depth that can be told apart is about
+            quantization squared / 65535.
     """
     parameters = 0.0, 0.0
+    encoding, file_format = settings.depth_encoding, settings.compressed_depth_format
+    farthest = settings.compressed_depth_depth_max
+    quantization = settings.compressed_depth_depth_quantization
     if encoding == "32FC1":
         factor = np.float32(quantization * (quantization + 1))
         offset = np.float32(1 - factor / np.float32(farthest))
@@ -53,8 +48,8 @@ def compressed_depth_message(
     if file_format == "rvl":
         content = struct.pack("<II", values.shape[1], values.shape[0]) + rvl(values)
     else:
-        png = cv2.imencode(".png", values, [cv2.IMWRITE_PNG_COMPRESSION, png_level])[1]
-        content = png.tobytes()
+        options = [cv2.IMWRITE_PNG_COMPRESSION, settings.compressed_depth_png_level]
+        content = cv2.imencode(".png", values, options)[1].tobytes()
     message = CompressedImage(header=header, format=f"{encoding}; compressedDepth {file_format}")
     data = b"".join([struct.pack("<iff", _INVERSE_DEPTH, *parameters), content])
     give_bytes(message, np.frombuffer(data, np.uint8))

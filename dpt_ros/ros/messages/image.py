@@ -17,7 +17,6 @@ from std_msgs.msg import Header
 
 from dpt_ros.engine.input.encodings import ENCODINGS
 from dpt_ros.engine.text import one_line
-from dpt_ros.ros.messages.cdr import CompressedImageView, ImageView
 from dpt_ros.ros.messages.error import MessageError
 from dpt_ros.ros.messages.image_files import file_header, odd_label, undecodable, with_jpeg_end
 
@@ -26,7 +25,7 @@ MAX_BYTES = 2**31
 MAX_COMPRESSED_PIXELS = 64_000_000
 
 
-def image_pixels(msg: Image | ImageView) -> np.ndarray:
+def image_pixels(msg: Image) -> np.ndarray:
     """The pixels of an Image in the camera's own layout, as a view of the message's bytes.
 
     Returns:
@@ -70,7 +69,7 @@ def image_pixels(msg: Image | ImageView) -> np.ndarray:
     return view
 
 
-def _row_step(msg: Image | ImageView, size: int, rows: int, row_bytes: int) -> int:
+def _row_step(msg: Image, size: int, rows: int, row_bytes: int) -> int:
     """Bytes from row to row; ``step`` is used only where the size of the data is ambiguous.
 
     Raises:
@@ -123,22 +122,14 @@ def _nv24_planes(data: np.ndarray, width: int, height: int, step: int) -> np.nda
 
 @dataclass(frozen=True)
 class CompressedFile:
-    """A JPEG, PNG, WebP or TIFF file of which the header was read, and no more.
+    """A JPEG, PNG, WebP or TIFF file of which the header was read, and no more."""
 
-    Args:
-        kind: "JPEG", "PNG", "WebP" or "TIFF".
-        width, height: of the picture, pixels.
-        data: the file, (N,) uint8, as a view of the message's bytes.
-        stored_as: the format string of the message.
-        ended: whether the file has its end marker.
-    """
-
-    kind: str
-    width: int
+    kind: str  # "JPEG", "PNG", "WebP" or "TIFF"
+    width: int  # of the picture, pixels
     height: int
-    data: np.ndarray
-    stored_as: str
-    ended: bool = True
+    data: np.ndarray  # the file, (N,) uint8, as a view of the message's bytes
+    stored_as: str  # the format string of the message
+    ended: bool = True  # whether the file has its end marker
 
     @property
     def oddity(self) -> str:
@@ -171,7 +162,7 @@ class CompressedFile:
         return pixels, _decoded_encoding(pixels, self.stored_as)
 
 
-def compressed_file(msg: CompressedImage | CompressedImageView) -> CompressedFile:
+def compressed_file(msg: CompressedImage) -> CompressedFile:
     """The file in a CompressedImage, to be decoded where there is time for it.
 
     JPEG, PNG, WebP and TIFF are recognised by their bytes. Of the format string of image_transport
@@ -233,14 +224,8 @@ def jpeg_message(rgb: np.ndarray, header: Header, quality: int = 90) -> Compress
 
 
 def millimetres(depth: np.ndarray) -> np.ndarray:
-    """Depth as 16UC1 holds it (REP 118).
-
-    Args:
-        depth: (H, W) float32, metres.
-
-    Returns:
-        (H, W) uint16, millimetres; 0 where depth is unknown, out of range or beyond 65.535 m.
-    """
+    """Depth, (H, W) float32 in metres, as 16UC1 holds it (REP 118): (H, W) uint16, millimetres; 0
+    where depth is unknown, out of range or beyond 65.535 m."""
     rounded = depth * np.float32(1000.0) + np.float32(0.5)
     return np.where((rounded >= 1) & (rounded < 65536), rounded, 0).astype(np.uint16)
 

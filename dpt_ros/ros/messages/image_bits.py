@@ -19,9 +19,7 @@ _USUAL = (8, 10, 12, 14)
 class ImageBits:
     """Scales 16-bit images to full range, and warns of images that do not use it.
 
-    Args:
-        bits: gives the parameter image_bits; 0 or 16 leaves images unchanged.
-        warn: takes a message when the values do not fit this number of bits.
+    ``bits`` gives the parameter image_bits; 0 or 16 leaves images unchanged.
     """
 
     def __init__(self, bits: Callable[[], int], warn: Callable[[str], None]) -> None:
@@ -31,14 +29,7 @@ class ImageBits:
         self._largest = 0
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """The pixels in full range.
-
-        Args:
-            pixels: (H, W) or (H, W, C), any type.
-
-        Returns:
-            themselves, or uint16 of the same shape.
-        """
+        """The pixels, (H, W) or (H, W, C) of any type, in full range: themselves, or uint16."""
         if pixels.dtype != np.uint16:
             return pixels
         bits = self._bits()

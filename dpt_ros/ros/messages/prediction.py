@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,21 @@ except ImportError:  # not on PyPI; the class map is then a JSON string
 LABEL_INFO = "semantic/label_info"  # latched
 COMPRESSED_DEPTH = "depth/image/compressedDepth"
 FUSED = ("depth/fused", "depth/fused_origin", "depth/fused_sigma")
+
+
+def _unchanged(pixels: np.ndarray) -> np.ndarray:
+    return pixels
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """What is remembered of an image until its prediction is there: ``Frame.context``."""
+
+    header: Header  # of the image, copied to every output
+    info: CameraInfo | None  # the camera_info in use, if it fits the image
+    received_ns: int  # when the image was received, or recorded in a bag; nanoseconds
+    size: tuple[int, int] = (0, 0)  # width and height of the image, pixels
+    anchors: str = ""  # the topic that its anchors came from, "" without any
 
 
 class PredictionMessages:
@@ -121,77 +138,48 @@ class PredictionMessages:
         )
 
     def messages(
-        self,
-        prediction: Prediction,
-        header: Header,
-        info: CameraInfo | None,
-        wanted: Callable[[str], bool],
+        self, prediction: Prediction, wanted: Callable[[str], bool]
     ) -> Iterator[tuple[str, Any]]:
-        """Topics and messages, each converted when the iterator reaches it.
+        """The wanted topics and their messages, each converted when the iterator reaches it.
 
         The messages hold the prediction's arrays, uncopied, and the camera_info is one object
         for all frames: send them at once.
-
-        Args:
-            prediction: of a frame.
-            header: of its image, which every message gets.
-            info: the camera_info of the image, if there is one.
-            wanted: as in ``request``.
         """
-        depth = prediction.depth
+        settings, arrival = self._settings(), prediction.frame.context
+        header, info = arrival.header, arrival.info
+        depth, inverse, labels = prediction.depth, prediction.inverse, prediction.labels
+        encoding = settings.depth_encoding
+        depth_pixels = millimetres if encoding == "16UC1" else _unchanged
+        color = partial(depth_to_color, far=settings.color_range)
+        label_color = partial(labels_to_color, palette=self._networks.palette)
+        compressed_depth = partial(compressed_depth_message, header=header, settings=settings)
         # First, so that a node that needs both has it when the image comes.
         if depth is not None and info is not None and wanted("depth/camera_info"):
             yield "depth/camera_info", self._camera_info(depth, header, info)
-        for topic, pixels, encoding in self._images(prediction, wanted):
-            yield topic, image_message(pixels, encoding, header)
-        if depth is not None and wanted(COMPRESSED_DEPTH):
-            yield COMPRESSED_DEPTH, self._compressed_depth(depth, header)
-        if prediction.points is not None and wanted("depth/points"):
-            yield "depth/points", cloud_message(prediction.points, header)
-
-    def _images(
-        self, prediction: Prediction, wanted: Callable[[str], bool]
-    ) -> Iterator[tuple[str, np.ndarray, str]]:
-        """Topics, pixels and encodings."""
-        depth, inverse, labels = prediction.depth, prediction.inverse, prediction.labels
-        settings = self._settings()
-        if depth is not None and wanted("depth/image"):
-            encoding = settings.depth_encoding
-            yield "depth/image", millimetres(depth) if encoding == "16UC1" else depth, encoding
-        if depth is not None and wanted("depth/color"):
-            color = depth_to_color(depth, settings.color_range)
-            yield "depth/color", self._marked(color), "rgb8"
-        if prediction.deviation is not None and wanted("depth/confidence"):
-            yield "depth/confidence", prediction.deviation, "32FC1"
-        parts = prediction.fused, prediction.fused_origin, prediction.fused_sigma
-        for topic, part, encoding in zip(FUSED, parts, ("32FC1", "mono8", "32FC1"), strict=True):
-            if part is not None and wanted(topic):
-                yield topic, part, encoding
-        if inverse is not None and wanted("depth/inverse"):
-            yield "depth/inverse", inverse, "32FC1"
-        if inverse is not None and depth is None and wanted("depth/color"):
-            self.inverse_near = self.inverse_near or float(np.percentile(inverse, 99)) or 1.0
-            color = inverse_to_color(inverse, self.inverse_near)
-            yield "depth/color", self._marked(color), "rgb8"
-        if labels is not None and wanted("semantic/labels"):
-            yield "semantic/labels", labels, "mono8"
-        if labels is not None and wanted("semantic/color"):
-            color = labels_to_color(labels, self._networks.palette)
-            yield "semantic/color", self._marked(color), "rgb8"
-        if prediction.confidence is not None and wanted("semantic/confidence"):
-            yield "semantic/confidence", prediction.confidence, "mono8"
-
-    def _compressed_depth(self, depth: np.ndarray, header: Header) -> CompressedImage:
-        settings = self._settings()
-        return compressed_depth_message(
-            depth,
-            settings.depth_encoding,
-            header,
-            settings.compressed_depth_format,
-            settings.compressed_depth_depth_max,
-            settings.compressed_depth_depth_quantization,
-            settings.compressed_depth_png_level,
+        # Topic, what its message is made of, how, and the encoding where that gives an image.
+        outputs: tuple[tuple[str, np.ndarray | None, Callable[..., Any], str], ...] = (
+            ("depth/image", depth, depth_pixels, encoding),
+            ("depth/color", depth, lambda depth: self._marked(color(depth)), "rgb8"),
+            ("depth/confidence", prediction.deviation, _unchanged, "32FC1"),
+            (FUSED[0], prediction.fused, _unchanged, "32FC1"),
+            (FUSED[1], prediction.fused_origin, _unchanged, "mono8"),
+            (FUSED[2], prediction.fused_sigma, _unchanged, "32FC1"),
+            ("depth/inverse", inverse, _unchanged, "32FC1"),
+            ("depth/color", inverse if depth is None else None, self._relative_color, "rgb8"),
+            ("semantic/labels", labels, _unchanged, "mono8"),
+            ("semantic/color", labels, lambda ids: self._marked(label_color(ids)), "rgb8"),
+            ("semantic/confidence", prediction.confidence, _unchanged, "mono8"),
+            (COMPRESSED_DEPTH, depth, compressed_depth, ""),
+            ("depth/points", prediction.points, lambda cloud: cloud_message(cloud, header), ""),
         )
+        for topic, source, make, encoding in outputs:
+            if source is not None and wanted(topic):
+                made = make(source)
+                yield topic, image_message(made, encoding, header) if encoding else made
+
+    def _relative_color(self, inverse: np.ndarray) -> np.ndarray:
+        self.inverse_near = self.inverse_near or float(np.percentile(inverse, 99)) or 1.0
+        return self._marked(inverse_to_color(inverse, self.inverse_near))
 
     def _camera_info(self, depth: np.ndarray, header: Header, info: CameraInfo) -> CameraInfo:
         """The camera_info of a depth image, scaled again only when it or the size changed."""

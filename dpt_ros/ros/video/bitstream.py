@@ -27,19 +27,12 @@ _WITH_CHROMA_FORMAT = {100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 
 
 
 class Unit(NamedTuple):
-    """What is known of a packet.
+    """What is known of a packet."""
 
-    Args:
-        picture: whether it has one, or only parameter sets.
-        keyframe: whether decoding can begin here.
-        gap: whether a picture that others refer to is missing before it.
-        sets: what is before the picture, if there are parameter sets of H.264 or H.265.
-    """
-
-    picture: bool
-    keyframe: bool = False
-    gap: bool = False
-    sets: bytes = b""
+    picture: bool  # whether it has one, or only parameter sets
+    keyframe: bool = False  # whether decoding can begin here
+    gap: bool = False  # whether a picture that others refer to is missing before it
+    sets: bytes = b""  # what is before the picture, if it has sets of H.264 or H.265
 
 
 def codec_of(name: str) -> str:
@@ -59,11 +52,7 @@ def codec_of(name: str) -> str:
 
 
 class Inspector:
-    """Looks at the packets of one stream, in order.
-
-    Args:
-        codec: one of `CODECS`.
-    """
+    """Looks at the packets of one stream of a codec of `CODECS`, in order."""
 
     def __init__(self, codec: str) -> None:
         self._look = {"h264": self._h264, "hevc": _hevc, "av1": _av1, "vp9": _vp9}[codec]

@@ -16,6 +16,7 @@ import numpy as np
 
 from dpt_ros.ros.messages.cdr import VideoPacket
 from dpt_ros.ros.messages.error import MessageError
+from dpt_ros.ros.messages.types import nanoseconds, video_classes
 from dpt_ros.ros.video.bitstream import Inspector, Unit, codec_of
 
 # A decoder keeps up to 17 pictures of 1.5 to 6 bytes a pixel, so less than of a single image.
@@ -29,59 +30,38 @@ _MOST_PARAMETERS = 1 << 16  # bytes of parameter sets that wait for their pictur
 _DECODERS = {"av1": ("libdav1d", "libaom-av1", "av1"), "vp9": ("vp9", "libvpx-vp9")}
 
 
-class Outcome(NamedTuple):
-    """What became of a packet.
-
-    Args:
-        packet: it.
-        context: what was given with it.
-        picture: PyAV's frame, for ``Picture.of``; None with an error.
-        error: why there is no picture.
-    """
-
-    packet: VideoPacket
-    context: Any
-    picture: Any = None
-    error: MessageError | None = None
-
-
 class Picture(NamedTuple):
-    """A decoded picture.
-
-    Args:
-        packet: that it was in.
-        received_ns: when that was received, or recorded in a bag; nanoseconds.
-        pixels: (H, W, 3) uint8, or (H, W) of a video without colour.
-        encoding: "rgb8", or "mono8".
-    """
+    """What became of a packet: a picture, or an error. It has pixels from ``converted`` on."""
 
     packet: VideoPacket
-    received_ns: int
-    pixels: np.ndarray
-    encoding: str
+    received_ns: int  # when it was received, or recorded in a bag; nanoseconds
+    decoded: Any = None  # PyAV's frame
+    error: MessageError | None = None  # why there is no picture
+    pixels: np.ndarray = np.empty((0, 0), np.uint8)  # (H, W, 3) uint8, (H, W) without colour
+    encoding: str = ""  # of the pixels, "rgb8" or "mono8"
 
     @property
     def stamp_ns(self) -> int:
         """The stamp of its packet, nanoseconds."""
-        stamp = self.packet.header.stamp
-        return int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)
+        return nanoseconds(self.packet.header.stamp)
 
-    @classmethod
-    def of(cls, outcome: Outcome) -> Picture:
-        """The picture of an outcome that has one, whose context is the time of receipt.
+    def converted(self) -> Picture:
+        """It with pixels.
 
         Raises:
-            MessageError: its format of pixels cannot be converted.
+            MessageError: there is none, or its format of pixels cannot be converted.
         """
-        name = outcome.picture.format.name
+        if self.error is not None:
+            raise self.error
+        name = self.decoded.format.name
         form, encoding = ("gray", "mono8") if name.startswith("gray") else ("rgb24", "rgb8")
         try:
-            pixels = outcome.picture.to_ndarray(format=form)
+            pixels = self.decoded.to_ndarray(format=form)
         except (OSError, ValueError, MemoryError) as error:  # as for an unknown space of colours
             raise MessageError(
                 "undecodable", f"A picture of the format {name} cannot be converted: {error}."
             ) from error
-        return cls(outcome.packet, outcome.context, pixels, encoding)
+        return self._replace(decoded=None, pixels=pixels, encoding=encoding)
 
 
 def check_decoders() -> None:
@@ -96,6 +76,21 @@ def check_decoders() -> None:
         raise ImportError(
             f"Video needs PyAV, which cannot be imported ({error}): pip install av."
         ) from error
+
+
+def video_problem() -> str:
+    """Why a node cannot receive videos, else ""."""
+    try:
+        check_decoders()
+    except ImportError as error:
+        return str(error)
+    if video_classes():
+        return ""
+    return (
+        "image_transport is video, but neither ffmpeg_image_transport_msgs nor foxglove_msgs is"
+        " installed: apt install ros-$ROS_DISTRO-ffmpeg-image-transport-msgs (or"
+        " ros-$ROS_DISTRO-foxglove-msgs), or set image_transport to raw or compressed."
+    )
 
 
 class VideoDecoder:
@@ -124,7 +119,7 @@ class VideoDecoder:
         self._context: Any = None
         self._inspector: Inspector | None = None
         self._sent = 0
-        self._pending: dict[int, tuple[VideoPacket, Any]] = {}  # by the number of the packet
+        self._pending: dict[int, tuple[VideoPacket, int]] = {}  # by the number of the packet
         self._sets = b""  # the last parameter sets
         self._unsent = b""  # those of them that this context has not had
         self._waiting = True
@@ -132,23 +127,25 @@ class VideoDecoder:
         self._numbered = False  # whether packets are numbered one by one
         self._size = (0, 0)
 
-    def decode(self, packet: VideoPacket, context: Any = None, gap: bool = False) -> list[Outcome]:
+    def decode(
+        self, packet: VideoPacket, received_ns: int = 0, gap: bool = False
+    ) -> list[Picture]:
         """Decode the next packet.
 
         Args:
             packet: in the order of sending.
-            context: returned with its outcome.
+            received_ns: returned with its picture.
             gap: whether packets before it are known to be lost.
 
         Returns:
             What is known now: of this packet, and of earlier ones whose picture was delayed.
         """
-        outcomes: list[Outcome] = []
+        pictures: list[Picture] = []
         try:
             self._check(packet)
             codec = codec_of(packet.codec)
             if codec != self._codec:
-                outcomes = self.restart()
+                pictures = self.restart()
                 self._open(codec)
             assert self._inspector is not None
             data = packet.data.tobytes()
@@ -156,32 +153,32 @@ class VideoDecoder:
             missing = self._is_gap(packet) or unit.gap
             if missing and not gap and not self._waiting:
                 self._count("gaps: packets missing")
-            self._begin(packet, unit, gap or missing, outcomes)
+            self._begin(packet, unit, gap or missing, pictures)
             if unit.sets and len(unit.sets) <= _MOST_PARAMETERS:
                 self._sets, self._unsent = unit.sets, b"" if unit.picture else unit.sets
             if not unit.picture:
                 raise MessageError(_ONLY_SETS, "The packet has parameter sets and no picture.")
             self._sent += 1
-            self._pending[self._sent] = packet, context
+            self._pending[self._sent] = packet, received_ns
             data, self._unsent = self._unsent + data, b""
-            outcomes += self._send(data)
+            pictures += self._send(data)
         except MessageError as error:
             if error.reason not in (WAITING, _ONLY_SETS):  # what follows may refer to it
-                outcomes += self.restart()
-            outcomes.append(Outcome(packet, context, error=error))
-        return outcomes
+                pictures += self.restart()
+            pictures.append(Picture(packet, received_ns, error=error))
+        return pictures
 
-    def restart(self) -> list[Outcome]:
+    def restart(self) -> list[Picture]:
         """The pictures that are still in the decoder, which then waits for a keyframe."""
         if self._context is None or (self._waiting and not self._pending):
             return []
-        outcomes = self._pictures(None)
-        outcomes += [Outcome(*self._pending.pop(n), error=_none()) for n in list(self._pending)]
+        pictures = self._pictures(None)
+        pictures += [Picture(*self._pending.pop(n), error=_none()) for n in list(self._pending)]
         # After damage a flushed decoder of H.264 gave wrong pictures (FFmpeg 8); a new one not.
         self._context, self._hardware = open_decoder(self._codec, self._hardware, self._warn)
         self._unsent = self._sets
         self._waiting = True
-        return outcomes
+        return pictures
 
     def _check(self, packet: VideoPacket) -> None:
         width, height = packet.size
@@ -211,7 +208,7 @@ class VideoDecoder:
         self._numbered |= step == 1
         return self._numbered and step != 1
 
-    def _begin(self, packet: VideoPacket, unit: Unit, gap: bool, outcomes: list[Outcome]) -> None:
+    def _begin(self, packet: VideoPacket, unit: Unit, gap: bool, pictures: list[Picture]) -> None:
         """Wait for a keyframe after a gap.
 
         Raises:
@@ -219,7 +216,7 @@ class VideoDecoder:
         """
         keyframe = packet.keyframe or unit.keyframe
         if gap and not keyframe and not self._waiting:
-            outcomes += self.restart()
+            pictures += self.restart()
         if self._waiting and not keyframe and unit.picture:
             raise MessageError(
                 WAITING,
@@ -229,24 +226,24 @@ class VideoDecoder:
         if unit.picture:
             self._waiting = False
 
-    def _send(self, data: bytes) -> list[Outcome]:
+    def _send(self, data: bytes) -> list[Picture]:
         """Decode a packet that is pending."""
         import av
 
         picture = av.Packet(data)
         picture.pts = self._sent
-        outcomes = self._pictures(picture)
+        pictures = self._pictures(picture)
         # Without B-frames a picture comes with its packet, or with the next one from a device.
         delayed = _MOST_DELAYED if self._context.has_b_frames else 1
         for number in [n for n in self._pending if n <= self._sent - delayed]:
-            outcomes.append(Outcome(*self._pending.pop(number), error=_none()))
-        return outcomes
+            pictures.append(Picture(*self._pending.pop(number), error=_none()))
+        return pictures
 
-    def _pictures(self, packet: Any) -> list[Outcome]:
-        """The outcomes of a packet; None for what is left in the decoder."""
+    def _pictures(self, packet: Any) -> list[Picture]:
+        """What became of packets at this one; None for what is left in the decoder."""
         import av
 
-        outcomes, corrupt = [], False
+        pictures, corrupt = [], False
         try:
             for picture in self._context.decode(packet):
                 pending = self._pending.pop(picture.pts, None)
@@ -254,20 +251,20 @@ class VideoDecoder:
                     continue
                 if picture.is_corrupt:
                     corrupt = True
-                    outcomes.append(Outcome(*pending, error=self._damaged("parts are missing")))
+                    pictures.append(Picture(*pending, error=self._damaged("parts are missing")))
                 else:
                     self._examine(picture)
-                    outcomes.append(Outcome(*pending, picture))
+                    pictures.append(Picture(*pending, picture))
         except (av.FFmpegError, OSError, ValueError) as error:
             if packet is None:  # nothing was left
-                return outcomes
+                return pictures
             pending = self._pending.pop(packet.pts, None)
-            outcomes += self.restart()
+            pictures += self.restart()
             if pending is not None:
-                outcomes.append(Outcome(*pending, error=self._damaged(str(error))))
+                pictures.append(Picture(*pending, error=self._damaged(str(error))))
         if corrupt and packet is not None:
-            outcomes += self.restart()
-        return outcomes
+            pictures += self.restart()
+        return pictures
 
     def _damaged(self, why: str) -> MessageError:
         return MessageError(

@@ -15,7 +15,7 @@ from rclpy.node import Node
 
 from dpt_ros.ros.messages.cdr import VideoPacket
 from dpt_ros.ros.messages.error import MessageError
-from dpt_ros.ros.video.decoder import WAITING, Outcome, Picture, VideoDecoder
+from dpt_ros.ros.video.decoder import WAITING, Picture, VideoDecoder
 
 QUEUE = 64  # packets; 2 s at 30 Hz
 _MOST_BYTES = 1 << 26  # of the packets that wait
@@ -27,7 +27,6 @@ class VideoReceiver:
 
     Args:
         node: its executor calls ``deliver``.
-        decoder: used by the thread only.
         deliver: takes pictures; older ones are left out while it has no time.
         drop: takes the reason for each packet that becomes no frame and is no fault.
         fail: takes the error of each packet that cannot be decoded.
@@ -49,7 +48,7 @@ class VideoReceiver:
         self._changed = threading.Condition()
         self._waiting: deque[tuple[VideoPacket, int, bool]] = deque()
         self._paused = self._closed = False
-        self._newest: Outcome | None = None  # the thread's
+        self._newest: Picture | None = None  # the thread's
         self._ready: Picture | None = None
         self._guard = node.create_guard_condition(self._hand_over)
         self._thread = threading.Thread(target=self._run, name="dpt_video", daemon=True)
@@ -100,20 +99,20 @@ class VideoReceiver:
                 self._convert(self._newest)
                 self._newest = None
 
-    def _sort(self, outcomes: list[Outcome]) -> None:
-        for outcome in outcomes:
-            if outcome.error is None:
+    def _sort(self, pictures: list[Picture]) -> None:
+        for picture in pictures:
+            if picture.error is None:
                 if self._newest is not None:
                     self._drop(_REPLACED)
-                self._newest = outcome
-            elif outcome.error.reason == WAITING:
+                self._newest = picture
+            elif picture.error.reason == WAITING:
                 self._drop(WAITING)
             else:
-                self._fail(outcome.error)
+                self._fail(picture.error)
 
-    def _convert(self, outcome: Outcome) -> None:
+    def _convert(self, picture: Picture) -> None:
         try:
-            picture = Picture.of(outcome)
+            picture = picture.converted()
         except MessageError as error:
             self._fail(error)
             return

@@ -24,41 +24,21 @@ class Encoded(NamedTuple):
     data: bytes
 
 
-class VideoEncoder:
-    """H.264 by libx264 without B-frames: every picture is one packet, at once.
+def _encoder(width: int, height: int, rate: float) -> Any:
+    """libx264 without B-frames: every picture is one packet, at once."""
+    import av
 
-    Args:
-        width, height: of the pictures, pixels; even.
-        rate: pictures per second.
-
-    Raises:
-        ImportError: PyAV is not installed.
-        ValueError: it was built without libx264, or a side is odd.
-    """
-
-    def __init__(self, width: int, height: int, rate: float) -> None:
-        import av
-
-        if width % 2 or height % 2:
-            raise ValueError(f"H.264 needs even sides, but the picture is {width}x{height}.")
-        self._context = av.CodecContext.create("libx264", "w")
-        self._context.width, self._context.height = width, height
-        self._context.pix_fmt = "yuv420p"
-        self._context.framerate = Fraction(rate).limit_denominator(1000)
-        self._context.time_base = 1 / self._context.framerate
-        self._context.gop_size = KEYFRAMES
-        self._context.thread_count = 1
-        self._context.options = {"preset": "ultrafast", "tune": "zerolatency"}
-        self._frame = av.VideoFrame.from_ndarray
-        self._number = 0
-
-    def encode(self, rgb: np.ndarray) -> list[Encoded]:
-        """The packets of the next picture, (H, W, 3) uint8: one."""
-        frame = self._frame(np.ascontiguousarray(rgb), "rgb24")
-        frame.pts = self._number
-        self._number += 1
-        packets = self._context.encode(frame)
-        return [Encoded(p.pts or 0, p.is_keyframe, bytes(p)) for p in packets]
+    if width % 2 or height % 2:
+        raise ValueError(f"H.264 needs even sides, but the picture is {width}x{height}.")
+    context = av.CodecContext.create("libx264", "w")
+    context.width, context.height = width, height
+    context.pix_fmt = "yuv420p"
+    context.framerate = Fraction(rate).limit_denominator(1000)
+    context.time_base = 1 / context.framerate
+    context.gop_size = KEYFRAMES
+    context.thread_count = 1
+    context.options = {"preset": "ultrafast", "tune": "zerolatency"}
+    return context
 
 
 def video_message(encoded: Encoded, header: Header, size: tuple[int, int], kind: Any) -> Any:
@@ -76,13 +56,13 @@ class VideoSender:
     """Publishes pictures as video, while somebody subscribes.
 
     Args:
-        publishers: with the class of their messages.
-        size: width and height of the pictures.
+        publishers: with the classes of their messages.
+        size: width and height of the pictures; even.
         rate: pictures per second.
 
     Raises:
         ImportError: PyAV is not installed.
-        ValueError: pictures of this size cannot be encoded.
+        ValueError: it was built without libx264, or a side is odd.
     """
 
     def __init__(
@@ -91,7 +71,7 @@ class VideoSender:
         self._publishers = publishers
         self._size = size
         self._rate = rate
-        self._encoder: VideoEncoder | None = VideoEncoder(*size, rate)
+        self._encoder, self._number = _encoder(*size, rate), 0
 
     def publish(self, rgb: np.ndarray, header: Header) -> None:
         """Encode and publish a picture, (H, W, 3) uint8; the first one is a keyframe."""
@@ -99,7 +79,14 @@ class VideoSender:
         if not wanted:
             self._encoder = None
             return
-        self._encoder = self._encoder or VideoEncoder(*self._size, self._rate)
-        for encoded in self._encoder.encode(rgb):
+        from av import VideoFrame
+
+        if self._encoder is None:
+            self._encoder, self._number = _encoder(*self._size, self._rate), 0
+        frame = VideoFrame.from_ndarray(np.ascontiguousarray(rgb), "rgb24")
+        frame.pts = self._number
+        self._number += 1
+        for packet in self._encoder.encode(frame):
+            encoded = Encoded(packet.pts or 0, packet.is_keyframe, bytes(packet))
             for one in wanted:
                 one.publish(video_message(encoded, header, self._size, self._publishers[one]))

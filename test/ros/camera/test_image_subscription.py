@@ -31,7 +31,6 @@ from dpt_ros.engine.frame import CameraModel, Frame, Prediction
 from dpt_ros.engine.loading import load_networks
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.camera.camera_topics import CameraTopics
-from dpt_ros.ros.camera.frame_builder import Arrival
 from dpt_ros.ros.camera.image_subscription import ImageInput
 from dpt_ros.ros.messages.camera_info import camera_info_message
 from dpt_ros.ros.messages.image import (
@@ -41,6 +40,7 @@ from dpt_ros.ros.messages.image import (
     image_pixels,
     jpeg_message,
 )
+from dpt_ros.ros.messages.prediction import Arrival
 
 PROFILE = str(ROOT / "config" / "fastdds.xml")
 PROFILES = {

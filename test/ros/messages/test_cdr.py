@@ -20,8 +20,6 @@ from std_msgs.msg import Header
 
 from dpt_ros.engine.input.preprocess import network_input, to_rgb
 from dpt_ros.ros.messages.cdr import (
-    CompressedImageView,
-    ImageView,
     read_compressed_image,
     read_image,
 )
@@ -118,7 +116,7 @@ def test_the_pixels_are_a_read_only_view_of_the_bytes(kind: type) -> None:
     view = READERS[kind](serialised)
     assert np.shares_memory(view.data, np.frombuffer(serialised, np.uint8))
     assert not view.data.flags.writeable
-    if isinstance(view, ImageView):
+    if isinstance(view, Image):
         assert np.shares_memory(image_pixels(view), view.data)
 
 
@@ -185,7 +183,7 @@ def test_any_bytes_give_a_message_of_their_size_or_a_sentence(
     except MessageError as error:
         assert str(error).endswith(".")
         return
-    text = view.format if isinstance(view, CompressedImageView) else view.encoding
+    text = view.format if isinstance(view, CompressedImage) else view.encoding
     assert len(text) + len(view.header.frame_id) + view.data.size <= len(serialised)
     # What was read is a message that can be written.
     written = serialize_message(kind(header=view.header))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from std_msgs.msg import Header
 
+from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.messages.compressed_depth import compressed_depth_message, rvl
 
 # What CompressRVL of compressed_depth_image_transport (2024, rolling) made of ``picture``.
@@ -91,7 +92,8 @@ def test_rvl_is_lossless(values: np.ndarray) -> None:
 def test_metres_come_back_to_the_step_of_the_inverse_depth(file_format: str) -> None:
     depth = np.geomspace(0.2, 9.9, 600, dtype=np.float32).reshape(20, 30)
     header = Header(frame_id="eye")
-    message = compressed_depth_message(depth, "32FC1", header, file_format)
+    settings = Settings(compressed_depth_format=file_format)
+    message = compressed_depth_message(depth, header, settings)
     assert message.format == f"32FC1; compressedDepth {file_format}"
     assert message.header is header
     # One step of inverse depth is 1 / (100 * 101): at a depth z it is z^2 / 10100 metres.
@@ -101,7 +103,8 @@ def test_metres_come_back_to_the_step_of_the_inverse_depth(file_format: str) -> 
 @pytest.mark.parametrize("file_format", ["png", "rvl"])
 def test_millimetres_come_back_exactly(file_format: str) -> None:
     depth = (1 + np.arange(9999, dtype=np.float32).reshape(99, 101)) / 1000
-    message = compressed_depth_message(depth, "16UC1", Header(), file_format)
+    settings = Settings(depth_encoding="16UC1", compressed_depth_format=file_format)
+    message = compressed_depth_message(depth, Header(), settings)
     np.testing.assert_allclose(metres(message), depth, atol=1e-6)
 
 
@@ -110,7 +113,8 @@ def test_unknown_and_far_depth_is_unknown_and_near_depth_as_near_as_can_be_told(
     encoding: str,
 ) -> None:
     depth = np.array([[np.nan, np.inf, 0.0, -1.0, 5.1, 4.9, 0.01]], np.float32)
-    found = metres(compressed_depth_message(depth, encoding, Header(), farthest=5.0))
+    settings = Settings(depth_encoding=encoding, compressed_depth_depth_max=5.0)
+    found = metres(compressed_depth_message(depth, Header(), settings))
     assert np.isnan(found[0, :5]).all()
     assert found[0, 5] == pytest.approx(4.9, rel=1e-3)
     assert found[0, 6] == pytest.approx(0.1495 if encoding == "32FC1" else 0.01, rel=1e-3)
@@ -118,5 +122,6 @@ def test_unknown_and_far_depth_is_unknown_and_near_depth_as_near_as_can_be_told(
 
 def test_finer_quantisation_reaches_nearer() -> None:
     depth = np.array([[0.05]], np.float32)
-    message = compressed_depth_message(depth, "32FC1", Header(), quantization=50.0)
+    settings = Settings(compressed_depth_depth_quantization=50.0)
+    message = compressed_depth_message(depth, Header(), settings)
     assert metres(message)[0, 0] == pytest.approx(0.05, rel=1e-3)

@@ -23,7 +23,6 @@ from dpt_ros.ros.video.bitstream import Inspector, codec_of
 from dpt_ros.ros.video.decoder import (
     MAX_PACKET,
     WAITING,
-    Outcome,
     Picture,
     VideoDecoder,
 )
@@ -39,7 +38,7 @@ class Decoded:
         self.warnings: list[str] = []
         self.counts: Counter[str] = Counter()
         self.delays: list[int] = []
-        self.outcomes: list[Outcome] = []
+        self.outcomes: list[Picture] = []
         decoder = VideoDecoder(self.warnings.append, lambda what: self.counts.update([what]))
         self.sent = 0
         for place, packet in enumerate(given):
@@ -47,14 +46,14 @@ class Decoded:
                 continue
             self.sent += 1
             for outcome in decoder.decode(packet, place):
-                self.delays.append(place - outcome.context)
+                self.delays.append(place - outcome.received_ns)
                 self.outcomes.append(outcome)
         self.outcomes += decoder.restart()
 
     @property
     def places(self) -> list[int]:
         """Of the packets that became pictures, in the order of these."""
-        return [one.context for one in self.outcomes if one.error is None]
+        return [one.received_ns for one in self.outcomes if one.error is None]
 
     @property
     def reasons(self) -> Counter[str]:
@@ -65,7 +64,7 @@ class Decoded:
         found = [0.0]
         for one in self.outcomes:
             if one.error is None:
-                pixels, expected = Picture.of(one).pixels, truth[numbers[one.context]]
+                pixels, expected = one.converted().pixels, truth[numbers[one.received_ns]]
                 found.append(np.abs(pixels.astype(int) - expected).mean())
         return max(found)
 
@@ -253,8 +252,8 @@ def test_parameter_sets_in_a_packet_of_their_own_are_used_with_the_next_one(trut
 
 def test_a_grey_video_is_mono8(truth) -> None:
     [packet] = packets(encode(truth[:1], "h265", pix_fmt="gray"), "h265")
-    [outcome] = VideoDecoder([].append).decode(packet, 5)
-    picture = Picture.of(outcome)
+    [decoded] = VideoDecoder([].append).decode(packet, 5)
+    picture = decoded.converted()
     assert (picture.encoding, picture.pixels.shape, picture.received_ns) == (
         "mono8",
         (120, 160),
@@ -364,6 +363,6 @@ def test_damage_of_any_kind_ends_each_packet_once(samples, data) -> None:
             content[at : at + data.draw(st.integers(0, 9))] = data.draw(st.binary(max_size=9))
             content = content or bytearray(b"\0")
         damaged = replace(packet, data=np.frombuffer(bytes(content), np.uint8))
-        ended += [one.context for one in decoder.decode(damaged, place)]
-    ended += [one.context for one in decoder.restart()]
+        ended += [one.received_ns for one in decoder.decode(damaged, place)]
+    ended += [one.received_ns for one in decoder.restart()]
     assert sorted(ended) == list(range(12))

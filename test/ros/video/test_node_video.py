@@ -31,12 +31,12 @@ from dpt_ros.engine.loading import load_networks
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.camera.camera_topics import CameraTopics
 from dpt_ros.ros.dpt_node import DptNode
-from dpt_ros.ros.messages.cdr import VideoPacket
+from dpt_ros.ros.messages import types as message_types
+from dpt_ros.ros.messages.cdr import VIDEO_READERS, VideoPacket
 from dpt_ros.ros.messages.error import MessageError
-from dpt_ros.ros.video import messages as video_messages
+from dpt_ros.ros.messages.types import FFMPEG, FOXGLOVE, VIDEOS, video_classes
 from dpt_ros.ros.video import receiver as receiving
-from dpt_ros.ros.video.decoder import WAITING, Picture, VideoDecoder
-from dpt_ros.ros.video.messages import FFMPEG, FOXGLOVE, READERS, SUFFIXES, message_classes
+from dpt_ros.ros.video.decoder import WAITING, Picture, VideoDecoder, video_problem
 from dpt_ros.ros.video.receiver import QUEUE, VideoReceiver
 from dpt_ros.ros.video.sender import video_message
 
@@ -51,7 +51,7 @@ def path() -> str:
 
 @pytest.fixture(scope="module")
 def classes(path: str) -> dict[str, Any]:
-    found = message_classes()
+    found = video_classes()
     assert set(found) == set(KINDS)
     return found
 
@@ -68,17 +68,17 @@ def message(classes: dict[str, Any], kind: str, one: Encoded) -> Any:
 @pytest.mark.parametrize("kind", KINDS)
 def test_messages_are_read_as_rclpy_writes_them(classes, encoded, kind: str) -> None:
     msg = message(classes, kind, encoded[3])
-    packet = READERS[kind](bytes(serialize_message(msg)))
+    packet = VIDEO_READERS[kind](bytes(serialize_message(msg)))
     assert packet.header == header_of(3)
     assert packet.codec == "h264"
     assert packet.data.tobytes() == encoded[3].data
     if kind == FFMPEG:
         assert (packet.number, packet.keyframe, packet.size) == (3, False, (160, 120))
         msg.flags, msg.pts, msg.encoding = 3, 2**40, "hevc;a;b;c"
-        packet = READERS[kind](bytes(serialize_message(msg)))
+        packet = VIDEO_READERS[kind](bytes(serialize_message(msg)))
         assert (packet.number, packet.keyframe, packet.codec) == (2**40, True, "hevc;a;b;c")
     with pytest.raises(MessageError, match=kind.rpartition("/")[2]):
-        READERS[kind](bytes(serialize_message(msg))[:60])
+        VIDEO_READERS[kind](bytes(serialize_message(msg))[:60])
 
 
 class Camera:
@@ -118,7 +118,7 @@ def video_camera(domain: Domain, **given: Any) -> Iterator[Camera]:
 def test_the_node_decodes_what_is_published_on_either_topic(classes, encoded, kind: str) -> None:
     truth = pictures(30)
     with ros_domain() as domain, video_camera(domain) as camera:
-        publisher = domain.publisher(classes[kind], f"image{SUFFIXES[kind]}")
+        publisher = domain.publisher(classes[kind], f"image{VIDEOS[kind]}")
         for k, one in enumerate(encoded):
             publisher.publish(message(classes, kind, one))
             domain.spin_until(lambda k=k: len(camera.frames) == k + 1, 10)
@@ -129,7 +129,7 @@ def test_the_node_decodes_what_is_published_on_either_topic(classes, encoded, ki
             assert np.abs(frame.pixels.astype(int) - expected).mean() < 6
         counts = camera.counts()
         assert counts["frames received"] == counts["encoding rgb8"] == "30"
-        assert counts["topic"] == f"/image{SUFFIXES[kind]}"
+        assert counts["topic"] == f"/image{VIDEOS[kind]}"
 
 
 def test_lost_packets_and_a_late_start_are_counted_and_end_with_a_keyframe(
@@ -202,8 +202,8 @@ def test_the_node_runs_on_the_simulated_cameras_video(path: str) -> None:
 def test_without_types_of_messages_the_node_stays_unconfigured_and_says_why(
     classes, monkeypatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert video_messages.video_problem() == ""
-    monkeypatch.setattr(video_messages, "import_module", _not_there)
+    assert video_problem() == ""
+    monkeypatch.setattr(message_types, "import_module", _not_there)
     with ros_domain() as domain:
         given = {"image_transport": "video", "autostart": False}
         overrides = [Parameter(name, value=value) for name, value in given.items()]
@@ -214,7 +214,7 @@ def test_without_types_of_messages_the_node_stays_unconfigured_and_says_why(
     assert "neither ffmpeg_image_transport_msgs nor foxglove_msgs is installed" in said
     assert "apt install" in said
     monkeypatch.setitem(sys.modules, "av", None)
-    assert "Video needs PyAV" in video_messages.video_problem()
+    assert "Video needs PyAV" in video_problem()
 
 
 def _not_there(name: str) -> None:
