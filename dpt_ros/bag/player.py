@@ -10,7 +10,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from typing import Any
 
 import rclpy
@@ -23,7 +22,7 @@ from rosbags.interfaces import QosDurability
 
 from dpt_ros.bag.reader import BagError, BagReader
 from dpt_ros.bag.salvage import Channel
-from dpt_ros.engine.text import one_line
+from dpt_ros.bag.types import message_class
 from dpt_ros.ros.messages.camera_info import base_topic
 from dpt_ros.ros.share import transport_environment
 from dpt_ros.ros.video.messages import SUFFIXES
@@ -67,7 +66,7 @@ def play(
     for topic, name in names.items():
         channel = reader.channels[topic]
         try:
-            kind = _message_class(channel.msgtype)
+            kind = _installed(channel.msgtype)
         except BagError as error:
             if not {name, base_topic(name)}.isdisjoint(topics):
                 raise
@@ -132,20 +131,15 @@ def _profile(channel: Channel) -> QoSProfile:
     return profile
 
 
-def _message_class(name: str) -> Any:
+def _installed(name: str) -> Any:
     """The class of a type's name, which comes from the bag and is not trusted."""
-    package, _, message = name.partition("/msg/")
     # Other packages are not imported: that could run any program.
-    if not re.fullmatch(r"[a-z][a-z0-9_]*_(msgs|interfaces)", package):
-        raise BagError(
-            one_line(f"The bag has messages of '{name}', which is no message type of ROS.")
-        )
-    try:
-        return getattr(import_module(f"{package}.msg"), message)
-    except (ImportError, AttributeError) as error:
-        raise BagError(
-            one_line(f"The bag has messages of '{name}', which is not installed.")
-        ) from error
+    if not re.match(r"[a-z][a-z0-9_]*_(msgs|interfaces)(/msg/|\Z)", name):
+        raise BagError(f"The bag has messages of '{name}', which is no message type of ROS.")
+    kind = message_class(name)
+    if kind is None:
+        raise BagError(f"The bag has messages of '{name}', which is not installed.")
+    return kind
 
 
 def _wait_for_subscriber(publisher: Publisher, seconds: float) -> None:

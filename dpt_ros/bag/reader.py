@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -63,6 +63,20 @@ class BagError(Exception):
         super().__init__(one_line(message))
 
 
+class Once:
+    """Passes each message on the first time, as one line: it may have texts of a bag in it."""
+
+    def __init__(self, take: Callable[[str], object], most: int = sys.maxsize) -> None:
+        self._take, self._most = take, most
+        self._known: set[str] = set()
+
+    def __call__(self, message: str) -> None:
+        message = one_line(message)
+        if message not in self._known and len(self._known) < self._most:
+            self._known.add(message)
+            self._take(message)
+
+
 class BagReader:
     """One bag.
 
@@ -83,6 +97,7 @@ class BagReader:
         self.channels: dict[str, Channel] = {}
         self.problems: list[str] = []
         self.warnings: list[str] = []
+        self._problem, self._warn = Once(self.problems.append), Once(self.warnings.append)
         self._counted = False  # whether metadata has the number of messages
         if not path.exists():
             raise BagError(f"{path} does not exist.")
@@ -97,12 +112,6 @@ class BagReader:
             kinds = [f"{f.name} is {kind}." for f in self.files if (kind := kind_of_file(f))]
             why = " ".join(kinds or [*others, *self.problems])
             raise BagError(f"Nothing of {path} can be read. {why}".strip())
-
-    def _warn(self, message: str) -> None:
-        _add_once(self.warnings, message)
-
-    def _problem(self, message: str) -> None:
-        _add_once(self.problems, message)
 
     def _from_folder(self) -> list[Path]:
         files, copies = storage_files(self.path)
@@ -137,7 +146,10 @@ class BagReader:
             return []
         try:
             metadata = yaml.safe_load(path.read_text())["rosbag2_bagfile_information"]
-            files = self._named(metadata["relative_file_paths"])
+            names = metadata["relative_file_paths"]
+            files = list(dict.fromkeys(self.path / Path(name).name for name in names))
+            if wrong := [file.name for file in files if not is_storage(file.name)]:
+                raise ValueError(wrong)
             there = {file: file if file.is_file() else other_form(file) for file in files}
             for entry in metadata["topics_with_message_count"]:
                 topic, count = entry["topic_metadata"], entry["message_count"]
@@ -148,8 +160,9 @@ class BagReader:
                 )
                 if not (channel.is_sound and isinstance(count, int) and count >= 0):
                     raise ValueError(topic)
-                count += self._count_of(channel.topic)
-                self.channels[channel.topic] = replace(channel, count=count)
+                if known := self.channels.get(channel.topic):
+                    channel = replace(channel, count=count + known.count)
+                self.channels[channel.topic] = channel
         except (*_BAD_YAML, OSError, KeyError, TypeError, AttributeError) as error:
             self.channels.clear()
             self._problem(
@@ -164,20 +177,6 @@ class BagReader:
             elif other != file:
                 self._warn(f"{other.name} is read instead of {file.name}, listed in {METADATA}.")
         return [other for other in there.values() if other is not None]
-
-    def _named(self, names: Iterable[str]) -> list[Path]:
-        """The storage files of these names, each once.
-
-        Raises:
-            ValueError: a name is not that of a storage file.
-        """
-        files = list(dict.fromkeys(self.path / Path(name).name for name in names))
-        if wrong := [file.name for file in files if not is_storage(file.name)]:
-            raise ValueError(wrong)
-        return files
-
-    def _count_of(self, topic: str) -> int:
-        return self.channels[topic].count if topic in self.channels else 0
 
     def _learn_types(self) -> None:
         """Read definitions from the first readable file; without metadata, from all."""
@@ -292,11 +291,6 @@ class BagReader:
         for problem in bag.problems:
             self._problem(problem)
         return bag
-
-
-def _add_once(messages: list[str], message: str) -> None:
-    if (message := one_line(message)) not in messages:
-        messages.append(message)
 
 
 class _Intact:

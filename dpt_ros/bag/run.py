@@ -14,7 +14,7 @@ import cv2
 
 from dpt_ros.bag.frames import STATIC_FRAMES, Frames, Item
 from dpt_ros.bag.job import Job, Result, made_from
-from dpt_ros.bag.reader import BagError, BagReader
+from dpt_ros.bag.reader import BagError, BagReader, Once
 from dpt_ros.bag.salvage import Channel
 from dpt_ros.bag.topics import Camera, choose_cameras
 from dpt_ros.bag.types import serialised, type_name, with_definition
@@ -61,7 +61,7 @@ def convert(
     if job.out.resolve() in (job.source.resolve(), *job.source.resolve().parents):
         raise BagError(f"{job.out} contains the input; choose another name for the output.")
     networks = networks_for(job.settings)
-    warn_once = _Once(warn)
+    warn_once = Once(warn)
     for warning in (*reader.warnings, *warnings):
         warn_once(warning)
     inputs = made_from(job, reader, cameras, networks)
@@ -74,20 +74,6 @@ def convert(
         if output.warning:
             warn_once(output.warning)
         return _Run(job, reader, cameras, networks, output, warn_once, progress).all()
-
-
-class _Once:
-    """Passes each message on the first time."""
-
-    def __init__(self, warn: Callable[[str], None]) -> None:
-        self._warn = warn
-        self._known: set[str] = set()
-
-    def __call__(self, message: str) -> None:
-        message = one_line(message)  # it may have texts of the bag in it
-        if message not in self._known:
-            self._known.add(message)
-            self._warn(message)
 
 
 class _Run:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,15 @@ _SEPARATOR = "=" * 80 + "\n"
 def type_name(kind: type) -> str:
     """The name of a message class of rclpy, "sensor_msgs/msg/Image"."""
     return f"{kind.__module__.partition('.')[0]}/msg/{kind.__name__}"
+
+
+def message_class(name: str) -> Any:
+    """The class of rclpy of a type's name; None where it is not installed."""
+    package, _, message = name.partition("/msg/")
+    try:
+        return getattr(import_module(f"{package}.msg"), message, None)
+    except ImportError:
+        return None
 
 
 def serialised(message: Any) -> memoryview:

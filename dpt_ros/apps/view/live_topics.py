@@ -6,7 +6,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
-from importlib import import_module
 from typing import Any
 
 import rclpy
@@ -15,6 +14,7 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.serialization import deserialize_message
 
+from dpt_ros.bag.types import message_class
 from dpt_ros.ros.camera.image_subscription import ImageInput
 from dpt_ros.ros.camera.inputs import REVIEW_PERIOD
 from dpt_ros.ros.process import keep_large_buffers
@@ -127,15 +127,6 @@ class LiveTopics:
         parts = [f"no publisher on {', '.join(unpublished)}"] if unpublished else []
         parts += [f"no message yet on {', '.join(published)}"] if published else []
         return f"Waiting: {'; '.join(parts)}." if parts else ""
-
-
-def message_class(name: str) -> type | None:
-    """The class of "package/msg/Name"; None where the package is not installed."""
-    package, _, message = name.partition("/msg/")
-    try:
-        return getattr(import_module(f"{package}.msg"), message)
-    except ImportError:
-        return None
 
 
 def start_node(namespace: str, remaps: Mapping[str, str], ros_args: Iterable[str]) -> Node:

@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from itertools import islice
 
@@ -22,10 +22,11 @@ import rerun as rr
 from rclpy.node import Node
 from tqdm import tqdm
 
+from dpt_ros.apps.progress import print_above
 from dpt_ros.apps.view.bag import Bags, Source, find_sources
 from dpt_ros.apps.view.live_topics import LiveTopics, start_node
 from dpt_ros.apps.view.messages import CameraMessages, stamp_ns
-from dpt_ros.apps.view.scene import CameraScene, DrawingOptions, blueprint
+from dpt_ros.apps.view.scene import CameraScene, blueprint
 from dpt_ros.apps.view.topics import (
     BY_NAME,
     DIAGNOSTICS,
@@ -33,6 +34,7 @@ from dpt_ros.apps.view.topics import (
     needed_topics,
     possible_kinds,
 )
+from dpt_ros.bag.reader import Once
 from dpt_ros.data import class_names
 from dpt_ros.engine.output.label_groups import load_groups
 from dpt_ros.ros.camera.geometry import pose_matrix
@@ -208,28 +210,14 @@ def _camera(
     camera: str,
     joined: frozenset[str] = frozenset(),
 ) -> CameraMessages:
-    options = DrawingOptions(args.range, args.max_points, args.jpeg)
-    scene = CameraScene(recording, _title(camera), options)
+    scene = CameraScene(recording, _title(camera), args.range, args.max_points, args.jpeg)
     if args.classes == "navigation":
         scene.classes(dict(enumerate(load_groups()[0], start=1)))
     elif args.classes is not None:
         scene.classes(dict(enumerate(class_names(f"labels_{args.classes}.json"), start=1)))
+    warn = Once(lambda message: print_above(f"dpt_view: {message}"), most=20)
     pose = pose_matrix(args.camera_in_base or [])
-    return CameraMessages(
-        scene, camera, frozenset(args.only), _once_each(), joined, pose, args.rate
-    )
-
-
-def _once_each() -> Callable[[str], None]:
-    """Prints each of the first 20 different warnings once."""
-    printed: set[str] = set()
-
-    def warn(message: str) -> None:
-        if message not in printed and len(printed) < 20:
-            printed.add(message)
-            tqdm.write(f"dpt_view: {message}", file=sys.stderr)
-
-    return warn
+    return CameraMessages(scene, camera, frozenset(args.only), warn, joined, pose, args.rate)
 
 
 def _title(camera: str) -> str:
