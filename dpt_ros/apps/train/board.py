@@ -17,17 +17,11 @@ from dpt_ros.model.dpt import DPT
 
 class Board:
     """Writes events into ``folder`` for ``tensorboard --logdir``; those that an interrupted run
-    wrote after ``step`` are dropped.
-
-    Raises:
-        ValueError: tensorboard is not installed.
-    """
+    wrote after ``step`` are dropped."""
 
     def __init__(self, folder: Path, step: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ValueError("TensorBoard is not installed: pip install tensorboard.") from error
+        from torch.utils.tensorboard import SummaryWriter
+
         self._writer = SummaryWriter(str(folder), purge_step=step or None)
 
     def scalars(self, group: str, values: dict[str, float], step: int) -> None:
@@ -35,9 +29,9 @@ class Board:
             self._writer.add_scalar(f"{group}/{name}", value, step)
         self._writer.flush()
 
-    def pictures(self, model: DPT, dataset: Dataset, step: int, count: int = 3) -> None:
-        """Write ``picture_board`` of a few samples, evenly spread."""
-        for k, i in enumerate(np.linspace(0, len(dataset) - 1, count).astype(int)):
+    def pictures(self, model: DPT, dataset: Dataset, step: int) -> None:
+        """Write ``picture_board`` of three samples, evenly spread."""
+        for k, i in enumerate(np.linspace(0, len(dataset) - 1, 3).astype(int)):
             picture = picture_board(model, dataset, int(i))
             self._writer.add_image(f"pictures/{k}", picture, step, dataformats="HWC")
         self._writer.flush()

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,6 @@ from dpt_ros.metrics.depth import Confusion, aligned_depth, depth_metrics
 from dpt_ros.model.dpt import DPT
 from dpt_ros.model.losses import (
     Share,
-    alone,
     label_loss,
     metric_loss,
     scale_shift_invariant_loss,
@@ -36,8 +34,8 @@ def loss_of(
     batch: Batch,
     spec: ModelSpec,
     recipe: Recipe,
-    weight: Tensor | None = None,
-    share: Share = alone,
+    weight: Tensor | None,
+    share: Share,
 ) -> dict[str, Tensor]:
     """The terms of the loss by name.
 
@@ -88,47 +86,30 @@ def class_weights(count: np.ndarray) -> Tensor:
     return torch.from_numpy(weight / float((weight * share).sum())).float()
 
 
-def weights_of(sources: Sequence[Dataset], names: Sequence[str], limit: int = 500) -> Tensor:
-    """``class_weights`` from about ``limit`` images of the datasets."""
+def weights_of(sources: Sequence[Dataset], names: Sequence[str]) -> Tensor:
+    """``class_weights`` from about 500 images of the datasets."""
     count = np.zeros(256, np.int64)
     for source in sources:
         table = class_id_table(source.class_names or (), names)
-        for i in range(0, len(source), max(1, len(source) * len(sources) // limit)):
+        for i in range(0, len(source), max(1, len(source) * len(sources) // 500)):
             labels = picture_of(source[i], table).labels
             count += np.bincount(labels[::4, ::4].ravel(), minlength=256)
     return class_weights(count[1 : len(names) + 1])
 
 
-def evaluate(
-    model: DPT,
-    dataset: Dataset,
-    limit: int | None = None,
-    max_depth: float = 40.0,
-    size: tuple[int, int] | None = None,
-) -> dict[str, Any]:
+def evaluate(model: DPT, dataset: Dataset, limit: int, max_depth: float) -> dict[str, Any]:
     """Evaluate a network with ``predict_image``, as a user runs it.
 
     Args:
         limit: use only this many of the images, evenly spread.
         max_depth: metres; what is farther is not evaluated.
-        size: width and height of the network's input, instead of its own.
 
     Returns:
         the names of ``depth_metrics`` (mean over images; no sky; relative networks are first
         fitted to the truth), those of ``Confusion.metrics`` (over all pixels), "iou" by class
         name, and "images".
     """
-    own = model.spec
-    if size is not None:
-        model.spec = replace(own, net_width=size[0], net_height=size[1])
-    try:
-        return _evaluate(model, dataset, limit, max_depth)
-    finally:
-        model.spec = own
-
-
-def _evaluate(model: DPT, dataset: Dataset, limit: int | None, max_depth: float) -> dict[str, Any]:
-    count = min(len(dataset), limit or len(dataset))
+    count = min(len(dataset), limit)
     rows: list[dict[str, float]] = []
     with_labels = "labels" in model.tasks and dataset.class_names is not None
     names = class_names(model.spec.class_names) if with_labels else ()

@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,30 +36,19 @@ _FAR = 50.0  # metres; the largest depth that a new metric head can predict
 _ALIGNED = 200  # images whose alignments are averaged; the paper takes the whole training set
 
 
-@dataclass
-class Start:
-    """The network before its first step.
-
-    Args:
-        model: on the CPU, in eval mode; its spec has the size it is trained at.
-        augmentation: of its training images.
-        names: of its classes.
-        notes: messages about what was chosen.
-    """
-
-    model: DPT
-    augmentation: Augmentation
-    names: tuple[str, ...]
-    notes: list[str]
-
-
-def starting_network(recipe: Recipe, sources: Sequence[Dataset], align: bool = True) -> Start:
+def starting_network(
+    recipe: Recipe, sources: Sequence[Dataset], align: bool = True
+) -> tuple[DPT, list[str]]:
     """Build the network that a recipe trains and give it its first weights.
 
     Args:
         sources: training datasets.
         align: fit a relative network that becomes metric to the images, which reads many of them;
             without it only the recipe is checked.
+
+    Returns:
+        the network, on the CPU, in eval mode, its spec with the size it is trained at; messages
+        about what was chosen.
 
     Raises:
         ValueError: a name, tap or file is wrong, or the datasets lack the ground truth.
@@ -75,8 +64,7 @@ def starting_network(recipe: Recipe, sources: Sequence[Dataset], align: bool = T
     if spec.geometry != base.geometry or spec.batch_norm != base.batch_norm:
         changed = "; the reassembling convolutions that do not fit start from random weights"
         notes.append(f"The network differs from {name} in its geometry" + (changed * bool(path)))
-    spec = replace(spec, tasks=_tasks(recipe, base))
-    spec, names = _with_classes(recipe, spec, base, sources, notes)
+    spec = _with_classes(recipe, spec, base, sources, notes)
     augmentation = Augmentation.of(recipe, spec, sources)
     spec = _with_depth(recipe, spec, base, sources, augmentation)
     width, height = augmentation.net_size(sources[0][0].rgb.shape)
@@ -99,7 +87,7 @@ def starting_network(recipe: Recipe, sources: Sequence[Dataset], align: bool = T
     if spec.invert and was_relative and align:
         notes.append(_align(model, sources[0], recipe.max_depth))
     set_dropout(model, recipe.dropout)
-    return Start(model.eval(), augmentation, names, notes)
+    return model.eval(), notes
 
 
 def set_dropout(model: nn.Module, share: float) -> None:
@@ -116,14 +104,8 @@ def _file(recipe: Recipe) -> Path | None:
     return weights_path(model_spec(recipe.model or EMBEDDED_NAME), weights)
 
 
-def _tasks(recipe: Recipe, base: ModelSpec) -> tuple[str, ...]:
-    if not recipe.train:
-        return base.tasks
-    return ("depth", "labels") if recipe.train == "both" else (recipe.train,)
-
-
 def _shaped(recipe: Recipe, base: ModelSpec) -> ModelSpec:
-    """Backbone, taps, readout and batch norm."""
+    """Tasks, backbone, taps, readout and batch norm."""
     geometry = base.geometry
     if recipe.backbone:
         geometry = GEOMETRIES[recipe.backbone]
@@ -135,8 +117,10 @@ def _shaped(recipe: Recipe, base: ModelSpec) -> ModelSpec:
             "A file's weights do not fit another backbone, or a decoder with or without batch "
             "norm: give --weights random or imagenet."
         )
+    chosen = ("depth", "labels") if recipe.train == "both" else (recipe.train,)
     return replace(
         base,
+        tasks=chosen if recipe.train else base.tasks,
         geometry=geometry,
         readout=recipe.readout or base.readout,
         batch_norm=batch_norm,
@@ -188,10 +172,10 @@ def _with_classes(
     base: ModelSpec,
     sources: Sequence[Dataset],
     notes: list[str],
-) -> tuple[ModelSpec, tuple[str, ...]]:
+) -> ModelSpec:
     """Keep the label head if it has every class, else use the dataset's classes."""
     if "labels" not in spec.tasks:
-        return replace(spec, num_classes=0, class_names=""), ()
+        return replace(spec, num_classes=0, class_names="")
     spec = replace(spec, auxiliary=recipe.auxiliary > 0)
     theirs = [source.class_names for source in sources if source.class_names]
     if not theirs:
@@ -202,7 +186,7 @@ def _with_classes(
     if "labels" in base.tasks:
         ours = class_names(base.class_names)
         if all(set(names) <= set(ours) for names in theirs):
-            return spec, ours
+            return spec
     names = max(theirs, key=lambda classes: len(classes))
     if any(not set(other) <= set(names) for other in theirs):
         raise ValueError(
@@ -219,7 +203,7 @@ def _with_classes(
     os.replace(part, file)
     before = f", in place of {base.num_classes}" if base.num_classes else ""
     notes.append(f"The label head is new: {len(names)} classes{before}.")
-    return replace(spec, num_classes=len(names), class_names=str(file)), names
+    return replace(spec, num_classes=len(names), class_names=str(file))
 
 
 def _with_depth(

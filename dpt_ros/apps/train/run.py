@@ -107,21 +107,7 @@ def _train(args: argparse.Namespace, recipe: Recipe, process: Processes) -> int:
     _check(args, recipe, train)
     train = [_rendered(dataset, args, process) for dataset in train]
     test = _rendered(test, args, process)
-    workers = args.workers
-    if workers is None:
-        workers = 4 if process.device.type == "cuda" else 0
-    trainer = Trainer(
-        recipe,
-        train,
-        test,
-        process,
-        save_minutes=args.save_minutes,
-        workers=workers,
-        board=args.tensorboard and process.first,
-        test_limit=5 * args.held_out,
-        test_sizes=args.test_sizes,
-        resume=args.resume,
-    )
+    trainer = Trainer(recipe, args, train, test, process)
     notes = list(trainer.notes)
     if args.preset:
         preset = PRESETS[args.preset]

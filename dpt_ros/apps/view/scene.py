@@ -172,9 +172,7 @@ class CameraScene:
         self._class_names, self._colors = names, colors
         self._log_class_legend()
 
-    def points(
-        self, xyz: np.ndarray, rgb: np.ndarray, labels: np.ndarray | None
-    ) -> None:
+    def points(self, xyz: np.ndarray, rgb: np.ndarray, labels: np.ndarray | None) -> None:
         """Points in the optical frame, subsampled to ``max_points``.
 
         Args:
