@@ -74,7 +74,7 @@ class Frames:
         self._videos = {
             camera.image: VideoTrack(
                 camera.kind,
-                partial(self._warn_of, camera.image),
+                lambda text, topic=camera.image: warn(f"{topic}: {text}"),  # type: ignore[misc]
                 settings[camera.name].video_decoder == "hardware",
             )
             for camera in cameras
@@ -128,9 +128,6 @@ class Frames:
             return True
         packets = (message.data for message in waiting if message.topic == topic)
         return self._videos[topic].resolve(packets, ended)
-
-    def _warn_of(self, topic: str, text: str) -> None:
-        self._warn(f"{topic}: {text}")
 
     def _add_frame(self, item: Item, camera: str, message: Message, computed: bool) -> None:
         sensors, video = self._sensors[camera], self._videos.get(message.topic)

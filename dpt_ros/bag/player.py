@@ -96,13 +96,8 @@ def play(
 def _names(
     reader: BagReader, topics: Sequence[str], also: Sequence[str], namespace: str = "/"
 ) -> dict[str, str]:
-    """Names to publish under, by topic of the bag, in the order given.
-
-    A name without a leading slash may be in the bag with the namespace or without.
-
-    Raises:
-        BagError: one of ``topics`` is missing.
-    """
+    """Names to publish under, by topic of the bag, in the order given; those without a leading
+    slash may be in the bag with the namespace or without."""
     there = {topic.lstrip("/"): topic for topic in reader.channels}
     names: dict[str, str] = {}
     missing = []

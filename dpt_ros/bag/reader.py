@@ -21,6 +21,7 @@ from rosbags.interfaces import Connection, Qos
 from rosbags.rosbag2 import Reader
 
 from dpt_ros.bag.files import (
+    MCAP,
     METADATA,
     is_bag,
     is_storage,
@@ -30,7 +31,7 @@ from dpt_ros.bag.files import (
     storage_files,
     storage_of,
 )
-from dpt_ros.bag.salvage import CDR, Channel, SalvagedFile, salvage
+from dpt_ros.bag.salvage import CDR, Channel, SalvagedFile, SalvagedMcap, SalvagedSqlite
 from dpt_ros.engine.text import one_line
 from dpt_ros.file_kinds import kind_of_file
 
@@ -285,7 +286,8 @@ class BagReader:
                 yield local, whole
 
     def _salvaged(self, local: Path, damage: str = "") -> SalvagedFile:
-        bag = salvage(local, storage_of(local))
+        mcap = storage_of(local) == MCAP
+        bag = SalvagedMcap(local) if mcap else SalvagedSqlite(local)
         if bag.problems and damage:
             self._problem(damage)
         for problem in bag.problems:

@@ -83,6 +83,9 @@ class SalvagedFile(ABC):
 
     Attributes:
         problems: what cannot be read; empty for an intact file.
+
+    Raises:
+        ValueError: nothing can be read of it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -103,15 +106,6 @@ class SalvagedFile(ABC):
         channel = self._by_number.get(number)
         wanted = channel is not None and channel.topic in topics and channel.encoding == CDR
         return channel.topic if channel is not None and wanted else ""
-
-
-def salvage(path: Path, storage: str) -> SalvagedFile:
-    """The readable part of a file of a storage, ".mcap" or ".db3".
-
-    Raises:
-        ValueError: nothing can be read of it.
-    """
-    return SalvagedMcap(path) if storage == ".mcap" else SalvagedSqlite(path)
 
 
 class SalvagedMcap(SalvagedFile):

@@ -52,20 +52,12 @@ _FOREVER = QosTime(9223372036, 854775807)
 
 def offered_qos(latched: bool) -> tuple[Qos, ...]:
     """The QoS that the node offers its outputs with."""
-    durability = QosDurability.TRANSIENT_LOCAL if latched else QosDurability.VOLATILE
-    return (
-        Qos(
-            QosHistory.KEEP_LAST,
-            1 if latched else 10,
-            QosReliability.RELIABLE,
-            durability,
-            _FOREVER,
-            _FOREVER,
-            QosLiveliness.AUTOMATIC,
-            _FOREVER,
-            False,
-        ),
-    )
+    depth, durability = 10, QosDurability.VOLATILE
+    if latched:
+        depth, durability = 1, QosDurability.TRANSIENT_LOCAL
+    history, liveliness = QosHistory.KEEP_LAST, QosLiveliness.AUTOMATIC
+    kept = history, depth, QosReliability.RELIABLE, durability
+    return (Qos(*kept, _FOREVER, _FOREVER, liveliness, _FOREVER, False),)
 
 
 @dataclass
@@ -96,12 +88,9 @@ def saved_frames(path: Path) -> int:
 
 
 def _read_state(file: Path) -> dict[str, Any]:
-    """What ``checkpoint`` wrote.
-
-    Raises:
-        BagError: the file is damaged, of which torch would silently read other numbers.
-    """
+    """What ``checkpoint`` wrote."""
     written = file.read_bytes()
+    # Of a damaged file torch would silently read other numbers.
     if sha256(written[_DIGEST:]).digest() != written[:_DIGEST]:
         raise BagError(f"The saved state {file} is damaged; start again with --overwrite.")
     state = torch.load(BytesIO(written[_DIGEST:]), map_location="cpu", weights_only=True)
@@ -180,11 +169,7 @@ class OutputBag:
             shutil.rmtree(self._part, ignore_errors=True)
 
     def _examine(self) -> None:
-        """Find out what is at the path.
-
-        Raises:
-            BagError: it is not of dpt_bag, or of other settings and not to be overwritten.
-        """
+        """Find out what is at the path."""
         if not self.path.exists():
             return
         ours = self._our_metadata()

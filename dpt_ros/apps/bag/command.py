@@ -76,11 +76,7 @@ def _resumption(left: Sequence[Job], ray: bool) -> str:
 
 
 def _inputs(paths: Sequence[str]) -> list[Path]:
-    """The bags that paths, folders and patterns stand for.
-
-    Raises:
-        ValueError: no bag was found for one of them.
-    """
+    """The bags that paths, folders and patterns stand for."""
     found: dict[Path, None] = {}
     for text in paths:
         bags = []
@@ -105,11 +101,7 @@ def _name(bag: Path) -> str:
 
 
 def _jobs(args: argparse.Namespace) -> list[Job]:
-    """The bags to convert and how.
-
-    Raises:
-        ValueError: an argument is wrong.
-    """
+    """The bags to convert and how."""
     bags = _inputs(args.paths if args.out_dir else args.paths[:1])
     if args.out_dir is None:
         if len(bags) > 1:
@@ -159,16 +151,14 @@ def _table(rows: Sequence[tuple[Job, Result | str]]) -> str:
             cells.append((name, "", "", "", "failed"))
             continue
         rate = f"{result.computed / result.seconds:.1f}" if result.computed else ""
-        outcome = result.outcome
-        if result.failed:
-            outcome += f", {result.failed} images left out"
-        seconds = f"{result.seconds:.1f}"
-        cells.append((name, str(result.frames), seconds, rate, outcome))
-    widths = [max(len(row[k]) for row in cells) for k in range(5)]
+        left_out = f", {result.failed} images left out" if result.failed else ""
+        numbers = str(result.frames), f"{result.seconds:.1f}", rate
+        cells.append((name, *numbers, result.outcome + left_out))
+    first, *widths = (max(map(len, column)) for column in zip(*cells, strict=True))
     lines = []
-    for row in cells:
-        parts = [row[0].ljust(widths[0]), *(row[k].rjust(widths[k]) for k in (1, 2, 3)), row[4]]
-        lines.append("  ".join(parts).rstrip())
+    for name, *texts, outcome in cells:
+        right = (text.rjust(width) for text, width in zip(texts, widths, strict=False))
+        lines.append("  ".join([name.ljust(first), *right, outcome]).rstrip())
     return "\n".join(lines)
 
 

@@ -44,13 +44,10 @@ def run_on_ray(
         Each job with its result, or an error message, in the order of finishing.
 
     Raises:
-        ImportError: Ray is not installed; the message says how to get it.
         ValueError: there is no cluster at the address, or it is too small.
     """
-    try:
-        import ray
-    except ImportError as error:
-        raise ImportError("Ray is not installed: pip install ray.") from error
+    import ray
+
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry by default
     ours = not ray.is_initialized()
     if ours:

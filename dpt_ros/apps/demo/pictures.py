@@ -22,16 +22,15 @@ _COLUMNS = ("camera", "depth", "true depth", "labels", "true labels")
 Images = Mapping[str, np.ndarray]
 
 
-def contact_sheet(path: Path, frames: Sequence[Images], rows: int = 6) -> None:
-    """A PNG of ``rows`` frames, evenly spread, with a column per image and a legend.
+def contact_sheet(path: Path, frames: Sequence[Images]) -> None:
+    """A PNG of six frames, evenly spread, with a column per image and a legend.
 
     Args:
         path: of the file.
         frames: per frame "image", "depth/image", "semantic/labels", "truth/depth", "truth/labels".
-        rows: how many frames.
     """
-    # The middle of each of ``rows`` equal parts.
-    chosen = [frames[(2 * row + 1) * len(frames) // (2 * rows)] for row in range(rows)]
+    # The middle of each of six equal parts.
+    chosen = [frames[(2 * row + 1) * len(frames) // 12] for row in range(6)]
     tiles = [np.hstack(_tiles(frame)) for frame in chosen]
     width = _tiles(chosen[0])[0].shape[1]
     titles = np.hstack([title(name, width) for name in _COLUMNS])

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -17,8 +17,16 @@ from typing import IO
 import numpy as np
 from rclpy.executors import ExternalShutdownException
 
-from dpt_ros.apps.demo.bag import TRUTH_TOPICS, Scene, read_images, record, write_camera_bag
-from dpt_ros.apps.demo.pictures import contact_sheet, video
+from dpt_ros.apps.demo.bag import (
+    DEPTH,
+    LABELS,
+    TRUE_DEPTH,
+    TRUE_LABELS,
+    read_frames,
+    record,
+    write_camera_bag,
+)
+from dpt_ros.apps.demo.pictures import Images, contact_sheet, video
 from dpt_ros.metrics.depth import Confusion, depth_metrics
 from dpt_ros.ros.share import transport_environment
 from dpt_ros.world import CLASSES
@@ -26,8 +34,7 @@ from dpt_ros.world import CLASSES
 NAMESPACE = "/dpt_demo"
 IN_NAMESPACE = ("--ros-args", "-r", f"__ns:={NAMESPACE}")
 # With seeds that the embedded network was not trained on.
-SCENES = (Scene("room", 9001), Scene("corridor", 9001), Scene("yard", 9001))
-IMAGE, DEPTH, LABELS = "image", "depth/image", "semantic/labels"
+SCENES = (("room", 9001), ("corridor", 9001), ("yard", 9001))
 
 
 def run(out: Path, seconds: float, rate: float) -> int:
@@ -66,15 +73,8 @@ def _run(out: Path, seconds: float, rate: float) -> int:
     print("2/4  Replaying them into the node over ROS 2, recording its output")
     os.environ.update(transport_environment())
     node_command = ["dpt_ros.ros.dpt_node", *IN_NAMESPACE]
-    player_command = [
-        "dpt_ros.apps.bag_player",
-        str(camera),
-        "--times",
-        str(times),
-        "--wait",
-        "90",
-    ]
-    player_command += ["--topics", "image", "camera_info", "odom", *IN_NAMESPACE]
+    player_command = ["dpt_ros.apps.bag_player", str(camera), "--times", str(times)]
+    player_command += ["--wait", "90", "--topics", "image", "camera_info", "odom", *IN_NAMESPACE]
     with (
         (out / "node.log").open("wb") as log,
         _running(node_command, log) as node,
@@ -87,14 +87,14 @@ def _run(out: Path, seconds: float, rate: float) -> int:
 
     print("3/4  Comparing with the ground truth")
     sent = np.loadtxt(times, delimiter=",", dtype=np.int64, ndmin=2)
-    lines = score(camera, recorded, sent, arrived, rate)
+    frames = list(read_frames(camera, recorded))
+    lines = score(frames, sent, arrived, rate)
     table = "\n".join(f"  {name:<34}{value}" for name, value in lines)
     (out / "results.txt").write_text(table + "\n")
 
     print("4/4  Drawing pictures")
-    pictures = list(_joined(camera, recorded))
-    contact_sheet(out / "contact_sheet.png", pictures)
-    video(out / "demo.mp4", pictures, rate)
+    contact_sheet(out / "contact_sheet.png", frames)
+    video(out / "demo.mp4", frames, rate)
     print(f"\n{table}\n")
     print(_next_steps(out))
     return 0
@@ -125,22 +125,21 @@ def _report_failure(log: Path) -> int:
 
 
 def score(
-    camera: Path, recorded: Path, sent: np.ndarray, arrived: dict[int, int], rate: float
+    frames: Iterable[Images], sent: np.ndarray, arrived: dict[int, int], rate: float
 ) -> list[tuple[str, str]]:
     """The rows of the table of results: name and value.
 
     Args:
-        camera: bag of the camera and the ground truth.
-        recorded: bag of the predictions.
+        frames: see ``contact_sheet``.
         sent: (N, 2) int64, stamp and monotonic time of publishing, ns.
         arrived: monotonic time of the depth image's arrival, ns, by stamp.
         rate: of the camera, frames per second.
     """
     confusion = Confusion(len(CLASSES))
     depth = []
-    for shown in _joined(camera, recorded):
-        depth.append(depth_metrics(shown[DEPTH], shown[TRUTH_TOPICS[0]]))
-        confusion.add(shown[LABELS], shown[TRUTH_TOPICS[1]])
+    for shown in frames:
+        depth.append(depth_metrics(shown[DEPTH], shown[TRUE_DEPTH]))
+        confusion.add(shown[LABELS], shown[TRUE_LABELS])
     labels = confusion.metrics()
     latency = [(arrived[stamp] - wall) / 1e6 for stamp, wall in sent if stamp in arrived]
     middle, high = np.percentile(latency, [50, 99])
@@ -156,20 +155,6 @@ def score(
         ("depth AbsRel / delta1", f"{abs_rel:.3f} / {delta1:.3f}"),
         ("labels mIoU / pixel accuracy", f"{labels['miou']:.3f} / {labels['pixel_accuracy']:.3f}"),
     ]
-
-
-def _joined(camera: Path, recorded: Path) -> Iterator[dict[str, np.ndarray]]:
-    """The images of each frame with all predictions, by topic: input, truth and predictions."""
-    predictions: dict[int, dict[str, np.ndarray]] = {}
-    for stamp, topic, image in read_images(recorded, (DEPTH, LABELS)):
-        predictions.setdefault(stamp, {})[topic] = image
-    frames: dict[int, dict[str, np.ndarray]] = {}
-    for stamp, topic, image in read_images(camera, (IMAGE, *TRUTH_TOPICS)):
-        frames.setdefault(stamp, {})[topic] = image
-    for stamp, frame in frames.items():
-        predicted = predictions.get(stamp, {})
-        if DEPTH in predicted and LABELS in predicted:
-            yield frame | predicted
 
 
 def _next_steps(out: Path) -> str:

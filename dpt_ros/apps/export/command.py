@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from dpt_ros.engine.export.parity import TOLERANCES, Difference, compare_network
 from dpt_ros.engine.loading import NetworkError
 from dpt_ros.model import create_model
 from dpt_ros.model.describe import described_spec
+from dpt_ros.model.download import sha256_of
 from dpt_ros.model.factory import model_spec, weights_path
 
 
@@ -68,11 +68,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _named(args: argparse.Namespace) -> tuple[str, str | None]:
-    """Name and weights of the network.
-
-    Raises:
-        ValueError: a file that does not name its network.
-    """
+    """Name and weights of the network."""
     path = Path(args.network).expanduser()
     try:
         model_spec(args.network)
@@ -93,11 +89,8 @@ def _source(name: str, weights: str | None) -> dict[str, str]:
     path = weights_path(model_spec(name), weights)
     if path.is_dir():
         return {"weights": path.name}
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return {"weights": path.name, "sha256": digest.hexdigest()}
+        return {"weights": path.name, "sha256": sha256_of(file)}
 
 
 def _table(found: list[Difference]) -> str:

@@ -111,7 +111,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     from dpt_ros.apps.run.command import run
 
     return run(args)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
