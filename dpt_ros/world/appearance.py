@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dpt_ros.world.geometry import Buffer, Rays, RectangleTable, round_hits
+from dpt_ros.world.geometry import Buffer, Rays, RectangleTable, reciprocal, round_hits
 from dpt_ros.world.textures import Atlas
 
 
@@ -39,8 +39,7 @@ def appearance(
         now: from ``draw``.
         dither: (H, W) float32, 0..1; spreads the steps between a texture's sizes.
     """
-    depth = np.ones_like(now.inverse)
-    np.divide(1.0, now.inverse, out=depth, where=now.inverse > 0)
+    depth = reciprocal(now.inverse, 1.0)
     first = len(table.label)
     rect = np.where((now.index >= 0) & (now.index < first), now.index, 0).astype(np.intp)
     # one gather per pixel: two linear forms per tile, texture, tint, normal, tile

@@ -33,7 +33,7 @@ from dpt_ros.engine.frame import CameraModel
 from dpt_ros.engine.scale.anchors import finite_transform
 from dpt_ros.world import classes
 from dpt_ros.world.appearance import Appearance, appearance
-from dpt_ros.world.geometry import Buffer, Pose, Rays, draw
+from dpt_ros.world.geometry import Buffer, Pose, Rays, draw, reciprocal
 from dpt_ros.world.world import World
 
 _LARGEST_MM = 65_535
@@ -156,8 +156,6 @@ class DepthCamera:
         odom_from_sensor = world.scene.drive.pose(seconds).matrix() @ self.camera_from_sensor
         pose = Pose(odom_from_sensor[:3, 3], odom_from_sensor[:3, :3])
         seen = draw(self._rays, pose, self._table, world.scene.rounds_at(seconds))
-        truth = np.full_like(seen.inverse, np.inf)
-        np.divide(1.0, seen.inverse, out=truth, where=seen.inverse > 0)
 
         always, now = (np.random.default_rng([*self._seed, k]) for k in (0, i + 1))
         margin = np.log(np.maximum(self._signal(seen), 1e-6))
@@ -178,9 +176,8 @@ class DepthCamera:
         if sensor.step:
             mixed = np.rint(mixed / sensor.step) * np.float32(sensor.step)
         valid = ~lost & (mixed >= 1 / sensor.far) & (mixed <= 1 / sensor.near)
-        depth = np.full_like(mixed, np.nan)
-        np.divide(1.0, mixed, out=depth, where=valid)
-        stamp = round(i * 1e9 / world.fps)
+        depth = reciprocal(np.where(valid, mixed, np.float32(0)), np.nan)
+        truth, stamp = reciprocal(seen.inverse, np.inf), round(i * 1e9 / world.fps)
         return DepthImage(depth, truth, self.camera, self.camera_from_sensor, stamp)
 
     def _clouds(self, rng: np.random.Generator, pixels: float) -> np.ndarray:

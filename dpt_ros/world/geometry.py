@@ -200,6 +200,13 @@ class Buffer:
     round_box: list[Box | None]
 
 
+def reciprocal(inverse: np.ndarray, otherwise: float) -> np.ndarray:
+    """Depth from inverse depth of any shape, ``otherwise`` where it is not positive."""
+    depth = np.full_like(inverse, otherwise)
+    np.divide(1.0, inverse, out=depth, where=inverse > 0)
+    return depth
+
+
 def _round_rays(rays: Rays, pose: Pose, part: Round, box: Box) -> tuple[np.ndarray, np.ndarray]:
     """Camera centre (3,) and ray directions (3, h, w) in the round's own coordinates."""
     local = np.linalg.inv(part.axes)
