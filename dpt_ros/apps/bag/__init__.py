@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from dpt_ros.apps.command_line import add_parameters, fail, new_parser
 from dpt_ros.bag import ALL_OUTPUTS, MAPS, STORAGES
-from dpt_ros.version import add_version
 
 EXAMPLES = """examples:
   one bag:
@@ -32,15 +31,13 @@ exit codes: 0 done; 1 failed; 2 wrong arguments; 3 done, but parts of the input 
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="dpt_bag",
-        usage="dpt_bag IN OUT [options]\n       dpt_bag IN [IN ...] --out-dir FOLDER [options]",
-        description="Run depth and labels over recorded bags (rosbag2: mcap, sqlite3) and write"
+    parser = new_parser(
+        "dpt_bag",
+        "Run depth and labels over recorded bags (rosbag2: mcap, sqlite3) and write"
         " what the node would publish, with the stamps of the images, into new bags.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        EXAMPLES,
+        "dpt_bag IN OUT [options]\n       dpt_bag IN [IN ...] --out-dir FOLDER [options]",
     )
-    add_version(parser)
     add = parser.add_argument
     add("paths", nargs="+", metavar="PATH",
         help="bags, folders of bags or patterns; the last one is the bag to write, unless there is"
@@ -55,9 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--anchors", action="append", default=[], metavar="TOPIC",
         help="LaserScan, PointCloud2 or depth Image that gives metres (default: /anchors/scan,"
         " /anchors/points, /anchors/depth)")  # fmt: skip
-    add("--params", type=Path, metavar="FILE", help="the node's parameter file")
-    add("-p", dest="given", action="append", default=[], metavar="NAME:=VALUE",
-        help="a parameter of the node, see docs/topics.md")  # fmt: skip
+    add_parameters(parser)
     add("--outputs", type=lambda text: text.split(","), default=list(MAPS), metavar="TOPIC,...",
         help=f"what to write: all, or some of {', '.join(ALL_OUTPUTS)}, with commas between"
         " (default: all but the colours and points)")  # fmt: skip
@@ -100,10 +95,8 @@ def _complaint(args: argparse.Namespace) -> str | None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``dpt_bag``. Returns the exit code."""
     args = _parser().parse_args(argv)
-    complaint = _complaint(args)
-    if complaint is not None:
-        print(f"dpt_bag: {complaint}", file=sys.stderr)
-        return 2
+    if complaint := _complaint(args):
+        return fail("dpt_bag", complaint, 2)
     from dpt_ros.apps.bag.command import run
 
     return run(args)

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import argparse
 import glob
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from dpt_ros.apps.command_line import fail
 from dpt_ros.apps.progress import print_above, progress_bar
 from dpt_ros.bag import ALL_OUTPUTS
 from dpt_ros.bag.files import is_bag, other_kind
@@ -43,19 +43,16 @@ def run(args: argparse.Namespace) -> int:
         else:
             results = _run_here(jobs)
     except ValueError as error:
-        print(f"dpt_bag: {error}", file=sys.stderr)
-        return 2
+        return fail("dpt_bag", error, 2)
     rows: list[tuple[Job, Result | str]] = []
     try:
         for job, result in results:
             rows.append((job, result))
             _report(job, result)
     except NetworkError as error:
-        print(f"dpt_bag: {error}", file=sys.stderr)
-        return 1
+        return fail("dpt_bag", error, 1)
     except KeyboardInterrupt:
-        print(f"dpt_bag: {_resumption(jobs[len(rows) :], args.ray)}", file=sys.stderr)
-        return 130
+        return fail("dpt_bag", _resumption(jobs[len(rows) :], args.ray), 130)
     print(_table(rows))
     if any(isinstance(result, str) for _, result in rows):
         return 1

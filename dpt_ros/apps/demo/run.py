@@ -17,6 +17,7 @@ from typing import IO
 import numpy as np
 from rclpy.executors import ExternalShutdownException
 
+from dpt_ros.apps.command_line import fail
 from dpt_ros.apps.demo.bag import (
     DEPTH,
     LABELS,
@@ -56,8 +57,7 @@ def run(out: Path, seconds: float, rate: float) -> int:
                 shutil.rmtree(out / bag)
         return _run(out, seconds, rate)
     except OSError as error:
-        print(f"dpt_demo: {error}; choose a writable folder with --out.", file=sys.stderr)
-        return 1
+        return fail("dpt_demo", f"{error}; choose a writable folder with --out.", 1)
     except (KeyboardInterrupt, ExternalShutdownException):
         print("dpt_demo: interrupted.", file=sys.stderr)
         return 130

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from dpt_ros.apps.command_line import fail, new_parser
 from dpt_ros.model.zoo import ZOO, unknown_model
-from dpt_ros.version import add_version
 
 EXAMPLES = """examples:
   the embedded network, any batch and size, compared with PyTorch afterwards:
@@ -47,15 +46,13 @@ def _count(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="dpt_export",
-        description="Write a network as an ONNX file (opset 18) for ONNX Runtime, TensorRT,"
+    parser = new_parser(
+        "dpt_export",
+        "Write a network as an ONNX file (opset 18) for ONNX Runtime, TensorRT,"
         " OpenVINO and others: normalised images to inverse depth and logits; with --frame a"
         " camera's pixels to depth and labels; with --step the same with scale and smoothing.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        EXAMPLES,
     )
-    add_version(parser)
     add = parser.add_argument
     add("network", metavar="NETWORK", help="name of a network, or a file of dpt_train")
     add("out", metavar="OUT", type=Path, help="the file to write, such as depth.onnx")
@@ -163,10 +160,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``dpt_export``. Returns the exit code."""
     args = _parser().parse_args(argv)
     args.out = args.out.expanduser()
-    error = _argument_error(args)
-    if error is not None:
-        print(f"dpt_export: {error}", file=sys.stderr)
-        return 2
+    if error := _argument_error(args):
+        return fail("dpt_export", error, 2)
     from dpt_ros.apps.export.command import run
 
     return run(args)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from dpt_ros.apps.command_line import fail
 from dpt_ros.apps.export import frame
 from dpt_ros.apps.report import table
 from dpt_ros.engine.export.file import PRECISION, read_metadata
@@ -28,8 +29,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         return _run(args)
     except (ImportError, NetworkError, OSError, ValueError) as error:
-        print(f"dpt_export: {error}", file=sys.stderr)
-        return 1
+        return fail("dpt_export", error, 1)
     except KeyboardInterrupt:
         print("dpt_export: interrupted; no file is left half written.", file=sys.stderr)
         return 130

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 import warnings
 from collections import deque
@@ -18,6 +17,7 @@ import cv2
 import torch
 from PIL import Image
 
+from dpt_ros.apps.command_line import fail
 from dpt_ros.apps.progress import print_above, progress_bar
 from dpt_ros.engine.faults import DeviceLostError, first_line
 from dpt_ros.engine.inference.network import Networks
@@ -67,8 +67,7 @@ def _run(args: argparse.Namespace) -> int:
         check_folder(args.out)
         sources, others = find_sources(args.source, args.recursive, leave_out=args.out)
     except ValueError as error:
-        print(f"dpt_run: {error}", file=sys.stderr)
-        return 2
+        return fail("dpt_run", error, 2)
     if others:
         names = ", ".join(path.name for path in others[:_MOST_NAMES])
         more = ", ..." if len(others) > _MOST_NAMES else ""
@@ -80,17 +79,14 @@ def _run(args: argparse.Namespace) -> int:
         _check_outputs(args, networks)
         folder = ResultFolder(args.out, _made_with(args, settings, networks), args.overwrite)
     except (FolderError, NetworkError, OSError) as error:
-        print(f"dpt_run: {error}", file=sys.stderr)
-        return 1
+        return fail("dpt_run", error, 1)
     work = _Run(args, settings, networks, folder)
     try:
         work.all(sources)
     except KeyboardInterrupt:
-        print(f"dpt_run: {work.resumption(sources)}", file=sys.stderr)
-        return 130
+        return fail("dpt_run", work.resumption(sources), 130)
     except (OSError, DeviceLostError, torch.OutOfMemoryError) as error:
-        print(f"dpt_run: {error}", file=sys.stderr)
-        return 1
+        return fail("dpt_run", error, 1)
     finally:
         folder.close()
     print(work.summary())

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from dpt_ros.apps.command_line import fail, new_parser
 from dpt_ros.apps.train.recipe import (
     CONDITIONS,
     NOT_NEGATIVE,
@@ -24,7 +24,6 @@ from dpt_ros.apps.train.recipe import (
 from dpt_ros.datasets import list_datasets, unknown_dataset
 from dpt_ros.engine.settings import check
 from dpt_ros.model.zoo import list_models, unknown_model
-from dpt_ros.version import add_version
 
 EXAMPLES = """examples:
   the embedded network, an hour and twenty minutes on two CPU cores:
@@ -54,14 +53,12 @@ _COUNTS = ("worlds", "frames", "held_out", "threads", "width", "height")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="dpt_train",
-        description="Train or fine-tune a network for depth, labels or both, on frames of the "
+    parser = new_parser(
+        "dpt_train",
+        "Train or fine-tune a network for depth, labels or both, on frames of the "
         "synthetic world or on published datasets, and evaluate it on held-out images.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        EXAMPLES,
     )
-    add_version(parser)
     start = parser.add_argument_group("output and presets").add_argument
     out = "folder for checkpoint, log and the trained network"
     start("--out", type=Path, required=True, help=out)
@@ -225,10 +222,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``dpt_train``. Returns the exit code."""
     args = _parser().parse_args(argv)
     recipe = _recipe(args)
-    error = _argument_error(args, recipe)
-    if error is not None:
-        print(f"dpt_train: {error}", file=sys.stderr)
-        return 2
+    if error := _argument_error(args, recipe):
+        return fail("dpt_train", error, 2)
     from dpt_ros.apps.train.run import run
 
     return run(args, recipe, _processes())

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from dpt_ros.apps.command_line import fail
 from dpt_ros.apps.train.networks import starting_network
 from dpt_ros.apps.train.pictures import check_batch
 from dpt_ros.apps.train.processes import Processes, processes
@@ -28,22 +29,18 @@ def run(args: argparse.Namespace, recipe: Recipe, count: int) -> int:
     try:
         recipe = replace(recipe, device=str(choose_device(recipe.device)))
     except NetworkError as error:
-        print(f"dpt_train: --{error}", file=sys.stderr)
-        return 2
+        return fail("dpt_train", f"--{error}", 2)
     torch.set_num_threads(max(args.threads // count, 1))
     try:
         args.out.mkdir(parents=True, exist_ok=True)
         with processes(recipe.device) as process:
             return _train(args, recipe, process)
     except (OSError, ValueError) as error:
-        print(f"dpt_train: {error}", file=sys.stderr)
-        return 1
+        return fail("dpt_train", error, 1)
     except Interrupted as interruption:
-        print(f"dpt_train: {interruption}", file=sys.stderr)
-        return 130
+        return fail("dpt_train", interruption, 130)
     except KeyboardInterrupt:
-        print(f"dpt_train: {_interrupted(recipe)}", file=sys.stderr)
-        return 130
+        return fail("dpt_train", _interrupted(recipe), 130)
 
 
 def _interrupted(recipe: Recipe) -> str:

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from dpt_ros.apps.command_line import fail, new_parser
 from dpt_ros.apps.view.topics import KINDS
 from dpt_ros.ros.command_line import split_ros_args
-from dpt_ros.version import add_version
 
 CLASSES = ("world", "ade20k", "navigation")
 
@@ -32,14 +31,7 @@ EXAMPLES = """examples:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="dpt_view",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_version(parser)
-
+    parser = new_parser("dpt_view", DESCRIPTION, EXAMPLES)
     parser.add_argument(
         "bag", nargs="*", type=Path, help="rosbag2 folders or mcap files; live topics if omitted"
     )
@@ -125,14 +117,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if mistake is None and find_spec("rerun") is None:
         mistake = "rerun is not installed: pip install rerun-sdk."
     if mistake is not None:
-        print(f"dpt_view: {mistake}", file=sys.stderr)
-        return 2
+        return fail("dpt_view", mistake, 2)
     from dpt_ros.apps.view.show import show_bags, show_live
 
     try:
         return show_bags(args) if args.bag else show_live(args, ros_args[1:])
     except (OSError, ValueError, RuntimeError) as error:
-        print(f"dpt_view: {error}", file=sys.stderr)
-        return 1
+        return fail("dpt_view", error, 1)
     except KeyboardInterrupt:
         return 130
