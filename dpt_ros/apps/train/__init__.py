@@ -226,4 +226,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail("dpt_train", error, 2)
     from dpt_ros.apps.train.run import run
 
-    return run(args, recipe, _processes())
+    return run(args, recipe)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from dpt_ros.apps.train.recipe import Recipe
 from dpt_ros.data import class_id_table
@@ -262,20 +262,10 @@ class Batches(Dataset[Batch]):
         return Batch(images, inverse, labels.long() - 1)
 
 
-class _From(Sampler[int]):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def __iter__(self) -> Iterator[int]:
-        return itertools.count(self.step)
-
-
 def stream(batches: Batches, step: int, workers: int, pin: bool) -> Iterator[Batch]:
     """The batches from ``step`` on, read ahead by ``workers`` processes (0: by this one)."""
-    loader = DataLoader(
-        batches, batch_size=None, sampler=_From(step), num_workers=workers, pin_memory=pin
-    )
-    return iter(loader)
+    steps = itertools.count(step)
+    return iter(DataLoader(batches, None, sampler=steps, num_workers=workers, pin_memory=pin))
 
 
 def reduced(batch: Batch, multiple_of: int, factor: float = 0.6) -> Batch:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import distributed
@@ -22,9 +22,9 @@ class Processes:
         device: its torch device.
     """
 
-    rank: int = 0
-    count: int = 1
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    rank: int
+    count: int
+    device: torch.device
 
     @property
     def first(self) -> bool:
@@ -51,11 +51,10 @@ def processes(device: str) -> Iterator[Processes]:
     Args:
         device: "cpu", or "cuda" for the GPU of this process.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    count, chosen = int(os.environ.get("WORLD_SIZE", "1")), torch.device(device)
     if count == 1:
-        yield Processes(device=torch.device(device))
+        yield Processes(0, 1, chosen)
         return
-    chosen = torch.device(device)
     if chosen.type == "cuda":
         chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(chosen)

@@ -89,10 +89,6 @@ def _deferred_sigint() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-class Interrupted(Exception):
-    """SIGINT ended a run after a step; the message names the step to resume from."""
-
-
 def read_checkpoint(recipe: Recipe, device: torch.device) -> dict[str, Any]:
     """The checkpoint that a run continues from.
 
@@ -163,16 +159,14 @@ class Trainer:
         recipe = self.recipe
         if recipe.epochs is None:
             return recipe.steps
-        total = sum(len(source) for source in self.train)
-        per_epoch = recipe.epoch_steps or max(total // recipe.batch, 1)
+        per_epoch = recipe.epoch_steps or max(sum(map(len, self.train)) // recipe.batch, 1)
         return max(round(recipe.epochs * per_epoch), 1)
 
     def _prepare(self) -> None:
         """Set up the optimizer and, for several processes, DistributedDataParallel."""
         recipe = self.recipe
         encoder = list(self.model.encoder.parameters())
-        in_encoder = {id(p) for p in encoder}
-        rest = [p for p in self.model.parameters() if id(p) not in in_encoder]
+        rest = [p for name, p in self.model.named_parameters() if not name.startswith("encoder.")]
         encoder_lr = recipe.lr if recipe.backbone_lr is None else recipe.backbone_lr
         self.peaks = [encoder_lr, recipe.lr]
         groups = [{"params": encoder}, {"params": rest}]
@@ -307,7 +301,8 @@ class Trainer:
         """Train to the end, saving checkpoints. Returns the report of the last evaluation.
 
         Raises:
-            Interrupted: SIGINT; the current step was completed and saved.
+            KeyboardInterrupt: SIGINT; the current step was completed and saved. The message names
+                the step to resume from.
         """
         recipe, first, on_gpu = self.recipe, self.processes.first, self.device.type == "cuda"
         workers = (4 if on_gpu else 0) if self.args.workers is None else self.args.workers
@@ -339,7 +334,7 @@ class Trainer:
                     self.save()
                     next_save = self.seconds + save_seconds
                 if stop:
-                    raise Interrupted(
+                    raise KeyboardInterrupt(
                         f"Interrupted after step {self.step}, which is saved: --resume continues "
                         f"with step {self.step + 1}."
                     )

@@ -38,10 +38,9 @@ _CHARTS = (
 
 
 class CameraMessages:
-    """Shows the messages of one camera.
+    """Shows the messages of one camera in ``scene``.
 
     Args:
-        scene: logs them.
         name: prefix of the camera's topics without slashes at its ends, "" for none.
         kinds: what is shown, of ``topics.KINDS``.
         warn: called with an error message for each message that cannot be shown.
@@ -65,13 +64,8 @@ class CameraMessages:
         camera_in_base: np.ndarray | None = None,
         rate: float = 0.0,
     ) -> None:
-        self._scene = scene
-        self._name = name
-        self._kinds = kinds
-        self._warn = warn
-        self._joined = joined
-        self._camera_in_base = camera_in_base
-        self._rate = rate
+        self._scene, self._name, self._kinds, self._warn = scene, name, kinds, warn
+        self._joined, self._camera_in_base, self._rate = joined, camera_in_base, rate
         self._camera: CameraModel | None = None
         self._has_depth_info = False
         self._stamp = 0  # of the message that is shown
@@ -188,20 +182,14 @@ class CameraMessages:
         depth = image_pixels(msg)
         if depth.dtype == np.uint16:  # millimetres, 0 unknown (REP 118)
             depth = np.where(depth == 0, np.float32(np.nan), depth * np.float32(0.001))
-        if depth.ndim != 2 or depth.dtype != np.float32:
-            raise MessageError(
-                "bad encoding", f"The encoding is {msg.encoding}, but must be 32FC1 or 16UC1."
-            )
+        _check(depth, np.float32, msg.encoding, "32FC1 or 16UC1")
         if "depth" in self._kinds:
             self._scene.depth(depth)
         self._join("depth", depth)
 
     def _labels(self, msg: Any) -> None:
         labels = image_pixels(msg)
-        if labels.ndim != 2 or labels.dtype != np.uint8:
-            raise MessageError(
-                "bad encoding", f"The encoding is {msg.encoding}, but must be mono8."
-            )
+        _check(labels, np.uint8, msg.encoding, "mono8")
         if "labels" in self._kinds:
             self._scene.labels(labels)
         self._join("labels", labels)
@@ -254,6 +242,11 @@ class CameraMessages:
             self._scene.plot("rate", topic, (len(times) - 1) * 1e9 / span)
         if recorded_ns != self._stamp:
             self._scene.plot("latency", topic, (recorded_ns - self._stamp) / 1e6)
+
+
+def _check(pixels: np.ndarray, dtype: type, encoding: str, wanted: str) -> None:
+    if pixels.ndim != 2 or pixels.dtype != dtype:
+        raise MessageError("bad encoding", f"The encoding is {encoding}, but must be {wanted}.")
 
 
 def stamp_ns(msg: Any) -> int:

@@ -51,9 +51,8 @@ class CameraScene:
         self, recording: rr.RecordingStream, name: str, far: float, max_points: int,
         jpeg_quality: int,
     ) -> None:  # fmt: skip
-        self._recording = recording
+        self._recording, self._name = recording, name
         self._far, self._max_points, self._jpeg_quality = far, max_points, jpeg_quality
-        self._name = name
         self._body = f"{WORLD}/{name}"
         self._camera: CameraModel | None = None
         self._image_size = (0, 0)
@@ -95,9 +94,9 @@ class CameraScene:
         self._log_default_pose()
 
     def _log_pinhole(self) -> None:
-        if self._camera is None:
-            return
         camera = self._camera
+        if camera is None:
+            return
         if self._image_size[0]:
             camera = camera.scaled(*self._image_size)
         pinhole = rr.Pinhole(

@@ -54,13 +54,11 @@ def show_bags(args: argparse.Namespace) -> int:
     prefixes = [prefix.strip("/") for prefix in args.camera or [args.namespace] if prefix]
     bags = Bags(args.bag)
     sources = find_sources(bags.types, _remaps(args), prefixes)
-    topics: dict[str, set[str]] = {
-        s.camera: set() for s in sources.values() if s.topic != DIAGNOSTICS
+    cameras = sorted({s.camera for s in sources.values() if s.topic != DIAGNOSTICS})
+    topics = {
+        camera: {s.topic for s in sources.values() if s.topic == DIAGNOSTICS or s.camera == camera}
+        for camera in cameras
     }
-    for source in sources.values():
-        for camera in topics if source.topic == DIAGNOSTICS else (source.camera,):
-            topics[camera].add(source.topic)
-    topics = dict(sorted(topics.items()))
     kinds = set().union(*(possible_kinds(available, args.only) for available in topics.values()))
     if kinds <= {"plots"}:
         raise ValueError(
@@ -75,7 +73,11 @@ def show_bags(args: argparse.Namespace) -> int:
         for camera, available in topics.items()
     }
     needed = set().union(*(needed_topics(available, args.only) for available in topics.values()))
-    _feed(bags, {full: s for full, s in sources.items() if s.topic in needed}, shown)
+    sources = {full: source for full, source in sources.items() if source.topic in needed}
+    with tqdm(total=bags.count(sources), unit="message", leave=False, disable=None) as bar:
+        for full, recorded_ns, message in bags.messages(sources):
+            _show(shown, *sources[full], message, recorded_ns)
+            bar.update()
     recording.flush()
     _print_counts(shown)
     for camera, messages in shown.items():
@@ -92,14 +94,6 @@ def show_bags(args: argparse.Namespace) -> int:
             threading.Event().wait()
     recording.disconnect()
     return 0
-
-
-def _feed(bags: Bags, sources: Mapping[str, Source], shown: Mapping[str, CameraMessages]) -> None:
-    bar = tqdm(total=bags.count(sources), unit="message", leave=False, disable=None)
-    for full, recorded_ns, message in bags.messages(sources):
-        _show(shown, *sources[full], message, recorded_ns)
-        bar.update()
-    bar.close()
 
 
 def _show(
