@@ -26,14 +26,7 @@ from dpt_ros.engine.parameter_file import read_settings
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert bags.
-
-    Args:
-        args: of ``dpt_bag``.
-
-    Returns:
-        The exit code of ``dpt_bag``.
-    """
+    """Convert bags. Returns the exit code of ``dpt_bag``."""
     try:
         jobs = _jobs(args)
         if args.ray:
@@ -151,12 +144,11 @@ def _table(rows: Sequence[tuple[Job, Result | str]]) -> str:
         left_out = f", {result.failed} images left out" if result.failed else ""
         numbers = str(result.frames), f"{result.seconds:.1f}", rate
         cells.append((name, *numbers, result.outcome + left_out))
-    first, *widths = (max(map(len, column)) for column in zip(*cells, strict=True))
-    lines = []
-    for name, *texts, outcome in cells:
-        right = (text.rjust(width) for text, width in zip(texts, widths, strict=False))
-        lines.append("  ".join([name.ljust(first), *right, outcome]).rstrip())
-    return "\n".join(lines)
+    a, b, c, d, _ = (max(map(len, column)) for column in zip(*cells, strict=True))
+    return "\n".join(
+        f"{name:<{a}}  {frames:>{b}}  {seconds:>{c}}  {rate:>{d}}  {outcome}"
+        for name, frames, seconds, rate, outcome in cells
+    )
 
 
 def _report(job: Job, result: Result | str) -> None:

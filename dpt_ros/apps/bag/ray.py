@@ -23,10 +23,7 @@ _CPUS = 4
 
 
 def run_on_ray(
-    jobs: Sequence[Job],
-    cpus: int | None,
-    address: str | None,
-    warn: Callable[[str], None],
+    jobs: Sequence[Job], cpus: int | None, address: str | None, warn: Callable[[str], None]
 ) -> Iterator[tuple[Job, Result | str]]:
     """Run jobs, each in a process of its own that has a GPU or some CPU cores.
 
@@ -34,7 +31,6 @@ def run_on_ray(
     All processes must see the folders of input and output.
 
     Args:
-        jobs: to run.
         cpus: cores of each process; None for one GPU each, or a few cores where there is none.
         address: of a running cluster; None takes the one that this process is connected to, else
             starts one on this machine and ends it.

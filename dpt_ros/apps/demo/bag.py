@@ -48,8 +48,7 @@ def write_camera_bag(
         start = _FIRST_STAMP_NS
         bar = tqdm(total=len(scenes) * count, unit="frame", leave=False, disable=None)
         for kind, seed in scenes:
-            world = World(kind, seed, fps=rate)
-            for view in world.frames(count):
+            for view in World(kind, seed, fps=rate).frames(count):
                 stamp = start + view.stamp_ns
                 header = Header(frame_id="camera_optical_frame")
                 header.stamp.sec, header.stamp.nanosec = divmod(stamp, 10**9)

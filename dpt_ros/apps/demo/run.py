@@ -39,15 +39,12 @@ SCENES = (("room", 9001), ("corridor", 9001), ("yard", 9001))
 
 
 def run(out: Path, seconds: float, rate: float) -> int:
-    """Run the demo.
+    """Run the demo. Returns the exit code of ``dpt_demo``.
 
     Args:
         out: folder for the results; files of other programs in it are kept.
         seconds: of each scene.
         rate: frames per second of the camera.
-
-    Returns:
-        The exit code of ``dpt_demo``.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -83,7 +80,10 @@ def _run(out: Path, seconds: float, rate: float) -> int:
         total = len(SCENES) * count
         arrived = record(recorded, NAMESPACE, total, lambda: player.poll() is None)
         if node.poll() is not None or player.wait() != 0 or not arrived:
-            return _report_failure(out / "node.log")
+            end = Path(log.name).read_text(errors="replace").splitlines()[-15:]
+            about = f"The node published no depth. The end of its log ({log.name}):"
+            print(about, *end, sep="\n", file=sys.stderr)
+            return 1
 
     print("3/4  Comparing with the ground truth")
     sent = np.loadtxt(times, delimiter=",", dtype=np.int64, ndmin=2)
@@ -115,13 +115,6 @@ def _running(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def _report_failure(log: Path) -> int:
-    lines = log.read_text(errors="replace").splitlines()
-    print(f"The node published no depth. The end of its log ({log}):", file=sys.stderr)
-    print("\n".join(lines[-15:]), file=sys.stderr)
-    return 1
 
 
 def score(

@@ -47,7 +47,7 @@ def _run(args: argparse.Namespace) -> int:
             model, args.out, batch=args.batch, size=args.size, precision=args.precision,
             external_data=args.external_data, source=_source(name, weights),
         )  # fmt: skip
-        del model
+        del model  # a large one is not held twice
         print(frame.written(args.out))
     if not (args.parity or args.parity_only):
         return 0
@@ -55,9 +55,8 @@ def _run(args: argparse.Namespace) -> int:
     precision = read_metadata(args.out)[PRECISION].strip('"')
     torch.manual_seed(0)
     tolerance = TOLERANCES[precision]
-    found = list(
-        compare_network(args.out, create_model(name, weights=weights, fold=True), tolerance)
-    )
+    model = create_model(name, weights=weights, fold=True)
+    found = list(compare_network(args.out, model, tolerance))
     print(_table(found))
     wrong = [difference for difference in found if not difference.within(tolerance)]
     print(
