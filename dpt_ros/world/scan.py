@@ -100,13 +100,8 @@ class Scanner:
         ranges = reciprocal(circle[at].astype(np.float64), np.inf)
         rng = np.random.default_rng([world.seed, 7, i])
         ranges += self._noise * rng.standard_normal(_BEAMS)
-        within_range = (ranges >= _RANGE_MIN) & (ranges <= self._range_max)
-        return Scan(
-            np.where(within_range, ranges, np.inf).astype(np.float32),
-            -np.pi,
-            step,
-            _RANGE_MIN,
-            self._range_max,
-            self.camera_from_sensor,
-            round(i * 1e9 / world.fps),
-        )
+        limits = _RANGE_MIN, self._range_max
+        within_range = (ranges >= limits[0]) & (ranges <= limits[1])
+        ranges = np.where(within_range, ranges, np.inf).astype(np.float32)
+        stamp = round(i * 1e9 / world.fps)
+        return Scan(ranges, -np.pi, step, *limits, self.camera_from_sensor, stamp)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import glob
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -106,20 +105,13 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
         if outs.count(out) > 1:
             raise ValueError(f"Several bags are named {out.name}: convert them one by one.")
     settings, own = read_settings(args.params, args.given)
-    job = Job(
-        bags[0],
-        outs[0],
-        settings,
-        own,
-        ChosenTopics(tuple(args.image), tuple(args.camera_info), args.odom, tuple(args.anchors)),
-        ALL_OUTPUTS if "all" in args.outputs else tuple(dict.fromkeys(args.outputs)),
-        args.with_input,
-        args.storage,
-        args.compress,
-        args.overwrite,
-        args.file_frames,
-    )
-    return [replace(job, source=bag, out=out) for bag, out in zip(bags, outs, strict=True)]
+    topics = tuple(args.image), tuple(args.camera_info), args.odom, tuple(args.anchors)
+    outputs = ALL_OUTPUTS if "all" in args.outputs else tuple(dict.fromkeys(args.outputs))
+    how = args.with_input, args.storage, args.compress, args.overwrite, args.file_frames
+    return [
+        Job(bag, out, settings, own, ChosenTopics(*topics), outputs, *how)
+        for bag, out in zip(bags, outs, strict=True)
+    ]
 
 
 def _run_here(jobs: Sequence[Job]) -> Iterator[tuple[Job, Result | str]]:

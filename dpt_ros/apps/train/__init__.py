@@ -135,11 +135,6 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     return Recipe(**(values | given))
 
 
-def _processes() -> int:
-    """How many processes torchrun started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def _argument_error(args: argparse.Namespace, recipe: Recipe) -> str | None:
     """Message about a wrong argument, None if all are right."""
     if recipe.model and recipe.model not in list_models():
@@ -186,9 +181,10 @@ def _number_error(args: argparse.Namespace, recipe: Recipe) -> str | None:
         return (
             f"--scaling is {low:g} {high:g}, but takes a smallest and a largest positive factor."
         )
-    if recipe.batch % _processes():
+    processes = int(os.environ.get("WORLD_SIZE", "1"))  # that torchrun started
+    if recipe.batch % processes:
         return (
-            f"--batch is {recipe.batch}, but must be a multiple of {_processes()}, the number of"
+            f"--batch is {recipe.batch}, but must be a multiple of {processes}, the number of"
             " processes."
         )
     return None

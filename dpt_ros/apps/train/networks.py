@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,7 @@ def starting_network(
         raise ValueError(f"{path} is a {described.name}, not a {name}: leave --model out.")
     base = described or model_spec(name)
     notes: list[str] = []
-    spec = _shaped(recipe, base)
+    spec = _shaped(recipe, base, path)
     if spec.geometry != base.geometry or spec.batch_norm != base.batch_norm:
         changed = "; the reassembling convolutions that do not fit start from random weights"
         notes.append(f"The network differs from {name} in its geometry" + (changed * bool(path)))
@@ -104,15 +105,13 @@ def _file(recipe: Recipe) -> Path | None:
     return weights_path(model_spec(recipe.model or EMBEDDED_NAME), weights)
 
 
-def _shaped(recipe: Recipe, base: ModelSpec) -> ModelSpec:
+def _shaped(recipe: Recipe, base: ModelSpec, path: Path | None) -> ModelSpec:
     """Tasks, backbone, taps, readout and batch norm."""
-    geometry = base.geometry
-    if recipe.backbone:
-        geometry = GEOMETRIES[recipe.backbone]
+    geometry = GEOMETRIES[recipe.backbone] if recipe.backbone else base.geometry
     if recipe.taps:
         geometry = with_taps(geometry, recipe.taps)
     batch_norm = base.batch_norm if recipe.batch_norm is None else recipe.batch_norm
-    if _file(recipe) is not None and (recipe.backbone or batch_norm != base.batch_norm):
+    if path is not None and (recipe.backbone or batch_norm != base.batch_norm):
         raise ValueError(
             "A file's weights do not fit another backbone, or a decoder with or without batch "
             "norm: give --weights random or imagenet."
@@ -289,7 +288,9 @@ def _encoder_from_timm(model: DPT, weights: str) -> str:
     """Load the encoder that timm has under a name. Returns a message about it."""
     name = weights.removeprefix("timm:")
     if weights == "imagenet":
-        same = [name for geometry, name in _IMAGENET if _encoders_alike(geometry, model)]
+        shape = attrgetter("width", "depth", "heads", "grid", "resnet")
+        ours = shape(model.spec.geometry)
+        same = [name for geometry, name in _IMAGENET if shape(geometry) == ours]
         if not same:
             raise ValueError(
                 "timm has no ImageNet weights for this backbone: use --weights random."
@@ -303,12 +304,6 @@ def _encoder_from_timm(model: DPT, weights: str) -> str:
         raise ValueError(f"timm cannot load the weights {name}: {error}") from error
     load_encoder(model, encoder.state_dict(), name)
     return f"The encoder starts from timm's {name}, everything else from random weights."
-
-
-def _encoders_alike(geometry: Geometry, model: DPT) -> bool:
-    ours = model.spec.geometry
-    fields = ("width", "depth", "heads", "grid", "resnet")
-    return all(getattr(geometry, field) == getattr(ours, field) for field in fields)
 
 
 def load_encoder(model: DPT, tensors: dict[str, Tensor], name: str) -> None:
