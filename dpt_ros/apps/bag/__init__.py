@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -72,31 +72,30 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _complaint(args: argparse.Namespace) -> str | None:
-    """The error message on wrong arguments, None if they are right."""
+def _mistakes(args: argparse.Namespace) -> Iterator[str]:
+    """The error messages on wrong arguments."""
     if args.out_dir is None and len(args.paths) != 2:
-        return "Give one bag to read and one to write, or several bags and --out-dir."
+        yield "Give one bag to read and one to write, or several bags and --out-dir."
     for name in ("cpus", "file_frames"):
         if (value := getattr(args, name)) is not None and value < (name == "cpus"):
-            return f"--{name.replace('_', '-')} is {value}, but must be positive."
+            yield f"--{name.replace('_', '-')} is {value}, but must be positive."
     if (args.cpus or args.ray_address) and not args.ray:
-        return "--cpus and --ray-address need --ray."
+        yield "--cpus and --ray-address need --ray."
     unknown = [name for name in args.outputs if name not in (*ALL_OUTPUTS, "all")]
     if unknown:
-        return (
+        yield (
             f"--outputs: unknown output {', '.join(map(repr, unknown))}. Available:"
             f" {', '.join(ALL_OUTPUTS)}, all."
         )
     if args.ray and find_spec("ray") is None:
-        return "--ray: Ray is not installed: pip install ray."
-    return None
+        yield "--ray: Ray is not installed: pip install ray."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``dpt_bag``. Returns the exit code."""
     args = _parser().parse_args(argv)
-    if complaint := _complaint(args):
-        return fail("dpt_bag", complaint, 2)
+    if mistake := next(_mistakes(args), ""):
+        return fail("dpt_bag", mistake, 2)
     from dpt_ros.apps.bag.command import run
 
     return run(args)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dpt_ros.apps.command_line import add_parameters, fail, new_parser
@@ -67,29 +67,28 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _complaint(args: argparse.Namespace) -> str | None:
-    """The error message on wrong arguments, None if they are right."""
+def _mistakes(args: argparse.Namespace) -> Iterator[str]:
+    """The error messages on wrong arguments."""
     unknown = [name for name in args.outputs or () if name not in OUTPUTS]
     if unknown:
-        return (
+        yield (
             f"--outputs: unknown output {', '.join(map(repr, unknown))}. Available:"
             f" {', '.join(OUTPUTS)}."
         )
     if args.every < 1:
-        return f"--every is {args.every}, but must be positive."
+        yield f"--every is {args.every}, but must be positive."
     for name in args.network:
         if name not in list_models():
-            return f"--network: {unknown_model(name)}"
+            yield f"--network: {unknown_model(name)}"
     if args.weights and not args.network:
-        return "--weights needs --network, which names the network that they are of."
+        yield "--weights needs --network, which names the network that they are of."
     named = args.weights in ("", "download", "random")
     if not named and not Path(args.weights).expanduser().exists():
-        return f"--weights: the file {args.weights} does not exist."
+        yield f"--weights: the file {args.weights} does not exist."
     if not named and len(args.network) > 1:
-        return (
+        yield (
             "--weights is one file, but there are several networks; give -p depth_weights:=FILE."
         )
-    return None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -99,8 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "picture": [name for name in args.outputs or PICTURE_OUTPUTS if name != "video"],
         "video": args.outputs or VIDEO_OUTPUTS,
     }
-    if complaint := _complaint(args):
-        return fail("dpt_run", complaint, 2)
+    if mistake := next(_mistakes(args), ""):
+        return fail("dpt_run", mistake, 2)
     from dpt_ros.apps.run.command import run
 
     return run(args)
