@@ -25,8 +25,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from dpt_ros.apps.train.board import Board
-from dpt_ros.apps.train.measure import evaluate, loss_of, weights_of
+from dpt_ros.apps.train.measure import Board, evaluate, loss_of, weights_of
 from dpt_ros.apps.train.networks import set_dropout, starting_network
 from dpt_ros.apps.train.pictures import Augmentation, Batch, Batches, reduced, stream
 from dpt_ros.apps.train.processes import Processes
