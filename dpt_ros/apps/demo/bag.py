@@ -69,13 +69,8 @@ def write_camera_bag(
 def record(
     path: Path, namespace: str, expected: int, playing: Callable[[], bool]
 ) -> dict[int, int]:
-    """Record the node's outputs until all frames have arrived, or 2 s after the end of playing.
-
-    Args:
-        path: of the bag to write.
-        namespace: of the node.
-        expected: number of frames played.
-        playing: whether the player is running.
+    """Record the node's outputs until all ``expected`` frames have arrived, or 2 s after the end
+    of playing.
 
     Returns:
         time.monotonic_ns() of the arrival of each depth image, by its stamp in nanoseconds.

@@ -43,8 +43,7 @@ def run(out: Path, seconds: float, rate: float) -> int:
 
     Args:
         out: folder for the results; files of other programs in it are kept.
-        seconds: of each scene.
-        rate: frames per second of the camera.
+        seconds, rate: of each scene, and of the camera in frames per second.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -14,15 +14,9 @@ from torch import distributed
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among all of a run.
+    """This process among all of a run."""
 
-    Args:
-        rank: its number, from 0; 0 saves, measures and speaks.
-        count: of all.
-        device: its torch device.
-    """
-
-    rank: int
+    rank: int  # from 0; 0 saves, measures and speaks
     count: int
     device: torch.device
 
@@ -46,11 +40,7 @@ class Processes:
 
 @contextmanager
 def processes(device: str) -> Iterator[Processes]:
-    """Join the processes that torchrun started; alone if it did not.
-
-    Args:
-        device: "cpu", or "cuda" for the GPU of this process.
-    """
+    """Join the processes that torchrun started, "cuda" with a GPU each; alone if it did not."""
     count, chosen = int(os.environ.get("WORLD_SIZE", "1")), torch.device(device)
     if count == 1:
         yield Processes(0, 1, chosen)

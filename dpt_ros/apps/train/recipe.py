@@ -32,13 +32,9 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def _option(group: str, default: Any, help: str, must: str = "", **argument: Any) -> Any:
-    """A field of the recipe that is an option of dpt_train.
-
-    Args:
-        group: heading in the help.
-        must: one of ``CONDITIONS``.
-        argument: for ``add_argument``; without a type it is that of the default.
-    """
+    """A field of the recipe that is an option of dpt_train under the heading ``group``; it must
+    fulfil one of ``CONDITIONS``. ``argument`` is for ``add_argument``, where the type is that of
+    the default if none is given."""
     if type(default) in (int, float, str):
         argument.setdefault("type", type(default))
     metadata = {"group": group, "help": help, "must": must, **argument}
@@ -156,17 +152,11 @@ _MAY_CHANGE = ("out", "minutes", "steps", "epochs", "device", "weights", "model"
 
 @dataclass(frozen=True)
 class Preset:
-    """A protocol of the paper.
+    """A protocol of the paper."""
 
-    Args:
-        paper: what the paper specifies, with its section.
-        chosen: what it does not specify, and what was chosen here.
-        values: fields of :class:`Recipe`.
-    """
-
-    paper: str
-    chosen: str
-    values: dict[str, Any]
+    paper: str  # what it specifies, with its section
+    chosen: str  # what it does not specify, and what was chosen here
+    values: dict[str, Any]  # fields of the recipe
 
 
 # fmt: off

@@ -51,10 +51,7 @@ def _interrupted(recipe: Recipe) -> str:
 
 def _open(args: argparse.Namespace) -> tuple[list[Dataset], Dataset]:
     """The training datasets, and the held-out one of the first; worlds are not rendered yet.
-
-    Raises:
-        ValueError, OSError: a folder does not hold what was expected.
-    """
+    Raises ValueError and OSError for a folder that does not hold what was expected."""
     size = {"width": args.width, "height": args.height}
     roots = iter(args.root)
 
@@ -69,12 +66,8 @@ def _open(args: argparse.Namespace) -> tuple[list[Dataset], Dataset]:
 
 
 def _check(args: argparse.Namespace, recipe: Recipe, train: Sequence[Dataset]) -> None:
-    """Check what can be checked before worlds are rendered, which takes many minutes.
-
-    Raises:
-        ValueError, OSError: the checkpoint, the weights, the recipe and the datasets do not go
-            together.
-    """
+    """Check, before worlds are rendered for many minutes, whether checkpoint, weights, recipe and
+    datasets go together. Raises ValueError and OSError if they do not."""
     for source in train:
         check_batch(source.name, len(source), recipe.batch)
     if args.resume:

@@ -113,14 +113,7 @@ def read_checkpoint(recipe: Recipe, device: torch.device) -> dict[str, Any]:
 
 
 class Trainer:
-    """One run.
-
-    Args:
-        recipe: what is trained.
-        args: of dpt_train: how the run goes.
-        train: training datasets.
-        test: held-out dataset.
-        processes: this process among those of the run.
+    """One run, with the arguments of dpt_train, on training datasets and a held-out one.
 
     Raises:
         ValueError: the recipe, the weights and the datasets do not go together.

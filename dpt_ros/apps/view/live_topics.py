@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
@@ -127,19 +126,3 @@ class LiveTopics:
         parts = [f"no publisher on {', '.join(unpublished)}"] if unpublished else []
         parts += [f"no message yet on {', '.join(published)}"] if published else []
         return f"Waiting: {'; '.join(parts)}." if parts else ""
-
-
-def start_node(namespace: str, remaps: Mapping[str, str], ros_args: Iterable[str]) -> Node:
-    """The viewer's node, with the namespace and remaps that the node dpt was started with.
-
-    Args:
-        namespace: of the topics, "" for none.
-        remaps: full names by relative ones.
-        ros_args: more arguments, as after --ros-args.
-
-    Raises:
-        RuntimeError: an argument is not a valid ROS argument or name.
-    """
-    args = ["--ros-args", *(part for pair in remaps.items() for part in ("-r", ":=".join(pair)))]
-    rclpy.init(args=[*args, *ros_args])
-    return Node("dpt_view", namespace=namespace or None)

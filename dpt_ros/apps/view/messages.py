@@ -90,13 +90,7 @@ class CameraMessages:
         }
 
     def show(self, topic: str, msg: Any, recorded_ns: int | None = None) -> None:
-        """Show a message.
-
-        Args:
-            topic: relative name, of ``topics.TOPICS``.
-            msg: of one of the topic's types.
-            recorded_ns: when it was recorded, in a bag.
-        """
+        """Show a message of a topic of ``topics.TOPICS``, in a bag with the time of recording."""
         try:
             if topic == "semantic/label_info":
                 self._scene.classes(class_map(msg))

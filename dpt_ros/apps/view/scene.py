@@ -40,7 +40,6 @@ class CameraScene:
     """Logs the data of one camera.
 
     Args:
-        recording: receives it.
         name: of the camera, for its entities.
         far: depth at the end of the colour map, metres.
         max_points: maximum number of points of one cloud.
@@ -210,13 +209,8 @@ class CameraScene:
         self._recording.log(self._body, transform)
 
     def plot(self, chart: str, series: str, value: float) -> None:
-        """A value over time.
-
-        Args:
-            chart: "rate" (frames per second) or "latency" (milliseconds).
-            series: name of the line.
-            value: in the chart's unit.
-        """
+        """A value over time, of a line of the chart "rate" (frames per second) or "latency"
+        (milliseconds)."""
         entity = f"plots/{self._name}/{chart}/{re.sub('[^A-Za-z0-9]', '_', series)}"
         if entity not in self._series:
             color = _distinct_color(len(self._series))
@@ -226,14 +220,10 @@ class CameraScene:
 
 
 def class_colors(names: Mapping[int, str]) -> np.ndarray:
-    """Colours of classes by their names: those of the class list that has most of the names.
-
-    Args:
-        names: of the class ids, 0 to 255.
+    """Colours of classes by the names of their ids: those of the class list that has most of them.
 
     Returns:
-        (256, 3) uint8 RGB, indexed by class id. A class that is on no list gets a colour by its
-        id.
+        (256, 3) uint8 RGB, indexed by class id; one that is on no list has a colour by its id.
     """
     lists: list[Mapping[str, Sequence[int]]] = [load_groups()[1]]
     for file_name in _LABEL_FILES:
@@ -260,7 +250,6 @@ def blueprint(
     """The layout of the window: a tab per camera.
 
     Args:
-        cameras: names of the cameras.
         kinds: what is shown, of ``topics.KINDS``.
         live: plots show the last minute and time follows the newest frame.
         latency: whether the recording has latencies to plot.

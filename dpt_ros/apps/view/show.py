@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from dpt_ros.apps.progress import print_above
 from dpt_ros.apps.view.bag import Bags, Source, find_sources
-from dpt_ros.apps.view.live_topics import LiveTopics, start_node
+from dpt_ros.apps.view.live_topics import LiveTopics
 from dpt_ros.apps.view.messages import CameraMessages, stamp_ns
 from dpt_ros.apps.view.scene import CameraScene, blueprint
 from dpt_ros.apps.view.topics import (
@@ -131,7 +131,10 @@ def show_live(args: argparse.Namespace, ros_args: Iterable[str]) -> int:
     """
     cameras = [camera.strip("/") for camera in args.camera] or [""]
     recording = _open(args, blueprint([_title(c) for c in cameras], args.only, live=True))
-    node = start_node(args.namespace, _remaps(args), ros_args)
+    # The namespace and remaps that the node dpt was started with.
+    remaps = (part for pair in _remaps(args).items() for part in ("-r", ":=".join(pair)))
+    rclpy.init(args=["--ros-args", *remaps, *ros_args])
+    node = Node("dpt_view", namespace=args.namespace or None)
     live = None
     shown: dict[str, CameraMessages] = {}
     try:
