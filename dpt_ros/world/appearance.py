@@ -12,20 +12,13 @@ from dpt_ros.world.textures import Atlas
 
 
 class Appearance(NamedTuple):
-    """Of every pixel; anything where there is only sky.
+    """Of every pixel; anything where there is only sky."""
 
-    Args:
-        albedo: (H, W, 3) float32, 0..255, the colour of the texture, evenly lit.
-        texture: (H, W) float32, its index in the atlas.
-        normal, ray: three of (H, W) float32 each, world axes; a ray is 1 long along optical Z.
-        depth: (H, W) float32, metres along optical Z; 1 for sky.
-    """
-
-    albedo: np.ndarray
-    texture: np.ndarray
-    normal: list[np.ndarray]
-    ray: list[np.ndarray]
-    depth: np.ndarray
+    albedo: np.ndarray  # (H, W, 3) float32, 0..255, the colour of the texture, evenly lit
+    texture: np.ndarray  # (H, W) float32, its index in the atlas
+    normal: list[np.ndarray]  # three of (H, W) float32, world axes
+    ray: list[np.ndarray]  # the same, 1 long along optical Z
+    depth: np.ndarray  # (H, W) float32, metres along optical Z; 1 for sky
 
 
 def appearance(

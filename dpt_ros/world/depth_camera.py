@@ -44,35 +44,21 @@ _WINDOW = 13  # pixels of the sensor that are matched as one
 
 @dataclass(frozen=True)
 class DepthSensor:
-    """A kind of depth camera.
+    """A kind of depth camera."""
 
-    Args:
-        near, far: metres, its range.
-        columns: pixels across its own image; blur and shifts are in these.
-        baseline: metres to the second imager or the projector, to the right; 0 for none.
-        noise: standard deviation of the inverse depth, 1/m: metres at a distance of 1 m; up to
-            twice as much where the signal is weak.
-        step: of the inverse depth, 1/m; 0 for none.
-        blur: pixels over which depth mixes at an edge; with every measurement an edge shifts as
-            far.
-        projector: strength of its own light: the square of the metres at which a white wall is
-            lost.
-        texture: how far the surface's own texture helps; 0 for other than stereo.
-        sun: how far sunlight weakens its own light.
-        max_incidence: degrees between ray and surface normal, from which on there is no depth.
-    """
-
-    near: float
-    far: float
-    columns: int
-    baseline: float
+    near: float  # metres
+    far: float  # metres
+    columns: int  # pixels across its own image; blur and shifts are in these
+    baseline: float  # metres to the second imager or the projector, to the right; 0 for none
+    # Standard deviation of the inverse depth, 1/m: metres at a distance of 1 m; up to twice as
+    # much where the signal is weak.
     noise: float
-    step: float
-    blur: float
-    projector: float
-    texture: float
-    sun: float
-    max_incidence: float = 83.0
+    step: float  # of the inverse depth, 1/m; 0 for none
+    blur: float  # pixels over which depth mixes at an edge; a measurement shifts an edge as far
+    projector: float  # its own light: the square of the metres at which a white wall is lost
+    texture: float  # how far the surface's own texture helps; 0 for other than stereo
+    sun: float  # how far sunlight weakens its own light
+    max_incidence: float = 83.0  # degrees from the surface normal, from which on depth is lost
 
 
 # Focal length times baseline of 60 degrees across: 734 pixels x 0.05 m, 554 pixels x 0.075 m.

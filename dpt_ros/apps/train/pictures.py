@@ -26,32 +26,20 @@ GREY = 128  # of padding
 
 
 class Batch(NamedTuple):
-    """One step's images and truth.
+    """One step's images and truth."""
 
-    Args:
-        images: (B, 3, H, W) float32, normalised for the network.
-        inverse: (B, H, W) float32 inverse depth, 1/m where the truth is metric, 0 for sky, NaN
-            where unknown.
-        labels: (B, H, W) int64 class indices from 0, -1 where there is no class.
-    """
-
-    images: Tensor
+    images: Tensor  # (B, 3, H, W) float32, normalised for the network
+    # (B, H, W) float32 inverse depth, 1/m where the truth is metric, 0 for sky, NaN where unknown
     inverse: Tensor
-    labels: Tensor
+    labels: Tensor  # (B, H, W) int64 class indices from 0, -1 where there is no class
 
 
 class Picture(NamedTuple):
-    """One image and its ground truth before they are part of a batch.
+    """One image and its ground truth before they are part of a batch."""
 
-    Args:
-        rgb: (H, W, 3) uint8.
-        inverse: (H, W) float32, as in :class:`Batch`.
-        labels: (H, W) uint8, the network's ids from 1, 0 for none.
-    """
-
-    rgb: np.ndarray
-    inverse: np.ndarray
-    labels: np.ndarray
+    rgb: np.ndarray  # (H, W, 3) uint8
+    inverse: np.ndarray  # (H, W) float32, as in a batch
+    labels: np.ndarray  # (H, W) uint8, the network's ids from 1, 0 for none
 
 
 @dataclass(frozen=True)
