@@ -166,11 +166,7 @@ def with_taps(geometry: Geometry, taps: str) -> Geometry:
 
 
 def _with_classes(
-    recipe: Recipe,
-    spec: ModelSpec,
-    base: ModelSpec,
-    sources: Sequence[Dataset],
-    notes: list[str],
+    recipe: Recipe, spec: ModelSpec, base: ModelSpec, sources: Sequence[Dataset], notes: list[str]
 ) -> ModelSpec:
     """Keep the label head if it has every class, else use the dataset's classes."""
     if "labels" not in spec.tasks:

@@ -21,9 +21,7 @@ from dpt_ros.ros.process import keep_large_buffers
 _LARGE = ("Image", "CompressedImage", "PointCloud2")
 _QUEUE = 200  # small messages, a second or so of odometry
 _LATCHED = QoSProfile(
-    depth=1,
-    reliability=ReliabilityPolicy.RELIABLE,
-    durability=DurabilityPolicy.TRANSIENT_LOCAL,
+    depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
 )
 _BEST_EFFORT = QoSProfile(depth=20, reliability=ReliabilityPolicy.BEST_EFFORT)
 

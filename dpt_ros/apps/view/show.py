@@ -241,9 +241,7 @@ def _open(args: argparse.Namespace, layout: rr.blueprint.Blueprint) -> rr.Record
     elif args.web:
         _check_free(args.web_port, args.grpc_port)
         address = recording.serve_grpc(
-            grpc_port=args.grpc_port,
-            default_blueprint=layout,
-            server_memory_limit=args.memory,
+            grpc_port=args.grpc_port, default_blueprint=layout, server_memory_limit=args.memory
         )
         rr.serve_web_viewer(web_port=args.web_port, open_browser=False, connect_to=address)
         where = f"http://localhost:{args.web_port}/?url={address.replace('+', '%2B')}"
