@@ -56,16 +56,17 @@ class BagError(Exception):
 
 
 class Once:
-    """Passes each message on the first time; it may have texts of the bag in it."""
+    """Passes each message on the first time, as one line: it may have texts of a bag in it."""
 
-    def __init__(self, warn: Callable[[str], None]) -> None:
-        self._warn = warn
+    def __init__(self, take: Callable[[str], object], most: int = sys.maxsize) -> None:
+        self._take, self._most = take, most
         self._known: set[str] = set()
 
     def __call__(self, message: str) -> None:
-        if (message := one_line(message)) not in self._known:
+        message = one_line(message)
+        if message not in self._known and len(self._known) < self._most:
             self._known.add(message)
-            self._warn(message)
+            self._take(message)
 
 
 class BagReader:

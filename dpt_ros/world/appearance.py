@@ -7,25 +7,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dpt_ros.world.geometry import Buffer, Rays, RectangleTable, round_hits
+from dpt_ros.world.geometry import Buffer, Rays, RectangleTable, reciprocal, round_hits
 from dpt_ros.world.textures import Atlas
 
 
 class Appearance(NamedTuple):
-    """Of every pixel; anything where there is only sky.
+    """Of every pixel; anything where there is only sky."""
 
-    Args:
-        albedo: (H, W, 3) float32, 0..255, the colour of the texture, evenly lit.
-        texture: (H, W) float32, its index in the atlas.
-        normal, ray: three of (H, W) float32 each, world axes; a ray is 1 long along optical Z.
-        depth: (H, W) float32, metres along optical Z; 1 for sky.
-    """
-
-    albedo: np.ndarray
-    texture: np.ndarray
-    normal: list[np.ndarray]
-    ray: list[np.ndarray]
-    depth: np.ndarray
+    albedo: np.ndarray  # (H, W, 3) float32, 0..255, the colour of the texture, evenly lit
+    texture: np.ndarray  # (H, W) float32, its index in the atlas
+    normal: list[np.ndarray]  # three of (H, W) float32, world axes
+    ray: list[np.ndarray]  # the same, 1 long along optical Z
+    depth: np.ndarray  # (H, W) float32, metres along optical Z; 1 for sky
 
 
 def appearance(
@@ -39,8 +32,7 @@ def appearance(
         now: from ``draw``.
         dither: (H, W) float32, 0..1; spreads the steps between a texture's sizes.
     """
-    depth = np.ones_like(now.inverse)
-    np.divide(1.0, now.inverse, out=depth, where=now.inverse > 0)
+    depth = reciprocal(now.inverse, 1.0)
     first = len(table.label)
     rect = np.where((now.index >= 0) & (now.index < first), now.index, 0).astype(np.intp)
     # one gather per pixel: two linear forms per tile, texture, tint, normal, tile

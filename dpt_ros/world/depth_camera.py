@@ -33,7 +33,7 @@ from dpt_ros.engine.frame import CameraModel
 from dpt_ros.engine.scale.anchors import finite_transform
 from dpt_ros.world import classes
 from dpt_ros.world.appearance import Appearance, appearance
-from dpt_ros.world.geometry import Buffer, Pose, Rays, draw
+from dpt_ros.world.geometry import Buffer, Pose, Rays, draw, reciprocal
 from dpt_ros.world.world import World
 
 _LARGEST_MM = 65_535
@@ -44,35 +44,21 @@ _WINDOW = 13  # pixels of the sensor that are matched as one
 
 @dataclass(frozen=True)
 class DepthSensor:
-    """A kind of depth camera.
+    """A kind of depth camera."""
 
-    Args:
-        near, far: metres, its range.
-        columns: pixels across its own image; blur and shifts are in these.
-        baseline: metres to the second imager or the projector, to the right; 0 for none.
-        noise: standard deviation of the inverse depth, 1/m: metres at a distance of 1 m; up to
-            twice as much where the signal is weak.
-        step: of the inverse depth, 1/m; 0 for none.
-        blur: pixels over which depth mixes at an edge; with every measurement an edge shifts as
-            far.
-        projector: strength of its own light: the square of the metres at which a white wall is
-            lost.
-        texture: how far the surface's own texture helps; 0 for other than stereo.
-        sun: how far sunlight weakens its own light.
-        max_incidence: degrees between ray and surface normal, from which on there is no depth.
-    """
-
-    near: float
-    far: float
-    columns: int
-    baseline: float
+    near: float  # metres
+    far: float  # metres
+    columns: int  # pixels across its own image; blur and shifts are in these
+    baseline: float  # metres to the second imager or the projector, to the right; 0 for none
+    # Standard deviation of the inverse depth, 1/m: metres at a distance of 1 m; up to twice as
+    # much where the signal is weak.
     noise: float
-    step: float
-    blur: float
-    projector: float
-    texture: float
-    sun: float
-    max_incidence: float = 83.0
+    step: float  # of the inverse depth, 1/m; 0 for none
+    blur: float  # pixels over which depth mixes at an edge; a measurement shifts an edge as far
+    projector: float  # its own light: the square of the metres at which a white wall is lost
+    texture: float  # how far the surface's own texture helps; 0 for other than stereo
+    sun: float  # how far sunlight weakens its own light
+    max_incidence: float = 83.0  # degrees from the surface normal, from which on depth is lost
 
 
 # Focal length times baseline of 60 degrees across: 734 pixels x 0.05 m, 554 pixels x 0.075 m.
@@ -156,8 +142,6 @@ class DepthCamera:
         odom_from_sensor = world.scene.drive.pose(seconds).matrix() @ self.camera_from_sensor
         pose = Pose(odom_from_sensor[:3, 3], odom_from_sensor[:3, :3])
         seen = draw(self._rays, pose, self._table, world.scene.rounds_at(seconds))
-        truth = np.full_like(seen.inverse, np.inf)
-        np.divide(1.0, seen.inverse, out=truth, where=seen.inverse > 0)
 
         always, now = (np.random.default_rng([*self._seed, k]) for k in (0, i + 1))
         margin = np.log(np.maximum(self._signal(seen), 1e-6))
@@ -178,9 +162,8 @@ class DepthCamera:
         if sensor.step:
             mixed = np.rint(mixed / sensor.step) * np.float32(sensor.step)
         valid = ~lost & (mixed >= 1 / sensor.far) & (mixed <= 1 / sensor.near)
-        depth = np.full_like(mixed, np.nan)
-        np.divide(1.0, mixed, out=depth, where=valid)
-        stamp = round(i * 1e9 / world.fps)
+        depth = reciprocal(np.where(valid, mixed, np.float32(0)), np.nan)
+        truth, stamp = reciprocal(seen.inverse, np.inf), round(i * 1e9 / world.fps)
         return DepthImage(depth, truth, self.camera, self.camera_from_sensor, stamp)
 
     def _clouds(self, rng: np.random.Generator, pixels: float) -> np.ndarray:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -18,6 +19,7 @@ from dpt_ros.world.motion import Drive, Walker
 
 Span = tuple[float, float]
 Maker = Callable[..., np.ndarray]
+T = TypeVar("T")
 
 _MAP_CELL = 0.08  # metres of floor per texel of the shadow map
 
@@ -31,37 +33,8 @@ class Light:
     reach: float
 
 
-@dataclass
 class Scene:
-    """The contents of a world; ``half`` is half its size on the ground, metres; ``sky`` is the
-    colour of zenith and horizon, None indoors."""
-
-    half: tuple[float, float]
-    rectangles: Rectangles
-    rounds: list[Round]
-    walkers: list[Walker]
-    lights: list[Light]
-    ambient: float
-    drive: Drive
-    atlas: tx.Atlas
-    shadow: np.ndarray
-    sky: tuple[tx.Rgb, tx.Rgb] | None
-    height: float
-
-    def rounds_at(self, seconds: float) -> list[Round]:
-        """The static rounds and the parts of the walkers at a time."""
-        parts = (walker.parts(seconds, k) for k, walker in enumerate(self.walkers))
-        return [*self.rounds, *chain.from_iterable(parts)]
-
-    def shadow_at(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """The light that reaches the ground at (x, y), metres: (H, W) float32, 0..1."""
-        u = ((x + self.half[0]) / _MAP_CELL - 0.5).astype(np.float32)
-        v = ((y + self.half[1]) / _MAP_CELL - 0.5).astype(np.float32)
-        return cv2.remap(self.shadow, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-
-
-class Builder:
-    """Builds a scene from parts that do not overlap.
+    """The contents of a world, built from parts that do not overlap.
 
     Args:
         half: half the size on the ground, metres.
@@ -80,6 +53,26 @@ class Builder:
         self.drive = Drive(curve, rng, shake)
         self.taken: list[tuple[np.ndarray, float]] = []
         self.footprints: list[tuple[np.ndarray, float]] = []
+
+    def finish(
+        self, lights: list[Light], ambient: float, sky: tuple[tx.Rgb, tx.Rgb] | None, height: float
+    ) -> Scene:
+        """Light the scene, once all is in it; ``sky`` is the colour of zenith and horizon, None
+        indoors; of a scene with a sky the first light is the sun."""
+        self.lights, self.ambient, self.sky, self.height = lights, ambient, sky, height
+        self.shadow = self._shadow(lights[0] if sky is not None else None)
+        return self
+
+    def rounds_at(self, seconds: float) -> list[Round]:
+        """The static rounds and the parts of the walkers at a time."""
+        parts = (walker.parts(seconds, k) for k, walker in enumerate(self.walkers))
+        return [*self.rounds, *chain.from_iterable(parts)]
+
+    def shadow_at(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """The light that reaches the ground at (x, y), metres: (H, W) float32, 0..1."""
+        u = ((x + self.half[0]) / _MAP_CELL - 0.5).astype(np.float32)
+        v = ((y + self.half[1]) / _MAP_CELL - 0.5).astype(np.float32)
+        return cv2.remap(self.shadow, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
     def free(self, xy: np.ndarray, radius: float, clearance: float = 0.5) -> bool:
         """Whether a disc is ``clearance`` away from the camera's path and off all other things."""
@@ -107,6 +100,9 @@ class Builder:
                 return xy
         return None
 
+    def _pick(self, choices: Sequence[T]) -> T:
+        return choices[int(self.rng.integers(len(choices)))]
+
     def texture(
         self,
         makers: Sequence[Maker],
@@ -118,8 +114,7 @@ class Builder:
     ) -> Surface:
         """A surface of one of these textures in a colour from these ranges; ``tile``: metres of a
         period, 0 for the whole rectangle."""
-        maker = makers[int(self.rng.integers(len(makers)))]
-        index = self.atlas.add(maker, self.rng, tx.color(self.rng, hue, sat, val))
+        index = self.atlas.add(self._pick(makers), self.rng, tx.color(self.rng, hue, sat, val))
         return Surface(label, index, (tile, tile))
 
     def enclosure(self, height: float, surface: Surface, skirting: Surface | None) -> None:
@@ -172,9 +167,9 @@ class Builder:
                 used.append((is_door, side, along))
                 if is_door:
                     size = width, rng.uniform(2.0, 2.15)
-                    self.on_wall(side, along, 0.0, size, looks[int(rng.integers(3))])
+                    self.on_wall(side, along, 0.0, size, self._pick(looks))
                 else:
-                    look = posters[int(rng.integers(3))]
+                    look = self._pick(posters)
                     bottom = rng.uniform(1.0, 1.4)
                     self.on_wall(side, along, bottom, (width, rng.uniform(0.4, 0.8)), look)
 
@@ -191,7 +186,7 @@ class Builder:
             xy = self.spot(float(np.hypot(size[0], size[1])) / 2, hug=0.4)
             if xy is None:
                 continue
-            look = looks[int(rng.integers(len(looks)))]
+            look = self._pick(looks)
             tone = float(rng.uniform(0.8, 1.15))
             look = Surface(BOX, look.texture, look.tile, (tone, tone, tone))
             yaw = rng.uniform(0, np.pi)
@@ -266,26 +261,21 @@ class Builder:
 
     @cached_property
     def _wardrobe(self) -> dict[str, list[Surface]]:
-        def looks(
-            count: int, makers: Sequence[Maker], hue: Span, sat: Span, val: Span, tile: float
-        ) -> list[Surface]:
-            return [self.texture(makers, hue, sat, val, tile, PERSON) for _ in range(count)]
-
         cloth, denim, even = [tx.plain, tx.stripes, tx.speckle], [tx.plain, tx.speckle], [tx.plain]
+        looks: dict[str, Any] = {
+            "shirt": (3, cloth, (0, 1), (0.1, 0.9), (0.15, 0.9), 0.4),
+            "trousers": (2, denim, (0.5, 0.75), (0.1, 0.6), (0.1, 0.5), 0.5),
+            "skin": (2, even, (0.04, 0.08), (0.3, 0.55), (0.35, 0.9), 0.5),
+            "hair": (1, even, (0.03, 0.12), (0.2, 0.7), (0.06, 0.4), 0.2),
+        }
         return {
-            "shirt": looks(3, cloth, (0, 1), (0.1, 0.9), (0.15, 0.9), 0.4),
-            "trousers": looks(2, denim, (0.5, 0.75), (0.1, 0.6), (0.1, 0.5), 0.5),
-            "skin": looks(2, even, (0.04, 0.08), (0.3, 0.55), (0.35, 0.9), 0.5),
-            "hair": looks(1, even, (0.03, 0.12), (0.2, 0.7), (0.06, 0.4), 0.2),
+            name: [self.texture(makers, hue, sat, val, tile, PERSON) for _ in range(count)]
+            for name, (count, makers, hue, sat, val, tile) in looks.items()
         }
 
     def _person(self, center: tuple[float, float], radii: tuple[float, float]) -> Walker:
         rng = self.rng
         wardrobe = self._wardrobe
-
-        def pick(looks: list[Surface]) -> Surface:
-            return looks[int(rng.integers(len(looks)))]
-
         return Walker(
             center,
             radii,
@@ -294,20 +284,11 @@ class Builder:
             float(rng.uniform(0, 2 * np.pi)),
             float(rng.normal(1.72, 0.08)),
             float(rng.uniform(0.95, 1.2)),
-            pick(wardrobe["skin"]),
+            self._pick(wardrobe["skin"]),
             wardrobe["hair"][0],
-            pick(wardrobe["shirt"]),
-            pick(wardrobe["trousers"]),
+            self._pick(wardrobe["shirt"]),
+            self._pick(wardrobe["trousers"]),
         )
-
-    def scene(
-        self, lights: list[Light], ambient: float, sky: tuple[tx.Rgb, tx.Rgb] | None, height: float
-    ) -> Scene:
-        """The finished scene; the first light is the sun where there is a sky."""
-        return Scene(
-            self.half, self.rectangles, self.rounds, self.walkers, lights, ambient, self.drive,
-            self.atlas, self._shadow(lights[0] if sky is not None else None), sky, height,
-        )  # fmt: skip
 
     def _shadow(self, sun: Light | None) -> np.ndarray:
         """The ground's shadow map: dark under everything, and cast shadows if there is a sun."""

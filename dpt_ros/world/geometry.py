@@ -21,20 +21,13 @@ Box = tuple[int, int, int, int]  # pixels x0, x1, y0, y1
 
 @dataclass(frozen=True)
 class Surface:
-    """Appearance and class of an object.
+    """Appearance and class of an object."""
 
-    Args:
-        label: class id.
-        texture: index into the world's Atlas.
-        tile: (width, height) in metres of one period of the texture; 0 stretches it once over the
-            whole rectangle.
-        tint: multiplies the texture's colour.
-    """
-
-    label: int
-    texture: int
+    label: int  # class id
+    texture: int  # index into the world's Atlas
+    # Width and height of one period of the texture, metres; 0 stretches it over the rectangle.
     tile: tuple[float, float] = (0.0, 0.0)
-    tint: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    tint: tuple[float, float, float] = (1.0, 1.0, 1.0)  # multiplies the texture's colour
 
 
 @dataclass
@@ -107,20 +100,13 @@ class RectangleTable:
 @dataclass(frozen=True)
 class Round:
     """An ellipsoid, or the side of a cylinder: the unit sphere or unit tube under ``axes`` and
-    ``center``.
+    ``center``."""
 
-    Args:
-        center: (3,) metres.
-        axes: (3, 3), its columns are the half axes in metres; a tube's own axis is the third.
-        tube: True for a cylinder's side, False for an ellipsoid.
-        walker: index of the walker it belongs to, -1 for static objects.
-    """
-
-    center: np.ndarray
-    axes: np.ndarray
-    tube: bool
+    center: np.ndarray  # (3,) metres
+    axes: np.ndarray  # (3, 3), its columns are the half axes, metres; the third is a tube's own
+    tube: bool  # a cylinder's side, else an ellipsoid
     surface: Surface
-    walker: int = -1
+    walker: int = -1  # index of the walker it belongs to, -1 for static objects
 
 
 @dataclass(frozen=True)
@@ -182,22 +168,21 @@ _CUBE = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)],
 
 @dataclass(frozen=True)
 class Buffer:
-    """The z-buffer of an image.
-
-    Args:
-        inverse: (H, W) float32 inverse depth, 1/m; 0 where no surface is hit.
-        index: (H, W) int16 of the surface: the N rectangles, then the rounds; -1 for none.
-        rect_uv: (N, 2, 3) linear forms; form / inverse depth is the coordinate on the rectangle in
-            metres.
-        round_box: the pixels of every round, None where it is out of sight.
-    """
+    """The z-buffer of an image."""
 
     pose: Pose
-    inverse: np.ndarray
-    index: np.ndarray
-    rect_uv: np.ndarray
+    inverse: np.ndarray  # (H, W) float32 inverse depth, 1/m; 0 where no surface is hit
+    index: np.ndarray  # (H, W) int16 of the surface: N rectangles, then rounds; -1 for none
+    rect_uv: np.ndarray  # (N, 2, 3) forms; over inverse depth: metres along the rectangle's edges
     rounds: list[Round]
-    round_box: list[Box | None]
+    round_box: list[Box | None]  # the pixels of every round, None where it is out of sight
+
+
+def reciprocal(inverse: np.ndarray, otherwise: float) -> np.ndarray:
+    """Depth from inverse depth of any shape, ``otherwise`` where it is not positive."""
+    depth = np.full_like(inverse, otherwise)
+    np.divide(1.0, inverse, out=depth, where=inverse > 0)
+    return depth
 
 
 def _round_rays(rays: Rays, pose: Pose, part: Round, box: Box) -> tuple[np.ndarray, np.ndarray]:

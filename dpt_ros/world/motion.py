@@ -81,23 +81,15 @@ def look(position: np.ndarray, yaw: float, pitch: float, roll: float = 0.0) -> P
 
 @dataclass(frozen=True)
 class Walker:
-    """A person walking on an ellipse; made of ellipsoids and tubes that swing with the steps.
+    """A person walking on an ellipse; made of ellipsoids and tubes that swing with the steps."""
 
-    Args:
-        center, radii: the ellipse, metres; ``turn`` its orientation, radians.
-        speed: metres per second along it (on average), negative for the other direction.
-        phase: place on the ellipse at time 0, radians.
-        height: metres.
-        build: width relative to the height.
-    """
-
-    center: tuple[float, float]
+    center: tuple[float, float]  # of the ellipse, metres
     radii: tuple[float, float]
-    turn: float
-    speed: float
-    phase: float
-    height: float
-    build: float
+    turn: float  # of the ellipse, radians
+    speed: float  # metres per second along it (on average), negative for the other direction
+    phase: float  # place on the ellipse at time 0, radians
+    height: float  # metres
+    build: float  # width relative to the height
     skin: Surface
     hair: Surface
     shirt: Surface

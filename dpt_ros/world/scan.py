@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dpt_ros.engine.frame import CameraModel
-from dpt_ros.world.geometry import Pose, Rays, draw
+from dpt_ros.world.geometry import Pose, Rays, draw, reciprocal
 from dpt_ros.world.world import World
 
 _BEAMS = 720  # over the full circle
@@ -97,18 +97,11 @@ class Scanner:
         column = np.rint(_QUARTER / 2 * (1 + np.tan(within - np.pi / 4)) - 0.5)
         column = np.clip(column, 0, _QUARTER - 1)
         at = (np.minimum(part, 3) * _QUARTER + column).astype(np.intp)
-        inverse = circle[at].astype(np.float64)
-        ranges = np.full(_BEAMS, np.inf)
-        np.divide(1.0, inverse, out=ranges, where=inverse > 0)
+        ranges = reciprocal(circle[at].astype(np.float64), np.inf)
         rng = np.random.default_rng([world.seed, 7, i])
         ranges += self._noise * rng.standard_normal(_BEAMS)
-        within_range = (ranges >= _RANGE_MIN) & (ranges <= self._range_max)
-        return Scan(
-            np.where(within_range, ranges, np.inf).astype(np.float32),
-            -np.pi,
-            step,
-            _RANGE_MIN,
-            self._range_max,
-            self.camera_from_sensor,
-            round(i * 1e9 / world.fps),
-        )
+        limits = _RANGE_MIN, self._range_max
+        within_range = (ranges >= limits[0]) & (ranges <= limits[1])
+        ranges = np.where(within_range, ranges, np.inf).astype(np.float32)
+        stamp = round(i * 1e9 / world.fps)
+        return Scan(ranges, -np.pi, step, *limits, self.camera_from_sensor, stamp)

@@ -7,7 +7,7 @@ import numpy as np
 
 from dpt_ros.world import textures as tx
 from dpt_ros.world.classes import CEILING, FLOOR, GRASS, KINDS
-from dpt_ros.world.furniture import Builder, Light, Scene, footprint
+from dpt_ros.world.furniture import Light, Scene, footprint
 from dpt_ros.world.geometry import Surface
 
 
@@ -22,12 +22,12 @@ def _loop(rng: np.random.Generator, ax: float, ay: float, weave: float = 0.12) -
     return curve if rng.random() < 0.5 else curve[::-1]
 
 
-def _ground(b: Builder, surface: Surface) -> None:
+def _ground(b: Scene, surface: Surface) -> None:
     hx, hy = b.half
     b.rectangles.add([-hx, -hy, 0], [2 * hx, 0, 0], [0, 2 * hy, 0], surface)
 
 
-def _indoor_shell(b: Builder, height: float) -> None:
+def _indoor_shell(b: Scene, height: float) -> None:
     floors = [tx.planks, tx.tiles, tx.concrete, tx.speckle]
     floor = b.texture(floors, (0.02, 0.16), (0.05, 0.5), (0.3, 0.8), 1.6, FLOOR)
     walls = [tx.plain, tx.plain, tx.stripes, tx.brick, tx.concrete]
@@ -43,7 +43,7 @@ def _indoor_shell(b: Builder, height: float) -> None:
 def _room(rng: np.random.Generator, shake: float) -> Scene:
     half = (float(rng.uniform(2.3, 6.0)), float(rng.uniform(2.0, 4.5)))
     ax, ay = (max(0.55, h - rng.uniform(1.3, 2.0)) for h in half)
-    b = Builder(half, _loop(rng, ax, ay), rng, shake)
+    b = Scene(half, _loop(rng, ax, ay), rng, shake)
     height = float(rng.uniform(2.4, 3.2))
     _indoor_shell(b, height)
     area = half[0] * half[1]
@@ -56,12 +56,12 @@ def _room(rng: np.random.Generator, shake: float) -> Scene:
     for _ in range(int(rng.integers(1, 3))):
         place = np.array([*(rng.uniform(-0.6, 0.6, 2) * half), height - 0.15])
         lamps.append(Light(place, rng.uniform(0.5, 1.0), rng.uniform(2.5, 5.0)))
-    return b.scene(lamps, float(rng.uniform(0.2, 0.5)), None, height)
+    return b.finish(lamps, float(rng.uniform(0.2, 0.5)), None, height)
 
 
 def _corridor(rng: np.random.Generator, shake: float) -> Scene:
     half = (float(rng.uniform(5.0, 12.5)), float(rng.uniform(1.2, 2.0)))
-    b = Builder(half, _loop(rng, half[0] - 1.4, rng.uniform(0.12, 0.35), 0.25), rng, shake)
+    b = Scene(half, _loop(rng, half[0] - 1.4, rng.uniform(0.12, 0.35), 0.25), rng, shake)
     height = float(rng.uniform(2.3, 3.0))
     _indoor_shell(b, height)
     b.people(int(rng.integers(1, 5)))
@@ -73,13 +73,13 @@ def _corridor(rng: np.random.Generator, shake: float) -> Scene:
     for x in (-0.6, 0.0, 0.6) if half[0] > 8 else (-0.5, 0.5):
         place = np.array([x * half[0], 0.0, height - 0.1])
         lamps.append(Light(place, rng.uniform(0.5, 0.9), rng.uniform(2.5, 4.0)))
-    return b.scene(lamps, float(rng.uniform(0.2, 0.45)), None, height)
+    return b.finish(lamps, float(rng.uniform(0.2, 0.45)), None, height)
 
 
 def _yard(rng: np.random.Generator, shake: float) -> Scene:
     half = (float(rng.uniform(6.0, 19.0)), float(rng.uniform(5.5, 16.0)))
     ax, ay = (h - rng.uniform(2.0, 5.0) for h in half)
-    b = Builder(half, _loop(rng, ax, ay, 0.2), rng, shake)
+    b = Scene(half, _loop(rng, ax, ay, 0.2), rng, shake)
     lawn = b.texture([tx.grass], (0.2, 0.33), (0.4, 0.75), (0.35, 0.7), 1.5, GRASS)
     _ground(b, lawn)
     walls = [tx.brick, tx.concrete, tx.planks, tx.plain]
@@ -115,7 +115,7 @@ def _yard(rng: np.random.Generator, shake: float) -> Scene:
         tx.color(rng, (0.54, 0.62), (0.2, 0.7), (0.7, 1.0)),
         tx.color(rng, (0.52, 0.62), (0.0, 0.2), (0.85, 1.0)),
     )
-    return b.scene([sun], float(rng.uniform(0.45, 0.7)), sky, height)
+    return b.finish([sun], float(rng.uniform(0.45, 0.7)), sky, height)
 
 
 _BUILDERS = dict(zip(KINDS, (_room, _corridor, _yard), strict=True))

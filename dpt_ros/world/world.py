@@ -12,7 +12,7 @@ import numpy as np
 from dpt_ros.engine.frame import CameraModel
 from dpt_ros.world import classes, scenes
 from dpt_ros.world.appearance import appearance
-from dpt_ros.world.geometry import Buffer, Rays, draw, round_hits
+from dpt_ros.world.geometry import Buffer, Rays, draw, reciprocal, round_hits
 from dpt_ros.world.textures import fractal
 
 _FOV = np.radians(60.0)  # horizontal field of view
@@ -127,17 +127,10 @@ class World:
         before = self._buffer(i - 1)
         now = self._buffer(i)
         self._last = (i, now)
-        inverse, index = now.inverse, now.index
-        first = len(self._table.label)
-        of_surface = [
-            *self._table.label,
-            *(part.surface.label for part in now.rounds),
-            classes.SKY,
-        ]
-        labels = np.array(of_surface, np.uint8)[index]
-        depth = np.full_like(inverse, np.inf)
-        np.divide(1.0, inverse, out=depth, where=inverse > 0)
-        flow, before_inverse, movers = self._flow(now, before, first)
+        rounds = [part.surface.label for part in now.rounds]
+        labels = np.array([*self._table.label, *rounds, classes.SKY], np.uint8)[now.index]
+        depth = reciprocal(now.inverse, np.inf)
+        flow, before_inverse, movers = self._flow(now, before, len(self._table.label))
         valid = self._visible(flow, before_inverse, now, before) & (i > 0)
         rng = np.random.default_rng([self.seed, classes.KINDS.index(self.kind), 2, i])
         rgb = self._expose(self._shade(now, labels, i), flow, i, rng)

@@ -41,15 +41,15 @@ def test_a_new_set_of_classes_gets_a_new_head_that_the_node_runs(
     recipe = Recipe(
         tmp_path, weights=str(tmp_path / "depth.safetensors"), train="both", auxiliary=0.2
     )
-    start = starting_network(recipe, [shapes])
-    assert start.names == ("round", "square")
-    assert any("label head is new: 2 classes" in note for note in start.notes)
-    assert any("label_head.conv" in note and "depth" not in note for note in start.notes)
-    assert torch.equal(start.model.depth_head.conv1.weight, model.depth_head.conv1.weight)
-    assert start.model.auxiliary_head is not None
+    start, notes = starting_network(recipe, [shapes])
+    assert class_names(start.spec.class_names) == ("round", "square")
+    assert any("label head is new: 2 classes" in note for note in notes)
+    assert any("label_head.conv" in note and "depth" not in note for note in notes)
+    assert torch.equal(start.depth_head.conv1.weight, model.depth_head.conv1.weight)
+    assert start.auxiliary_head is not None
 
     file = tmp_path / "both.safetensors"
-    save_checkpoint(start.model, file)
+    save_checkpoint(start, file)
     (tmp_path / "classes.json").unlink()  # the file is enough
     settings = Settings(
         depth_network=EMBEDDED_NAME,
@@ -141,11 +141,11 @@ def test_a_relative_network_becomes_metric_by_the_average_alignment(
     truth = Scaled()
     assert min(sample.inverse.min() for sample in truth) > 0.05
     recipe = Recipe(tmp_path, weights=str(tmp_path / "relative.safetensors"), metric=True)
-    start = starting_network(recipe, [truth])
-    assert start.model.spec.invert
-    assert start.model.depth_head.scale == start.model.spec.scale == pytest.approx(scale, rel=0.05)
-    assert start.model.spec.shift == pytest.approx(max(shift, 1 / 50), rel=0.05)
-    depth = predict_image(start.model, truth[0].rgb)["depth"]
+    start, _ = starting_network(recipe, [truth])
+    assert start.spec.invert
+    assert start.depth_head.scale == start.spec.scale == pytest.approx(scale, rel=0.05)
+    assert start.spec.shift == pytest.approx(max(shift, 1 / 50), rel=0.05)
+    depth = predict_image(start, truth[0].rgb)["depth"]
     assert np.median(np.abs(depth / truth[0].depth - 1)) < 0.03
     with pytest.raises(ValueError, match="no depth in metres"):
         starting_network(replace(recipe, model=EMBEDDED_NAME), [Shapes(metric=False)])
@@ -163,7 +163,7 @@ def test_the_networks_of_the_ablations_are_exported_and_run(
     tmp_path: Path, more: dict[str, str], taps: tuple, readout: str
 ) -> None:
     world = frames(2, 48, 64)
-    model = starting_network(Recipe(tmp_path, train="depth", **more), [world]).model
+    model, _ = starting_network(Recipe(tmp_path, train="depth", **more), [world])
     assert (model.spec.geometry.stage_taps, model.spec.geometry.block_taps) == taps
     file = tmp_path / "ablation.safetensors"
     save_checkpoint(model, file, torch.float32)

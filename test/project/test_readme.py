@@ -23,7 +23,7 @@ import yaml
 from helpers.places import ROOT as REPO
 
 from dpt_ros.apps import train
-from dpt_ros.apps.demo.bag import Scene, write_camera_bag
+from dpt_ros.apps.demo.bag import write_camera_bag
 from dpt_ros.engine.settings import Settings, parameter_name
 
 PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").glob("*.md"))]
@@ -175,7 +175,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the checkout's docs and a camera's bag where the demo leaves one."""
     folder = tmp_path_factory.mktemp("checkout")
     (folder / "docs").symlink_to(REPO / "docs")
-    write_camera_bag(folder / "demo_out" / "camera", [Scene("room", 9001)], 2, 10.0)
+    write_camera_bag(folder / "demo_out" / "camera", [("room", 9001)], 2, 10.0)
     return folder
 
 

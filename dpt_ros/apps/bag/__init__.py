@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from dpt_ros.apps.command_line import add_parameters, fail, new_parser
 from dpt_ros.bag import ALL_OUTPUTS, MAPS, STORAGES
-from dpt_ros.version import add_version
 
 EXAMPLES = """examples:
   one bag:
@@ -32,15 +31,13 @@ exit codes: 0 done; 1 failed; 2 wrong arguments; 3 done, but parts of the input 
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="dpt_bag",
-        usage="dpt_bag IN OUT [options]\n       dpt_bag IN [IN ...] --out-dir FOLDER [options]",
-        description="Run depth and labels over recorded bags (rosbag2: mcap, sqlite3) and write"
+    parser = new_parser(
+        "dpt_bag",
+        "Run depth and labels over recorded bags (rosbag2: mcap, sqlite3) and write"
         " what the node would publish, with the stamps of the images, into new bags.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        EXAMPLES,
+        "dpt_bag IN OUT [options]\n       dpt_bag IN [IN ...] --out-dir FOLDER [options]",
     )
-    add_version(parser)
     add = parser.add_argument
     add("paths", nargs="+", metavar="PATH",
         help="bags, folders of bags or patterns; the last one is the bag to write, unless there is"
@@ -55,9 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--anchors", action="append", default=[], metavar="TOPIC",
         help="LaserScan, PointCloud2 or depth Image that gives metres (default: /anchors/scan,"
         " /anchors/points, /anchors/depth)")  # fmt: skip
-    add("--params", type=Path, metavar="FILE", help="the node's parameter file")
-    add("-p", dest="given", action="append", default=[], metavar="NAME:=VALUE",
-        help="a parameter of the node, see docs/topics.md")  # fmt: skip
+    add_parameters(parser)
     add("--outputs", type=lambda text: text.split(","), default=list(MAPS), metavar="TOPIC,...",
         help=f"what to write: all, or some of {', '.join(ALL_OUTPUTS)}, with commas between"
         " (default: all but the colours and points)")  # fmt: skip
@@ -77,37 +72,30 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _complaint(args: argparse.Namespace) -> str | None:
-    """The error message on wrong arguments, None if they are right."""
+def _mistakes(args: argparse.Namespace) -> Iterator[str]:
+    """The error messages on wrong arguments."""
     if args.out_dir is None and len(args.paths) != 2:
-        return "Give one bag to read and one to write, or several bags and --out-dir."
+        yield "Give one bag to read and one to write, or several bags and --out-dir."
     for name in ("cpus", "file_frames"):
         if (value := getattr(args, name)) is not None and value < (name == "cpus"):
-            return f"--{name.replace('_', '-')} is {value}, but must be positive."
+            yield f"--{name.replace('_', '-')} is {value}, but must be positive."
     if (args.cpus or args.ray_address) and not args.ray:
-        return "--cpus and --ray-address need --ray."
+        yield "--cpus and --ray-address need --ray."
     unknown = [name for name in args.outputs if name not in (*ALL_OUTPUTS, "all")]
     if unknown:
-        return (
+        yield (
             f"--outputs: unknown output {', '.join(map(repr, unknown))}. Available:"
             f" {', '.join(ALL_OUTPUTS)}, all."
         )
     if args.ray and find_spec("ray") is None:
-        return "--ray: Ray is not installed: pip install ray."
-    return None
+        yield "--ray: Ray is not installed: pip install ray."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``dpt_bag``. Returns the exit code."""
     args = _parser().parse_args(argv)
-    complaint = _complaint(args)
-    if complaint is not None:
-        print(f"dpt_bag: {complaint}", file=sys.stderr)
-        return 2
+    if mistake := next(_mistakes(args), ""):
+        return fail("dpt_bag", mistake, 2)
     from dpt_ros.apps.bag.command import run
 
     return run(args)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

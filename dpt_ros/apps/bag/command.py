@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import argparse
 import glob
-import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from dpt_ros.apps.command_line import fail
 from dpt_ros.apps.progress import print_above, progress_bar
 from dpt_ros.bag import ALL_OUTPUTS
 from dpt_ros.bag.files import is_bag, other_kind
@@ -26,14 +25,7 @@ from dpt_ros.engine.parameter_file import read_settings
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert bags.
-
-    Args:
-        args: of ``dpt_bag``.
-
-    Returns:
-        The exit code of ``dpt_bag``.
-    """
+    """Convert bags. Returns the exit code of ``dpt_bag``."""
     try:
         jobs = _jobs(args)
         if args.ray:
@@ -43,19 +35,16 @@ def run(args: argparse.Namespace) -> int:
         else:
             results = _run_here(jobs)
     except ValueError as error:
-        print(f"dpt_bag: {error}", file=sys.stderr)
-        return 2
+        return fail("dpt_bag", error, 2)
     rows: list[tuple[Job, Result | str]] = []
     try:
         for job, result in results:
             rows.append((job, result))
             _report(job, result)
     except NetworkError as error:
-        print(f"dpt_bag: {error}", file=sys.stderr)
-        return 1
+        return fail("dpt_bag", error, 1)
     except KeyboardInterrupt:
-        print(f"dpt_bag: {_resumption(jobs[len(rows) :], args.ray)}", file=sys.stderr)
-        return 130
+        return fail("dpt_bag", _resumption(jobs[len(rows) :], args.ray), 130)
     print(_table(rows))
     if any(isinstance(result, str) for _, result in rows):
         return 1
@@ -76,11 +65,7 @@ def _resumption(left: Sequence[Job], ray: bool) -> str:
 
 
 def _inputs(paths: Sequence[str]) -> list[Path]:
-    """The bags that paths, folders and patterns stand for.
-
-    Raises:
-        ValueError: no bag was found for one of them.
-    """
+    """The bags that paths, folders and patterns stand for."""
     found: dict[Path, None] = {}
     for text in paths:
         bags = []
@@ -105,11 +90,7 @@ def _name(bag: Path) -> str:
 
 
 def _jobs(args: argparse.Namespace) -> list[Job]:
-    """The bags to convert and how.
-
-    Raises:
-        ValueError: an argument is wrong.
-    """
+    """The bags to convert and how."""
     bags = _inputs(args.paths if args.out_dir else args.paths[:1])
     if args.out_dir is None:
         if len(bags) > 1:
@@ -124,20 +105,13 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
         if outs.count(out) > 1:
             raise ValueError(f"Several bags are named {out.name}: convert them one by one.")
     settings, own = read_settings(args.params, args.given)
-    job = Job(
-        bags[0],
-        outs[0],
-        settings,
-        own,
-        ChosenTopics(tuple(args.image), tuple(args.camera_info), args.odom, tuple(args.anchors)),
-        ALL_OUTPUTS if "all" in args.outputs else tuple(dict.fromkeys(args.outputs)),
-        args.with_input,
-        args.storage,
-        args.compress,
-        args.overwrite,
-        args.file_frames,
-    )
-    return [replace(job, source=bag, out=out) for bag, out in zip(bags, outs, strict=True)]
+    topics = tuple(args.image), tuple(args.camera_info), args.odom, tuple(args.anchors)
+    outputs = ALL_OUTPUTS if "all" in args.outputs else tuple(dict.fromkeys(args.outputs))
+    how = args.with_input, args.storage, args.compress, args.overwrite, args.file_frames
+    return [
+        Job(bag, out, settings, own, ChosenTopics(*topics), outputs, *how)
+        for bag, out in zip(bags, outs, strict=True)
+    ]
 
 
 def _run_here(jobs: Sequence[Job]) -> Iterator[tuple[Job, Result | str]]:
@@ -159,17 +133,14 @@ def _table(rows: Sequence[tuple[Job, Result | str]]) -> str:
             cells.append((name, "", "", "", "failed"))
             continue
         rate = f"{result.computed / result.seconds:.1f}" if result.computed else ""
-        outcome = result.outcome
-        if result.failed:
-            outcome += f", {result.failed} images left out"
-        seconds = f"{result.seconds:.1f}"
-        cells.append((name, str(result.frames), seconds, rate, outcome))
-    widths = [max(len(row[k]) for row in cells) for k in range(5)]
-    lines = []
-    for row in cells:
-        parts = [row[0].ljust(widths[0]), *(row[k].rjust(widths[k]) for k in (1, 2, 3)), row[4]]
-        lines.append("  ".join(parts).rstrip())
-    return "\n".join(lines)
+        left_out = f", {result.failed} images left out" if result.failed else ""
+        numbers = str(result.frames), f"{result.seconds:.1f}", rate
+        cells.append((name, *numbers, result.outcome + left_out))
+    a, b, c, d, _ = (max(map(len, column)) for column in zip(*cells, strict=True))
+    return "\n".join(
+        f"{name:<{a}}  {frames:>{b}}  {seconds:>{c}}  {rate:>{d}}  {outcome}"
+        for name, frames, seconds, rate, outcome in cells
+    )
 
 
 def _report(job: Job, result: Result | str) -> None:

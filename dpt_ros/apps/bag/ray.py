@@ -23,10 +23,7 @@ _CPUS = 4
 
 
 def run_on_ray(
-    jobs: Sequence[Job],
-    cpus: int | None,
-    address: str | None,
-    warn: Callable[[str], None],
+    jobs: Sequence[Job], cpus: int | None, address: str | None, warn: Callable[[str], None]
 ) -> Iterator[tuple[Job, Result | str]]:
     """Run jobs, each in a process of its own that has a GPU or some CPU cores.
 
@@ -34,7 +31,6 @@ def run_on_ray(
     All processes must see the folders of input and output.
 
     Args:
-        jobs: to run.
         cpus: cores of each process; None for one GPU each, or a few cores where there is none.
         address: of a running cluster; None takes the one that this process is connected to, else
             starts one on this machine and ends it.
@@ -44,13 +40,10 @@ def run_on_ray(
         Each job with its result, or an error message, in the order of finishing.
 
     Raises:
-        ImportError: Ray is not installed; the message says how to get it.
         ValueError: there is no cluster at the address, or it is too small.
     """
-    try:
-        import ray
-    except ImportError as error:
-        raise ImportError("Ray is not installed: pip install ray.") from error
+    import ray
+
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry by default
     ours = not ray.is_initialized()
     if ours:

@@ -6,60 +6,59 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import rclpy
 from nav_msgs.msg import Odometry
 from rclpy.node import Node
-from rclpy.serialization import deserialize_message, serialize_message
+from rclpy.serialization import serialize_message
 from rosbags.rosbag2 import StoragePlugin, Writer
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 from tqdm import tqdm
 
 from dpt_ros.bag.reader import BagReader
+from dpt_ros.bag.sensors import stamp_of
 from dpt_ros.bag.types import TYPES
 from dpt_ros.ros.camera_sim import odometry_message
 from dpt_ros.ros.messages.camera_info import camera_info_message
 from dpt_ros.ros.messages.cdr import read_image
 from dpt_ros.ros.messages.image import image_message, image_pixels
+from dpt_ros.ros.messages.types import type_name
 from dpt_ros.world import World
 
-TRUTH_TOPICS = ("truth/depth", "truth/labels")
-_RECORDED = {"depth/image": Image, "depth/camera_info": CameraInfo, "semantic/labels": Image}
+IMAGE, DEPTH, LABELS = "image", "depth/image", "semantic/labels"
+TRUE_DEPTH, TRUE_LABELS = "truth/depth", "truth/labels"
+CAMERA_TOPICS = (IMAGE, TRUE_DEPTH, TRUE_LABELS)
+_RECORDED = {DEPTH: Image, "depth/camera_info": CameraInfo, LABELS: Image}
 # Any plausible date does; a bag that begins at zero looks like an unset clock.
 _FIRST_STAMP_NS = 1_700_000_000 * 10**9
 _GAP_NS = 2 * 10**9
 
 
-class Scene(NamedTuple):
-    """A world by its kind and seed."""
-
-    kind: str
-    seed: int
-
-
-def write_camera_bag(path: Path, scenes: Sequence[Scene], count: int, rate: float) -> None:
-    """Render ``count`` frames of each scene into a bag (mcap): a robot's topics and the truth."""
+def write_camera_bag(
+    path: Path, scenes: Sequence[tuple[str, int]], count: int, rate: float
+) -> None:
+    """Render ``count`` frames of each scene, a kind of world and its seed, into a bag (mcap): a
+    robot's topics and the truth."""
     with Writer(path, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
-        topics: dict[str, Any] = dict.fromkeys(("image", *TRUTH_TOPICS), Image)
+        topics: dict[str, Any] = dict.fromkeys(CAMERA_TOPICS, Image)
         topics |= {"camera_info": CameraInfo, "odom": Odometry}
         connections = _connections(writer, topics)
         start = _FIRST_STAMP_NS
         bar = tqdm(total=len(scenes) * count, unit="frame", leave=False, disable=None)
-        for scene in scenes:
-            world = World(scene.kind, scene.seed, fps=rate)
-            for view in world.frames(count):
+        for kind, seed in scenes:
+            for view in World(kind, seed, fps=rate).frames(count):
                 stamp = start + view.stamp_ns
                 header = Header(frame_id="camera_optical_frame")
                 header.stamp.sec, header.stamp.nanosec = divmod(stamp, 10**9)
                 messages = {
                     "odom": odometry_message(view.odom_from_camera, header),
                     "camera_info": camera_info_message(view.camera, header),
-                    "image": image_message(view.rgb, "rgb8", header),
-                    "truth/depth": image_message(view.depth, "32FC1", header),
-                    "truth/labels": image_message(view.labels, "mono8", header),
+                    IMAGE: image_message(view.rgb, "rgb8", header),
+                    TRUE_DEPTH: image_message(view.depth, "32FC1", header),
+                    TRUE_LABELS: image_message(view.labels, "mono8", header),
                 }
                 for topic, message in messages.items():
                     writer.write(connections[topic], stamp, serialize_message(message))
@@ -71,13 +70,8 @@ def write_camera_bag(path: Path, scenes: Sequence[Scene], count: int, rate: floa
 def record(
     path: Path, namespace: str, expected: int, playing: Callable[[], bool]
 ) -> dict[int, int]:
-    """Record the node's outputs until all frames have arrived, or 2 s after the end of playing.
-
-    Args:
-        path: of the bag to write.
-        namespace: of the node.
-        expected: number of frames played.
-        playing: whether the player is running.
+    """Record the node's outputs until all ``expected`` frames have arrived, or 2 s after the end
+    of playing.
 
     Returns:
         time.monotonic_ns() of the arrival of each depth image, by its stamp in nanoseconds.
@@ -92,11 +86,10 @@ def record(
 
         def write(topic: str, data: bytes) -> None:
             now = time.monotonic_ns()
-            message = deserialize_message(data, _RECORDED[topic])
-            stamp = message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
+            stamp = stamp_of(data)
             writer.write(connections[topic], stamp, data)
             counts[topic] += 1
-            if topic == "depth/image":
+            if topic == DEPTH:
                 arrived[stamp] = now
                 bar.update()
 
@@ -115,16 +108,18 @@ def record(
     return arrived
 
 
-def read_images(path: Path, topics: Sequence[str]) -> Iterator[tuple[int, str, np.ndarray]]:
-    """Stamp in nanoseconds, topic and pixels of every image of ``topics`` in a bag."""
-    for message in BagReader(path).messages([f"/{topic}" for topic in topics]):
-        yield message.time, message.topic[1:], image_pixels(read_image(message.data))
+def read_frames(camera: Path, recorded: Path) -> Iterator[dict[str, np.ndarray]]:
+    """The images of each frame with all predictions, by topic: input, truth and predictions."""
+    frames: dict[int, dict[str, np.ndarray]] = {}
+    for bag, topics in ((camera, CAMERA_TOPICS), (recorded, (DEPTH, LABELS))):
+        for message in BagReader(bag).messages([f"/{topic}" for topic in topics]):
+            pixels = image_pixels(read_image(message.data))
+            frames.setdefault(message.time, {})[message.topic[1:]] = pixels
+    yield from (frame for frame in frames.values() if frame.keys() >= {IMAGE, DEPTH, LABELS})
 
 
 def _connections(writer: Writer, topics: dict[str, Any]) -> dict[str, Any]:
     return {
-        topic: writer.add_connection(
-            f"/{topic}", f"{kind.__module__.split('.')[0]}/msg/{kind.__name__}", typestore=TYPES
-        )
+        topic: writer.add_connection(f"/{topic}", type_name(kind), typestore=TYPES)
         for topic, kind in topics.items()
     }

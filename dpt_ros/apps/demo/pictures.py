@@ -27,16 +27,15 @@ _COLUMNS = ("camera", "depth", "true depth", "labels", "true labels")
 Images = Mapping[str, np.ndarray]
 
 
-def contact_sheet(path: Path, frames: Sequence[Images], rows: int = 6) -> None:
-    """A PNG of ``rows`` frames, evenly spread, with a column per image and a legend.
+def contact_sheet(path: Path, frames: Sequence[Images]) -> None:
+    """A PNG of six frames, evenly spread, with a column per image and a legend.
 
     Args:
         path: of the file.
         frames: per frame "image", "depth/image", "semantic/labels", "truth/depth", "truth/labels".
-        rows: how many frames.
     """
-    # The middle of each of ``rows`` equal parts.
-    chosen = [frames[(2 * row + 1) * len(frames) // (2 * rows)] for row in range(rows)]
+    # The middle of each of six equal parts.
+    chosen = [frames[(2 * row + 1) * len(frames) // 12] for row in range(6)]
     tiles = [np.hstack(_tiles(frame)) for frame in chosen]
     width = _tiles(chosen[0])[0].shape[1]
     titles = np.hstack([title(name, width) for name in _COLUMNS])
@@ -51,19 +50,12 @@ def video(path: Path, frames: Sequence[Images], rate: float) -> None:
         camera, depth, true_depth, labels, true_labels = _tiles(frame)
         width = camera.shape[1]
         note = np.zeros_like(camera)
-        lines = ("above: dpt_ros", "below: the truth")
-        for line, text in enumerate(lines):
-            at = (20, 110 + 30 * line)
-            cv2.putText(note, text, at, _FONT, 0.7, _WHITE, 1, cv2.LINE_AA)
+        for y, text in ((110, "above: dpt_ros"), (140, "below: the truth")):
+            cv2.putText(note, text, (20, y), _FONT, 0.7, _WHITE, 1, cv2.LINE_AA)
         titles = np.hstack([title(name, width) for name in ("camera", "depth", "labels")])
-        picture = np.vstack(
-            [
-                titles,
-                np.hstack([camera, depth, labels]),
-                np.hstack([note, true_depth, true_labels]),
-                _legend(titles.shape[1]),
-            ]
-        )
+        above, below = (camera, depth, labels), (note, true_depth, true_labels)
+        rows = [titles, np.hstack(above), np.hstack(below), _legend(titles.shape[1])]
+        picture = np.vstack(rows)
         if writer is None:
             code = cv2.VideoWriter.fourcc(*"mp4v")
             writer = cv2.VideoWriter(str(path), code, rate, picture.shape[1::-1])

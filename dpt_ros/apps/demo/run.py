@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -17,8 +17,17 @@ from typing import IO
 import numpy as np
 from rclpy.executors import ExternalShutdownException
 
-from dpt_ros.apps.demo.bag import TRUTH_TOPICS, Scene, read_images, record, write_camera_bag
-from dpt_ros.apps.demo.pictures import contact_sheet, video
+from dpt_ros.apps.command_line import fail
+from dpt_ros.apps.demo.bag import (
+    DEPTH,
+    LABELS,
+    TRUE_DEPTH,
+    TRUE_LABELS,
+    read_frames,
+    record,
+    write_camera_bag,
+)
+from dpt_ros.apps.demo.pictures import Images, contact_sheet, video
 from dpt_ros.metrics.depth import Confusion, depth_metrics
 from dpt_ros.ros.share import transport_environment
 from dpt_ros.world import CLASSES
@@ -26,20 +35,15 @@ from dpt_ros.world import CLASSES
 NAMESPACE = "/dpt_demo"
 IN_NAMESPACE = ("--ros-args", "-r", f"__ns:={NAMESPACE}")
 # With seeds that the embedded network was not trained on.
-SCENES = (Scene("room", 9001), Scene("corridor", 9001), Scene("yard", 9001))
-IMAGE, DEPTH, LABELS = "image", "depth/image", "semantic/labels"
+SCENES = (("room", 9001), ("corridor", 9001), ("yard", 9001))
 
 
 def run(out: Path, seconds: float, rate: float) -> int:
-    """Run the demo.
+    """Run the demo. Returns the exit code of ``dpt_demo``.
 
     Args:
         out: folder for the results; files of other programs in it are kept.
-        seconds: of each scene.
-        rate: frames per second of the camera.
-
-    Returns:
-        The exit code of ``dpt_demo``.
+        seconds, rate: of each scene, and of the camera in frames per second.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -49,8 +53,7 @@ def run(out: Path, seconds: float, rate: float) -> int:
                 shutil.rmtree(out / bag)
         return _run(out, seconds, rate)
     except OSError as error:
-        print(f"dpt_demo: {error}; choose a writable folder with --out.", file=sys.stderr)
-        return 1
+        return fail("dpt_demo", f"{error}; choose a writable folder with --out.", 1)
     except (KeyboardInterrupt, ExternalShutdownException):
         print("dpt_demo: interrupted.", file=sys.stderr)
         return 130
@@ -66,15 +69,8 @@ def _run(out: Path, seconds: float, rate: float) -> int:
     print("2/4  Replaying them into the node over ROS 2, recording its output")
     os.environ.update(transport_environment())
     node_command = ["dpt_ros.ros.dpt_node", *IN_NAMESPACE]
-    player_command = [
-        "dpt_ros.apps.bag_player",
-        str(camera),
-        "--times",
-        str(times),
-        "--wait",
-        "90",
-    ]
-    player_command += ["--topics", "image", "camera_info", "odom", *IN_NAMESPACE]
+    player_command = ["dpt_ros.apps.bag_player", str(camera), "--times", str(times)]
+    player_command += ["--wait", "90", "--topics", "image", "camera_info", "odom", *IN_NAMESPACE]
     with (
         (out / "node.log").open("wb") as log,
         _running(node_command, log) as node,
@@ -83,18 +79,21 @@ def _run(out: Path, seconds: float, rate: float) -> int:
         total = len(SCENES) * count
         arrived = record(recorded, NAMESPACE, total, lambda: player.poll() is None)
         if node.poll() is not None or player.wait() != 0 or not arrived:
-            return _report_failure(out / "node.log")
+            end = Path(log.name).read_text(errors="replace").splitlines()[-15:]
+            about = f"The node published no depth. The end of its log ({log.name}):"
+            print(about, *end, sep="\n", file=sys.stderr)
+            return 1
 
     print("3/4  Comparing with the ground truth")
     sent = np.loadtxt(times, delimiter=",", dtype=np.int64, ndmin=2)
-    lines = score(camera, recorded, sent, arrived, rate)
+    frames = list(read_frames(camera, recorded))
+    lines = score(frames, sent, arrived, rate)
     table = "\n".join(f"  {name:<34}{value}" for name, value in lines)
     (out / "results.txt").write_text(table + "\n")
 
     print("4/4  Drawing pictures")
-    pictures = list(_joined(camera, recorded))
-    contact_sheet(out / "contact_sheet.png", pictures)
-    video(out / "demo.mp4", pictures, rate)
+    contact_sheet(out / "contact_sheet.png", frames)
+    video(out / "demo.mp4", frames, rate)
     print(f"\n{table}\n")
     print(_next_steps(out))
     return 0
@@ -117,30 +116,22 @@ def _running(
             process.wait()
 
 
-def _report_failure(log: Path) -> int:
-    lines = log.read_text(errors="replace").splitlines()
-    print(f"The node published no depth. The end of its log ({log}):", file=sys.stderr)
-    print("\n".join(lines[-15:]), file=sys.stderr)
-    return 1
-
-
 def score(
-    camera: Path, recorded: Path, sent: np.ndarray, arrived: dict[int, int], rate: float
+    frames: Iterable[Images], sent: np.ndarray, arrived: dict[int, int], rate: float
 ) -> list[tuple[str, str]]:
     """The rows of the table of results: name and value.
 
     Args:
-        camera: bag of the camera and the ground truth.
-        recorded: bag of the predictions.
+        frames: see ``contact_sheet``.
         sent: (N, 2) int64, stamp and monotonic time of publishing, ns.
         arrived: monotonic time of the depth image's arrival, ns, by stamp.
         rate: of the camera, frames per second.
     """
     confusion = Confusion(len(CLASSES))
     depth = []
-    for shown in _joined(camera, recorded):
-        depth.append(depth_metrics(shown[DEPTH], shown[TRUTH_TOPICS[0]]))
-        confusion.add(shown[LABELS], shown[TRUTH_TOPICS[1]])
+    for shown in frames:
+        depth.append(depth_metrics(shown[DEPTH], shown[TRUE_DEPTH]))
+        confusion.add(shown[LABELS], shown[TRUE_LABELS])
     labels = confusion.metrics()
     latency = [(arrived[stamp] - wall) / 1e6 for stamp, wall in sent if stamp in arrived]
     middle, high = np.percentile(latency, [50, 99])
@@ -156,20 +147,6 @@ def score(
         ("depth AbsRel / delta1", f"{abs_rel:.3f} / {delta1:.3f}"),
         ("labels mIoU / pixel accuracy", f"{labels['miou']:.3f} / {labels['pixel_accuracy']:.3f}"),
     ]
-
-
-def _joined(camera: Path, recorded: Path) -> Iterator[dict[str, np.ndarray]]:
-    """The images of each frame with all predictions, by topic: input, truth and predictions."""
-    predictions: dict[int, dict[str, np.ndarray]] = {}
-    for stamp, topic, image in read_images(recorded, (DEPTH, LABELS)):
-        predictions.setdefault(stamp, {})[topic] = image
-    frames: dict[int, dict[str, np.ndarray]] = {}
-    for stamp, topic, image in read_images(camera, (IMAGE, *TRUTH_TOPICS)):
-        frames.setdefault(stamp, {})[topic] = image
-    for stamp, frame in frames.items():
-        predicted = predictions.get(stamp, {})
-        if DEPTH in predicted and LABELS in predicted:
-            yield frame | predicted
 
 
 def _next_steps(out: Path) -> str:

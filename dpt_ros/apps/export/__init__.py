@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from dpt_ros.apps.command_line import fail, new_parser
 from dpt_ros.model.zoo import ZOO, unknown_model
-from dpt_ros.version import add_version
 
 EXAMPLES = """examples:
   the embedded network, any batch and size, compared with PyTorch afterwards:
@@ -47,15 +46,13 @@ def _count(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="dpt_export",
-        description="Write a network as an ONNX file (opset 18) for ONNX Runtime, TensorRT,"
+    parser = new_parser(
+        "dpt_export",
+        "Write a network as an ONNX file (opset 18) for ONNX Runtime, TensorRT,"
         " OpenVINO and others: normalised images to inverse depth and logits; with --frame a"
         " camera's pixels to depth and labels; with --step the same with scale and smoothing.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        EXAMPLES,
     )
-    add_version(parser)
     add = parser.add_argument
     add("network", metavar="NETWORK", help="name of a network, or a file of dpt_train")
     add("out", metavar="OUT", type=Path, help="the file to write, such as depth.onnx")
@@ -92,30 +89,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _argument_error(args: argparse.Namespace) -> str | None:
-    """Message about a wrong argument, None if all are right as far as is known without torch."""
-    return _network_error(args) or _option_error(args) or _file_error(args)
-
-
-def _network_error(args: argparse.Namespace) -> str | None:
+def _mistakes(args: argparse.Namespace) -> Iterator[str]:
+    """The error messages on wrong arguments, as far as they are known without torch."""
     if args.network not in ZOO:
         if not Path(args.network).expanduser().is_file():
             looks = args.network.endswith((".safetensors", ".pt", ".pth", ".bin"))
-            return (
+            yield (
                 f"The file {args.network} does not exist."
                 if looks
                 else unknown_model(args.network)
             )
         if args.weights is not None:
-            return f"{args.network} has the weights itself: leave --weights {args.weights} out."
+            yield f"{args.network} has the weights itself: leave --weights {args.weights} out."
     elif args.weights not in (None, *_WEIGHTS) and not Path(args.weights).expanduser().exists():
-        return (
+        yield (
             f"--weights: the file {args.weights} does not exist. Give a file, download or random."
         )
-    return None
+    yield from _option_mistakes(args)
+    yield from _file_mistakes(args)
 
 
-def _option_error(args: argparse.Namespace) -> str | None:
+def _option_mistakes(args: argparse.Namespace) -> Iterator[str]:
     if not (args.frame or args.step):
         camera = [
             ("--encoding", args.encoding),
@@ -123,50 +117,47 @@ def _option_error(args: argparse.Namespace) -> str | None:
             ("-p", args.given),
         ]
         if wrong := [name for name, value in camera if value]:
-            return f"{' and '.join(wrong)}: only with --frame or --step."
+            yield f"{' and '.join(wrong)}: only with --frame or --step."
     step = ZOO[args.network].multiple_of if args.network in ZOO else 1
     if args.size and any(side % step for side in args.size):
-        return (
+        yield (
             f"--size is {args.size[0]}x{args.size[1]}, but height and width must be multiples of"
             f" {step} for {args.network}."
         )
     if args.no_float64 and not args.step:
-        return "--no-float64: only with --step; networks and frames have no float64."
+        yield "--no-float64: only with --step; networks and frames have no float64."
     if args.step and (args.parity or args.parity_only) and (args.batch or 1) > 1:
-        return f"--batch is {args.batch}, but a step is compared with one camera: leave it out."
+        yield f"--batch is {args.batch}, but a step is compared with one camera: leave it out."
     if args.parity_only and args.external_data:
-        return "--external-data: nothing is written with --parity-only."
-    return None
+        yield "--external-data: nothing is written with --parity-only."
 
 
-def _file_error(args: argparse.Namespace) -> str | None:
+def _file_mistakes(args: argparse.Namespace) -> Iterator[str]:
     packages = [] if args.parity_only else ["onnx", "onnxscript"]
     packages += ["onnxruntime"] if args.parity or args.parity_only else []
     if missing := [name for name in packages if find_spec(name) is None]:
-        return f"Packages are missing: pip install {' '.join(missing)}."
+        yield f"Packages are missing: pip install {' '.join(missing)}."
     out = args.out
     if args.parity_only:
-        return None if out.is_file() else f"The file {out} does not exist."
+        if not out.is_file():
+            yield f"The file {out} does not exist."
+        return
     if out.suffix != ".onnx":
-        return f"{out} cannot be written: give a name that ends in .onnx."
-    why = ""
+        yield f"{out} cannot be written: give a name that ends in .onnx."
     if not out.parent.is_dir():
-        why = f"the folder {out.parent} does not exist"
-    elif out.is_dir():
-        why = "it is a folder"
-    elif not os.access(out.parent, os.W_OK):
-        why = f"no permission to write to the folder {out.parent}"
-    return f"{out} cannot be written: {why}." if why else None
+        yield f"{out} cannot be written: the folder {out.parent} does not exist."
+    if out.is_dir():
+        yield f"{out} cannot be written: it is a folder."
+    if not os.access(out.parent, os.W_OK):
+        yield f"{out} cannot be written: no permission to write to the folder {out.parent}."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``dpt_export``. Returns the exit code."""
     args = _parser().parse_args(argv)
     args.out = args.out.expanduser()
-    error = _argument_error(args)
-    if error is not None:
-        print(f"dpt_export: {error}", file=sys.stderr)
-        return 2
+    if mistake := next(_mistakes(args), ""):
+        return fail("dpt_export", mistake, 2)
     from dpt_ros.apps.export.command import run
 
     return run(args)

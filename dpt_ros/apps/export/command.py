@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
 from pathlib import Path
 
 import torch
 
+from dpt_ros.apps.command_line import fail
 from dpt_ros.apps.export import frame
 from dpt_ros.apps.report import table
 from dpt_ros.engine.export.compare import TOLERANCES, Difference, compare_network
@@ -18,6 +18,7 @@ from dpt_ros.engine.export.network import export_network, spec_of
 from dpt_ros.engine.loading import NetworkError
 from dpt_ros.model import create_model
 from dpt_ros.model.describe import described_spec
+from dpt_ros.model.download import sha256_of
 from dpt_ros.model.factory import model_spec, weights_path
 
 
@@ -28,8 +29,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         return _run(args)
     except (ImportError, NetworkError, OSError, ValueError) as error:
-        print(f"dpt_export: {error}", file=sys.stderr)
-        return 1
+        return fail("dpt_export", error, 1)
     except KeyboardInterrupt:
         print("dpt_export: interrupted; no file is left half written.", file=sys.stderr)
         return 130
@@ -47,7 +47,7 @@ def _run(args: argparse.Namespace) -> int:
             model, args.out, batch=args.batch, size=args.size, precision=args.precision,
             external_data=args.external_data, source=_source(name, weights),
         )  # fmt: skip
-        del model
+        del model  # a large one is not held twice
         print(frame.written(args.out))
     if not (args.parity or args.parity_only):
         return 0
@@ -55,9 +55,8 @@ def _run(args: argparse.Namespace) -> int:
     precision = read_metadata(args.out)[PRECISION].strip('"')
     torch.manual_seed(0)
     tolerance = TOLERANCES[precision]
-    found = list(
-        compare_network(args.out, create_model(name, weights=weights, fold=True), tolerance)
-    )
+    model = create_model(name, weights=weights, fold=True)
+    found = list(compare_network(args.out, model, tolerance))
     print(_table(found))
     wrong = [difference for difference in found if not difference.within(tolerance)]
     print(
@@ -68,11 +67,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _named(args: argparse.Namespace) -> tuple[str, str | None]:
-    """Name and weights of the network.
-
-    Raises:
-        ValueError: a file that does not name its network.
-    """
+    """Name and weights of the network."""
     path = Path(args.network).expanduser()
     try:
         model_spec(args.network)
@@ -93,11 +88,8 @@ def _source(name: str, weights: str | None) -> dict[str, str]:
     path = weights_path(model_spec(name), weights)
     if path.is_dir():
         return {"weights": path.name}
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return {"weights": path.name, "sha256": digest.hexdigest()}
+        return {"weights": path.name, "sha256": sha256_of(file)}
 
 
 def _table(found: list[Difference]) -> str:

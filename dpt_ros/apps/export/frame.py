@@ -30,14 +30,8 @@ _GAP_AFTER = 40  # frames, where the filter begins anew
 def export(
     args: argparse.Namespace, name: str, weights: str | None, source: dict[str, str]
 ) -> bool:
-    """Write and compare as the arguments say.
-
-    Returns:
-        Whether the file is equal to PyTorch, as far as that was asked.
-
-    Raises:
-        ValueError: a wrong parameter, encoding or size.
-    """
+    """Write and compare as the arguments say. Returns whether the file is equal to PyTorch, as far
+    as that was asked. Raises ValueError for a wrong parameter, encoding or size."""
     if args.parity_only:
         args.precision = _exported_precision(args)
     settings, _ = read_settings(None, args.given)

@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from dpt_ros.apps.command_line import add_parameters, fail, new_parser
 from dpt_ros.model.zoo import list_models, unknown_model
 from dpt_ros.run import OUTPUTS, PICTURE_OUTPUTS, VIDEO_OUTPUTS
-from dpt_ros.version import add_version
 
 EXAMPLES = f"""outputs (default: {", ".join(PICTURE_OUTPUTS)}; of videos and webcams: video):
 {chr(10).join(f"  {name:8} {text}" for name, text in OUTPUTS.items())}
@@ -35,15 +34,13 @@ exit codes: 0 done; 1 failed; 2 wrong arguments; 3 done, but parts of the input 
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="dpt_run",
-        usage="dpt_run IN OUT [options]",
-        description="Depth and labels of pictures, as isl-org/DPT computes and writes them, and"
+    parser = new_parser(
+        "dpt_run",
+        "Depth and labels of pictures, as isl-org/DPT computes and writes them, and"
         " of videos and webcams, steady over time. Needs no ROS.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        EXAMPLES,
+        "dpt_run IN OUT [options]",
     )
-    add_version(parser)
     add = parser.add_argument
     add("source", metavar="IN",
         help="a picture, a video, a folder of them, or a webcam: 0 or /dev/video0")  # fmt: skip
@@ -57,9 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="of the networks: a file, download, or random (default: those at hand)",
     )
-    add("--params", type=Path, metavar="FILE", help="a parameter file of the node")
-    add("-p", dest="given", action="append", default=[], metavar="NAME:=VALUE",
-        help="a parameter of the node, see docs/topics.md")  # fmt: skip
+    add_parameters(parser)
     add("--outputs", type=lambda text: tuple(dict.fromkeys(text.split(","))), metavar="NAME,...",
         help="what to write, with commas between")  # fmt: skip
     add("--absolute-depth", action="store_true",
@@ -72,29 +67,28 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _complaint(args: argparse.Namespace) -> str | None:
-    """The error message on wrong arguments, None if they are right."""
+def _mistakes(args: argparse.Namespace) -> Iterator[str]:
+    """The error messages on wrong arguments."""
     unknown = [name for name in args.outputs or () if name not in OUTPUTS]
     if unknown:
-        return (
+        yield (
             f"--outputs: unknown output {', '.join(map(repr, unknown))}. Available:"
             f" {', '.join(OUTPUTS)}."
         )
     if args.every < 1:
-        return f"--every is {args.every}, but must be positive."
+        yield f"--every is {args.every}, but must be positive."
     for name in args.network:
         if name not in list_models():
-            return f"--network: {unknown_model(name)}"
+            yield f"--network: {unknown_model(name)}"
     if args.weights and not args.network:
-        return "--weights needs --network, which names the network that they are of."
+        yield "--weights needs --network, which names the network that they are of."
     named = args.weights in ("", "download", "random")
     if not named and not Path(args.weights).expanduser().exists():
-        return f"--weights: the file {args.weights} does not exist."
+        yield f"--weights: the file {args.weights} does not exist."
     if not named and len(args.network) > 1:
-        return (
+        yield (
             "--weights is one file, but there are several networks; give -p depth_weights:=FILE."
         )
-    return None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -104,14 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "picture": [name for name in args.outputs or PICTURE_OUTPUTS if name != "video"],
         "video": args.outputs or VIDEO_OUTPUTS,
     }
-    complaint = _complaint(args)
-    if complaint is not None:
-        print(f"dpt_run: {complaint}", file=sys.stderr)
-        return 2
+    if mistake := next(_mistakes(args), ""):
+        return fail("dpt_run", mistake, 2)
     from dpt_ros.apps.run.command import run
 
     return run(args)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

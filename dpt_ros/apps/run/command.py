@@ -5,19 +5,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import cv2
 import torch
 from PIL import Image
 
+from dpt_ros.apps.command_line import fail
 from dpt_ros.apps.progress import print_above, progress_bar
 from dpt_ros.engine.faults import DeviceLostError, first_line
 from dpt_ros.engine.inference.network import Networks
@@ -43,14 +42,7 @@ _MOST_NAMES = 5  # of files that are passed over
 
 
 def run(args: argparse.Namespace) -> int:
-    """Predict what the arguments name.
-
-    Args:
-        args: of ``dpt_run``.
-
-    Returns:
-        The exit code of ``dpt_run``.
-    """
+    """Predict what the arguments name. Returns the exit code of ``dpt_run``."""
     # OpenCV's readers write about damaged files to the terminal; the message is ours.
     silence = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel  # OpenCV 4, 5
     silence(0)
@@ -66,8 +58,7 @@ def _run(args: argparse.Namespace) -> int:
         check_folder(args.out)
         sources, others = find_sources(args.source, args.recursive, leave_out=args.out)
     except ValueError as error:
-        print(f"dpt_run: {error}", file=sys.stderr)
-        return 2
+        return fail("dpt_run", error, 2)
     if others:
         names = ", ".join(path.name for path in others[:_MOST_NAMES])
         more = ", ..." if len(others) > _MOST_NAMES else ""
@@ -79,17 +70,14 @@ def _run(args: argparse.Namespace) -> int:
         _check_outputs(args, networks)
         folder = ResultFolder(args.out, _made_with(args, settings, networks), args.overwrite)
     except (FolderError, NetworkError, OSError) as error:
-        print(f"dpt_run: {error}", file=sys.stderr)
-        return 1
+        return fail("dpt_run", error, 1)
     work = _Run(args, settings, networks, folder)
     try:
         work.all(sources)
     except KeyboardInterrupt:
-        print(f"dpt_run: {work.resumption(sources)}", file=sys.stderr)
-        return 130
+        return fail("dpt_run", work.resumption(sources), 130)
     except (OSError, DeviceLostError, torch.OutOfMemoryError) as error:
-        print(f"dpt_run: {error}", file=sys.stderr)
-        return 1
+        return fail("dpt_run", error, 1)
     finally:
         folder.close()
     print(work.summary())
@@ -99,11 +87,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace) -> Settings:
-    """The node's settings, with --network and --weights.
-
-    Raises:
-        ValueError: one of them is wrong.
-    """
+    """The node's settings, with --network and --weights. Raises ValueError for wrong ones."""
     given = []
     if args.network:
         chosen: dict[str, str] = {}
@@ -123,11 +107,7 @@ def _settings(args: argparse.Namespace) -> Settings:
 
 
 def _check_outputs(args: argparse.Namespace, networks: Networks) -> None:
-    """Check that the networks have what was asked for by name.
-
-    Raises:
-        NetworkError: they do not.
-    """
+    """Leave out what the networks do not have. Raises NetworkError if it was asked for by name."""
     labels = {"labels", "overlay"}
     missing = set() if networks.labels else labels
     missing |= set() if networks.depth else {"png", "pfm", "npy", "color"}
@@ -143,11 +123,8 @@ def _made_with(
     """Everything that the results depend on beside the pictures."""
     here = machine(networks)
     versions = {name: here[name] for name in ("precision", "torch", "dpt_ros")}
-    options = {
-        "--absolute-depth": args.absolute_depth,
-        "--kitti-crop": args.kitti_crop,
-        "--every": args.every,
-    }
+    names = ("absolute_depth", "kitti_crop", "every")
+    options = {f"--{name.replace('_', '-')}": getattr(args, name) for name in names}
     return {**made_with(settings, networks), **options, **versions}
 
 
@@ -168,22 +145,15 @@ class _Run:
     ) -> None:
         self.made = self.before = 0
         self.problems: list[str] = []
-        self._frames = 0
-        self._start = time.monotonic()
-        self._args = args
-        self._settings = settings
-        self._networks = networks
+        self._frames, self._start = 0, time.monotonic()
+        self._args, self._settings, self._networks = args, settings, networks
         self._folder = folder
         self._waiting: deque[Future[None]] = deque()
 
     def all(self, sources: Sequence[Source]) -> None:
         """Pictures first, then videos."""
-        missing = []
-        for source in sources:
-            if self._folder.has(source, self._outputs(source)):
-                self.before += 1
-            else:
-                missing.append(source)
+        missing = [s for s in sources if not self._folder.has(s, self._outputs(s))]
+        self.before = len(sources) - len(missing)
         if self.before:
             print_above(f"{self.before} complete before, passed over.")
         self._writers = ThreadPoolExecutor(_WRITERS, "dpt_write")
@@ -210,20 +180,20 @@ class _Run:
         by_path = {source.path: source for source in sources}
         args = self._args
         with progress_bar("pictures", "picture") as show:
-            failed = len(self.problems)
             show(0, len(sources))
 
             def on_error(path: Path, reason: str) -> None:
                 self._failed(path, reason)
-                show(self.made + len(self.problems) - failed, len(sources))
+                show(self.made + len(self.problems), len(sources))
 
             for result in predict_pictures(
                 sources, self._networks, self._settings, args.kitti_crop, on_error
             ):
-                source = by_path[result.source]
-                self._write(partial(self._write_picture, source, result))
+                self._wait(_WAITING - 1)
+                work = self._writers.submit(self._write_picture, by_path[result.source], result)
+                self._waiting.append(work)
                 self.made += 1
-                show(self.made + len(self.problems) - failed, len(sources))
+                show(self.made + len(self.problems), len(sources))
             self._wait(0)
 
     def _write_picture(self, source: Source, result: Result) -> None:
@@ -237,12 +207,8 @@ class _Run:
             self._settings.color_range,
         )
 
-    def _write(self, work: Callable[[], None]) -> None:
-        """Have a thread do this, as soon as few enough wait."""
-        self._wait(_WAITING - 1)
-        self._waiting.append(self._writers.submit(work))
-
     def _wait(self, most: int) -> None:
+        """Until at most so many results wait to be written."""
         while len(self._waiting) > most:
             self._waiting.popleft().result()
 

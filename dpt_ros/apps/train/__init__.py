@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from dpt_ros.apps.command_line import fail, new_parser
 from dpt_ros.apps.train.recipe import (
     CONDITIONS,
     NOT_NEGATIVE,
@@ -24,7 +24,6 @@ from dpt_ros.apps.train.recipe import (
 from dpt_ros.datasets import list_datasets, unknown_dataset
 from dpt_ros.engine.settings import check
 from dpt_ros.model.zoo import list_models, unknown_model
-from dpt_ros.version import add_version
 
 EXAMPLES = """examples:
   the embedded network, an hour and twenty minutes on two CPU cores:
@@ -54,14 +53,12 @@ _COUNTS = ("worlds", "frames", "held_out", "threads", "width", "height")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="dpt_train",
-        description="Train or fine-tune a network for depth, labels or both, on frames of the "
+    parser = new_parser(
+        "dpt_train",
+        "Train or fine-tune a network for depth, labels or both, on frames of the "
         "synthetic world or on published datasets, and evaluate it on held-out images.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        EXAMPLES,
     )
-    add_version(parser)
     start = parser.add_argument_group("output and presets").add_argument
     out = "folder for checkpoint, log and the trained network"
     start("--out", type=Path, required=True, help=out)
@@ -138,97 +135,89 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     return Recipe(**(values | given))
 
 
-def _processes() -> int:
-    """How many processes torchrun started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def _argument_error(args: argparse.Namespace, recipe: Recipe) -> str | None:
-    """Message about a wrong argument, None if all are right."""
+def _mistakes(args: argparse.Namespace, recipe: Recipe) -> Iterator[str]:
+    """The error messages on wrong arguments."""
     if recipe.model and recipe.model not in list_models():
-        return unknown_model(recipe.model)
+        yield unknown_model(recipe.model)
     try:
         check("device", recipe.device)
     except ValueError as error:
-        return f"--{error}"
-    found = _run_error(args, recipe) or _number_error(args, recipe)
-    return found or _data_error(args, recipe)
+        yield f"--{error}"
+    yield from _run_mistakes(args, recipe)
+    yield from _number_mistakes(args, recipe)
+    yield from _data_mistakes(args, recipe)
 
 
-def _run_error(args: argparse.Namespace, recipe: Recipe) -> str | None:
+def _run_mistakes(args: argparse.Namespace, recipe: Recipe) -> Iterator[str]:
     checkpoint = recipe.checkpoint
     if args.resume and not checkpoint.exists():
-        return f"Nothing to resume: {checkpoint} does not exist. Start without --resume."
+        yield f"Nothing to resume: {checkpoint} does not exist. Start without --resume."
     if checkpoint.exists() and not args.resume:
-        return f"{args.out} holds a run: give --resume to continue it, or another --out."
+        yield f"{args.out} holds a run: give --resume to continue it, or another --out."
     lengths = [_flag(name) for name in _LENGTHS if getattr(args, name) is not None]
     if len(lengths) > 1:
-        return f"Give one length of the run, not {' and '.join(lengths)}."
+        yield f"Give one length of the run, not {' and '.join(lengths)}."
     weights = recipe.weights
     named = weights in ("download", "cached", "random", "imagenet") or weights.startswith("timm:")
     if not named and not args.resume and not Path(weights).expanduser().is_file():
-        return (
+        yield (
             f"--weights: the file {weights} does not exist. Give a file, download, cached, random,"
             " imagenet or timm:NAME."
         )
     if args.tensorboard and find_spec("tensorboard") is None:
-        return "--tensorboard: TensorBoard is not installed: pip install tensorboard."
-    return None
+        yield "--tensorboard: TensorBoard is not installed: pip install tensorboard."
 
 
-def _number_error(args: argparse.Namespace, recipe: Recipe) -> str | None:
+def _number_mistakes(args: argparse.Namespace, recipe: Recipe) -> Iterator[str]:
     numbers = [(field.name, field.metadata["must"]) for field in fields(Recipe) if field.metadata]
     numbers += [(name, POSITIVE) for name in _COUNTS]
     numbers += [(name, NOT_NEGATIVE) for name in ("save_minutes", "workers")]
     for name, must in numbers:
         value = getattr(recipe, name, getattr(args, name, None))
         if must and value is not None and not CONDITIONS[must](value):
-            return f"{_flag(name)} is {value}, but must be {must}."
+            yield f"{_flag(name)} is {value}, but must be {must}."
     low, high = recipe.scaling
     if not 0 < low <= high:
-        return (
+        yield (
             f"--scaling is {low:g} {high:g}, but takes a smallest and a largest positive factor."
         )
-    if recipe.batch % _processes():
-        return (
-            f"--batch is {recipe.batch}, but must be a multiple of {_processes()}, the number of"
+    processes = int(os.environ.get("WORLD_SIZE", "1"))  # that torchrun started
+    if recipe.batch % processes:
+        yield (
+            f"--batch is {recipe.batch}, but must be a multiple of {processes}, the number of"
             " processes."
         )
-    return None
 
 
-def _data_error(args: argparse.Namespace, recipe: Recipe) -> str | None:
+def _data_mistakes(args: argparse.Namespace, recipe: Recipe) -> Iterator[str]:
     for name in args.dataset:
         if name not in list_datasets():
-            return unknown_dataset(name)
+            yield unknown_dataset(name)
     published = [name for name in args.dataset if name != "world"]
     if len(published) != len(args.root):
-        return (
+        yield (
             f"Each --dataset needs its --root: there are {len(published)} published datasets and"
             f" {len(args.root)} folders."
         )
     for root in args.root:
         if not root.expanduser().is_dir():
-            return f"--root: the folder {root} does not exist."
+            yield f"--root: the folder {root} does not exist."
     if args.preset and not args.dataset:
         example = args.preset if args.preset in list_datasets() else "NAME"
-        return (
+        yield (
             f"--preset {args.preset} is a protocol for a published dataset: give --dataset"
             f" {example} --root DIR, or --dataset world to use it on the synthetic world."
         )
     if not published and (frames := args.worlds * args.frames) < recipe.batch:
-        return f"--batch is {recipe.batch}, but there are only {frames} frames to train on."
-    return None
+        yield f"--batch is {recipe.batch}, but there are only {frames} frames to train on."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``dpt_train``. Returns the exit code."""
     args = _parser().parse_args(argv)
     recipe = _recipe(args)
-    error = _argument_error(args, recipe)
-    if error is not None:
-        print(f"dpt_train: {error}", file=sys.stderr)
-        return 2
+    if mistake := next(_mistakes(args, recipe), ""):
+        return fail("dpt_train", mistake, 2)
     from dpt_ros.apps.train.run import run
 
-    return run(args, recipe, _processes())
+    return run(args, recipe)

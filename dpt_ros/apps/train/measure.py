@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loss of a batch, and the evaluation on held-out images."""
+"""The loss of a batch, the evaluation on held-out images, and TensorBoard's curves and images."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,14 @@ from torch import Tensor
 
 from dpt_ros.apps.train.pictures import Batch, picture_of
 from dpt_ros.apps.train.recipe import Recipe
-from dpt_ros.data import class_id_table, class_names
+from dpt_ros.data import class_id_table, class_names, palette
 from dpt_ros.datasets import Dataset
 from dpt_ros.engine.inference.predict import predict_image
+from dpt_ros.engine.output.color import inverse_to_color, labels_to_color
 from dpt_ros.metrics.depth import Confusion, aligned_depth, depth_metrics
 from dpt_ros.model.dpt import DPT
 from dpt_ros.model.losses import (
     Share,
-    alone,
     label_loss,
     metric_loss,
     scale_shift_invariant_loss,
@@ -36,8 +36,8 @@ def loss_of(
     batch: Batch,
     spec: ModelSpec,
     recipe: Recipe,
-    weight: Tensor | None = None,
-    share: Share = alone,
+    weight: Tensor | None,
+    share: Share,
 ) -> dict[str, Tensor]:
     """The terms of the loss by name.
 
@@ -88,47 +88,30 @@ def class_weights(count: np.ndarray) -> Tensor:
     return torch.from_numpy(weight / float((weight * share).sum())).float()
 
 
-def weights_of(sources: Sequence[Dataset], names: Sequence[str], limit: int = 500) -> Tensor:
-    """``class_weights`` from about ``limit`` images of the datasets."""
+def weights_of(sources: Sequence[Dataset], names: Sequence[str]) -> Tensor:
+    """``class_weights`` from about 500 images of the datasets."""
     count = np.zeros(256, np.int64)
     for source in sources:
         table = class_id_table(source.class_names or (), names)
-        for i in range(0, len(source), max(1, len(source) * len(sources) // limit)):
+        for i in range(0, len(source), max(1, len(source) * len(sources) // 500)):
             labels = picture_of(source[i], table).labels
             count += np.bincount(labels[::4, ::4].ravel(), minlength=256)
     return class_weights(count[1 : len(names) + 1])
 
 
-def evaluate(
-    model: DPT,
-    dataset: Dataset,
-    limit: int | None = None,
-    max_depth: float = 40.0,
-    size: tuple[int, int] | None = None,
-) -> dict[str, Any]:
+def evaluate(model: DPT, dataset: Dataset, limit: int, max_depth: float) -> dict[str, Any]:
     """Evaluate a network with ``predict_image``, as a user runs it.
 
     Args:
         limit: use only this many of the images, evenly spread.
         max_depth: metres; what is farther is not evaluated.
-        size: width and height of the network's input, instead of its own.
 
     Returns:
         the names of ``depth_metrics`` (mean over images; no sky; relative networks are first
         fitted to the truth), those of ``Confusion.metrics`` (over all pixels), "iou" by class
         name, and "images".
     """
-    own = model.spec
-    if size is not None:
-        model.spec = replace(own, net_width=size[0], net_height=size[1])
-    try:
-        return _evaluate(model, dataset, limit, max_depth)
-    finally:
-        model.spec = own
-
-
-def _evaluate(model: DPT, dataset: Dataset, limit: int | None, max_depth: float) -> dict[str, Any]:
-    count = min(len(dataset), limit or len(dataset))
+    count = min(len(dataset), limit)
     rows: list[dict[str, float]] = []
     with_labels = "labels" in model.tasks and dataset.class_names is not None
     names = class_names(model.spec.class_names) if with_labels else ()
@@ -157,3 +140,51 @@ def _evaluate(model: DPT, dataset: Dataset, limit: int | None, max_depth: float)
         iou = confusion.iou().round(4).tolist()
         report["iou"] = {name: v for name, v in zip(names, iou, strict=True) if v == v}
     return report
+
+
+class Board:
+    """Writes events into ``folder`` for ``tensorboard --logdir``; those that an interrupted run
+    wrote after ``step`` are dropped."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=step or None)
+
+    def scalars(self, group: str, values: dict[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(f"{group}/{name}", value, step)
+        self._writer.flush()
+
+    def pictures(self, model: DPT, dataset: Dataset, step: int) -> None:
+        """Write ``picture_board`` of three samples, evenly spread."""
+        for k, i in enumerate(np.linspace(0, len(dataset) - 1, 3).astype(int)):
+            picture = picture_board(model, dataset, int(i))
+            self._writer.add_image(f"pictures/{k}", picture, step, dataformats="HWC")
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def picture_board(model: DPT, dataset: Dataset, index: int) -> np.ndarray:
+    """(rows H, 3 W, 3) uint8 RGB: a row per task, each of image, ground truth and prediction."""
+    sample = dataset[index]
+    labels = "labels" in model.tasks
+    names = class_names(model.spec.class_names) if labels else ()
+    truth = picture_of(sample, class_id_table(dataset.class_names or (), names))
+    result = predict_image(model, sample.rgb)
+    rows = []
+    if "depth" in result:
+        inverse = result["depth"]
+        inverse = 1 / np.maximum(inverse, 1e-3) if model.metric else inverse
+        known = truth.inverse[np.isfinite(truth.inverse)]
+        near = float(np.quantile(known, 0.98)) if known.size else 1.0
+        scale = near if model.metric else max(float(np.quantile(inverse, 0.98)), 1e-6)
+        both = inverse_to_color(truth.inverse, near), inverse_to_color(inverse, scale)
+        rows.append([sample.rgb, *both])
+    if "labels" in result:
+        colors = palette(model.spec.class_names)
+        label_images = (truth.labels, result["labels"])
+        rows.append([sample.rgb, *(labels_to_color(ids, colors) for ids in label_images)])
+    return np.concatenate([np.concatenate(row, axis=1) for row in rows])

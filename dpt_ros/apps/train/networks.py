@@ -7,7 +7,8 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -36,30 +37,19 @@ _FAR = 50.0  # metres; the largest depth that a new metric head can predict
 _ALIGNED = 200  # images whose alignments are averaged; the paper takes the whole training set
 
 
-@dataclass
-class Start:
-    """The network before its first step.
-
-    Args:
-        model: on the CPU, in eval mode; its spec has the size it is trained at.
-        augmentation: of its training images.
-        names: of its classes.
-        notes: messages about what was chosen.
-    """
-
-    model: DPT
-    augmentation: Augmentation
-    names: tuple[str, ...]
-    notes: list[str]
-
-
-def starting_network(recipe: Recipe, sources: Sequence[Dataset], align: bool = True) -> Start:
+def starting_network(
+    recipe: Recipe, sources: Sequence[Dataset], align: bool = True
+) -> tuple[DPT, list[str]]:
     """Build the network that a recipe trains and give it its first weights.
 
     Args:
         sources: training datasets.
         align: fit a relative network that becomes metric to the images, which reads many of them;
             without it only the recipe is checked.
+
+    Returns:
+        the network, on the CPU, in eval mode, its spec with the size it is trained at; messages
+        about what was chosen.
 
     Raises:
         ValueError: a name, tap or file is wrong, or the datasets lack the ground truth.
@@ -71,12 +61,11 @@ def starting_network(recipe: Recipe, sources: Sequence[Dataset], align: bool = T
         raise ValueError(f"{path} is a {described.name}, not a {name}: leave --model out.")
     base = described or model_spec(name)
     notes: list[str] = []
-    spec = _shaped(recipe, base)
+    spec = _shaped(recipe, base, path)
     if spec.geometry != base.geometry or spec.batch_norm != base.batch_norm:
         changed = "; the reassembling convolutions that do not fit start from random weights"
         notes.append(f"The network differs from {name} in its geometry" + (changed * bool(path)))
-    spec = replace(spec, tasks=_tasks(recipe, base))
-    spec, names = _with_classes(recipe, spec, base, sources, notes)
+    spec = _with_classes(recipe, spec, base, sources, notes)
     augmentation = Augmentation.of(recipe, spec, sources)
     spec = _with_depth(recipe, spec, base, sources, augmentation)
     width, height = augmentation.net_size(sources[0][0].rgb.shape)
@@ -99,7 +88,7 @@ def starting_network(recipe: Recipe, sources: Sequence[Dataset], align: bool = T
     if spec.invert and was_relative and align:
         notes.append(_align(model, sources[0], recipe.max_depth))
     set_dropout(model, recipe.dropout)
-    return Start(model.eval(), augmentation, names, notes)
+    return model.eval(), notes
 
 
 def set_dropout(model: nn.Module, share: float) -> None:
@@ -116,27 +105,21 @@ def _file(recipe: Recipe) -> Path | None:
     return weights_path(model_spec(recipe.model or EMBEDDED_NAME), weights)
 
 
-def _tasks(recipe: Recipe, base: ModelSpec) -> tuple[str, ...]:
-    if not recipe.train:
-        return base.tasks
-    return ("depth", "labels") if recipe.train == "both" else (recipe.train,)
-
-
-def _shaped(recipe: Recipe, base: ModelSpec) -> ModelSpec:
-    """Backbone, taps, readout and batch norm."""
-    geometry = base.geometry
-    if recipe.backbone:
-        geometry = GEOMETRIES[recipe.backbone]
+def _shaped(recipe: Recipe, base: ModelSpec, path: Path | None) -> ModelSpec:
+    """Tasks, backbone, taps, readout and batch norm."""
+    geometry = GEOMETRIES[recipe.backbone] if recipe.backbone else base.geometry
     if recipe.taps:
         geometry = with_taps(geometry, recipe.taps)
     batch_norm = base.batch_norm if recipe.batch_norm is None else recipe.batch_norm
-    if _file(recipe) is not None and (recipe.backbone or batch_norm != base.batch_norm):
+    if path is not None and (recipe.backbone or batch_norm != base.batch_norm):
         raise ValueError(
             "A file's weights do not fit another backbone, or a decoder with or without batch "
             "norm: give --weights random or imagenet."
         )
+    chosen = ("depth", "labels") if recipe.train == "both" else (recipe.train,)
     return replace(
         base,
+        tasks=chosen if recipe.train else base.tasks,
         geometry=geometry,
         readout=recipe.readout or base.readout,
         batch_norm=batch_norm,
@@ -183,15 +166,11 @@ def with_taps(geometry: Geometry, taps: str) -> Geometry:
 
 
 def _with_classes(
-    recipe: Recipe,
-    spec: ModelSpec,
-    base: ModelSpec,
-    sources: Sequence[Dataset],
-    notes: list[str],
-) -> tuple[ModelSpec, tuple[str, ...]]:
+    recipe: Recipe, spec: ModelSpec, base: ModelSpec, sources: Sequence[Dataset], notes: list[str]
+) -> ModelSpec:
     """Keep the label head if it has every class, else use the dataset's classes."""
     if "labels" not in spec.tasks:
-        return replace(spec, num_classes=0, class_names=""), ()
+        return replace(spec, num_classes=0, class_names="")
     spec = replace(spec, auxiliary=recipe.auxiliary > 0)
     theirs = [source.class_names for source in sources if source.class_names]
     if not theirs:
@@ -202,7 +181,7 @@ def _with_classes(
     if "labels" in base.tasks:
         ours = class_names(base.class_names)
         if all(set(names) <= set(ours) for names in theirs):
-            return spec, ours
+            return spec
     names = max(theirs, key=lambda classes: len(classes))
     if any(not set(other) <= set(names) for other in theirs):
         raise ValueError(
@@ -219,7 +198,7 @@ def _with_classes(
     os.replace(part, file)
     before = f", in place of {base.num_classes}" if base.num_classes else ""
     notes.append(f"The label head is new: {len(names)} classes{before}.")
-    return replace(spec, num_classes=len(names), class_names=str(file)), names
+    return replace(spec, num_classes=len(names), class_names=str(file))
 
 
 def _with_depth(
@@ -305,7 +284,9 @@ def _encoder_from_timm(model: DPT, weights: str) -> str:
     """Load the encoder that timm has under a name. Returns a message about it."""
     name = weights.removeprefix("timm:")
     if weights == "imagenet":
-        same = [name for geometry, name in _IMAGENET if _encoders_alike(geometry, model)]
+        shape = attrgetter("width", "depth", "heads", "grid", "resnet")
+        ours = shape(model.spec.geometry)
+        same = [name for geometry, name in _IMAGENET if shape(geometry) == ours]
         if not same:
             raise ValueError(
                 "timm has no ImageNet weights for this backbone: use --weights random."
@@ -319,12 +300,6 @@ def _encoder_from_timm(model: DPT, weights: str) -> str:
         raise ValueError(f"timm cannot load the weights {name}: {error}") from error
     load_encoder(model, encoder.state_dict(), name)
     return f"The encoder starts from timm's {name}, everything else from random weights."
-
-
-def _encoders_alike(geometry: Geometry, model: DPT) -> bool:
-    ours = model.spec.geometry
-    fields = ("width", "depth", "heads", "grid", "resnet")
-    return all(getattr(geometry, field) == getattr(ours, field) for field in fields)
 
 
 def load_encoder(model: DPT, tensors: dict[str, Tensor], name: str) -> None:

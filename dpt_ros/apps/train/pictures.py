@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from dpt_ros.apps.train.recipe import Recipe
 from dpt_ros.data import class_id_table
@@ -26,32 +26,20 @@ GREY = 128  # of padding
 
 
 class Batch(NamedTuple):
-    """One step's images and truth.
+    """One step's images and truth."""
 
-    Args:
-        images: (B, 3, H, W) float32, normalised for the network.
-        inverse: (B, H, W) float32 inverse depth, 1/m where the truth is metric, 0 for sky, NaN
-            where unknown.
-        labels: (B, H, W) int64 class indices from 0, -1 where there is no class.
-    """
-
-    images: Tensor
+    images: Tensor  # (B, 3, H, W) float32, normalised for the network
+    # (B, H, W) float32 inverse depth, 1/m where the truth is metric, 0 for sky, NaN where unknown
     inverse: Tensor
-    labels: Tensor
+    labels: Tensor  # (B, H, W) int64 class indices from 0, -1 where there is no class
 
 
 class Picture(NamedTuple):
-    """One image and its ground truth before they are part of a batch.
+    """One image and its ground truth before they are part of a batch."""
 
-    Args:
-        rgb: (H, W, 3) uint8.
-        inverse: (H, W) float32, as in :class:`Batch`.
-        labels: (H, W) uint8, the network's ids from 1, 0 for none.
-    """
-
-    rgb: np.ndarray
-    inverse: np.ndarray
-    labels: np.ndarray
+    rgb: np.ndarray  # (H, W, 3) uint8
+    inverse: np.ndarray  # (H, W) float32, as in a batch
+    labels: np.ndarray  # (H, W) uint8, the network's ids from 1, 0 for none
 
 
 @dataclass(frozen=True)
@@ -262,20 +250,10 @@ class Batches(Dataset[Batch]):
         return Batch(images, inverse, labels.long() - 1)
 
 
-class _From(Sampler[int]):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def __iter__(self) -> Iterator[int]:
-        return itertools.count(self.step)
-
-
 def stream(batches: Batches, step: int, workers: int, pin: bool) -> Iterator[Batch]:
     """The batches from ``step`` on, read ahead by ``workers`` processes (0: by this one)."""
-    loader = DataLoader(
-        batches, batch_size=None, sampler=_From(step), num_workers=workers, pin_memory=pin
-    )
-    return iter(loader)
+    steps = itertools.count(step)
+    return iter(DataLoader(batches, None, sampler=steps, num_workers=workers, pin_memory=pin))
 
 
 def reduced(batch: Batch, multiple_of: int, factor: float = 0.6) -> Batch:

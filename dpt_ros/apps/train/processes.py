@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import distributed
@@ -14,17 +14,11 @@ from torch import distributed
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among all of a run.
+    """This process among all of a run."""
 
-    Args:
-        rank: its number, from 0; 0 saves, measures and speaks.
-        count: of all.
-        device: its torch device.
-    """
-
-    rank: int = 0
-    count: int = 1
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    rank: int  # from 0; 0 saves, measures and speaks
+    count: int
+    device: torch.device
 
     @property
     def first(self) -> bool:
@@ -46,16 +40,11 @@ class Processes:
 
 @contextmanager
 def processes(device: str) -> Iterator[Processes]:
-    """Join the processes that torchrun started; alone if it did not.
-
-    Args:
-        device: "cpu", or "cuda" for the GPU of this process.
-    """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    """Join the processes that torchrun started, "cuda" with a GPU each; alone if it did not."""
+    count, chosen = int(os.environ.get("WORLD_SIZE", "1")), torch.device(device)
     if count == 1:
-        yield Processes(device=torch.device(device))
+        yield Processes(0, 1, chosen)
         return
-    chosen = torch.device(device)
     if chosen.type == "cuda":
         chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(chosen)

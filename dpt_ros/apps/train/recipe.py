@@ -6,18 +6,13 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dpt_ros.model.zoo import GEOMETRIES
 
-_START, _TRAINING, _VIEW, _SHAPE, RUNNING = (
-    "initial weights and tasks",
-    "training",
-    "scaling, crop and augmentation",
-    "network architecture (the paper's ablations)",
-    "device, processes, checkpoints and log",
-)
+RUNNING = "device, processes, checkpoints and log"
 # Conditions that a number must fulfil, as the error message names them.
 POSITIVE, NOT_NEGATIVE, FRACTION = "positive", "not negative", "at least 0 and below 1"
 CONDITIONS = {
@@ -37,19 +32,19 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def _option(group: str, default: Any, help: str, must: str = "", **argument: Any) -> Any:
-    """A field of the recipe that is an option of dpt_train.
-
-    Args:
-        group: heading in the help.
-        must: one of ``CONDITIONS``.
-        argument: for ``add_argument``; without a type it is that of the default.
-    """
+    """A field of the recipe that is an option of dpt_train under the heading ``group``; it must
+    fulfil one of ``CONDITIONS``. ``argument`` is for ``add_argument``, where the type is that of
+    the default if none is given."""
     if type(default) in (int, float, str):
         argument.setdefault("type", type(default))
     metadata = {"group": group, "help": help, "must": must, **argument}
     return field(default=default, metadata=metadata)
 
 
+_start = partial(_option, "initial weights and tasks")
+_training = partial(_option, "training")
+_view = partial(_option, "scaling, crop and augmentation")
+_shape = partial(_option, "network architecture (the paper's ablations)")
 _SWITCH: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
 
 
@@ -59,96 +54,73 @@ class Recipe:
     embedded network as defaults; None and "" leave the choice to the network and the datasets."""
 
     out: Path
-    model: str = _option(
-        _START, "", "name of a network (default: that of the weights file, else the embedded one)"
+    model: str = _start(
+        "", "name of a network (default: that of the weights file, else the embedded one)"
     )
-    weights: str = _option(
-        _START,
+    weights: str = _start(
         "random",
         "a file, download (the published file), cached (the local one), random, imagenet (only "
         "the encoder, by timm), or timm:NAME (another encoder of the same shape)",
     )
-    train: str = _option(
-        _START, "", "tasks (default: those of the network)", choices=("depth", "labels", "both")
+    train: str = _start(
+        "", "tasks (default: those of the network)", choices=("depth", "labels", "both")
     )
     metric: bool | None = None  # --metric, --relative
-    minutes: float = _option(
-        _TRAINING, 60.0, "length of the run; the schedule follows the clock", POSITIVE
+    minutes: float = _training(60.0, "length of the run; the schedule follows the clock", POSITIVE)
+    steps: int | None = _training(
+        None, "length in steps instead; 0 evaluates without training", NOT_NEGATIVE, type=int
     )
-    steps: int | None = _option(
-        _TRAINING,
-        None,
-        "length in steps instead; 0 evaluates without training",
-        NOT_NEGATIVE,
-        type=int,
-    )
-    epochs: float | None = _option(
-        _TRAINING, None, "length in epochs instead", POSITIVE, type=float
-    )
+    epochs: float | None = _training(None, "length in epochs instead", POSITIVE, type=float)
     epoch_steps: int = 0  # steps of an epoch; 0: as many as it takes to see every image
-    batch: int = _option(_TRAINING, 8, "images per step, of all processes together", POSITIVE)
-    optimizer: str = _option(
-        _TRAINING, "adam", "adam, or sgd with momentum 0.9", choices=("adam", "sgd")
+    batch: int = _training(8, "images per step, of all processes together", POSITIVE)
+    optimizer: str = _training("adam", "adam, or sgd with momentum 0.9", choices=("adam", "sgd"))
+    weight_decay: float = _training(0.0, "of the optimizer (default: 0)", NOT_NEGATIVE)
+    lr: float = _training(1e-3, "peak learning rate of decoder and heads", POSITIVE)
+    backbone_lr: float | None = _training(
+        None, "that of the encoder (default: that of --lr)", POSITIVE, type=float
     )
-    weight_decay: float = _option(_TRAINING, 0.0, "of the optimizer (default: 0)", NOT_NEGATIVE)
-    lr: float = _option(_TRAINING, 1e-3, "peak learning rate of decoder and heads", POSITIVE)
-    backbone_lr: float | None = _option(
-        _TRAINING, None, "that of the encoder (default: that of --lr)", POSITIVE, type=float
-    )
-    schedule: str = _option(
-        _TRAINING,
+    schedule: str = _training(
         "cosine",
         "of the learning rates: cosine with a linear warm-up, polynomial with power 0.9, constant",
         choices=("cosine", "poly", "constant"),
     )
-    clip: float = _option(_TRAINING, 100.0, "largest norm of the gradient", POSITIVE)
-    average: float = _option(
-        _TRAINING,
+    clip: float = _training(100.0, "largest norm of the gradient", POSITIVE)
+    average: float = _training(
         0.998,
         "decay of the moving average of the weights, which is exported; 0 exports the weights",
         FRACTION,
     )
-    coarse: float = _option(
-        _TRAINING, 0.4, "first part of the run, in which images have 0.6 times the size", FRACTION
+    coarse: float = _training(
+        0.4, "first part of the run, in which images have 0.6 times the size", FRACTION
     )
-    depth_loss: str = _option(
-        _TRAINING,
+    depth_loss: str = _training(
         "",
         "of depth: L1 of the logarithm, scale-invariant logarithmic, or scale-and-shift-invariant "
         "(default: log for metres, else ssi)",
         choices=("log", "silog", "ssi"),
     )
-    gradient: float = _option(
-        _TRAINING, 0.5, "weight of gradient matching in the depth loss", NOT_NEGATIVE
+    gradient: float = _training(0.5, "weight of gradient matching in the depth loss", NOT_NEGATIVE)
+    auxiliary: float = _training(
+        0.0, "weight of the loss of an auxiliary label head (default: no such head)", NOT_NEGATIVE
     )
-    auxiliary: float = _option(
-        _TRAINING,
-        0.0,
-        "weight of the loss of an auxiliary label head (default: no such head)",
-        NOT_NEGATIVE,
+    dropout: float = _training(0.0, "in the label heads (default: 0)", FRACTION)
+    class_weights: bool = _training(
+        True, "mild weights for rare classes (default: yes)", **_SWITCH
     )
-    dropout: float = _option(_TRAINING, 0.0, "in the label heads (default: 0)", FRACTION)
-    class_weights: bool = _option(
-        _TRAINING, True, "mild weights for rare classes (default: yes)", **_SWITCH
+    seed: int = _training(0, "of weights, batches and augmentation (default: 0)")
+    precision: str = _training("bf16", "of the forward pass", choices=("bf16", "fp16", "fp32"))
+    longer: int = _view(0, "scale images to this longer side, pixels", NOT_NEGATIVE)
+    size: tuple[int, int] | None = _view(
+        None, "scale images to this size instead", type=parse_size, metavar="WxH"
     )
-    seed: int = _option(_TRAINING, 0, "of weights, batches and augmentation (default: 0)")
-    precision: str = _option(
-        _TRAINING, "bf16", "of the forward pass", choices=("bf16", "fp16", "fp32")
-    )
-    longer: int = _option(_VIEW, 0, "scale images to this longer side, pixels", NOT_NEGATIVE)
-    size: tuple[int, int] | None = _option(
-        _VIEW, None, "scale images to this size instead", type=parse_size, metavar="WxH"
-    )
-    scaling: tuple[float, float] = _option(
-        _VIEW,
+    scaling: tuple[float, float] = _view(
         (1.0, 1.0),
         "range of random scaling on top, log-uniform (default: 1 1)",
         type=float,
         nargs=2,
         metavar=("LOW", "HIGH"),
     )
-    crop: tuple[int, int] | None = _option(
-        _VIEW,
+    crop: tuple[int, int] | None = _view(
         None,
         "size of a training image, padded where the image is smaller (default: the whole image, "
         "at most 384x384; of datasets without --longer and --size the network's own size)",
@@ -156,21 +128,14 @@ class Recipe:
         metavar="WxH",
     )
     bottom: bool = False  # crop at the bottom centre instead of at a random place
-    jitter: bool = _option(
-        _VIEW, True, "random changes of brightness and colour (default: yes)", **_SWITCH
+    jitter: bool = _view(True, "random changes of brightness and colour (default: yes)", **_SWITCH)
+    max_depth: float = _view(
+        0.0, "metres; ground truth beyond it counts as unknown (default: no limit)", NOT_NEGATIVE
     )
-    max_depth: float = _option(
-        _VIEW,
-        0.0,
-        "metres; ground truth beyond it counts as unknown (default: no limit)",
-        NOT_NEGATIVE,
-    )
-    backbone: str = _option(_SHAPE, "", "of random or timm weights", choices=tuple(GEOMETRIES))
-    taps: str = _option(_SHAPE, "", "four layers, counted from 1: 3,6,9,12 or R0,R1,9,12")
-    readout: str = _option(
-        _SHAPE, "", "use of the readout token", choices=("ignore", "add", "project")
-    )
-    batch_norm: bool | None = _option(_SHAPE, None, "in the decoder", **_SWITCH)
+    backbone: str = _shape("", "of random or timm weights", choices=tuple(GEOMETRIES))
+    taps: str = _shape("", "four layers, counted from 1: 3,6,9,12 or R0,R1,9,12")
+    readout: str = _shape("", "use of the readout token", choices=("ignore", "add", "project"))
+    batch_norm: bool | None = _shape(None, "in the decoder", **_SWITCH)
     device: str = _option(RUNNING, "auto", "auto (the GPU if there is one), cpu, cuda or cuda:N")
 
     @property
@@ -187,17 +152,11 @@ _MAY_CHANGE = ("out", "minutes", "steps", "epochs", "device", "weights", "model"
 
 @dataclass(frozen=True)
 class Preset:
-    """A protocol of the paper.
+    """A protocol of the paper."""
 
-    Args:
-        paper: what the paper specifies, with its section.
-        chosen: what it does not specify, and what was chosen here.
-        values: fields of :class:`Recipe`.
-    """
-
-    paper: str
-    chosen: str
-    values: dict[str, Any]
+    paper: str  # what it specifies, with its section
+    chosen: str  # what it does not specify, and what was chosen here
+    values: dict[str, Any]  # fields of the recipe
 
 
 # fmt: off

@@ -12,38 +12,32 @@ from pathlib import Path
 
 import torch
 
+from dpt_ros.apps.command_line import fail
 from dpt_ros.apps.train.networks import starting_network
 from dpt_ros.apps.train.pictures import check_batch
 from dpt_ros.apps.train.processes import Processes, processes
 from dpt_ros.apps.train.recipe import PRESETS, Recipe
-from dpt_ros.apps.train.trainer import Interrupted, Trainer, read_checkpoint
+from dpt_ros.apps.train.trainer import Trainer, read_checkpoint
 from dpt_ros.datasets import Dataset, open_dataset
 from dpt_ros.datasets.world import WorldDataset
 from dpt_ros.engine.loading import NetworkError, choose_device
 
 
-def run(args: argparse.Namespace, recipe: Recipe, count: int) -> int:
-    """Run ``dpt_train`` with parsed arguments, as one of ``count`` processes. Returns the exit
-    code."""
+def run(args: argparse.Namespace, recipe: Recipe) -> int:
+    """Run ``dpt_train`` with parsed arguments. Returns the exit code."""
     try:
         recipe = replace(recipe, device=str(choose_device(recipe.device)))
     except NetworkError as error:
-        print(f"dpt_train: --{error}", file=sys.stderr)
-        return 2
-    torch.set_num_threads(max(args.threads // count, 1))
+        return fail("dpt_train", f"--{error}", 2)
     try:
         args.out.mkdir(parents=True, exist_ok=True)
         with processes(recipe.device) as process:
+            torch.set_num_threads(max(args.threads // process.count, 1))
             return _train(args, recipe, process)
     except (OSError, ValueError) as error:
-        print(f"dpt_train: {error}", file=sys.stderr)
-        return 1
-    except Interrupted as interruption:
-        print(f"dpt_train: {interruption}", file=sys.stderr)
-        return 130
-    except KeyboardInterrupt:
-        print(f"dpt_train: {_interrupted(recipe)}", file=sys.stderr)
-        return 130
+        return fail("dpt_train", error, 1)
+    except KeyboardInterrupt as interruption:
+        return fail("dpt_train", str(interruption) or _interrupted(recipe), 130)
 
 
 def _interrupted(recipe: Recipe) -> str:
@@ -57,10 +51,7 @@ def _interrupted(recipe: Recipe) -> str:
 
 def _open(args: argparse.Namespace) -> tuple[list[Dataset], Dataset]:
     """The training datasets, and the held-out one of the first; worlds are not rendered yet.
-
-    Raises:
-        ValueError, OSError: a folder does not hold what was expected.
-    """
+    Raises ValueError and OSError for a folder that does not hold what was expected."""
     size = {"width": args.width, "height": args.height}
     roots = iter(args.root)
 
@@ -70,19 +61,13 @@ def _open(args: argparse.Namespace) -> tuple[list[Dataset], Dataset]:
         counts = (args.worlds, args.frames) if split == "train" else (args.held_out, 5)
         return WorldDataset(split, *counts, **size)
 
-    names = args.dataset or ["world"]
-    folders = [None if name == "world" else next(roots) for name in names]
-    train = [open_split(name, root, "train") for name, root in zip(names, folders, strict=True)]
-    return train, open_split(names[0], folders[0], "test")
+    chosen = [(n, None if n == "world" else next(roots)) for n in args.dataset or ["world"]]
+    return [open_split(*one, "train") for one in chosen], open_split(*chosen[0], "test")
 
 
 def _check(args: argparse.Namespace, recipe: Recipe, train: Sequence[Dataset]) -> None:
-    """Check what can be checked before worlds are rendered, which takes many minutes.
-
-    Raises:
-        ValueError, OSError: the checkpoint, the weights, the recipe and the datasets do not go
-            together.
-    """
+    """Check, before worlds are rendered for many minutes, whether checkpoint, weights, recipe and
+    datasets go together. Raises ValueError and OSError if they do not."""
     for source in train:
         check_batch(source.name, len(source), recipe.batch)
     if args.resume:
@@ -107,28 +92,13 @@ def _train(args: argparse.Namespace, recipe: Recipe, process: Processes) -> int:
     _check(args, recipe, train)
     train = [_rendered(dataset, args, process) for dataset in train]
     test = _rendered(test, args, process)
-    workers = args.workers
-    if workers is None:
-        workers = 4 if process.device.type == "cuda" else 0
-    trainer = Trainer(
-        recipe,
-        train,
-        test,
-        process,
-        save_minutes=args.save_minutes,
-        workers=workers,
-        board=args.tensorboard and process.first,
-        test_limit=5 * args.held_out,
-        test_sizes=args.test_sizes,
-        resume=args.resume,
-    )
-    notes = list(trainer.notes)
+    trainer = Trainer(recipe, args, train, test, process)
+    notes = trainer.notes
     if args.preset:
         preset = PRESETS[args.preset]
         notes = [f"From the paper, {preset.paper}.", f"Chosen: {preset.chosen}.", *notes]
-    if process.first:
-        for note in notes:
-            print(note, file=sys.stderr)
+    if process.first and notes:
+        print(*notes, sep="\n", file=sys.stderr)
     trainer.log(arguments={name: str(value) for name, value in vars(args).items()}, notes=notes)
     report = trainer.run()
     if process.first:

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
-import dataclasses
 import json
 import math
 import os
@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
 from types import FrameType
@@ -24,14 +25,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from dpt_ros.apps.train.board import Board
-from dpt_ros.apps.train.measure import evaluate, loss_of, weights_of
-from dpt_ros.apps.train.networks import Start, set_dropout, starting_network
+from dpt_ros.apps.train.measure import Board, evaluate, loss_of, weights_of
+from dpt_ros.apps.train.networks import set_dropout, starting_network
 from dpt_ros.apps.train.pictures import Augmentation, Batch, Batches, reduced, stream
 from dpt_ros.apps.train.processes import Processes
 from dpt_ros.apps.train.recipe import Recipe
 from dpt_ros.data import class_names
 from dpt_ros.datasets import Dataset
+from dpt_ros.files import sync
 from dpt_ros.model import DPT, save_checkpoint
 from dpt_ros.model.describe import describe, spec_of
 from dpt_ros.model.losses import alone, mean_over_processes
@@ -62,8 +63,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     part = path.with_name(path.name + ".part")
     write(part)
     part.chmod(0o644)  # safetensors makes files that only their owner can read
-    with part.open("rb") as file:
-        os.fsync(file.fileno())  # else a power cut could leave the name without the content
+    sync(part)  # else a power cut could leave the name without the content
     os.replace(part, path)
 
 
@@ -86,10 +86,6 @@ def _deferred_sigint() -> Iterator[threading.Event]:
         yield event
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-class Interrupted(Exception):
-    """SIGINT ended a run after a step; the message names the step to resume from."""
 
 
 def read_checkpoint(recipe: Recipe, device: torch.device) -> dict[str, Any]:
@@ -117,18 +113,7 @@ def read_checkpoint(recipe: Recipe, device: torch.device) -> dict[str, Any]:
 
 
 class Trainer:
-    """One run.
-
-    Args:
-        train: training datasets.
-        test: held-out dataset.
-        processes: this process among those of the run.
-        save_minutes: time between two checkpoints; 0 saves after every step.
-        workers: processes that prepare batches ahead.
-        board: write for TensorBoard.
-        test_limit: images of ``test`` in the last evaluation.
-        test_sizes: sizes of the network's input to evaluate at, besides its own.
-        resume: continue from the checkpoint.
+    """One run, with the arguments of dpt_train, on training datasets and a held-out one.
 
     Raises:
         ValueError: the recipe, the weights and the datasets do not go together.
@@ -137,26 +122,18 @@ class Trainer:
     def __init__(
         self,
         recipe: Recipe,
+        args: argparse.Namespace,
         train: Sequence[Dataset],
         test: Dataset,
         processes: Processes,
-        save_minutes: float,
-        workers: int,
-        board: bool,
-        test_limit: int,
-        test_sizes: Sequence[tuple[int, int]],
-        resume: bool,
     ) -> None:
-        self.recipe, self.train, self.test = recipe, train, test
+        self.recipe, self.args, self.train, self.test = recipe, args, train, test
         self.processes, self.device = processes, processes.device
-        self.save_seconds, self.workers = 60 * save_minutes, workers
-        self.test_limit, self.test_sizes = test_limit, test_sizes
-        state = read_checkpoint(recipe, self.device) if resume else None
-        start = self._resumed(state) if state else starting_network(recipe, train)
-        self.notes, self.names = start.notes, start.names
-        self.augmentation = start.augmentation
-        self.model = start.model.to(self.device).to(memory_format=torch.channels_last).train()
-        self.spec = self.model.spec
+        state = read_checkpoint(recipe, self.device) if args.resume else None
+        model, self.notes = self._resumed(state) if state else starting_network(recipe, train)
+        self.model = model.to(self.device).to(memory_format=torch.channels_last).train()
+        self.spec = spec = model.spec
+        self.names = class_names(spec.class_names) if "labels" in spec.tasks else ()
         self.average = Average(self.model, recipe.average)
         self.step, self.seconds, self.lost = 0, 0.0, 0
         self.steps = self._length()
@@ -166,6 +143,7 @@ class Trainer:
         self._prepare()
         if state:
             self._load(state)
+        board = args.tensorboard and processes.first
         self.board = Board(recipe.out / "tensorboard", self.step) if board else None
 
     def _length(self) -> int | None:
@@ -173,16 +151,14 @@ class Trainer:
         recipe = self.recipe
         if recipe.epochs is None:
             return recipe.steps
-        total = sum(len(source) for source in self.train)
-        per_epoch = recipe.epoch_steps or max(total // recipe.batch, 1)
+        per_epoch = recipe.epoch_steps or max(sum(map(len, self.train)) // recipe.batch, 1)
         return max(round(recipe.epochs * per_epoch), 1)
 
     def _prepare(self) -> None:
         """Set up the optimizer and, for several processes, DistributedDataParallel."""
         recipe = self.recipe
         encoder = list(self.model.encoder.parameters())
-        in_encoder = {id(p) for p in encoder}
-        rest = [p for p in self.model.parameters() if id(p) not in in_encoder]
+        rest = [p for name, p in self.model.named_parameters() if not name.startswith("encoder.")]
         encoder_lr = recipe.lr if recipe.backbone_lr is None else recipe.backbone_lr
         self.peaks = [encoder_lr, recipe.lr]
         groups = [{"params": encoder}, {"params": rest}]
@@ -248,17 +224,15 @@ class Trainer:
         }
         write_atomically(self.recipe.checkpoint, lambda part: torch.save(state, part))
 
-    def _resumed(self, state: dict[str, Any]) -> Start:
+    def _resumed(self, state: dict[str, Any]) -> tuple[DPT, list[str]]:
         """The network of a checkpoint, without its weights."""
         metadata = state["network"]
         path = self.recipe.out / f"{metadata['model'].replace('/', '_')}.safetensors"
         spec = spec_of(metadata, path)
-        labels = "labels" in spec.tasks
-        names = class_names(spec.class_names) if labels else ()
-        model = DPT(dataclasses.replace(spec, auxiliary=labels and self.recipe.auxiliary > 0))
+        auxiliary = "labels" in spec.tasks and self.recipe.auxiliary > 0
+        model = DPT(replace(spec, auxiliary=auxiliary))
         set_dropout(model, self.recipe.dropout)
-        augmentation = Augmentation.of(self.recipe, spec, self.train)
-        return Start(model.eval(), augmentation, names, [f"Resumed at step {state['step']}."])
+        return model.eval(), [f"Resumed at step {state['step']}."]
 
     def _load(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
@@ -319,16 +293,19 @@ class Trainer:
         """Train to the end, saving checkpoints. Returns the report of the last evaluation.
 
         Raises:
-            Interrupted: SIGINT; the current step was completed and saved.
+            KeyboardInterrupt: SIGINT; the current step was completed and saved. The message names
+                the step to resume from.
         """
-        recipe, first = self.recipe, self.processes.first
+        recipe, first, on_gpu = self.recipe, self.processes.first, self.device.type == "cuda"
+        workers = (4 if on_gpu else 0) if self.args.workers is None else self.args.workers
+        save_seconds = 60 * self.args.save_minutes
         batches = Batches(
-            self.train, self.spec, self.names, self.augmentation, recipe.batch, recipe.seed,
-            recipe.jitter, self.processes.rank, self.processes.count,
+            self.train, self.spec, self.names, Augmentation.of(recipe, self.spec, self.train),
+            recipe.batch, recipe.seed, recipe.jitter, self.processes.rank, self.processes.count,
         )  # fmt: skip
-        coming = stream(batches, self.step, self.workers, self.device.type == "cuda")
+        coming = stream(batches, self.step, workers, on_gpu)
         recent: list[dict[str, float]] = []
-        next_save, next_test = self.seconds + self.save_seconds, self.seconds + 600
+        next_save, next_test = self.seconds + save_seconds, self.seconds + 600
         layout = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
         with (
             _deferred_sigint() as interrupted,
@@ -347,9 +324,9 @@ class Trainer:
                 stop = bool(self.processes.from_first(float(interrupted.is_set())))
                 if self.seconds >= next_save or stop:
                     self.save()
-                    next_save = self.seconds + self.save_seconds
+                    next_save = self.seconds + save_seconds
                 if stop:
-                    raise Interrupted(
+                    raise KeyboardInterrupt(
                         f"Interrupted after step {self.step}, which is saved: --resume continues "
                         f"with step {self.step + 1}."
                     )
@@ -358,7 +335,7 @@ class Trainer:
                     self.processes.wait()
                     next_test = self.seconds + 600
         self.save()
-        report = self._evaluate(self.test_limit, self.test_sizes)
+        report = self._evaluate(5 * self.args.held_out, self.args.test_sizes)
         self.processes.wait()
         if self.board is not None:
             self.board.close()
@@ -381,11 +358,13 @@ class Trainer:
         """Evaluate the averaged network on the held-out dataset, in the first process."""
         if not self.processes.first:
             return {}
-        far = self.recipe.max_depth or 40.0
-        report = evaluate(self.average.model, self.test, limit, far)
+        model, far = self.average.model, self.recipe.max_depth or 40.0
+        report = evaluate(model, self.test, limit, far)
         for width, height in sizes:
-            other = evaluate(self.average.model, self.test, limit, far, (width, height))
+            model.spec = replace(self.spec, net_width=width, net_height=height)
+            other = evaluate(model, self.test, limit, far)
             report.setdefault("by_size", {})[f"{width}x{height}"] = other
+        model.spec = self.spec
         self.log(held_out=report)
         if self.board is not None:
             numbers = {k: v for k, v in report.items() if isinstance(v, float)}

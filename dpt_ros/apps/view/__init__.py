@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from dpt_ros.apps.command_line import fail, new_parser
 from dpt_ros.apps.view.topics import KINDS
 from dpt_ros.ros.command_line import split_ros_args
-from dpt_ros.version import add_version
 
 CLASSES = ("world", "ade20k", "navigation")
 
@@ -32,14 +31,7 @@ EXAMPLES = """examples:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="dpt_view",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_version(parser)
-
+    parser = new_parser("dpt_view", DESCRIPTION, EXAMPLES)
     parser.add_argument(
         "bag", nargs="*", type=Path, help="rosbag2 folders or mcap files; live topics if omitted"
     )
@@ -87,52 +79,48 @@ def _kinds(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(","))
 
 
-def _mistake(args: argparse.Namespace, ros_args: Sequence[str]) -> str | None:
-    """The error message for wrong arguments, or None."""
+def _mistakes(args: argparse.Namespace, ros_args: Sequence[str]) -> Iterator[str]:
+    """The error messages on wrong arguments."""
     unknown = set(args.only) - set(KINDS)
     if unknown:
         names = ", ".join(map(repr, sorted(unknown)))
-        return f"--only: unknown kind {names}. Available: {', '.join(KINDS)}."
+        yield f"--only: unknown kind {names}. Available: {', '.join(KINDS)}."
     for bag in args.bag:
         if not bag.exists():
-            return f"The bag {bag} does not exist."
+            yield f"The bag {bag} does not exist."
     if args.save is not None and args.save.is_dir():
-        return f"--save is {args.save}, but must be a file, not a folder."
+        yield f"--save is {args.save}, but must be a file, not a folder."
     if any(not all(pair.partition(":=")[::2]) for pair in args.remap):
-        return f"--remap is {args.remap[-1]!r}, but must be NAME:=TOPIC."
+        yield f"--remap is {args.remap[-1]!r}, but must be NAME:=TOPIC."
     if args.bag and (ros_args or args.seconds):
-        return "--ros-args and --seconds apply to live topics: leave them out with a bag."
+        yield "--ros-args and --seconds apply to live topics: leave them out with a bag."
     if args.bag and args.namespace and args.camera:
-        return "In a bag, --camera is the whole prefix of the topics: leave --namespace out."
+        yield "In a bag, --camera is the whole prefix of the topics: leave --namespace out."
     if not re.fullmatch(r"[0-9.]+ ?([kMGT]i?)?B|[0-9.]+%", args.memory):
-        return f"--memory is {args.memory!r}, but must be a size like 2GB or 50%."
+        yield f"--memory is {args.memory!r}, but must be a size like 2GB or 50%."
     for name in ("range", "max_points", "seconds"):
         value = getattr(args, name)
         if value is not None and not value > 0:
-            return f"--{name.replace('_', '-')} is {value}, but must be positive."
+            yield f"--{name.replace('_', '-')} is {value}, but must be positive."
     if not 0 <= args.jpeg <= 100:
-        return f"--jpeg is {args.jpeg}, but must be 1 to 100, or 0 for no compression."
+        yield f"--jpeg is {args.jpeg}, but must be 1 to 100, or 0 for no compression."
     if args.rate < 0:
-        return f"--rate is {args.rate}, but must not be negative."
-    return None
+        yield f"--rate is {args.rate}, but must not be negative."
+    if find_spec("rerun") is None:
+        yield "rerun is not installed: pip install rerun-sdk."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``dpt_view``. Returns the exit code."""
     own, ros_args = split_ros_args(argv)
     args = _parser().parse_args(own)
-    mistake = _mistake(args, ros_args)
-    if mistake is None and find_spec("rerun") is None:
-        mistake = "rerun is not installed: pip install rerun-sdk."
-    if mistake is not None:
-        print(f"dpt_view: {mistake}", file=sys.stderr)
-        return 2
+    if mistake := next(_mistakes(args, ros_args), ""):
+        return fail("dpt_view", mistake, 2)
     from dpt_ros.apps.view.show import show_bags, show_live
 
     try:
         return show_bags(args) if args.bag else show_live(args, ros_args[1:])
     except (OSError, ValueError, RuntimeError) as error:
-        print(f"dpt_view: {error}", file=sys.stderr)
-        return 1
+        return fail("dpt_view", error, 1)
     except KeyboardInterrupt:
         return 130

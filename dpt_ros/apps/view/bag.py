@@ -23,22 +23,14 @@ _NAMES = ", ".join(topic.name for topic in TOPICS)
 
 
 class Source(NamedTuple):
-    """What a topic of a bag is shown as.
+    """What a topic of a bag is shown as."""
 
-    Args:
-        camera: prefix of the camera's topics without slashes at its ends, "" for none.
-        topic: relative name, of ``topics.TOPICS``.
-    """
-
-    camera: str
-    topic: str
+    camera: str  # prefix of its topics without slashes at its ends, "" for none
+    topic: str  # relative name, of ``topics.TOPICS``
 
 
 class Bags:
-    """Several bags, read as one.
-
-    Args:
-        paths: rosbag2 folders or storage files.
+    """Several bags, rosbag2 folders or storage files, read as one.
 
     Attributes:
         types: of the messages, "package/msg/Name", by topic.

@@ -5,11 +5,9 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
-from importlib import import_module
+from collections.abc import Collection, Mapping
 from typing import Any
 
-import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
@@ -17,14 +15,13 @@ from rclpy.serialization import deserialize_message
 
 from dpt_ros.ros.camera.image_subscription import ImageInput
 from dpt_ros.ros.camera.inputs import REVIEW_PERIOD
+from dpt_ros.ros.messages.types import message_class
 from dpt_ros.ros.process import keep_large_buffers
 
 _LARGE = ("Image", "CompressedImage", "PointCloud2")
 _QUEUE = 200  # small messages, a second or so of odometry
 _LATCHED = QoSProfile(
-    depth=1,
-    reliability=ReliabilityPolicy.RELIABLE,
-    durability=DurabilityPolicy.TRANSIENT_LOCAL,
+    depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
 )
 _BEST_EFFORT = QoSProfile(depth=20, reliability=ReliabilityPolicy.BEST_EFFORT)
 
@@ -127,28 +124,3 @@ class LiveTopics:
         parts = [f"no publisher on {', '.join(unpublished)}"] if unpublished else []
         parts += [f"no message yet on {', '.join(published)}"] if published else []
         return f"Waiting: {'; '.join(parts)}." if parts else ""
-
-
-def message_class(name: str) -> type | None:
-    """The class of "package/msg/Name"; None where the package is not installed."""
-    package, _, message = name.partition("/msg/")
-    try:
-        return getattr(import_module(f"{package}.msg"), message)
-    except ImportError:
-        return None
-
-
-def start_node(namespace: str, remaps: Mapping[str, str], ros_args: Iterable[str]) -> Node:
-    """The viewer's node, with the namespace and remaps that the node dpt was started with.
-
-    Args:
-        namespace: of the topics, "" for none.
-        remaps: full names by relative ones.
-        ros_args: more arguments, as after --ros-args.
-
-    Raises:
-        RuntimeError: an argument is not a valid ROS argument or name.
-    """
-    args = ["--ros-args", *(part for pair in remaps.items() for part in ("-r", ":=".join(pair)))]
-    rclpy.init(args=[*args, *ros_args])
-    return Node("dpt_view", namespace=namespace or None)

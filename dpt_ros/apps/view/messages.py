@@ -38,10 +38,9 @@ _CHARTS = (
 
 
 class CameraMessages:
-    """Shows the messages of one camera.
+    """Shows the messages of one camera in ``scene``.
 
     Args:
-        scene: logs them.
         name: prefix of the camera's topics without slashes at its ends, "" for none.
         kinds: what is shown, of ``topics.KINDS``.
         warn: called with an error message for each message that cannot be shown.
@@ -65,105 +64,96 @@ class CameraMessages:
         camera_in_base: np.ndarray | None = None,
         rate: float = 0.0,
     ) -> None:
-        self._scene = scene
-        self._name = name
-        self._kinds = kinds
-        self._warn = warn
-        self._joined = joined
-        self._camera_in_base = camera_in_base
-        self._rate = rate
+        self._scene, self._name, self._kinds, self._warn = scene, name, kinds, warn
+        self._joined, self._camera_in_base, self._rate = joined, camera_in_base, rate
         self._camera: CameraModel | None = None
         self._has_depth_info = False
+        self._stamp = 0  # of the message that is shown
         self._newest_ns = 0
         self._frame_id = ""
         self._parts: OrderedDict[int, dict[str, np.ndarray]] = OrderedDict()  # by stamp
         self._recorded: dict[str, deque[int]] = {}  # times of the last messages, nanoseconds
         self._slots: dict[str, int] = {}
         self.shown: Counter[str] = Counter()
-        self._handlers: dict[str, Callable[[int, Any], None]] = {
+        self._handlers: dict[str, Callable[[Any], None]] = {
             "image": self._image,
             "image/compressed": self._compressed,
             "camera_info": partial(self._camera_info, False),
             "odom": self._odom,
             "depth/image": self._depth,
             "depth/camera_info": partial(self._camera_info, True),
-            "depth/confidence": lambda stamp, msg: scene.deviation(stamp, image_pixels(msg)),
-            "depth/inverse": lambda stamp, msg: scene.inverse(stamp, image_pixels(msg)),
-            "depth/points": lambda stamp, msg: scene.points(stamp, *cloud_columns(msg)),
+            "depth/confidence": lambda msg: scene.deviation(image_pixels(msg)),
+            "depth/inverse": lambda msg: scene.inverse(image_pixels(msg)),
+            "depth/points": lambda msg: scene.points(*cloud_columns(msg)),
             "semantic/labels": self._labels,
-            "semantic/confidence": lambda stamp, msg: scene.confidence(stamp, image_pixels(msg)),
+            "semantic/confidence": lambda msg: scene.confidence(image_pixels(msg)),
         }
 
     def show(self, topic: str, msg: Any, recorded_ns: int | None = None) -> None:
-        """Show a message.
-
-        Args:
-            topic: relative name, of ``topics.TOPICS``.
-            msg: of one of the topic's types.
-            recorded_ns: when it was recorded, in a bag.
-        """
+        """Show a message of a topic of ``topics.TOPICS``, in a bag with the time of recording."""
         try:
             if topic == "semantic/label_info":
                 self._scene.classes(class_map(msg))
             elif topic == DIAGNOSTICS:
                 self._diagnostics(msg)
             else:
-                stamp = stamp_ns(msg)
+                self._stamp = stamp = stamp_ns(msg)
+                self._scene.time(stamp)
                 if topic != "odom":
                     self._frame_id = msg.header.frame_id.lstrip("/")
                 if BY_NAME[topic].part:
                     self._newest_ns = stamp
                     if recorded_ns is not None and "plots" in self._kinds:
-                        self._plot(topic, stamp, recorded_ns)
-                if self._is_too_early(topic, stamp):
+                        self._plot(topic, recorded_ns)
+                if self._is_too_early(topic):
                     return
-                self._handlers[topic](stamp, msg)
+                self._handlers[topic](msg)
         except (ValueError, cv2.error) as error:  # a MessageError is a ValueError
             self._warn(f"{self._name}/{topic}".lstrip("/") + f": {error}")
         else:
             self.shown[topic] += 1
 
-    def _is_too_early(self, topic: str, stamp: int) -> bool:
+    def _is_too_early(self, topic: str) -> bool:
         """Whether ``rate`` excludes a frame; by its stamp, hence the same for every topic."""
         if not self._rate or topic == "odom":
             return False
-        slot = stamp // max(int(1e9 / self._rate), 1)
+        slot = self._stamp // max(int(1e9 / self._rate), 1)
         early = self._slots.get(topic) == slot
         self._slots[topic] = slot
         return early
 
-    def _image(self, stamp: int, msg: Any) -> None:
+    def _image(self, msg: Any) -> None:
         rgb = to_rgb(image_pixels(msg), msg.encoding)
         if "image" in self._kinds:
-            self._scene.image(stamp, rgb)
-        self._join(stamp, "rgb", rgb)
+            self._scene.image(rgb)
+        self._join("rgb", rgb)
 
-    def _compressed(self, stamp: int, msg: Any) -> None:
+    def _compressed(self, msg: Any) -> None:
         file = compressed_file(msg)
         viewable = file.kind in ("JPEG", "PNG") and "bayer" not in file.stored_as
         rgb = None
         if "rgb" in self._joined or not viewable:
             rgb = to_rgb(*file.decode())
-            self._join(stamp, "rgb", rgb)
+            self._join("rgb", rgb)
         if "image" not in self._kinds:
             return
         if viewable:
             shape = (file.height, file.width)
-            self._scene.image_file(stamp, file.data.tobytes(), file.kind, shape)
+            self._scene.image_file(file.data.tobytes(), file.kind, shape)
         elif rgb is not None:
-            self._scene.image(stamp, rgb)
+            self._scene.image(rgb)
 
-    def _camera_info(self, of_depth: bool, stamp: int, msg: Any) -> None:
+    def _camera_info(self, of_depth: bool, msg: Any) -> None:
         if self._has_depth_info and not of_depth:
             return
         self._has_depth_info = of_depth
         camera, _ = camera_model(msg)
         if camera is not None:
             self._camera = camera
-            self._scene.camera(stamp, camera)
-            self._make_points(stamp)
+            self._scene.camera(camera)
+            self._make_points()
 
-    def _odom(self, stamp: int, msg: Any) -> None:
+    def _odom(self, msg: Any) -> None:
         if self._camera_in_base is None and msg.child_frame_id.lstrip("/") != self._frame_id:
             if self._frame_id:
                 raise MessageError(
@@ -180,43 +170,37 @@ class CameraMessages:
         pose = pose_to_matrix(values)
         if self._camera_in_base is not None:
             pose = pose @ self._camera_in_base
-        self._scene.pose(stamp, pose)
+        self._scene.pose(pose)
 
-    def _depth(self, stamp: int, msg: Any) -> None:
+    def _depth(self, msg: Any) -> None:
         depth = image_pixels(msg)
         if depth.dtype == np.uint16:  # millimetres, 0 unknown (REP 118)
             depth = np.where(depth == 0, np.float32(np.nan), depth * np.float32(0.001))
-        if depth.ndim != 2 or depth.dtype != np.float32:
-            raise MessageError(
-                "bad encoding", f"The encoding is {msg.encoding}, but must be 32FC1 or 16UC1."
-            )
+        _check(depth, np.float32, msg.encoding, "32FC1 or 16UC1")
         if "depth" in self._kinds:
-            self._scene.depth(stamp, depth)
-        self._join(stamp, "depth", depth)
+            self._scene.depth(depth)
+        self._join("depth", depth)
 
-    def _labels(self, stamp: int, msg: Any) -> None:
+    def _labels(self, msg: Any) -> None:
         labels = image_pixels(msg)
-        if labels.ndim != 2 or labels.dtype != np.uint8:
-            raise MessageError(
-                "bad encoding", f"The encoding is {msg.encoding}, but must be mono8."
-            )
+        _check(labels, np.uint8, msg.encoding, "mono8")
         if "labels" in self._kinds:
-            self._scene.labels(stamp, labels)
-        self._join(stamp, "labels", labels)
+            self._scene.labels(labels)
+        self._join("labels", labels)
 
-    def _join(self, stamp: int, part: str, pixels: np.ndarray) -> None:
+    def _join(self, part: str, pixels: np.ndarray) -> None:
         if part in self._joined:
-            self._parts.setdefault(stamp, {})[part] = pixels
+            self._parts.setdefault(self._stamp, {})[part] = pixels
             while len(self._parts) > _INCOMPLETE:
                 self._parts.popitem(last=False)
-            self._make_points(stamp)
+            self._make_points()
 
-    def _make_points(self, stamp: int) -> None:
+    def _make_points(self) -> None:
         """Compute the points of a frame once all its parts have arrived."""
-        parts = self._parts.get(stamp, {})
+        parts = self._parts.get(self._stamp, {})
         if self._camera is None or not parts or not self._joined <= parts.keys():
             return
-        del self._parts[stamp]
+        del self._parts[self._stamp]
         size = parts["depth"].shape
         # torch warns about an array that is not writable.
         cloud = points(parts["depth"].copy(), None, None, self._camera)
@@ -228,13 +212,14 @@ class CameraMessages:
             else None
             for name in ("rgb", "labels")
         )
-        self._scene.points(stamp, xyz, _grey(size) if rgb is None else rgb, labels)
+        self._scene.points(xyz, _grey(size) if rgb is None else rgb, labels)
 
     def _diagnostics(self, msg: Any) -> None:
         # Plotted at the newest frame's stamp: a bag that is replayed without its clock has frames
         # of another year than the node's clock.
         if not self._newest_ns:
             return
+        self._scene.time(self._newest_ns)
         for status in msg.status:
             # The node calls a camera without a name "image".
             if status.name.rpartition(": ")[2] not in ("image", self._name.rpartition("/")[2]):
@@ -242,15 +227,20 @@ class CameraMessages:
             values = {pair.key: pair.value for pair in status.values}
             for chart, series, key in _CHARTS:
                 if key in values:
-                    self._scene.plot(self._newest_ns, chart, series, float(values[key]))
+                    self._scene.plot(chart, series, float(values[key]))
 
-    def _plot(self, topic: str, stamp: int, recorded_ns: int) -> None:
+    def _plot(self, topic: str, recorded_ns: int) -> None:
         times = self._recorded.setdefault(topic, deque(maxlen=_WINDOW))
         times.append(recorded_ns)
         if (span := recorded_ns - times[0]) > 0:
-            self._scene.plot(stamp, "rate", topic, (len(times) - 1) * 1e9 / span)
-        if recorded_ns != stamp:
-            self._scene.plot(stamp, "latency", topic, (recorded_ns - stamp) / 1e6)
+            self._scene.plot("rate", topic, (len(times) - 1) * 1e9 / span)
+        if recorded_ns != self._stamp:
+            self._scene.plot("latency", topic, (recorded_ns - self._stamp) / 1e6)
+
+
+def _check(pixels: np.ndarray, dtype: type, encoding: str, wanted: str) -> None:
+    if pixels.ndim != 2 or pixels.dtype != dtype:
+        raise MessageError("bad encoding", f"The encoding is {encoding}, but must be {wanted}.")
 
 
 def stamp_ns(msg: Any) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import colorsys
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -36,34 +35,22 @@ _SHORTEST_STEP = 0.02  # metres; a camera that stands still adds nothing to its 
 _LOOKING_AHEAD = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1.0]])
 
 
-@dataclass(frozen=True)
-class DrawingOptions:
-    """Options of a scene.
+class CameraScene:
+    """Logs the data of one camera.
 
     Args:
+        name: of the camera, for its entities.
         far: depth at the end of the colour map, metres.
         max_points: maximum number of points of one cloud.
         jpeg_quality: of raw images, 1 to 100; 0 does not compress them.
     """
 
-    far: float = 10.0
-    max_points: int = 40_000
-    jpeg_quality: int = 0
-
-
-class CameraScene:
-    """Logs the data of one camera.
-
-    Args:
-        recording: receives it.
-        name: of the camera, for its entities.
-        options: how it is drawn.
-    """
-
-    def __init__(self, recording: rr.RecordingStream, name: str, options: DrawingOptions) -> None:
-        self._recording = recording
-        self._options = options
-        self._name = name
+    def __init__(
+        self, recording: rr.RecordingStream, name: str, far: float, max_points: int,
+        jpeg_quality: int,
+    ) -> None:  # fmt: skip
+        self._recording, self._name = recording, name
+        self._far, self._max_points, self._jpeg_quality = far, max_points, jpeg_quality
         self._body = f"{WORLD}/{name}"
         self._camera: CameraModel | None = None
         self._image_size = (0, 0)
@@ -75,19 +62,22 @@ class CameraScene:
         self._colors = np.zeros((256, 3), np.uint8)
         recording.log(WORLD, rr.ViewCoordinates.RIGHT_HAND_Z_UP, static=True)
 
-    def image(self, stamp_ns: int, rgb: np.ndarray) -> None:
+    def time(self, stamp_ns: int) -> None:
+        """Set the stamp of what is logged from now on, nanoseconds."""
+        self._recording.set_time(TIMELINE, timestamp=np.datetime64(stamp_ns, "ns"))
+
+    def image(self, rgb: np.ndarray) -> None:
         """The camera's image, (H, W, 3) uint8."""
         image = rr.Image(rgb, color_model="RGB")
-        quality = self._options.jpeg_quality
-        self._log_image(stamp_ns, image.compress(quality) if quality else image, rgb.shape)
+        quality = self._jpeg_quality
+        self._log_image(image.compress(quality) if quality else image, rgb.shape)
 
-    def image_file(self, stamp_ns: int, content: bytes, kind: str, shape: Sequence[int]) -> None:
+    def image_file(self, content: bytes, kind: str, shape: Sequence[int]) -> None:
         """A JPEG or PNG file, unchanged; ``shape`` is (height, width)."""
         media = f"image/{kind.lower()}"
-        self._log_image(stamp_ns, rr.EncodedImage(contents=content, media_type=media), shape)
+        self._log_image(rr.EncodedImage(contents=content, media_type=media), shape)
 
-    def _log_image(self, stamp_ns: int, image: rr.AsComponents, shape: Sequence[int]) -> None:
-        self._set_time(stamp_ns)
+    def _log_image(self, image: rr.AsComponents, shape: Sequence[int]) -> None:
         size = (shape[1], shape[0])
         if size != self._image_size:
             self._image_size = size
@@ -95,17 +85,16 @@ class CameraScene:
         self._recording.log(f"{self._body}/image", image)
         self._log_default_pose()
 
-    def camera(self, stamp_ns: int, camera: CameraModel) -> None:
+    def camera(self, camera: CameraModel) -> None:
         """The intrinsics: a frustum in the world, scaled to the size of the image."""
-        self._set_time(stamp_ns)
         self._camera = camera
         self._log_pinhole()
         self._log_default_pose()
 
     def _log_pinhole(self) -> None:
-        if self._camera is None:
-            return
         camera = self._camera
+        if camera is None:
+            return
         if self._image_size[0]:
             camera = camera.scaled(*self._image_size)
         pinhole = rr.Pinhole(
@@ -116,25 +105,25 @@ class CameraScene:
         )
         self._recording.log(f"{self._body}/image", pinhole)
 
-    def depth(self, stamp_ns: int, depth: np.ndarray) -> None:
+    def depth(self, depth: np.ndarray) -> None:
         """Metres, (H, W) float32; NaN and +Inf are shown as such under the cursor."""
         # The values are for the cursor. The colours are those of depth/color, dark where near,
         # which none of rerun's colour maps has.
-        far = self._options.far
-        self._log_scalars(stamp_ns, "depth", depth, Colormap.Inferno, far)
+        far = self._far
+        self._log_scalars("depth", depth, Colormap.Inferno, far)
         colors = rr.Image(depth_to_color(depth, far), color_model="RGB")
         self._recording.log(f"{self._name}/depth/color", colors.compress(_JPEG_QUALITY))
         self._log_legend("depth", depth_legend(_LEGEND_WIDTH, far))
 
-    def deviation(self, stamp_ns: int, deviation: np.ndarray) -> None:
+    def deviation(self, deviation: np.ndarray) -> None:
         """Standard deviation of the depth, (H, W) float32, metres."""
-        end = self._options.far / 10
-        self._log_scalars(stamp_ns, "deviation", deviation, Colormap.Magma, end)
+        end = self._far / 10
+        self._log_scalars("deviation", deviation, Colormap.Magma, end)
         self._log_legend("deviation", bar_legend(_LEGEND_WIDTH, "0 m", f"{end:g} m", _MAGMA))
 
-    def inverse(self, stamp_ns: int, inverse: np.ndarray) -> None:
+    def inverse(self, inverse: np.ndarray) -> None:
         """Inverse depth, (H, W) float32, without a unit: the colours span each frame's range."""
-        self._log_scalars(stamp_ns, "inverse", inverse, Colormap.Inferno, None)
+        self._log_scalars("inverse", inverse, Colormap.Inferno, None)
 
     def _log_legend(self, name: str, picture: np.ndarray) -> None:
         """Log the legend of an image's colours, once."""
@@ -144,16 +133,14 @@ class CameraScene:
             self._recording.log(f"{self._name}/{name}_legend", image, static=True)
 
     def _log_scalars(
-        self, stamp_ns: int, name: str, values: np.ndarray, colormap: Colormap, end: float | None
+        self, name: str, values: np.ndarray, colormap: Colormap, end: float | None
     ) -> None:
-        self._set_time(stamp_ns)
         limits = None if end is None else [0.0, end]
         image = rr.DepthImage(values, meter=1.0, colormap=colormap, depth_range=limits)
         self._recording.log(f"{self._name}/{name}", image)
 
-    def labels(self, stamp_ns: int, labels: np.ndarray) -> None:
+    def labels(self, labels: np.ndarray) -> None:
         """Class ids, (H, W) uint8."""
-        self._set_time(stamp_ns)
         self._recording.log(f"{self._name}/labels", rr.SegmentationImage(labels))
         if new := set(np.unique(labels).tolist()) - self._class_ids:
             self._class_ids |= new
@@ -166,9 +153,8 @@ class CameraScene:
         if names:
             self._log_legend("labels", class_legend(_LEGEND_WIDTH, names, self._colors))
 
-    def confidence(self, stamp_ns: int, confidence: np.ndarray) -> None:
+    def confidence(self, confidence: np.ndarray) -> None:
         """Confidence of the labels, (H, W) uint8, 255 is 1."""
-        self._set_time(stamp_ns)
         self._recording.log(f"{self._name}/confidence", rr.Image(confidence, color_model="L"))
 
     def classes(self, names: Mapping[int, str]) -> None:
@@ -183,19 +169,15 @@ class CameraScene:
         self._class_names, self._colors = names, colors
         self._log_class_legend()
 
-    def points(
-        self, stamp_ns: int, xyz: np.ndarray, rgb: np.ndarray, labels: np.ndarray | None
-    ) -> None:
+    def points(self, xyz: np.ndarray, rgb: np.ndarray, labels: np.ndarray | None) -> None:
         """Points in the optical frame, subsampled to ``max_points``.
 
         Args:
-            stamp_ns: of the frame.
             xyz: (H, W, 3) float32, metres; points that are not finite are skipped.
             rgb: (H, W, 3) uint8.
             labels: (H, W) uint8 class ids; None for points without a class.
         """
-        self._set_time(stamp_ns)
-        stride = int(np.ceil(np.sqrt(xyz[..., 0].size / self._options.max_points)))
+        stride = int(np.ceil(np.sqrt(xyz[..., 0].size / self._max_points)))
         sample = np.s_[::stride, ::stride]
         finite = np.isfinite(xyz[sample]).all(axis=-1)
         points, colors = xyz[sample][finite], rgb[sample][finite]
@@ -205,9 +187,8 @@ class CameraScene:
             classed = rr.Points3D(points, class_ids=ids)
             self._recording.log(f"{self._body}/points_by_class", classed)
 
-    def pose(self, stamp_ns: int, world_from_camera: np.ndarray) -> None:
+    def pose(self, world_from_camera: np.ndarray) -> None:
         """The camera's pose, (4, 4); its path is extended to there."""
-        self._set_time(stamp_ns)
         self._log_pose(world_from_camera)
         position = world_from_camera[:3, 3]
         if self._last_position is not None:
@@ -226,36 +207,22 @@ class CameraScene:
         transform = rr.Transform3D(translation=pose[:3, 3], mat3x3=pose[:3, :3])
         self._recording.log(self._body, transform)
 
-    def plot(self, stamp_ns: int, chart: str, series: str, value: float) -> None:
-        """A value over time.
-
-        Args:
-            stamp_ns: its time.
-            chart: "rate" (frames per second) or "latency" (milliseconds).
-            series: name of the line.
-            value: in the chart's unit.
-        """
+    def plot(self, chart: str, series: str, value: float) -> None:
+        """A value over time, of a line of the chart "rate" (frames per second) or "latency"
+        (milliseconds)."""
         entity = f"plots/{self._name}/{chart}/{re.sub('[^A-Za-z0-9]', '_', series)}"
         if entity not in self._series:
             color = _distinct_color(len(self._series))
             self._series.add(entity)
             self._recording.log(entity, rr.SeriesLines(names=series, colors=color), static=True)
-        self._set_time(stamp_ns)
         self._recording.log(entity, rr.Scalars(value))
-
-    def _set_time(self, stamp_ns: int) -> None:
-        self._recording.set_time(TIMELINE, timestamp=np.datetime64(stamp_ns, "ns"))
 
 
 def class_colors(names: Mapping[int, str]) -> np.ndarray:
-    """Colours of classes by their names: those of the class list that has most of the names.
-
-    Args:
-        names: of the class ids, 0 to 255.
+    """Colours of classes by the names of their ids: those of the class list that has most of them.
 
     Returns:
-        (256, 3) uint8 RGB, indexed by class id. A class that is on no list gets a colour by its
-        id.
+        (256, 3) uint8 RGB, indexed by class id; one that is on no list has a colour by its id.
     """
     lists: list[Mapping[str, Sequence[int]]] = [load_groups()[1]]
     for file_name in _LABEL_FILES:
@@ -282,7 +249,6 @@ def blueprint(
     """The layout of the window: a tab per camera.
 
     Args:
-        cameras: names of the cameras.
         kinds: what is shown, of ``topics.KINDS``.
         live: plots show the last minute and time follows the newest frame.
         latency: whether the recording has latencies to plot.

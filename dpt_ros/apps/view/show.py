@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from itertools import islice
 
@@ -22,10 +22,11 @@ import rerun as rr
 from rclpy.node import Node
 from tqdm import tqdm
 
+from dpt_ros.apps.progress import print_above
 from dpt_ros.apps.view.bag import Bags, Source, find_sources
-from dpt_ros.apps.view.live_topics import LiveTopics, start_node
+from dpt_ros.apps.view.live_topics import LiveTopics
 from dpt_ros.apps.view.messages import CameraMessages, stamp_ns
-from dpt_ros.apps.view.scene import CameraScene, DrawingOptions, blueprint
+from dpt_ros.apps.view.scene import CameraScene, blueprint
 from dpt_ros.apps.view.topics import (
     BY_NAME,
     DIAGNOSTICS,
@@ -33,6 +34,7 @@ from dpt_ros.apps.view.topics import (
     needed_topics,
     possible_kinds,
 )
+from dpt_ros.bag.reader import Once
 from dpt_ros.data import class_names
 from dpt_ros.engine.output.label_groups import load_groups
 from dpt_ros.ros.camera.geometry import pose_matrix
@@ -52,13 +54,11 @@ def show_bags(args: argparse.Namespace) -> int:
     prefixes = [prefix.strip("/") for prefix in args.camera or [args.namespace] if prefix]
     bags = Bags(args.bag)
     sources = find_sources(bags.types, _remaps(args), prefixes)
-    topics: dict[str, set[str]] = {
-        s.camera: set() for s in sources.values() if s.topic != DIAGNOSTICS
+    cameras = sorted({s.camera for s in sources.values() if s.topic != DIAGNOSTICS})
+    topics = {
+        camera: {s.topic for s in sources.values() if s.topic == DIAGNOSTICS or s.camera == camera}
+        for camera in cameras
     }
-    for source in sources.values():
-        for camera in topics if source.topic == DIAGNOSTICS else (source.camera,):
-            topics[camera].add(source.topic)
-    topics = dict(sorted(topics.items()))
     kinds = set().union(*(possible_kinds(available, args.only) for available in topics.values()))
     if kinds <= {"plots"}:
         raise ValueError(
@@ -73,7 +73,11 @@ def show_bags(args: argparse.Namespace) -> int:
         for camera, available in topics.items()
     }
     needed = set().union(*(needed_topics(available, args.only) for available in topics.values()))
-    _feed(bags, {full: s for full, s in sources.items() if s.topic in needed}, shown)
+    sources = {full: source for full, source in sources.items() if source.topic in needed}
+    with tqdm(total=bags.count(sources), unit="message", leave=False, disable=None) as bar:
+        for full, recorded_ns, message in bags.messages(sources):
+            _show(shown, *sources[full], message, recorded_ns)
+            bar.update()
     recording.flush()
     _print_counts(shown)
     for camera, messages in shown.items():
@@ -90,14 +94,6 @@ def show_bags(args: argparse.Namespace) -> int:
             threading.Event().wait()
     recording.disconnect()
     return 0
-
-
-def _feed(bags: Bags, sources: Mapping[str, Source], shown: Mapping[str, CameraMessages]) -> None:
-    bar = tqdm(total=bags.count(sources), unit="message", leave=False, disable=None)
-    for full, recorded_ns, message in bags.messages(sources):
-        _show(shown, *sources[full], message, recorded_ns)
-        bar.update()
-    bar.close()
 
 
 def _show(
@@ -135,7 +131,10 @@ def show_live(args: argparse.Namespace, ros_args: Iterable[str]) -> int:
     """
     cameras = [camera.strip("/") for camera in args.camera] or [""]
     recording = _open(args, blueprint([_title(c) for c in cameras], args.only, live=True))
-    node = start_node(args.namespace, _remaps(args), ros_args)
+    # The namespace and remaps that the node dpt was started with.
+    remaps = (part for pair in _remaps(args).items() for part in ("-r", ":=".join(pair)))
+    rclpy.init(args=["--ros-args", *remaps, *ros_args])
+    node = Node("dpt_view", namespace=args.namespace or None)
     live = None
     shown: dict[str, CameraMessages] = {}
     try:
@@ -208,28 +207,14 @@ def _camera(
     camera: str,
     joined: frozenset[str] = frozenset(),
 ) -> CameraMessages:
-    options = DrawingOptions(args.range, args.max_points, args.jpeg)
-    scene = CameraScene(recording, _title(camera), options)
+    scene = CameraScene(recording, _title(camera), args.range, args.max_points, args.jpeg)
     if args.classes == "navigation":
         scene.classes(dict(enumerate(load_groups()[0], start=1)))
     elif args.classes is not None:
         scene.classes(dict(enumerate(class_names(f"labels_{args.classes}.json"), start=1)))
+    warn = Once(lambda message: print_above(f"dpt_view: {message}"), most=20)
     pose = pose_matrix(args.camera_in_base or [])
-    return CameraMessages(
-        scene, camera, frozenset(args.only), _once_each(), joined, pose, args.rate
-    )
-
-
-def _once_each() -> Callable[[str], None]:
-    """Prints each of the first 20 different warnings once."""
-    printed: set[str] = set()
-
-    def warn(message: str) -> None:
-        if message not in printed and len(printed) < 20:
-            printed.add(message)
-            tqdm.write(f"dpt_view: {message}", file=sys.stderr)
-
-    return warn
+    return CameraMessages(scene, camera, frozenset(args.only), warn, joined, pose, args.rate)
 
 
 def _title(camera: str) -> str:
@@ -256,9 +241,7 @@ def _open(args: argparse.Namespace, layout: rr.blueprint.Blueprint) -> rr.Record
     elif args.web:
         _check_free(args.web_port, args.grpc_port)
         address = recording.serve_grpc(
-            grpc_port=args.grpc_port,
-            default_blueprint=layout,
-            server_memory_limit=args.memory,
+            grpc_port=args.grpc_port, default_blueprint=layout, server_memory_limit=args.memory
         )
         rr.serve_web_viewer(web_port=args.web_port, open_browser=False, connect_to=address)
         where = f"http://localhost:{args.web_port}/?url={address.replace('+', '%2B')}"

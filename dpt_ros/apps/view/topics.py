@@ -16,21 +16,14 @@ DIAGNOSTICS = "/diagnostics"
 
 
 class Topic(NamedTuple):
-    """A topic that can be shown.
+    """A topic that can be shown."""
 
-    Args:
-        name: relative, as in docs/topics.md.
-        types: of its messages.
-        shows: the kind, of ``KINDS``, that this topic makes possible; "" for none.
-        helps: further kinds that it is needed for.
-        part: of a frame ("rgb", "depth", "labels"), from which points are computed where
-            depth/points is not published. Such topics are those whose rate is plotted.
-    """
-
-    name: str
-    types: tuple[str, ...]
-    shows: str = ""
-    helps: tuple[str, ...] = ()
+    name: str  # relative, as in docs/topics.md
+    types: tuple[str, ...]  # of its messages
+    shows: str = ""  # the kind, of ``KINDS``, that this topic makes possible
+    helps: tuple[str, ...] = ()  # further kinds that it is needed for
+    # Of a frame ("rgb", "depth", "labels"), from which points are computed where depth/points is
+    # not published. Such topics are those whose rate is plotted.
     part: str = ""
 
     @property
