@@ -9,10 +9,10 @@ import os
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from dpt_ros.engine.settings import Settings, common_name, parameter_name
 from dpt_ros.model.zoo import list_models, unknown_model
-from dpt_ros.version import add_version
 
 CPU_METHOD = """\
 One process; every arm once per round, in random order, network only, batch 1; two calls before the
@@ -73,7 +73,7 @@ ENGINE_ARMS = (
 )  # fmt: skip
 # The network's input and the camera's image that is resized to it, height x width.
 ENGINE_SIZES = {
-    "384x384": (480, 480), "384x512": (480, 640), "384x672": (720, 1280), "480x640": (480, 640)
+    (384, 384): (480, 480), (384, 512): (480, 640), (384, 672): (720, 1280), (480, 640): (480, 640)
 }  # fmt: skip
 TEMPORAL_SOURCES = ("anchored", "noise", "network")
 # condition: its video (``temporal.shots.SHOTS``) and the odometry
@@ -88,7 +88,7 @@ TEMPORAL_CONDITIONS = {
 }
 
 
-class _Formatter(argparse.RawDescriptionHelpFormatter):
+class Formatter(argparse.RawDescriptionHelpFormatter):
     """Keeps the line breaks of the method, and adds defaults that are numbers or words."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
@@ -96,19 +96,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         return f"{action.help} (default %(default)s)" if shown else f"{action.help}"
 
 
-def _parser(command: str, method: str, epilog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        f"dpt_bench {command}", description=method, formatter_class=_Formatter, epilog=epilog
-    )
-    add_version(parser)
-    return parser
-
-
-def cpu_parser() -> argparse.ArgumentParser:
-    """Arguments of ``dpt_bench cpu``."""
-    epilog = "Example: dpt_bench cpu --network dpt_hybrid_embedded --weights '' --size 240x320"
-    parser = _parser("cpu", CPU_METHOD, epilog)
-    add = parser.add_argument
+def _cpu(add: Callable[..., Any]) -> None:
     add("--network", type=_network, default="dpt_hybrid_midas", help="its name")
     add("--weights", type=_weights, default="random", help="as create_model takes them")
     add("--size", type=_input_size, default="384x384", help="height x width of the input")
@@ -118,14 +106,9 @@ def cpu_parser() -> argparse.ArgumentParser:
     add("--load", type=float, default=0.12, help="share of the machine that others may use")
     add("--arms", nargs="+", choices=CPU_ARMS, default=CPU_ARMS, help="what to run")
     add("--json", type=_file, help="write the results to this file")
-    return parser
 
 
-def engine_parser() -> argparse.ArgumentParser:
-    """Arguments of ``dpt_bench engine``."""
-    epilog = "Example: dpt_bench engine --tasks depth --sizes 384x384 --json engine.jsonl"
-    parser = _parser("engine", ENGINE_METHOD, epilog)
-    add = parser.add_argument
+def _engine(add: Callable[..., Any]) -> None:
     tasks, networks = ("depth", "labels", "both"), ("one", "two")
     add("--tasks", nargs="*", choices=tasks, default=tasks, help="of the networks' rows")
     add("--sizes", nargs="+", type=_input_size, default=[*ENGINE_SIZES], help="height x width")
@@ -137,7 +120,7 @@ def engine_parser() -> argparse.ArgumentParser:
     add("--cameras", nargs="*", type=_count, default=[1, 2, 4], help="of whole frames; or none")
     add("--networks", nargs="+", default=networks, choices=networks,
         help="of whole frames: the embedded one for both tasks, or the two above")  # fmt: skip
-    add("--pictures", nargs="+", type=_input_size, default=["480x640"], help="of the cameras")
+    add("--pictures", nargs="+", type=_input_size, default=[(480, 640)], help="of the cameras")
     add("--rounds", type=_count, default=300, help="calls that count")
     add("--warm-up", type=int, default=50, help="calls before them")
     add("--rate", type=float, default=30.0, help="paced calls per second")
@@ -148,16 +131,9 @@ def engine_parser() -> argparse.ArgumentParser:
     add("--profile", type=_file, help="write a trace of three frames (chrome://tracing)")
     add("--json", type=_file, help="write each row as a line when it is measured")
     add("--rehearse", action="store_true", help="run all of it with small images and few rounds")
-    return parser
 
 
-def node_parser() -> argparse.ArgumentParser:
-    """Arguments of ``dpt_bench node``."""
-    epilog = """\
-The full measurement: dpt_bench node --runs 5 --seconds 60 --rate 30 --cameras 1 2 4
---size vga 720p --transport raw jpeg --outputs depth depth+labels --peak"""
-    parser = _parser("node", NODE_METHOD, epilog)
-    add = parser.add_argument
+def _node(add: Callable[..., Any]) -> None:
     networks, vga = "dpt_hybrid_embedded", [_CAMERA_SIZES["vga"]]
     outputs = ("depth", "depth+labels")
     add("--runs", type=_count, default=3, help="of each arm")
@@ -182,14 +158,9 @@ The full measurement: dpt_bench node --runs 5 --seconds 60 --rate 30 --cameras 1
     add("--load", type=int, default=0, help="busy processes beside the node")
     add("--peak", action="store_true", help="find the highest rate with < 5 %% missing, too")
     add("--json", type=_file, help="write the results to this file")
-    return parser
 
 
-def temporal_parser() -> argparse.ArgumentParser:
-    """Arguments of ``dpt_bench temporal``."""
-    epilog = "Example: dpt_bench temporal --quick --source noise --conditions moving cut"
-    parser = _parser("temporal", TEMPORAL_METHOD, epilog)
-    add = parser.add_argument
+def _temporal(add: Callable[..., Any]) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
     add("--quick", action="store_true", help="fewer frames and conditions, one seed, noise only")
     add("--source", nargs="+", choices=[*TEMPORAL_SOURCES, "both"], help="default: all")
@@ -206,7 +177,6 @@ def temporal_parser() -> argparse.ArgumentParser:
     add("--picture", type=_file, metavar="FILE", help="draw a strip of frames and a slice")
     add("--gif", type=_file, metavar="FILE", help="draw an animation, the filter off and on")
     add("--check", action="store_true", help="exit with 1 if a target is missed")
-    return parser
 
 
 def _count(text: str) -> int:
@@ -227,36 +197,27 @@ def _rate(text: str) -> float | None:
     return None if text == "auto" else _positive(text)
 
 
-def _sides(text: str) -> tuple[int, int]:
-    """The two numbers of 640x480; zeros where it is not of that form."""
+def _size(text: str, least: int, step: int, expected: str) -> tuple[int, int]:
+    """The two numbers of 640x480."""
     first, _, second = text.partition("x")
     decimal = first.isdecimal() and second.isdecimal()
-    return (int(first), int(second)) if decimal else (0, 0)
+    sides = (int(first), int(second)) if decimal else (0, 0)
+    if min(sides) < least or sides[0] % step or sides[1] % step:
+        raise argparse.ArgumentTypeError(f"'{text}' is {expected}")
+    return sides
 
 
 def _camera_size(text: str) -> tuple[int, int]:
-    sides = _CAMERA_SIZES.get(text) or _sides(text)
-    if min(sides) < 32:
-        raise argparse.ArgumentTypeError(
-            f"'{text}' is neither one of {', '.join(_CAMERA_SIZES)} nor of the form 640x480, at"
-            " least 32x32"
-        )
-    return sides
+    expected = f"neither one of {', '.join(_CAMERA_SIZES)} nor of the form 640x480, at least 32x32"
+    return _CAMERA_SIZES.get(text) or _size(text, 32, 1, expected)
 
 
-def _input_size(text: str) -> str:
-    if not min(_sides(text)):
-        raise argparse.ArgumentTypeError(f"'{text}' is not HEIGHTxWIDTH")
-    return text
+def _input_size(text: str) -> tuple[int, int]:
+    return _size(text, 1, 1, "not HEIGHTxWIDTH")
 
 
 def _video_size(text: str) -> tuple[int, int]:
-    sides = _sides(text)
-    if min(sides) < 64 or sides[0] % 2 or sides[1] % 2:
-        raise argparse.ArgumentTypeError(
-            f"'{text}' is not of the form 320x240, even and at least 64 pixels"
-        )
-    return sides
+    return _size(text, 64, 2, "not of the form 320x240, even and at least 64 pixels")
 
 
 def _network(text: str) -> str:
@@ -288,9 +249,19 @@ def _parameter(text: str) -> tuple[str, str]:
     return name, value
 
 
-PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
-    "cpu": cpu_parser,
-    "engine": engine_parser,
-    "node": node_parser,
-    "temporal": temporal_parser,
-}
+# Module with run(args) -> exit code, imported only when it runs: the networks' need no ROS, the
+# node's no Triton; help; how it measures; example; options.
+COMMANDS: dict[str, tuple[str, str, str, str, Callable[[Callable[..., Any]], None]]] = {
+    "node": ("node.command", "the whole node: stamp to depth in another process, beside an echo"
+        " without inference", NODE_METHOD, """\
+The full measurement: dpt_bench node --runs 5 --seconds 60 --rate 30 --cameras 1 2 4
+--size vga 720p --transport raw jpeg --outputs depth depth+labels --peak""", _node),
+    "engine": ("network.engine", "the networks on a GPU, beside other ways to run them",
+        ENGINE_METHOD, "Example: dpt_bench engine --tasks depth --sizes 384x384 --json"
+        " engine.jsonl", _engine),
+    "cpu": ("network.cpu", "the networks on a CPU, beside other ways to run them", CPU_METHOD,
+        "Example: dpt_bench cpu --network dpt_hybrid_embedded --weights '' --size 240x320", _cpu),
+    "temporal": ("temporal.command", "the temporal filter: its effect and its cost",
+        TEMPORAL_METHOD, "Example: dpt_bench temporal --quick --source noise --conditions moving"
+        " cut", _temporal),
+}  # fmt: skip

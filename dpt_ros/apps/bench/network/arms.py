@@ -57,7 +57,7 @@ class Bench:
         self.case, self._names, self._weights, self.device = case, names, weights, device
         self.half = torch.float16 if device.type == "cuda" else torch.bfloat16
         height, width = case.size
-        self.camera = ENGINE_SIZES.get(f"{height}x{width}", case.size)
+        self.camera = ENGINE_SIZES.get(case.size, case.size)
         random = np.random.default_rng(0)
         self.pictures = [picture(random, *self.camera) for _ in range(case.batch)]
         self.pixels = torch.from_numpy(np.stack(self.pictures)).to(device)
@@ -77,21 +77,13 @@ class Bench:
 
     def networks(self, compiled: bool = False) -> Networks:
         """Our own networks, in half precision."""
-        nets = {}
+        nets: dict[str, Network | None] = {"depth": None, "labels": None}
         for task in self.case.tasks:
             model = self.model(task)
             backend = TorchModel(model, self.device, self.half, compiled)
             nets[task] = Network(model.spec, self.device, backend)
-        return Networks(
-            depth=nets.get("depth"),
-            labels=nets.get("labels"),
-            device=self.device,
-            precision=str(self.half),
-            class_names=(),
-            palette=np.zeros((256, 3), np.uint8),
-            random=True,
-            warnings=(),
-        )
+        unused = {"class_names": (), "palette": np.zeros((256, 3), np.uint8)}
+        return Networks(**nets, device=self.device, precision=str(self.half), **unused)
 
     def forward(
         self, dtype: torch.dtype, predict: Callable[[str], Callable[[Tensor], Tensor]]
@@ -150,12 +142,10 @@ def _transformers(bench: Bench) -> Call:
 
 
 def _ours(bench: Bench, graph: bool = True, compiled: bool = False) -> Call:
-    streams, on_gpu = bench.streams, bench.device.type == "cuda"
+    streams, on_gpu, found = bench.streams, bench.device.type == "cuda", dict[str, Tensor]()
     kind = Kind("rgb8", (*bench.camera, 3), "uint8", bench.outputs)
     with streams.on("compute"):
         chain = Chain(bench.networks(compiled), kind, False, bench.settings, streams)
-
-        found: dict[str, Tensor] = {}
 
         def work() -> None:
             images, _ = chain.preprocess(bench.pixels)
@@ -186,10 +176,9 @@ def _from_host(bench: Bench) -> Call:
     def call() -> dict[str, Tensor]:
         predictions = take(runner.start(frames, bench.outputs, bench.settings))
         results = {}
-        for name in ("depth", "inverse", "labels"):
-            arrays = [getattr(p, name) for p in predictions]
-            if arrays[0] is not None:
-                key = "labels" if name == "labels" else "depth"
+        for name, key in (("depth", "depth"), ("inverse", "depth"), ("labels", "labels")):
+            if getattr(predictions[0], name) is not None:
+                arrays = [getattr(one, name) for one in predictions]
                 results[key] = torch.from_numpy(np.stack(arrays))
         return results
 

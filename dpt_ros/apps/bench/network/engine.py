@@ -5,17 +5,18 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dpt_ros.apps.bench.arguments import ENGINE_METHOD, engine_parser
+from dpt_ros.apps.bench.arguments import ENGINE_METHOD
 from dpt_ros.apps.bench.network.arms import OURS, REFERENCE, Case
 from dpt_ros.apps.bench.network.child_process import Failed, rows
-from dpt_ros.apps.bench.network.roofline import network_work
+from dpt_ros.apps.bench.network.roofline import count_work
 from dpt_ros.apps.report import GpuWatch, introduce, json_line, table
 from dpt_ros.model import create_model
 from dpt_ros.model.zoo import EMBEDDED_NAME
@@ -31,9 +32,8 @@ _HEADER = (
 Row = dict[str, Any]
 
 
-def main(argv: Sequence[str]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Measure; exit code 1 if one of our own rows failed, or failed parity."""
-    args = arguments(argv)
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         print("dpt_bench engine: torch finds no usable GPU; to measure a CPU use dpt_bench cpu.")
         return 2
@@ -54,52 +54,49 @@ def main(argv: Sequence[str]) -> int:
     return int(any(row["error"] or not row["agrees"] for row in ours))
 
 
-def arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line; small sizes for a rehearsal, and only arms that the device can run."""
-    args = engine_parser().parse_args(argv)
+def _fit(args: argparse.Namespace) -> None:
+    """Small sizes for a rehearsal, and only arms that the device can run."""
     if args.rehearse:
-        args.sizes, args.pictures, args.weights = ["64x64"], ["48x64"], ""
+        args.sizes, args.pictures, args.weights = [(64, 64)], [(48, 64)], ""
         args.depth_network = args.label_network = EMBEDDED_NAME
         args.cameras = args.cameras[:1] + args.cameras[-1:]
         args.rounds, args.warm_up, args.paced_rounds = 3, 1, 2
     if not args.device.startswith("cuda"):
         args.arms = [arm for arm in args.arms if arm not in _GPU_ONLY]
-    return args
 
 
 def measured(args: argparse.Namespace, folder: Path, start: str = "forkserver") -> Iterator[Row]:
     """All rows, as they come.
 
     Args:
-        args: from ``arguments``.
+        args: of ``dpt_bench engine``.
         folder: for logs and the reference's outputs.
         start: how the rows' processes are started, see ``child_process.rows``.
     """
+    _fit(args)
+    names = {"depth": args.depth_network, "labels": args.label_network}
 
-    def row(kind: str, case: str, arm: str = "", **request: Any) -> Row:
+    def row(kind: str, case: str, arm: str = "", **given: Any) -> Row:
         """A row from a process of its own; "error" is why it has no values."""
         result: Row = {"case": case, "arm": arm, "error": None, "agrees": True}
-        request |= {"kind": kind, "arm": arm, "device": args.device}
-        request |= {"threads": int(args.rehearse)}
-        log = folder / "engine.log"
+        given |= {"kind": kind, "threads": int(args.rehearse)}
         try:
-            (values,) = rows(_WORK, {"request": request}, args.timeout, log, start=start)
+            (values,) = rows(_WORK, given, args.timeout, folder / "engine.log", start=start)
         except Failed as failed:
             return result | {"error": str(failed), "log": failed.log}
         return result | values
 
-    peaks = row("peaks", "peaks")
+    peaks = row("peaks", "peaks", device=args.device)
     yield peaks
+    options = ("device", "weights", "rounds", "warm_up", "rate", "paced_rounds")
+    given: Row = {name: getattr(args, name) for name in options}
     for task, size, batch in product(args.tasks, args.sizes, args.batches):
-        case = Case(task, _sides(size), batch)
-        floor, before = _floor(args, case, peaks), None
-        request: Row = {"task": task, "size": case.size, "batch": batch}
-        request["reference"] = str(folder / f"{case.name}.pt")
-        request |= {"networks": {"depth": args.depth_network, "labels": args.label_network}}
-        names = ("weights", "rounds", "warm_up", "rate", "paced_rounds")
-        request |= {name: getattr(args, name) for name in names}
+        case = Case(task, size, batch)
+        floor, before = _floor(names, case, peaks), None
+        reference = folder / f"{case.name}.pt"
         for arm in args.arms:
-            found = row("network", case.name, arm, **request)
+            more = {"request": case, "reference": reference, "names": names, "method": arm}
+            found = row("network", case.name, arm, **given, **more)
             if not found["error"]:
                 spent = _median(found)
                 before = spent if arm == REFERENCE else before
@@ -107,37 +104,35 @@ def measured(args: argparse.Namespace, folder: Path, start: str = "forkserver") 
                 found["of the floor"] = floor / spent if floor else None
                 found["speed-up"] = before / spent if before else None
             yield found
+
+    def frames(kind: str, networks: str, size: tuple[int, int], cameras: int, **more: Any) -> Row:
+        case, arm = f"{kind} {size[0]}x{size[1]} x{cameras}", more.pop("arm", "")
+        given = {"settings": _settings(args, networks), "cameras": cameras, "picture": size}
+        return row(kind, case, arm, **given, **more)
+
+    arms = {"one": "one network", "two": "two networks"}
     whole = list(product(args.networks, args.pictures, args.cameras))
-    for networks, size, cameras in whole:
-        request = _frames_request(args, networks, size, cameras)
-        arm = "one network" if networks == "one" else "two networks"
-        yield row("frames", f"frames {size} x{cameras}", arm, rounds=args.rounds, **request)
+    for one in whole:
+        yield frames("frames", *one, arm=arms[one[0]], rounds=args.rounds)
     if args.profile and whole:
-        networks, size, cameras = whole[0]
-        request = _frames_request(args, networks, size, cameras)
-        yield row("trace", f"trace {size} x{cameras}", path=str(args.profile), **request)
+        yield frames("trace", *whole[0], path=args.profile)
 
 
-def _sides(size: str) -> tuple[int, int]:
-    height, width = map(int, size.split("x"))
-    return height, width
-
-
-def _floor(args: argparse.Namespace, case: Case, peaks: Row) -> float:
+def _floor(names: dict[str, str], case: Case, peaks: Row) -> float:
     """Milliseconds that the networks need at least; 0 where the rates are not known."""
     if peaks["error"]:
         return 0.0
-    names = {"depth": args.depth_network, "labels": args.label_network}
+    works = []
     with torch.device("meta"):
+        images = torch.empty(case.batch, 3, *case.size)
         works = [
-            network_work(create_model(names[task], "random"), case.batch, case.size)
-            for task in case.tasks
+            count_work(partial(create_model(names[task], "random"), images)) for task in case.tasks
         ]
     rates = peaks["matmul (FLOP/s)"], peaks["copy (B/s)"]
     return 1e3 * sum(work.floor(*rates) for work in works)
 
 
-def _frames_request(args: argparse.Namespace, networks: str, size: str, cameras: int) -> Row:
+def _settings(args: argparse.Namespace, networks: str) -> Row:
     settings: Row = {"device": args.device}
     if networks == "one":
         settings |= {"depth_network": EMBEDDED_NAME, "label_network": EMBEDDED_NAME}
@@ -148,12 +143,12 @@ def _frames_request(args: argparse.Namespace, networks: str, size: str, cameras:
         settings |= {"depth_weights": args.weights, "label_weights": label_weights}
     if args.rehearse:
         settings |= {"input_width": 64, "input_height": 48}
-    return {"settings": settings, "cameras": cameras, "picture": _sides(size)}
+    return settings
 
 
 def _agrees(parity: Row, largest: float) -> bool:
-    error, equal = parity.get("AbsRel", 0.0), parity.get("labels equal", 1.0)
-    return error is not None and error <= largest and equal >= 1.0 - largest  # None: infinite
+    equal = parity.get("labels equal", 1.0)
+    return parity.get("AbsRel", 0.0) <= largest and equal >= 1.0 - largest
 
 
 def _median(row: Row) -> float:
@@ -181,10 +176,8 @@ def _line(row: Row) -> str:
 
 
 def _parity(row: Row) -> str:
-    parity, words = row["parity"], []
-    if "AbsRel" in parity:
-        error = parity["AbsRel"]
-        words.append("AbsRel inf" if error is None else f"AbsRel {error:.1e}")
+    parity = row["parity"]
+    words = [f"AbsRel {parity['AbsRel']:.1e}"] if "AbsRel" in parity else []
     if "labels equal" in parity:
         words.append(f"labels {100 * parity['labels equal']:.2f} %")
     return ", ".join(words) or "unknown"
@@ -192,16 +185,16 @@ def _parity(row: Row) -> str:
 
 def _cells(row: Row) -> Iterator[Row]:
     """Its lines of the table, by title."""
+
+    def line(pace: str, events: Row, wall: Row, rate: float, parity: str | None = None) -> Row:
+        times = {"events p50 (ms)": events.get("p50"), "wall p50 (ms)": wall["p50"]}
+        times |= {"wall p99 (ms)": wall["p99"]}
+        return row | times | {"pace": pace, "per second": rate, "parity": parity}
+
     if row["error"]:
         yield row | {"pace": "failed", "parity": ""}
     for pace, times in row.get("paces", {}).items():
-        rest = {"per second": row["pictures per second"], "parity": _parity(row)}
-        yield row | rest | _time_cells(pace, times.get("events", {}), times["wall"])
+        rate = row["pictures per second"]
+        yield line(pace, times.get("events", {}), times["wall"], rate, _parity(row))
     if "rate" in row:
-        rest = {"per second": row["rate"]}
-        yield row | rest | _time_cells("", row["device"], row["wall"])
-
-
-def _time_cells(pace: str, events: Row, wall: Row) -> Row:
-    cells = {"events p50 (ms)": events.get("p50"), "wall p50 (ms)": wall["p50"]}
-    return {"pace": pace, **cells, "wall p99 (ms)": wall["p99"]}
+        yield line("", row["device"], row["wall"], row["rate"])

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from dpt_ros.apps.bench.network.arms import ARMS, REFERENCE, TRANSFORMERS, Bench, Call, Case
 from dpt_ros.apps.bench.network.child_process import emit
 from dpt_ros.apps.bench.network.frames import Cameras, take, times_of
-from dpt_ros.apps.bench.network.roofline import copy_bandwidth, matmul_peak
+from dpt_ros.apps.bench.network.roofline import peaks
 from dpt_ros.apps.report import summarize
 from dpt_ros.engine.frame import OutputRequest
 from dpt_ros.engine.loading import load_networks
@@ -35,78 +35,81 @@ _LAUNCHES = ("LaunchKernel", "GraphLaunch", "MemcpyAsync", "MemsetAsync")
 _WAITS = ("Synchronize", "StreamWaitEvent", "Memcpy")
 
 
-def measure(request: Row) -> None:
-    """Measure what the request asks for and emit the row."""
-    if request["threads"]:
-        torch.set_num_threads(request["threads"])
+def measure(kind: str, threads: int, **given: Any) -> None:
+    """Emit a row of a kind, measured by ``threads`` threads, 0 for torch's choice."""
+    if threads:
+        torch.set_num_threads(threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    emit(_KINDS[request["kind"]](request))
+    emit(_KINDS[kind](**given))
 
 
-def peaks(request: Row) -> Row:
-    """What this device reaches: one large matrix product in half precision, one large copy."""
-    device = torch.device(request["device"])
-    on_gpu = device.type == "cuda"
-    half = torch.float16 if on_gpu else torch.float32
-    side, size = (8192, 1 << 30) if on_gpu else (512, 1 << 22)
-    return {
-        "matmul (FLOP/s)": matmul_peak(device, half, side),
-        "copy (B/s)": copy_bandwidth(device, size),
-    }
-
-
-def network(request: Row) -> Row:
-    """One arm: its parity with the reference, its times, last its kernels."""
-    device = torch.device(request["device"])
-    on_gpu, rounds = device.type == "cuda", request["rounds"]
-    case = Case(request["task"], request["size"], request["batch"])
-    bench = Bench(case, request["networks"], request["weights"], device)
-    arm, reference = request["arm"], Path(request["reference"])
+def network(
+    request: Case,
+    method: str,
+    names: dict[str, str],
+    weights: str,
+    device: str,
+    reference: Path,
+    rounds: int,
+    warm_up: int,
+    rate: float,
+    paced_rounds: int,
+) -> Row:
+    """One arm (``method``): its parity with the reference, its times, last its kernels."""
+    bench = Bench(request, names, weights, torch.device(device))
+    on_gpu = bench.device.type == "cuda"
     start = time.perf_counter()
-    call = ARMS[arm](bench)
+    call = ARMS[method](bench)
     found = {name: value.clone().cpu() for name, value in call().items()}
     row: Row = {"first (s)": time.perf_counter() - start, "parity": {}}
-    if arm == REFERENCE:
+    if method == REFERENCE:
         torch.save(found, reference)
-    if arm != TRANSFORMERS and reference.exists():  # theirs has other random weights
+    if method != TRANSFORMERS and reference.exists():  # theirs has other random weights
         row["parity"] = compare(found, torch.load(reference, weights_only=True))
-    warm_up = min(request["warm_up"], rounds)
-    row["paces"] = {"back to back": _times(call, on_gpu, rounds, warm_up)}
-    if paced := request["paced_rounds"]:
-        rate = request["rate"]
-        row["paces"][f"{rate:g} Hz"] = _times(call, on_gpu, paced, min(10, paced), rate)
+    row["paces"] = {"back to back": _times(call, on_gpu, rounds, min(warm_up, rounds))}
+    if paced_rounds:
+        paced = _times(call, on_gpu, paced_rounds, min(10, paced_rounds), rate)
+        row["paces"][f"{rate:g} Hz"] = paced
     start = time.perf_counter()
     for _ in range(rounds):
         call()
     if on_gpu:
         torch.cuda.synchronize()
-    row["pictures per second"] = case.batch * rounds / (time.perf_counter() - start)
+    row["pictures per second"] = request.batch * rounds / (time.perf_counter() - start)
     if on_gpu:
         row["memory (MiB)"] = torch.cuda.max_memory_allocated() / 2**20
     row["kernels"] = sum(_counts(call, 1)["kernels"].values()) if on_gpu else 0
     return row
 
 
-def frames(request: Row) -> Row:
+def frames(settings: Row, cameras: int, picture: tuple[int, int], rounds: int) -> Row:
     """Whole frames with the node's default settings, smoothing included."""
-    runner, cameras, outputs, settings, notes = _runner(request)
-    row = times_of(runner, cameras, outputs, settings, request["rounds"])
-    if settings.device.startswith("cuda"):
+    own, notes = Settings(**settings), list[str]()
+    runner, outputs = _runner(own, notes)
+    row = times_of(runner, Cameras(cameras, *picture), outputs, own, rounds)
+    if own.device.startswith("cuda"):
         row["memory (MiB)"] = torch.cuda.max_memory_allocated() / 2**20
     return row | {"notes": notes}
 
 
-def trace(request: Row) -> Row:
-    """Three default frames under the profiler."""
-    runner, cameras, outputs, settings, _ = _runner(request)
-    numbers = itertools.count()
+def trace(settings: Row, cameras: int, picture: tuple[int, int], path: Path) -> Row:
+    """Three default frames under the profiler, written to a file."""
+    own, shown, numbers = Settings(**settings), Cameras(cameras, *picture), itertools.count()
+    runner, outputs = _runner(own, [])
 
     def call() -> None:
-        take(runner.start(cameras.frames(next(numbers)), outputs, settings))
+        take(runner.start(shown.frames(next(numbers)), outputs, own))
 
     for _ in range(6):
         call()
-    return _counts(call, 3, Path(request["path"]) if request["path"] else None)
+    return _counts(call, 3, path)
+
+
+def _runner(settings: Settings, notes: list[str]) -> tuple[StreamRunner, OutputRequest]:
+    networks = load_networks(settings)
+    streams = CudaStreams(networks.device) if networks.device.type == "cuda" else HostStreams()
+    runner = StreamRunner(networks, settings, streams, notes.append)
+    return runner, OutputRequest(depth=networks.metric, inverse=not networks.metric, labels=True)
 
 
 def compare(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
@@ -128,26 +131,10 @@ def compare(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, 
     return result
 
 
-def _runner(request: Row) -> tuple[StreamRunner, Cameras, OutputRequest, Settings, list[str]]:
-    settings = Settings(**request["settings"])
-    networks = load_networks(settings)
-    notes: list[str] = []
-    streams = CudaStreams(networks.device) if networks.device.type == "cuda" else HostStreams()
-    runner = StreamRunner(networks, settings, streams, notes.append)
-    outputs = OutputRequest(depth=networks.metric, inverse=not networks.metric, labels=True)
-    return runner, Cameras(request["cameras"], *request["picture"]), outputs, settings, notes
-
-
 def _times(call: Call, on_gpu: bool, rounds: int, warm_up: int, rate: float = 0.0) -> Row:
-    """Milliseconds of calls one by one: by wall clock, and by events around them on a GPU.
-
-    Args:
-        call: what to measure.
-        on_gpu: whether there are events.
-        rounds, warm_up: calls that count, and calls before them.
-        rate: calls per second, 0 for back to back. A device that idles between frames clocks
-            down, as it does behind a camera.
-    """
+    """Milliseconds of ``rounds`` calls one by one, by wall clock, and by events around them on a
+    GPU; ``rate`` per second, 0 for back to back. A device that idles between frames clocks down,
+    as it does behind a camera."""
     wall: list[float] = []
     events: list[float] = []
     if on_gpu:
@@ -168,8 +155,8 @@ def _times(call: Call, on_gpu: bool, rounds: int, warm_up: int, rate: float = 0.
             events.append(begun.elapsed_time(ended))
         if rate:
             time.sleep(max(start + 1.0 / rate - end, 0.0))
-    times = {"wall": asdict(summarize(wall[warm_up:]))}
-    return times | ({"events": asdict(summarize(events[warm_up:]))} if on_gpu else {})
+    times = {"wall": wall, "events": events} if on_gpu else {"wall": wall}
+    return {name: asdict(summarize(values[warm_up:])) for name, values in times.items()}
 
 
 def _counts(call: Callable[[], Any], repeats: int, path: Path | None = None) -> dict[str, Any]:
@@ -192,10 +179,8 @@ def _counts(call: Callable[[], Any], repeats: int, path: Path | None = None) -> 
             torch.cuda.synchronize()
     if path is not None:
         profile.export_chrome_trace(str(path))
-    found: dict[str, Any] = {
-        name: Counter() for name in ("kernels", "kernel ms", "copies", "launches", "waits")
-    }
-    operations = 0
+    names = ("kernels", "kernel ms", "copies", "launches", "waits", "operations")
+    found: dict[str, Counter[str]] = {name: Counter() for name in names}
     for event in profile.events():
         name = event.name
         if event.device_type == torch.autograd.DeviceType.CUDA:
@@ -205,7 +190,7 @@ def _counts(call: Callable[[], Any], repeats: int, path: Path | None = None) -> 
                 found["kernels"][name] += 1
                 found["kernel ms"][name[:100]] += event.time_range.elapsed_us() * 1e-3
         elif not name.startswith(("cuda", "cu")):
-            operations += name.startswith("aten::")
+            found["operations"][""] += name.startswith("aten::")
         elif any(part in name for part in _LAUNCHES):
             found["launches"][name] += 1
         elif any(part in name for part in _WAITS):
@@ -215,7 +200,7 @@ def _counts(call: Callable[[], Any], repeats: int, path: Path | None = None) -> 
         for name, counter in found.items()
     }
     row["kernels"] = {key: value / repeats for key, value in found["kernels"].items()}
-    return row | {"copies": found["copies"].total() / repeats, "operations": operations / repeats}
+    return row | {name: found[name].total() / repeats for name in ("copies", "operations")}
 
 
 _KINDS = {"peaks": peaks, "network": network, "frames": frames, "trace": trace}
