@@ -77,13 +77,13 @@ class Bench:
 
     def networks(self, compiled: bool = False) -> Networks:
         """Our own networks, in half precision."""
-        nets: dict[str, Network | None] = {"depth": None, "labels": None}
+        fields: dict[str, Any] = {"depth": None, "labels": None, "class_names": ()}
         for task in self.case.tasks:
             model = self.model(task)
             backend = TorchModel(model, self.device, self.half, compiled)
-            nets[task] = Network(model.spec, self.device, backend)
-        unused = {"class_names": (), "palette": np.zeros((256, 3), np.uint8)}
-        return Networks(**nets, device=self.device, precision=str(self.half), **unused)
+            fields[task] = Network(model.spec, self.device, backend)
+        palette = np.zeros((256, 3), np.uint8)
+        return Networks(device=self.device, precision=str(self.half), palette=palette, **fields)
 
     def forward(
         self, dtype: torch.dtype, predict: Callable[[str], Callable[[Tensor], Tensor]]

@@ -203,4 +203,9 @@ def _counts(call: Callable[[], Any], repeats: int, path: Path | None = None) -> 
     return row | {name: found[name].total() / repeats for name in ("copies", "operations")}
 
 
-_KINDS = {"peaks": peaks, "network": network, "frames": frames, "trace": trace}
+_KINDS: dict[str, Callable[..., Row]] = {
+    "peaks": peaks,
+    "network": network,
+    "frames": frames,
+    "trace": trace,
+}

@@ -43,13 +43,9 @@ class Trace:
     def arrivals(self) -> np.ndarray:
         """(K, 2) int64: stamp and arrival of the last output of each complete frame, in the order
         of arrival; without stamps of other runs and without repetitions."""
-        complete: dict[int, int] = dict.fromkeys(self.sent.tolist(), 0)
-        for arrived in self.outputs.values():
-            first = dict(arrived[::-1].tolist())
-            complete = {
-                s: max(complete[s], t) for s, t in reversed(first.items()) if s in complete
-            }
-        rows = sorted(complete.items(), key=lambda row: row[1])
+        first, sent = [dict(a[::-1].tolist()) for a in self.outputs.values()], set(self.sent)
+        complete = [s for s in reversed(first[-1]) if s in sent and all(s in one for one in first)]
+        rows = sorted(((s, max(one[s] for one in first)) for s in complete), key=lambda r: r[1])
         return np.array(rows, np.int64).reshape(-1, 2)
 
     def measured(self) -> np.ndarray:
@@ -96,21 +92,20 @@ def account(traces: Sequence[Trace], period: float, dropped: int) -> Account:
     lost = min(sent - returned, max(missing(traces) - dropped, 0))
     late = int((latencies(traces) > period * 1e3).sum())
     disordered = sum(out_of_order(rows[:, 0]) for rows in measured)
-    return _account((sent, returned, lost, sent - returned - lost, late, disordered), traces)
+    counts = (sent, returned, lost, sent - returned - lost, late, disordered)
+    return Account(*counts, *_summaries(traces))
 
 
 def together(accounts: Sequence[Account], traces: Sequence[Trace]) -> Account:
     """Several runs of one arm, and all their traces, as one: counts added, percentiles of all."""
     names = ("sent", "returned", "lost", "dropped", "late", "out_of_order")
-    return _account([sum(getattr(a, name) for a in accounts) for name in names], traces)
+    return Account(*(sum(getattr(a, n) for a in accounts) for n in names), *_summaries(traces))
 
 
-def _account(counts: Sequence[int], traces: Sequence[Trace]) -> Account:
-    # Differences are taken inside a camera's run: between two runs is a pause.
+def _summaries(traces: Sequence[Trace]) -> tuple[Summary, Summary]:
+    """Of the latencies, and of the jitter inside each camera's run: between two runs is a pause."""
     steps = np.concatenate([jitter(trace.measured()[:, 1]) for trace in traces])
-    sent, returned, lost, dropped, late, disordered = counts
-    summaries = summarize(latencies(traces)), summarize(steps)
-    return Account(sent, returned, lost, dropped, late, disordered, *summaries)
+    return summarize(latencies(traces)), summarize(steps)
 
 
 def achieved_rate(sent: np.ndarray) -> float:

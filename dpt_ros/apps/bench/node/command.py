@@ -6,14 +6,13 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from dpt_ros.apps.bench.arguments import NODE_METHOD, node_parser
+from dpt_ros.apps.bench.arguments import NODE_METHOD
 from dpt_ros.apps.bench.node.arrivals import (
     PEAK_LIMIT,
     Account,
@@ -37,9 +36,8 @@ _HEADER = (
 )
 
 
-def main(argv: Sequence[str]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Measure the requested cases; print tables and, if requested, write JSON."""
-    args = node_parser().parse_args(argv)
     cases = [
         Case(cameras, width, height, transport, outputs, profile)
         for profile, outputs, transport, (width, height), cameras in itertools.product(
@@ -112,10 +110,10 @@ def _measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
         arm: together([run.account for run in own], [trace for run in own for trace in run.traces])
         for arm, own in runs.items()
     }
+    pairs = list(zip(runs["node"], runs["echo"], strict=True))
     added = {
         name: [
-            getattr(node.account.latency, name) - getattr(echo.account.latency, name)
-            for node, echo in zip(runs["node"], runs["echo"], strict=True)
+            getattr(a.account.latency, name) - getattr(b.account.latency, name) for a, b in pairs
         ]
         for name in ("p50", "p90", "p99")
     }
@@ -123,9 +121,9 @@ def _measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
     rows = [_row(str(k // 2 + 1), run.arm, run.account, run) for k, run in enumerate(in_order)]
     rows += [_row("all", arm, total[arm]) for arm in ARMS]
     spread = "; ".join(
-        f"{name} {np.median(added[name]):.2f} ms ({min(added[name]):.2f} to"
-        f" {max(added[name]):.2f})"
-        for name in ("p50", "p99")
+        f"{name} {np.median(ms):.2f} ms ({min(ms):.2f} to {max(ms):.2f})"
+        for name, ms in added.items()
+        if name != "p90"
     )
     warm_up = in_order[0].warm_up
     print(
@@ -136,8 +134,7 @@ def _measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
         f"{table(_HEADER, rows)}\n\n"
         f"node - echo, median of the pairs of runs (lowest to highest): {spread}"
     )
-    lag = max(run.lag.p99 for run in in_order)
-    if lag > 100 / rate:
+    if (lag := max(run.lag.p99 for run in in_order)) > 100 / rate:
         print(
             f"The camera itself was up to {lag:.1f} ms behind its schedule (p99): this machine is"
             " too busy to send at this rate, so read the times with care."
@@ -173,12 +170,10 @@ def _peak(session: Session, arm: str, start: float) -> float:
 
 
 def _row(number: str, arm: str, account: Account, run: Run | None = None) -> list[Any]:
-    spent = account.latency
-    row = [number, arm, account.sent, account.returned, account.lost, account.dropped]
-    row += [account.late, account.out_of_order, spent.p50, spent.p90, spent.p99, spent.max]
-    row.append(account.jitter.mean)
+    *counts, spent, jitter = vars(account).values()
     percent: list[float | None] = [None] * 5
     if run is not None:
         names = ("camera", f"arm ({arm})", "monitor", "other")
         percent = [*(run.cpu[name] for name in names), run.gpu.get("utilization (%)")]
-    return row + [None if p is None or p != p else round(p) for p in percent]
+    shown = [None if p is None or p != p else round(p) for p in percent]
+    return [number, arm, *counts, spent.p50, spent.p90, spent.p99, spent.max, jitter.mean, *shown]

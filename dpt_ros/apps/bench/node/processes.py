@@ -1,18 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processes of the node's benchmark: started, sent commands as JSON lines, and ended."""
+"""The processes of the node's benchmark: started, sent commands, and ended."""
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -61,22 +59,22 @@ def topic(namespace: str, camera: str, name: str) -> str:
 
 
 class Program:
-    """A Python module (``words``: its name and arguments) as a process of its own; its output goes
-    to a log, or, with ``pipes``, its standard input and output are pipes."""
+    """A Python module (``words``: its name and arguments) as a process of its own, which gets the
+    file ``passed``; its output goes to a log."""
 
     def __init__(
-        self, name: str, *words: str, env: Mapping[str, str], pipes: bool = False
+        self, name: str, *words: str, env: Mapping[str, str], passed: Sequence[int] = ()
     ) -> None:
         self.name = name
         self._log = tempfile.NamedTemporaryFile("w", prefix="dpt_bench_")  # noqa: SIM115
         self.started = time.monotonic_ns()
         self.process = subprocess.Popen(
             [sys.executable, "-m", *words],
-            stdin=subprocess.PIPE if pipes else subprocess.DEVNULL,
-            stdout=subprocess.PIPE if pipes else self._log,
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
             stderr=self._log,
             env=dict(env),
-            text=True,
+            pass_fds=passed,
         )
 
     def log(self, lines: int = 20) -> str:
@@ -93,8 +91,6 @@ class Program:
 
     def interrupt(self) -> None:
         """Send SIGINT, if it has not ended."""
-        if self.process.stdin is not None:
-            self.process.stdin.close()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
 
@@ -115,32 +111,33 @@ class Worker(Program):
     def __init__(
         self, role: str, case: Case, namespaces: Sequence[str], env: Mapping[str, str], node: str
     ) -> None:
-        given = json.dumps({"case": asdict(case), "namespaces": namespaces, "name": node})
-        super().__init__(role, "dpt_ros.apps.bench.node.roles", role, given, env=env, pipes=True)
-        self._reader = ThreadPoolExecutor(1)
-        self._line: Future[str] = Future()
+        self._pipe, theirs = Pipe()
+        file = theirs.fileno()
+        super().__init__(role, "dpt_ros.apps.bench.node.roles", str(file), env=env, passed=(file,))
+        theirs.close()
+        self._pipe.send((role, case, namespaces, node))
 
     def send(self, command: str, **given: Any) -> None:
         """Send a command; ``result`` returns its result."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
         self.check()
-        self.process.stdin.write(json.dumps([command, given]) + "\n")
-        self.process.stdin.flush()
-        self._line = self._reader.submit(self.process.stdout.readline)
+        self._pipe.send((command, given))
 
     def result(self, timeout: float = 60.0) -> Any:
         """The result of the command that was sent; a `BenchError` if there is none in time."""
+        if not self._pipe.poll(timeout):
+            raise BenchError(f"{self.name} did not answer within {timeout:.0f} s.")
         try:
-            line = self._line.result(timeout)
-        except FutureTimeoutError:
-            raise BenchError(f"{self.name} did not answer within {timeout:.0f} s.") from None
-        if not line:
+            return self._pipe.recv()
+        except EOFError:
             self.process.wait()
             self.check()
-        return json.loads(line)
 
     def call(self, command: str, timeout: float = 60.0, **given: Any) -> Any:
         """Send a command and wait for its result."""
         self.send(command, **given)
         return self.result(timeout)
+
+    def interrupt(self) -> None:
+        """Close its input, and see `Program`."""
+        self._pipe.close()
+        super().interrupt()

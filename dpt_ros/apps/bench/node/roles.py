@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import struct
 import sys
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
@@ -107,6 +107,7 @@ class Echo:
             )
             for name, content in outputs.items()
         ]
+        self._title = f"{node.get_name()}: {camera or 'image'}"
         self._last_number = self._missed = self._lost = 0
         subscribe(
             node,
@@ -130,42 +131,39 @@ class Echo:
     def _count_lost(self, event: Any) -> None:
         self._lost += event.total_count_change
 
-    def status(self, name: str) -> DiagnosticStatus:
+    def status(self) -> DiagnosticStatus:
         """The counts, as the node publishes them."""
-        counts = {
-            "missed: not taken in time": max(self._missed - self._lost, 0),
-            "missed: lost on the way": self._lost,
-        }
+        missed = max(self._missed - self._lost, 0)
+        counts = {"missed: not taken in time": missed, "missed: lost on the way": self._lost}
         values = [KeyValue(key=key, value=str(count)) for key, count in counts.items()]
-        return DiagnosticStatus(name=name, values=values)
+        return DiagnosticStatus(name=self._title, values=values)
 
 
 class Monitor:
     """Records the arrivals and the diagnostics of all arms."""
 
     def __init__(self, node: Node, case: Case, namespaces: Sequence[str]) -> None:
-        kinds = ("depth", "labels") if case.labels else ("depth",)
-        self._arrived: dict[str, dict[str, dict[str, list[tuple[int, int]]]]] = {
-            namespace: {name: {kind: [] for kind in kinds} for name in case.names}
-            for namespace in namespaces
-        }
-        self._status: dict[str, dict[str, Any]] = defaultdict(dict)
-        self._received: dict[str, int] = defaultdict(int)
+        self._names = case.names
+        self._kinds = ("depth", "labels") if case.labels else ("depth",)
+        # Stamps and times of arrival of each namespace, camera and output.
+        keys = product(namespaces, case.names, self._kinds)
+        self._arrived: dict[tuple[str, str, str], list[tuple[int, int]]] = {k: [] for k in keys}
+        self._status: dict[str, dict[str, Any]] = {}
+        self._received: dict[str, int] = {}
         node.create_subscription(DiagnosticArray, "/diagnostics", self._take_status, 10)
         deep = _qos(100)  # so that nothing is lost here
-        for namespace, cameras in self._arrived.items():
-            for name, arrived in cameras.items():
-                for output, kind in _OUTPUTS.items():
-                    if kind in arrived:
-                        place, record = topic(namespace, name, output), _recorder(arrived[kind])
-                        node.create_subscription(Image, place, record, deep, raw=True)
+        for (namespace, name, kind), arrived in self._arrived.items():
+            record = _recorder(arrived)
+            for output in (one for one in _OUTPUTS if _OUTPUTS[one] == kind):
+                place = topic(namespace, name, output)
+                node.create_subscription(Image, place, record, deep, raw=True)
 
     def _take_status(self, msg: DiagnosticArray) -> None:
         for status in msg.status:
             name, _, part = status.name.partition(": ")
             name = name.rpartition("/")[2]  # unique without its namespace
             self._received[name] = time.monotonic_ns()
-            self._status[name][part] = {
+            self._status.setdefault(name, {})[part] = {
                 "level": status.level[0],
                 "message": status.message,
                 "values": {pair.key: pair.value for pair in status.values},
@@ -173,18 +171,21 @@ class Monitor:
 
     def clear(self) -> None:
         """Forget the arrivals."""
-        for cameras in self._arrived.values():
-            for outputs in cameras.values():
-                for arrived in outputs.values():
-                    arrived.clear()
+        for arrived in self._arrived.values():
+            arrived.clear()
 
-    def arrivals(self, namespace: str) -> dict[str, dict[str, list[tuple[int, int]]]]:
-        """Per camera and output: stamp and time of arrival, nanoseconds, since ``clear``."""
-        return self._arrived[namespace]
+    def arrivals(self, namespace: str) -> dict[str, dict[str, np.ndarray]]:
+        """Per camera and output (N, 2) int64: stamp and time of arrival, nanoseconds, since
+        ``clear``."""
 
-    def status(self, name: str) -> dict[str, Any]:
-        """The newest diagnostics of the node of that name, and when they came (0: never)."""
-        return {"received": self._received[name], "status": self._status[name]}
+        def rows(name: str, kind: str) -> np.ndarray:
+            return np.array(self._arrived[namespace, name, kind], np.int64).reshape(-1, 2)
+
+        return {name: {kind: rows(name, kind) for kind in self._kinds} for name in self._names}
+
+    def status(self, name: str) -> tuple[int, dict[str, Any]]:
+        """When the diagnostics of the node of that name came (0: never), and the newest ones."""
+        return self._received.get(name, 0), self._status.get(name, {})
 
 
 def _recorder(arrived: list[tuple[int, int]]) -> Callable[[bytes], None]:
@@ -197,11 +198,12 @@ def _recorder(arrived: list[tuple[int, int]]) -> Callable[[bytes], None]:
     return record
 
 
-def _serve(**commands: Callable[..., Any]) -> None:
-    """Run a `Worker`'s commands until its input ends."""
-    for line in sys.stdin:
-        command, given = json.loads(line)
-        print(json.dumps(commands[command](**given)), flush=True)
+def _serve(pipe: Connection, role: object) -> None:
+    """Run a `Worker`'s commands, methods of ``role``, until it closes the pipe."""
+    with contextlib.suppress(EOFError):
+        while True:
+            command, given = pipe.recv()
+            pipe.send(getattr(role, command)(**given))
 
 
 def _spin(node: Node) -> None:
@@ -213,34 +215,30 @@ def _spin(node: Node) -> None:
 
 
 def main() -> None:
-    """Serve as the role of the command line until the input ends or Ctrl-C."""
-    role, given = sys.argv[1], json.loads(sys.argv[2])
-    case, namespaces, name = Case(**given["case"]), given["namespaces"], given["name"]
+    """Serve as the role that a `Worker` asks for until it closes the pipe, or Ctrl-C."""
+    pipe: Connection = Connection(int(sys.argv[1]))
     keep_large_buffers()
     with contextlib.suppress(KeyboardInterrupt, ExternalShutdownException):
+        role, case, namespaces, name = pipe.recv()
         rclpy.init()
         node = Node(name)
         if role == "camera":
             camera = Camera(node, case, namespaces)
             gc.freeze()
-            _serve(run=camera.run)
+            _serve(pipe, camera)
         elif role == "echo":
-            echoes = {
-                f"{name}: {camera or 'image'}": Echo(node, case, namespaces[0], camera)
-                for camera in case.names
-            }
+            echoes = [Echo(node, case, namespaces[0], camera) for camera in case.names]
             publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 1)
 
             def publish() -> None:
-                status = [echo.status(title) for title, echo in echoes.items()]
-                publisher.publish(DiagnosticArray(status=status))
+                publisher.publish(DiagnosticArray(status=[echo.status() for echo in echoes]))
 
             node.create_timer(1.0, publish)
             _spin(node)
         else:
             monitor = Monitor(node, case, namespaces)
             threading.Thread(target=_spin, args=(node,), daemon=True).start()
-            _serve(clear=monitor.clear, arrivals=monitor.arrivals, status=monitor.status)
+            _serve(pipe, monitor)
     rclpy.try_shutdown()
 
 

@@ -93,11 +93,14 @@ class Session:
     def _start(self, parameters: Mapping[str, str], load: int) -> None:
         case, env = self._case, case_environment(self._case.profile)
         both, echo = list(self._namespaces.values()), self._namespaces["echo"]
-        self._camera = Worker("camera", case, both, env, "bench_camera")
-        self._programs["camera"] = self._camera
-        self._monitor = Worker("monitor", case, both, env, "bench_monitor")
-        self._programs["monitor"] = self._monitor
-        self._programs["echo"] = Worker("echo", case, [echo], env, self._node_names["echo"])
+
+        def worker(role: str, namespaces: list[str], name: str) -> Worker:
+            self._programs[role] = made = Worker(role, case, namespaces, env, name)
+            return made
+
+        self._camera = worker("camera", both, "bench_camera")
+        self._monitor = worker("monitor", both, "bench_monitor")
+        worker("echo", [echo], self._node_names["echo"])
         # Images are made first, so that they take no time from the start of the node.
         self._camera.call("run", timeout=_START, namespace=echo, rate=1.0, frames=0)
         self._monitor.call("clear", timeout=_START)
@@ -140,7 +143,7 @@ class Session:
                 namespace = self._namespaces[arm]
                 self._camera.call("run", namespace=namespace, rate=_PROBE_RATE, frames=5)
                 self._programs[arm].check()
-                status = self._status(arm)["status"].get("networks")
+                status = self._status(arm)[1].get("networks")
                 if status and status["level"] == _ERROR:
                     raise BenchError(f"The node cannot start. {status['message']}")
                 if time.monotonic() > deadline:
@@ -205,22 +208,22 @@ class Session:
             time.sleep(_POLL)
 
     def _arrivals(self, arm: str) -> dict[str, dict[str, np.ndarray]]:
+        found: dict[str, dict[str, np.ndarray]]
         found = self._monitor.call("arrivals", namespace=self._namespaces[arm])
-        return {
-            name: {kind: np.array(rows, np.int64).reshape(-1, 2) for kind, rows in outputs.items()}
-            for name, outputs in found.items()
-        }
+        return found
 
-    def _status(self, arm: str) -> dict[str, Any]:
-        return dict(self._monitor.call("status", name=self._node_names[arm]))
+    def _status(self, arm: str) -> tuple[int, dict[str, Any]]:
+        found: tuple[int, dict[str, Any]]
+        found = self._monitor.call("status", name=self._node_names[arm])
+        return found
 
     def _fresh_status(self, arm: str) -> dict[str, Any]:
         """An arm's diagnostics, published after this call."""
         since, deadline = time.monotonic_ns() + 50_000_000, time.monotonic() + 70.0
         while True:
-            answer = self._status(arm)
-            if answer["received"] > since:
-                return dict(answer["status"])
+            received, status = self._status(arm)
+            if received > since:
+                return status
             self._programs[arm].check()
             if time.monotonic() > deadline:
                 raise BenchError(
