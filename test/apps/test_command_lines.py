@@ -139,7 +139,8 @@ def test_wrong_arguments_are_refused_before_anything_is_imported(
 
 
 def test_the_benchmarks_run_the_arms_that_their_help_lists() -> None:
-    from dpt_ros.apps.bench.network import arms, cpu
+    from dpt_ros.apps.bench.network import cpu
+    from dpt_ros.apps.bench.network import engine_row as arms
     from dpt_ros.apps.bench.temporal import shots
 
     assert tuple(arms.ARMS) == arguments.ENGINE_ARMS

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from dpt_ros.apps.bench.arguments import ENGINE_METHOD
-from dpt_ros.apps.bench.network.arms import OURS, REFERENCE, Case
 from dpt_ros.apps.bench.network.child_process import Failed, rows
+from dpt_ros.apps.bench.network.engine_row import OURS, REFERENCE, Case, Row
 from dpt_ros.apps.bench.network.roofline import count_work
 from dpt_ros.apps.report import GpuWatch, introduce, json_line, table
 from dpt_ros.model import create_model
@@ -29,7 +29,6 @@ _HEADER = (
     *("case", "arm", "pace", "events p50 (ms)", "wall p50 (ms)", "wall p99 (ms)", "per second"),
     *("speed-up", "of the floor", "kernels", "memory (MiB)", "parity"),
 )
-Row = dict[str, Any]
 
 
 def run(args: argparse.Namespace) -> int:

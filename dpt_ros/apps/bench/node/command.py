@@ -13,16 +13,8 @@ import numpy as np
 from tqdm import tqdm
 
 from dpt_ros.apps.bench.arguments import NODE_METHOD
-from dpt_ros.apps.bench.node.arrivals import (
-    PEAK_LIMIT,
-    Account,
-    choose_rate,
-    peak_rate,
-    sustains,
-    together,
-)
-from dpt_ros.apps.bench.node.processes import BenchError, Case
-from dpt_ros.apps.bench.node.session import ARMS, Run, Session, profile_text
+from dpt_ros.apps.bench.node import arrivals
+from dpt_ros.apps.bench.node.session import ARMS, BenchError, Case, Run, Session, profile_text
 from dpt_ros.apps.report import introduce, table, write_json
 
 _RATES = (30.0, 20.0, 15.0, 10.0, 5.0, 2.0, 1.0, 0.5)
@@ -96,7 +88,7 @@ def _measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
         rate, rate_words = args.rate, "as requested"
         if rate is None:
             answer = session.answer_seconds("node")
-            rate = choose_rate(answer, _RATES)
+            rate = arrivals.choose_rate(answer, _RATES)
             rate_words = (
                 f"chosen, because the node needs {answer * 1e3:.0f} ms (p90) for a frame at 10 Hz;"
                 " set another with --rate"
@@ -107,7 +99,9 @@ def _measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
             bar.update()
         peaks = {arm: _peak(session, arm, rate) for arm in ARMS} if args.peak else {}
     total = {
-        arm: together([run.account for run in own], [trace for run in own for trace in run.traces])
+        arm: arrivals.together(
+            [run.account for run in own], [trace for run in own for trace in run.traces]
+        )
         for arm, own in runs.items()
     }
     pairs = list(zip(runs["node"], runs["echo"], strict=True))
@@ -141,7 +135,7 @@ def _measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
         )
     if peaks:
         found = (
-            f"{arm} {'at least ' if peak >= PEAK_LIMIT else ''}{peak:.4g} Hz"
+            f"{arm} {'at least ' if peak >= arrivals.PEAK_LIMIT else ''}{peak:.4g} Hz"
             for arm, peak in peaks.items()
         )
         print(
@@ -164,12 +158,12 @@ def _measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
 def _peak(session: Session, arm: str, start: float) -> float:
     def holds(rate: float) -> bool:
         trial = session.run(arm, rate, max(_PEAK_SECONDS, _PEAK_FRAMES / rate), _WARM_UP)
-        return sustains(trial.account, trial.achieved, rate)
+        return arrivals.sustains(trial.account, trial.achieved, rate)
 
-    return peak_rate(holds, start)
+    return arrivals.peak_rate(holds, start)
 
 
-def _row(number: str, arm: str, account: Account, run: Run | None = None) -> list[Any]:
+def _row(number: str, arm: str, account: arrivals.Account, run: Run | None = None) -> list[Any]:
     *counts, spent, jitter = vars(account).values()
     percent: list[float | None] = [None] * 5
     if run is not None:

@@ -24,7 +24,7 @@ from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
-from dpt_ros.apps.bench.node.processes import Case, topic
+from dpt_ros.apps.bench.node.session import Case, topic
 from dpt_ros.ros.compatibility import subscribe, subscription_events
 from dpt_ros.ros.messages.image import image_message, jpeg_message
 from dpt_ros.ros.process import keep_large_buffers

@@ -6,19 +6,14 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import time
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
 from tqdm import tqdm
 
-from dpt_ros.apps.bench.arguments import (
-    TEMPORAL_CONDITIONS,
-    TEMPORAL_METHOD,
-    TEMPORAL_SOURCES,
-    temporal_parser,
-)
+from dpt_ros.apps.bench.arguments import TEMPORAL_CONDITIONS as CONDITIONS
+from dpt_ros.apps.bench.arguments import TEMPORAL_METHOD, TEMPORAL_SOURCES
 from dpt_ros.apps.bench.temporal import picture, targets
 from dpt_ros.apps.bench.temporal.run import FILTER, Job, Measured, measure
 from dpt_ros.apps.report import introduce, write_json
@@ -27,14 +22,12 @@ from dpt_ros.engine.smoothing.filter import TemporalSettings
 _QUICK = ("moving", "standing", "cut", "step", "no odometry")
 
 
-def main(argv: Sequence[str]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Measure and print the tables; returns 1 if a target is missed and --check given, else 0."""
-    parser = temporal_parser()
-    args = parser.parse_args(argv)
     try:
         jobs = _jobs(args, _settings(args.set))
     except ValueError as error:
-        parser.error(str(error))
+        args.error(str(error))
     start = time.perf_counter()
     about = introduce(TEMPORAL_METHOD)
     measured = _measure(jobs, args.workers)
@@ -58,16 +51,16 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _jobs(args: argparse.Namespace, settings: TemporalSettings) -> list[Job]:
-    """A job for each video, in the order of ``TEMPORAL_CONDITIONS`` and of the seeds."""
+    """A job for each video, in the order of ``CONDITIONS`` and of the seeds."""
     wanted = args.source or (["anchored", "noise"] if args.quick else TEMPORAL_SOURCES)
     sources = tuple(s for s in TEMPORAL_SOURCES if s in wanted or "both" in wanted)
-    wanted = args.conditions or (_QUICK if args.quick else TEMPORAL_CONDITIONS)
+    wanted = args.conditions or (_QUICK if args.quick else CONDITIONS)
     frames = args.frames or (30 if args.quick else 60)
     seeds = args.seeds or (1 if args.quick else 2)
     if frames < 20:
         raise ValueError(f"--frames is {frames}, but must be at least 20 for clips and steps.")
     shots: dict[str, tuple[str, ...]] = {}
-    for name, (shot, _) in TEMPORAL_CONDITIONS.items():
+    for name, (shot, _) in CONDITIONS.items():
         if name in wanted:
             shots[shot] = (*shots.get(shot, ()), name)
     jobs = []
@@ -78,33 +71,25 @@ def _jobs(args: argparse.Namespace, settings: TemporalSettings) -> list[Job]:
         if shot == "minute":
             count, size = 600, tuple(side // 32 * 16 for side in args.size)
             chosen = tuple(s for s in sources if s != "network") or sources
-        for seed in range(1 if shot == "minute" else seeds):
-            given = (chosen, names, args.cache, settings, args.device)
-            jobs.append(Job(shot, seed, count, size[0], size[1], *given))
+        given = (count, *size, chosen, names, args.cache, settings, args.device)
+        jobs += [Job(shot, seed, *given) for seed in range(1 if shot == "minute" else seeds)]
     return jobs
 
 
 def _measure(jobs: list[Job], workers: int) -> list[Measured]:
     """The jobs' results, sorted by source, condition, seed and method (the filter last)."""
-    found: list[list[Measured]] = [[] for _ in jobs]
     # The longest first, so that no process waits for another at the end.
-    order = sorted(range(len(jobs)), key=lambda k: -jobs[k].frames * len(jobs[k].conditions))
-    context = multiprocessing.get_context("spawn")
-    with (
-        tqdm(total=len(jobs), unit="video", disable=None) as bar,
-        ProcessPoolExecutor(max(workers, 1), context) as pool,
-    ):
-        running = {pool.submit(measure, jobs[k]): k for k in order}
-        for done in as_completed(running):
-            found[running[done]] = done.result()
-            bar.update()
-    conditions = list(TEMPORAL_CONDITIONS)
+    order = sorted(jobs, key=lambda job: -job.frames * len(job.conditions))
+    with ProcessPoolExecutor(max(workers, 1), multiprocessing.get_context("spawn")) as pool:
+        parts = tqdm(pool.map(measure, order), total=len(jobs), unit="video", disable=None)
+        found = [one for part in parts for one in part]
+    conditions = list(CONDITIONS)
 
     def place(m: Measured) -> tuple[int, int, int, bool]:
         source, condition = TEMPORAL_SOURCES.index(m.source), conditions.index(m.condition)
         return source, condition, m.seed, m.method == FILTER
 
-    return sorted((m for part in found for m in part), key=place)
+    return sorted(found, key=place)
 
 
 def _settings(pairs: list[str]) -> TemporalSettings:

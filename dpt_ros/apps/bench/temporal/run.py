@@ -20,13 +20,8 @@ from dpt_ros.apps.bench.temporal.noise import NoisyNetwork, NoisyOdometry, scan,
 from dpt_ros.apps.bench.temporal.shots import STEP, Shot, make_shot
 from dpt_ros.engine.input.preprocess import network_input, network_size
 from dpt_ros.engine.smoothing.filter import TemporalFilter, TemporalSettings
-from dpt_ros.metrics.temporal import (
-    DepthStability,
-    LabelStability,
-    Reference,
-    Tracker,
-    frames_to_90,
-)
+from dpt_ros.metrics import temporal
+from dpt_ros.metrics.temporal import DepthStability, LabelStability, Reference
 from dpt_ros.model import DPT, create_model
 from dpt_ros.world import CLASSES, View
 from dpt_ros.world.classes import PERSON
@@ -82,7 +77,7 @@ Smoother = Callable[[int, View, Input], tuple[np.ndarray, "np.ndarray | None"]]
 
 
 class _Method:
-    """A method, its measures and its time."""
+    """A method, its measures and its time; ``smoothed``: its inverse depth, with ``keep``."""
 
     def __init__(self, smooth: Smoother, labels: bool, tae: bool, keep: bool) -> None:
         self._smooth, self._keep = smooth, keep
@@ -126,16 +121,10 @@ def filter_smoother(condition: str, shot: Shot, job: Job, resets: list[str]) -> 
     poses = [noisy.pose(view.odom_from_camera) if noisy else None for view in shot.views]
 
     def smooth(index: int, view: View, given: Input) -> tuple[np.ndarray, np.ndarray | None]:
+        inverse = torch.from_numpy(given.inverse).to(job.device)
         logits = None if given.logits is None else torch.from_numpy(given.logits).to(job.device)
-        steady = temporal_filter.update(
-            torch.from_numpy(given.inverse).to(job.device),
-            logits,
-            view.rgb,
-            view.stamp_ns,
-            view.camera,
-            poses[index],
-            given.anchors,
-        )
+        more = (view.rgb, view.stamp_ns, view.camera, poses[index], given.anchors)
+        steady = temporal_filter.update(inverse, logits, *more)
         if steady.reset:
             resets.append(f"{index}: {steady.reset}")
         labels = None if logits is None or steady.labels is None else steady.labels.cpu().numpy()
@@ -166,7 +155,7 @@ def _measure(job: Job, shot: Shot, source: str) -> Iterator[Measured]:
     keep = bool(shot.steps)
     methods = {k: _Method(smooth, labels, not minute, keep) for k, smooth in smoothers.items()}
     inputs = predict(source, shot, job.seed, labels, job.cache)
-    tracker, truth = Tracker(), []
+    tracker, truth = temporal.Tracker(), []
     for k, (view, given) in enumerate(zip(shot.views, inputs, strict=True)):
         reference = tracker.update(view, k in shot.cuts)
         for method in methods.values():
@@ -191,12 +180,12 @@ def _measure(job: Job, shot: Shot, source: str) -> Iterator[Measured]:
 
 def _steps(
     shot: Shot,
-    truth: list[tuple[np.ndarray, np.ndarray]],
+    truth: list[tuple[np.ndarray, ...]],
     values: list[np.ndarray],
     raw: list[np.ndarray],
 ) -> dict[str, float]:
     """Frames to 90 % of each step, between the levels of raw 6 frames before and STEP after."""
-    needed: dict[bool, list[float]] = {True: [], False: []}
+    needed: dict[str, list[float]] = {"near": [], "far": []}
     for k, appears in shot.steps:
         (old, old_edges), (new, new_edges) = truth[k - 1], truth[k]
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -205,15 +194,13 @@ def _steps(
         if place.sum() < 50:
             continue
         span = range(max(k - 6, 0), min(k + STEP, len(values)))
-        level = np.array([np.median(raw[i][place]) for i in span])
-        reached = [float(np.median(values[i][place])) for i in span]
+        level, reached = ([np.median(maps[i][place]) for i in span] for maps in (raw, values))
         at = k - span[0]
-        needed[appears].append(
-            frames_to_90(reached, at, float(level[:at].mean()), float(level[at:].mean()))
-        )
+        ends = float(np.mean(level[:at])), float(np.mean(level[at:]))
+        needed["near" if appears else "far"].append(temporal.frames_to_90(reached, at, *ends))
     return {
         name: float(np.median(np.nan_to_num(frames, nan=STEP))) if frames else float("nan")
-        for name, frames in (("near", needed[True]), ("far", needed[False]))
+        for name, frames in needed.items()
     }
 
 
@@ -246,32 +233,29 @@ def _network(views: list[View], cache: Path | None) -> Iterator[tuple[np.ndarray
     file = None if cache is None else cache / f"temporal_{digest}.npz"
     if file is not None and file.exists():
         with np.load(file) as found:
-            inverses, logits = found["inverse"], found["logits"]
+            maps = [found["inverse"], found["logits"]]
     else:
         model = create_model("dpt_hybrid_embedded").eval()
-        predicted = [_predict(model, view) for view in views]
-        inverses, logits = (
-            np.stack(maps).astype(np.float16) for maps in zip(*predicted, strict=True)
-        )
+        predicted = zip(*(_predict(model, view) for view in views), strict=True)
+        maps = [np.stack(one).astype(np.float16) for one in predicted]
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
             partial = file.with_suffix(".partial.npz")
-            np.savez(partial, inverse=inverses, logits=logits)
+            np.savez(partial, inverse=maps[0], logits=maps[1])
             partial.replace(file)
-    yield from zip(inverses.astype(np.float32), logits.astype(np.float32), strict=True)
+    yield from zip(*(one.astype(np.float32) for one in maps), strict=True)
 
 
+@torch.inference_mode()
 def _predict(model: DPT, view: View) -> tuple[np.ndarray, np.ndarray]:
     """Inverse depth (H, W) and logits (C, h, w)."""
     spec, (height, width) = model.spec, view.depth.shape
     size = network_size(height, width, spec.net_height, spec.net_width, spec.multiple_of)
     images = network_input(view.rgb, size, spec.mean, spec.std, torch.device("cpu"))
-    with torch.inference_mode():
-        features = model.features(images)
-        assert model.depth_head is not None
-        assert model.label_head is not None
-        inverse = (1 / model.depth_head(features))[0].numpy()
-        logits = model.label_head(features)[0].numpy()
+    features = model.features(images)
+    assert model.depth_head is not None
+    assert model.label_head is not None
+    inverse = (1 / model.depth_head(features))[0].numpy()
     if inverse.shape != (height, width):
         inverse = cv2.resize(inverse, (width, height), interpolation=cv2.INTER_CUBIC)
-    return inverse, logits
+    return inverse, model.label_head(features)[0].numpy()

@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dpt_ros.apps.bench.arguments import TEMPORAL_CONDITIONS
 from dpt_ros.apps.bench.temporal.run import FILTER, Measured
 from dpt_ros.apps.report import table
+from dpt_ros.metrics.depth import finite_mean
 
 # measure: heading, how it is compared with raw ("%" relative change, "+" difference, "x" ratio,
 # "=" as it is)
@@ -33,8 +34,7 @@ Values = dict[str, float]
 Means = dict[tuple[str, str], dict[str, Values]]  # (source, condition): method: measure: mean
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):
     """One target of one source and condition: its limit, the value measured, whether it holds."""
 
     source: str
@@ -52,13 +52,8 @@ def means(measured: Sequence[Measured]) -> Means:
         row = lists.setdefault((m.source, m.condition), {}).setdefault(m.method, {})
         for name, value in (m.values | {"ms": m.ms}).items():
             row.setdefault(name, []).append(value)
-
-    def mean(values: list[float]) -> float:
-        found = [value for value in values if np.isfinite(value)]
-        return float(np.mean(found)) if found else _NAN
-
     return {
-        key: {m: {name: mean(v) for name, v in row.items()} for m, row in methods.items()}
+        key: {m: {name: finite_mean(v) for name, v in row.items()} for m, row in methods.items()}
         for key, methods in lists.items()
     }
 
@@ -84,10 +79,10 @@ def condition_table(methods: dict[str, Values]) -> str:
         changed = change(name, value, raw[name])
         return formats[_COLUMNS[name][1]].format(changed) if np.isfinite(value) else "-"
 
-    rows = []
-    for method, values in methods.items():
-        cells = [cell(method, name, values.get(name, _NAN)) for name in names]
-        rows.append([method, *cells, f"{values['ms']:.1f}"])
+    rows = [
+        [m, *(cell(m, name, values.get(name, _NAN)) for name in names), f"{values['ms']:.1f}"]
+        for m, values in methods.items()
+    ]
     return table(["method", *(_COLUMNS[name][0] for name in names), "ms"], rows)
 
 
@@ -99,19 +94,14 @@ def _limits(source: str, condition: str, raw: Values) -> Iterator[tuple[str, flo
         return
     hard = condition == "7.5 fps" or odometry in ("x5", "jumps")
     middle = source == "anchored" or odometry == "none"
-    tepe, abs_rel = -50 if hard else -60 if middle else -75, 3 if odometry == "none" else 1
-    most: Values = {"tepe": tepe, "tae": -50, "abs_rel": abs_rel, "edge": 5, "ghost": 1, "miss": 1}
-    most |= {"near": 1, "far": 2, "cut": 1.1}
-    if condition == "standing":
-        most["std"] = -66.6
-    least: Values = {}
+    most: Values = {"tepe": -50 if hard else -60 if middle else -75, "tae": -50}
+    most |= {"abs_rel": 3 if odometry == "none" else 1, "edge": 5, "ghost": 1, "miss": 1}
+    most |= {"near": 1, "far": 2, "cut": 1.1} | ({"std": -66.6} if condition == "standing" else {})
+    yield from ((name, limit, False) for name, limit in most.items())
     for name in ("tc", "vc16"):
         start = raw.get(name, _NAN)
-        least[name] = 8 if start <= 84 else (100 - start) / 2
-    least |= {"miou": 0, "mover_iou": 0}
-    yield from ((name, limit, False) for name, limit in most.items())
-    yield from ((name, limit, True) for name, limit in least.items())
-    yield "ghost_label", 1.5, False
+        yield name, 8 if start <= 84 else (100 - start) / 2, True
+    yield from (("miou", 0, True), ("mover_iou", 0, True), ("ghost_label", 1.5, False))
 
 
 def check_targets(results: Means) -> list[Target]:
@@ -152,5 +142,5 @@ def as_json(measured: Sequence[Measured], results: Means) -> dict[str, Any]:
             {"source": source, "condition": condition, "methods": methods}
             for (source, condition), methods in results.items()
         ],
-        "targets": [asdict(target) for target in check_targets(results)],
+        "targets": [target._asdict() for target in check_targets(results)],
     }
