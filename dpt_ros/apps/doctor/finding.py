@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -46,14 +47,8 @@ class Finding(NamedTuple):
         return f"{text}\n{wrapper.fill(f'cure: {self.cure}')}"
 
 
-def warning(name: str, message: str, cure: str) -> Finding:
-    """Something is lost or slower."""
-    return Finding(name, message, cure, WARNING)
-
-
-def error(name: str, message: str, cure: str) -> Finding:
-    """Something fails."""
-    return Finding(name, message, cure, ERROR)
+warning = partial(Finding, level=WARNING)
+error = partial(Finding, level=ERROR)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -38,14 +37,8 @@ class _Run(NamedTuple):
 
 
 def prove(args: argparse.Namespace) -> Iterator[Finding]:
-    """Compare a network with what was published of it.
-
-    Args:
-        args: of ``dpt_doctor``.
-
-    Yields:
-        What was used and found; the last one is the verdict.
-    """
+    """Compare a network with what was published of it, with the arguments of ``dpt_doctor``: what
+    was used and found; the last finding is the verdict."""
     name: str = args.prove
     try:
         answers = read_answers(Path(args.answers)) if args.answers else ANSWERS
@@ -57,13 +50,12 @@ def prove(args: argparse.Namespace) -> Iterator[Finding]:
         cure = "" if isinstance(why, ValueError | OSError) else "dpt_doctor without --prove"
         yield error("verdict", f"not proven: {name} was not run. {why}", cure)
         return
-    results = []
+    named: dict[bool, list[str]] = {True: [], False: []}
     for run in runs:
         finding = _finding(run, name, weights, answer, image)
-        results.append(finding)
+        named[not finding.level].append(finding.name)
         yield finding
-    wrong = ", ".join(result.name for result in results if result.level)
-    right = ", ".join(result.name for result in results if not result.level)
+    right, wrong = (", ".join(names) for names in named.values())
     if wrong:
         yield error(
             "verdict",
@@ -168,11 +160,10 @@ def source_input(image: Any, size: tuple[int, int], resize: str) -> np.ndarray:
 
 def _finding(run: _Run, name: str, weights: Path, answer: Answer | None, image: Any) -> Finding:
     try:
-        with _exact():
-            network = _network(run, name, weights)
-            if answer is None:
-                return _plausible(run, network, image)
-            return _compared(run, network, answer, image)
+        network = _network(run, name, weights)
+        if answer is None:
+            return _plausible(run, network, image)
+        return _compared(run, network, answer, image)
     except (ValueError, OSError, ImportError, RuntimeError) as why:
         return error(str(run), f"It was not run: {why}", "")
 
@@ -186,26 +177,12 @@ def _network(run: _Run, name: str, weights: Path) -> Network:
     from dpt_ros.engine.settings import Settings
     from dpt_ros.model import create_model
 
+    # Products in float32 as such: on a GPU cuDNN shortens them (TF32) by default.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     model = create_model(name, weights)
     device = torch.device(run.device)
     backend = make_backend(model, device, run.precision, Settings(backend=run.backend))
     return Network(model.spec, device, backend)
-
-
-@contextmanager
-def _exact() -> Iterator[None]:
-    """Products in float32 as such: on a GPU cuDNN shortens them (TF32) by default."""
-    import torch
-
-    flags: Any = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [flag.allow_tf32 for flag in flags]
-    try:
-        for flag in flags:
-            flag.allow_tf32 = False
-        yield
-    finally:
-        for flag, value in zip(flags, before, strict=True):
-            flag.allow_tf32 = value
 
 
 def _output(network: Network, image: Any, size: tuple[int, int], resize: str) -> dict[str, Any]:

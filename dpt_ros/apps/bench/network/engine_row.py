@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ways to run a network that ``dpt_bench engine`` compares, and whole frames: one row, measured
-by a process that does nothing else. So the arms do not share memory, choices of libraries or a
-profiler, and an arm that fails does not affect the others."""
+"""The ways to run a network that ``dpt_bench engine`` compares, and whole frames: one row each,
+measured by a process that does nothing else. So the arms do not share memory, choices of libraries
+or a profiler, and an arm that fails does not affect the others."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def together(accounts: Sequence[Account], traces: Sequence[Trace]) -> Account:
 
 
 def _summaries(traces: Sequence[Trace]) -> tuple[Summary, Summary]:
-    """Of the latencies, and of the jitter inside each camera's run: between two runs is a pause."""
+    """Of the latencies, and of the jitter inside each run of a camera: in between is a pause."""
     steps = np.concatenate([jitter(trace.measured()[:, 1]) for trace in traces])
     return summarize(latencies(traces)), summarize(steps)
 
