@@ -128,8 +128,9 @@ def _run(
     faulthandler.dump_traceback_later(max(deadline - time.monotonic() - 1.0, 0.1), file=file)
     if isinstance(work, str):
         module, name = work.split(":")
-        work = getattr(importlib.import_module(module), name)
-    work(**arguments)
+        getattr(importlib.import_module(module), name)(**arguments)
+    else:
+        work(**arguments)
 
 
 def _signal(pid: int, number: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -99,7 +100,9 @@ def account(traces: Sequence[Trace], period: float, dropped: int) -> Account:
 def together(accounts: Sequence[Account], traces: Sequence[Trace]) -> Account:
     """Several runs of one arm, and all their traces, as one: counts added, percentiles of all."""
     names = ("sent", "returned", "lost", "dropped", "late", "out_of_order")
-    return Account(*(sum(getattr(a, n) for a in accounts) for n in names), *_summaries(traces))
+    counts: dict[str, Any] = {name: sum(getattr(a, name) for a in accounts) for name in names}
+    latency, second = _summaries(traces)
+    return Account(**counts, latency=latency, jitter=second)
 
 
 def _summaries(traces: Sequence[Trace]) -> tuple[Summary, Summary]:
