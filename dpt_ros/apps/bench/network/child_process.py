@@ -80,8 +80,9 @@ def rows(
         return Failed(message or (last[-1] if last else how), last, how)
 
     receiver, sender = context.Pipe(duplex=False)
-    given = (work, arguments, sender, str(log), deadline, start)
-    process = context.Process(target=_run, args=given)
+    process = context.Process(
+        target=_run, args=(work, arguments, sender, str(log), deadline, start)
+    )
     process.start()
     sender.close()
     try:
@@ -92,11 +93,9 @@ def rows(
                     raise failed(f"no end after {timeout:.0f} s", "timeout")
                 yield receiver.recv()
         process.join(max(deadline - time.monotonic(), 1.0))
-        if process.exitcode and process.exitcode < 0:
-            name = signal.Signals(-process.exitcode).name
-            raise failed(f"ended by {name}", name)
         if process.exitcode:
-            raise failed("", "an error")
+            name = signal.Signals(-process.exitcode).name if process.exitcode < 0 else ""
+            raise failed(f"ended by {name}" if name else "", name or "an error")
     finally:
         if process.is_alive():
             _signal(process.pid, signal.SIGTERM)
@@ -108,12 +107,7 @@ def rows(
 
 
 def _run(
-    work: str | Callable[..., object],
-    arguments: dict[str, Any],
-    sender: Any,
-    log: str,
-    deadline: float,
-    start: str,
+    work: Any, arguments: dict[str, Any], sender: Any, log: str, deadline: float, start: str
 ) -> None:
     """In the new process: its own session, so that all it starts can be ended with it."""
     global _sender

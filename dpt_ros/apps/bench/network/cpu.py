@@ -29,6 +29,7 @@ from dpt_ros.engine.inference.gpu_modules import fuse
 from dpt_ros.engine.inference.network import Network
 from dpt_ros.engine.loading import make_backend
 from dpt_ros.engine.settings import Settings
+from dpt_ros.metrics.depth import finite_mean
 from dpt_ros.model import DPT, ModelSpec, create_model
 
 REFERENCE = CPU_ARMS[0]
@@ -97,11 +98,10 @@ def quiet_rounds(
         (rounds,) float64 seconds per arm of the quiet rounds, how many rounds were discarded, and
         the mean load of others in those that count.
     """
-    order = random.Random(0)
+    order, end = random.Random(0), time.monotonic() + seconds
     kept: list[dict[str, float]] = []
     loads: list[float] = []
     discarded = 0
-    end = time.monotonic() + seconds
     with tqdm(total=rounds, desc="quiet rounds", leave=False, disable=None) as bar:
         while len(kept) < rounds and time.monotonic() < end:
             watch, times = CpuWatch({"own": os.getpid()}), {}
@@ -117,7 +117,7 @@ def quiet_rounds(
             loads.append(load)
             bar.update()
     result = {name: np.array([times[name] for times in kept]) for name in arms}
-    return result, discarded, float(np.mean(loads)) if loads else float("nan")
+    return result, discarded, finite_mean(loads)
 
 
 def ratio(times: Mapping[str, np.ndarray], slow: str, fast: str) -> float:

@@ -86,14 +86,8 @@ class Work(TorchDispatchMode):
 
 
 def count_work(run: Callable[[], Any], bytes_per_value: int = 2) -> Work:
-    """Count what ``run`` does; with meta tensors nothing is computed.
-
-    Attention and the fused operations of ``kernels`` count as one operation each.
-
-    Args:
-        run: a forward.
-        bytes_per_value: of weights and activations, whatever the tensors are now.
-    """
+    """Count what a forward does; with meta tensors nothing is computed. Attention and the fused
+    operations of ``kernels`` count as one operation each. ``bytes_per_value``: see `Work`."""
     work = Work(bytes_per_value)
     with torch.no_grad(), work, ExitStack() as stack:
         for module, name in (_ATTENTION, *FUSED):

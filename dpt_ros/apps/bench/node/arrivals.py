@@ -14,9 +14,7 @@ import numpy as np
 
 from dpt_ros.apps.report import Summary, summarize
 
-MAX_LOSS = 0.05
 PEAK_LIMIT = 1000.0  # frames per second; nothing faster is tried
-_KEPT_SCHEDULE = 0.98
 
 
 @dataclass(frozen=True)
@@ -78,14 +76,9 @@ def missing(traces: Sequence[Trace]) -> int:
 def account(traces: Sequence[Trace], period: float, dropped: int) -> Account:
     """The `Account` of a run.
 
-    An arm counts its drops over the whole run, warm-up included, and does not report which frames
-    they were. So missing frames beyond that count are taken as lost in the measured part: no loss
-    is hidden in the warm-up.
-
-    Args:
-        traces: one per camera.
-        period: seconds between the frames of a camera.
-        dropped: frames that the arm reports as dropped, warm-up included.
+    An arm counts the frames that it dropped over the whole run, warm-up included, and does not
+    report which they were. So missing frames beyond that count are taken as lost in the measured
+    part: no loss is hidden in the warm-up. ``period``: seconds between the frames of a camera.
     """
     measured = [trace.measured() for trace in traces]
     sent = sum(len(trace.sent) - trace.warm_up for trace in traces)
@@ -111,28 +104,10 @@ def _summaries(traces: Sequence[Trace]) -> tuple[Summary, Summary]:
     return summarize(latencies(traces)), summarize(steps)
 
 
-def achieved_rate(sent: np.ndarray) -> float:
-    """Frames per second of the stamps of one camera; NaN for less than two."""
-    return float(1e9 / np.diff(sent).mean()) if len(sent) > 1 else float("nan")
-
-
-def sustains(trial: Account, achieved: float, rate: float) -> bool:
-    """Whether a run at ``rate`` counts for the peak: under 5 % missing, and sent as fast."""
-    gone = (trial.sent - trial.returned) / max(trial.sent, 1)
-    return gone < MAX_LOSS and achieved >= _KEPT_SCHEDULE * rate
-
-
 def peak_rate(holds: Callable[[float], bool], start: float, limit: float = PEAK_LIMIT) -> float:
-    """The highest rate that holds, found within 5 %: doubling or halving, then bisection.
-
-    Args:
-        holds: tries a rate, frames per second.
-        start: the first rate to try.
-        limit: not tried beyond.
-
-    Returns:
-        The highest rate that held; 0 when not even 1/64 of ``start`` did.
-    """
+    """The highest rate that ``holds``, frames per second, found within 5 %: doubling or halving
+    ``start``, then bisection. Nothing beyond the ``limit`` is tried; 0 means that not even 1/64 of
+    ``start`` held."""
     low, high = 0.0, start
     while low < limit and holds(high):
         low, high = high, min(2 * high, limit)

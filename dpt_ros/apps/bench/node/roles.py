@@ -58,9 +58,8 @@ class Camera:
         self._messages = []
         for number in range(_IMAGES):
             rgb, header = world.frame(number).rgb, Header(frame_id="camera_optical_frame")
-            self._messages.append(
-                image_message(rgb, "rgb8", header) if raw else jpeg_message(rgb, header)
-            )
+            made = image_message(rgb, "rgb8", header) if raw else jpeg_message(rgb, header)
+            self._messages.append(made)
 
     def run(self, namespace: str, rate: float, frames: int) -> dict[str, Any]:
         """Publish at ``rate``, Hz, whatever comes back; what is overdue is sent at once.
@@ -100,13 +99,10 @@ class Echo:
         outputs = {"depth/image": (np.full(size, 2.0, np.float32), "32FC1")}
         if case.labels:
             outputs["semantic/labels"] = (np.ones(size, np.uint8), "mono8")
-        self._outputs = [
-            (
-                node.create_publisher(Image, topic(namespace, camera, name), _qos(10)),
-                image_message(*content, Header()),
-            )
-            for name, content in outputs.items()
-        ]
+        self._outputs = []
+        for name, content in outputs.items():
+            publisher = node.create_publisher(Image, topic(namespace, camera, name), _qos(10))
+            self._outputs.append((publisher, image_message(*content, Header())))
         self._title = f"{node.get_name()}: {camera or 'image'}"
         self._last_number = self._missed = self._lost = 0
         subscribe(
@@ -143,10 +139,8 @@ class Monitor:
     """Records the arrivals and the diagnostics of all arms."""
 
     def __init__(self, node: Node, case: Case, namespaces: Sequence[str]) -> None:
-        self._names = case.names
-        self._kinds = ("depth", "labels") if case.labels else ("depth",)
         # Stamps and times of arrival of each namespace, camera and output.
-        keys = product(namespaces, case.names, self._kinds)
+        keys = product(namespaces, case.names, ("depth", "labels") if case.labels else ("depth",))
         self._arrived: dict[tuple[str, str, str], list[tuple[int, int]]] = {k: [] for k in keys}
         self._status: dict[str, dict[str, Any]] = {}
         self._received: dict[str, int] = {}
@@ -174,14 +168,14 @@ class Monitor:
         for arrived in self._arrived.values():
             arrived.clear()
 
-    def arrivals(self, namespace: str) -> dict[str, dict[str, np.ndarray]]:
+    def arrivals(self, namespace: str) -> dict[tuple[str, str], np.ndarray]:
         """Per camera and output (N, 2) int64: stamp and time of arrival, nanoseconds, since
         ``clear``."""
-
-        def rows(name: str, kind: str) -> np.ndarray:
-            return np.array(self._arrived[namespace, name, kind], np.int64).reshape(-1, 2)
-
-        return {name: {kind: rows(name, kind) for kind in self._kinds} for name in self._names}
+        return {
+            (name, kind): np.array(rows, np.int64).reshape(-1, 2)
+            for (place, name, kind), rows in self._arrived.items()
+            if place == namespace
+        }
 
     def status(self, name: str) -> tuple[int, dict[str, Any]]:
         """When the diagnostics of the node of that name came (0: never), and the newest ones."""

@@ -20,14 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from dpt_ros.apps.bench.node.arrivals import (
-    Account,
-    Trace,
-    account,
-    achieved_rate,
-    latencies,
-    missing,
-)
+from dpt_ros.apps.bench.node import arrivals
+from dpt_ros.apps.bench.node.arrivals import Account, Trace
 from dpt_ros.apps.report import CpuWatch, GpuWatch, Summary, summarize
 from dpt_ros.ros.share import profile_variables, transport_environment
 
@@ -74,10 +68,8 @@ class Case:
     def title(self) -> str:
         """For the head of a table."""
         cameras = "1 camera" if self.cameras == 1 else f"{self.cameras} cameras"
-        return (
-            f"{cameras}, {self.width}x{self.height} {self.transport}, {self.outputs},"
-            f" {self.profile} Fast DDS profile"
-        )
+        images = f"{self.width}x{self.height} {self.transport}"
+        return f"{cameras}, {images}, {self.outputs}, {self.profile} Fast DDS profile"
 
 
 def topic(namespace: str, camera: str, name: str) -> str:
@@ -104,10 +96,9 @@ class Program:
             pass_fds=passed,
         )
 
-    def log(self, lines: int = 20) -> str:
+    def log(self) -> str:
         """The end of its output."""
-        text = Path(self._log.name).read_text(errors="replace")
-        return "\n".join(text.splitlines()[-lines:])
+        return "\n".join(Path(self._log.name).read_text(errors="replace").splitlines()[-20:])
 
     def check(self) -> None:
         """Raise a `BenchError` if it has ended."""
@@ -269,7 +260,7 @@ class Session:
         """
         for arm in ARMS:
             deadline = time.monotonic() + _START
-            while not all(map(len, arrived := self._outputs(arm))):
+            while not all(map(len, arrived := self._arrivals(arm).values())):
                 namespace = self._namespaces[arm]
                 self._camera.call("run", namespace=namespace, rate=_PROBE_RATE, frames=5)
                 self._programs[arm].check()
@@ -281,9 +272,6 @@ class Session:
                     raise BenchError(f"The {arm} published no depth within {_START:.0f} s:\n{log}")
         first = min(rows[0, 1] for rows in arrived)  # of the node, the last arm
         self.start_seconds = float(first - self._programs["node"].started) * 1e-9
-
-    def _outputs(self, arm: str) -> list[np.ndarray]:
-        return [rows for outputs in self._arrivals(arm).values() for rows in outputs.values()]
 
     def answer_seconds(self, arm: str, seconds: float = 2.0) -> float:
         """Time from stamp to depth at 10 Hz, 90th percentile, seconds."""
@@ -311,11 +299,10 @@ class Session:
             cpu = watch.percent()
         done = self._camera.result(timeout=60 + 10 * (first + frames) / rate)
         traces, dropped, after = self._settle(arm, done["sent"], first, before)
-        achieved = min(achieved_rate(trace.sent[first:]) for trace in traces)
-        settled, lag = account(traces, 1.0 / rate, dropped), np.array(done["lag"][first:]) * 1e-6
-        return Run(
-            arm, rate, achieved, first, settled, summarize(lag), cpu, gpu.means, after, traces
-        )
+        achieved = min(1e9 / float(np.diff(trace.sent[first:]).mean()) for trace in traces)
+        account = arrivals.account(traces, 1.0 / rate, dropped)
+        lag = summarize(np.array(done["lag"][first:]) * 1e-6)
+        return Run(arm, rate, achieved, first, account, lag, cpu, gpu.means, after, traces)
 
     def _settle(
         self, arm: str, sent: Sequence[Sequence[int]], warm_up: int, before: dict[str, Any]
@@ -326,26 +313,25 @@ class Session:
         while True:
             after = self._fresh_status(arm)
             arrived = self._arrivals(arm)
-            traces = [Trace(one, warm_up, arrived[name]) for name, one in stamps.items()]
+            traces = [
+                Trace(one, warm_up, {k: rows for (n, k), rows in arrived.items() if n == name})
+                for name, one in stamps.items()
+            ]
             dropped = dropped_frames(after) - dropped_frames(before)
-            left = missing(traces) - dropped
+            left = arrivals.missing(traces) - dropped
             if left != last_left:
                 last_left, quiet_since = left, time.monotonic()
-            slowest = latencies(traces).max(initial=0.0) * 1e-3
+            slowest = arrivals.latencies(traces).max(initial=0.0) * 1e-3
             quiet = time.monotonic() - quiet_since
             if left <= 0 or quiet > max(_PATIENCE, 2 * slowest):
                 return traces, dropped, after
             time.sleep(_POLL)
 
-    def _arrivals(self, arm: str) -> dict[str, dict[str, np.ndarray]]:
-        found: dict[str, dict[str, np.ndarray]]
-        found = self._monitor.call("arrivals", namespace=self._namespaces[arm])
-        return found
+    def _arrivals(self, arm: str) -> dict[tuple[str, str], np.ndarray]:
+        return self._monitor.call("arrivals", namespace=self._namespaces[arm])
 
     def _status(self, arm: str) -> tuple[int, dict[str, Any]]:
-        found: tuple[int, dict[str, Any]]
-        found = self._monitor.call("status", name=self._node_names[arm])
-        return found
+        return self._monitor.call("status", name=self._node_names[arm])
 
     def _fresh_status(self, arm: str) -> dict[str, Any]:
         """An arm's diagnostics, published after this call."""
@@ -367,12 +353,8 @@ def dropped_frames(status: Mapping[str, Any]) -> int:
     """Frames that an arm reports as dropped or failed, all cameras together; what the middleware
     lost does not count."""
     kinds = ("dropped: ", "error: ", "missed: not taken in time")
-    return sum(
-        int(value)
-        for camera in status.values()
-        for key, value in camera["values"].items()
-        if key.startswith(kinds)
-    )
+    counts = [count for part in status.values() for count in part["values"].items()]
+    return sum(int(value) for key, value in counts if key.startswith(kinds))
 
 
 def case_environment(profile: str) -> dict[str, str]:

@@ -32,8 +32,7 @@ class Ema:
         self, alpha: float, label_alpha: float, threshold: float = 0.0, flow: bool = False
     ) -> None:
         self._alpha, self._label_alpha = np.float32(alpha), np.float32(label_alpha)
-        self._threshold = threshold
-        preset = cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST
+        self._threshold, preset = threshold, cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST
         self._dis = cv2.DISOpticalFlow.create(preset) if flow else None
         self._last: Maps | None = None
         self._grey = np.zeros(0, np.uint8)
@@ -83,8 +82,6 @@ class OneEuro:
 
     def __init__(self) -> None:
         self._inverse: np.ndarray | None = None
-        self._slope = np.zeros(0, np.float32)
-        self._stamp = 0
 
     def update(
         self, inverse: np.ndarray, logits: np.ndarray | None, rgb: np.ndarray, stamp_ns: int

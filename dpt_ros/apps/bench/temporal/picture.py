@@ -82,11 +82,7 @@ def _legends(width: int, far: float) -> list[np.ndarray]:
 
 
 def _write_strip(frames: list[Images], far: float, file: Path, columns: int = 6) -> None:
-    """Frames side by side, a row per title; the slice shows all of them.
-
-    Raises:
-        ValueError: images cannot be written in the format of ``file``.
-    """
+    """Frames side by side, a row per title; the slice shows all of them."""
     chosen = np.linspace(len(frames) // 3, len(frames) - 1, columns).astype(int)
     height, width = frames[0]["camera"].shape[:2]
     lines = []
@@ -113,11 +109,7 @@ def _write_strip(frames: list[Images], far: float, file: Path, columns: int = 6)
 
 
 def _write_animation(frames: list[Images], far: float, period: float, file: Path) -> None:
-    """A GIF: depth off and on; below, labels off and on. At most 15 frames/s, to stay small.
-
-    Raises:
-        ImportError: Pillow is not installed; the message says how to get it.
-    """
+    """A GIF: depth off and on; below, labels off and on. At most 15 frames/s, to stay small."""
     try:
         from PIL import Image
     except ImportError as error:

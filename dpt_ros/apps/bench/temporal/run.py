@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from dpt_ros.apps.bench.arguments import TEMPORAL_CONDITIONS
-from dpt_ros.apps.bench.temporal.baselines import Baseline, baselines
+from dpt_ros.apps.bench.temporal.baselines import baselines
 from dpt_ros.apps.bench.temporal.noise import NoisyNetwork, NoisyOdometry, scan, theil_sen
 from dpt_ros.apps.bench.temporal.shots import STEP, Shot, make_shot
 from dpt_ros.engine.input.preprocess import network_input, network_size
@@ -108,10 +108,6 @@ def label_image(logits: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     return (full[0].max(0).indices + 1).to(torch.uint8).numpy()
 
 
-def _smoother(method: Baseline) -> Smoother:
-    return lambda _, view, given: method(given.anchored, given.logits, view.rgb, view.stamp_ns)
-
-
 def filter_smoother(condition: str, shot: Shot, job: Job, resets: list[str]) -> Smoother:
     """The temporal filter with the odometry of a condition; its resets are appended."""
     temporal_filter = TemporalFilter(job.settings)
@@ -145,9 +141,11 @@ def _measure(job: Job, shot: Shot, source: str) -> Iterator[Measured]:
     minute = job.shot == "minute"
     labels = source != "anchored" and not minute
     resets: dict[str, list[str]] = {name: [] for name in job.conditions}
-    smoothers = {
-        ("", name): _smoother(method)
-        for name, method in baselines().items()
+    smoothers: dict[tuple[str, str], Smoother] = {
+        ("", name): lambda _, view, given, smooth=smooth: smooth(
+            given.anchored, given.logits, view.rgb, view.stamp_ns
+        )
+        for name, smooth in baselines().items()
         if name == "raw" or not minute
     }
     for name in job.conditions:
@@ -173,9 +171,9 @@ def _measure(job: Job, shot: Shot, source: str) -> Iterator[Measured]:
             if shot.steps:
                 values["std"] = float("nan")  # objects appear
                 values |= _steps(shot, truth, method.smoothed, raw)
-            ms = 1e3 * float(np.median(method.seconds))
-            own = resets[condition] if name == FILTER else []
-            yield Measured(source, condition, name, job.seed, values, ms, own)
+            ms, own = 1e3 * float(np.median(method.seconds)), resets[condition]
+            given = (source, condition, name, job.seed, values, ms)
+            yield Measured(*given, own if name == FILTER else [])
 
 
 def _steps(
