@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dpt_ros.apps.bench.arguments import CPU_ARMS, CPU_METHOD
+from dpt_ros.apps.bench import CPU_ARMS, CPU_METHOD
 from dpt_ros.apps.bench.network.engine_row import compare
 from dpt_ros.apps.bench.network.roofline import count_work
 from dpt_ros.apps.report import CpuWatch, introduce, summarize, table, write_json

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from dpt_ros.apps.bench.arguments import ENGINE_METHOD
+from dpt_ros.apps.bench import ENGINE_METHOD
 from dpt_ros.apps.bench.network.child_process import Failed, rows
 from dpt_ros.apps.bench.network.engine_row import OURS, REFERENCE, Case, Row
 from dpt_ros.apps.bench.network.roofline import count_work
@@ -75,9 +75,9 @@ def measured(args: argparse.Namespace, folder: Path, start: str = "forkserver") 
     _fit(args)
     names = {"depth": args.depth_network, "labels": args.label_network}
 
-    def row(kind: str, case: str, arm: str = "", **given: Any) -> Row:
+    def row(kind: str, title: str, label: str = "", **given: Any) -> Row:
         """A row from a process of its own; "error" is why it has no values."""
-        result: Row = {"case": case, "arm": arm, "error": None, "agrees": True}
+        result: Row = {"case": title, "arm": label, "error": None, "agrees": True}
         given |= {"kind": kind, "threads": int(args.rehearse)}
         try:
             (values,) = rows(_WORK, given, args.timeout, folder / "engine.log", start=start)
@@ -87,55 +87,52 @@ def measured(args: argparse.Namespace, folder: Path, start: str = "forkserver") 
 
     peaks = row("peaks", "peaks", device=args.device)
     yield peaks
-    options = ("device", "weights", "rounds", "warm_up", "rate", "paced_rounds")
-    given: Row = {name: getattr(args, name) for name in options}
+    given = {name: getattr(args, name) for name in ("rounds", "warm_up", "rate", "paced_rounds")}
     for task, size, batch in product(args.tasks, args.sizes, args.batches):
-        case = Case(task, size, batch)
-        floor, before = _floor(names, case, peaks), None
-        reference = folder / f"{case.name}.pt"
+        case = Case(task, size, batch, names, args.weights, args.device)
+        floor, before = _floor(case, peaks), None
+        given |= {"case": case, "reference": folder / f"{case.name}.pt"}
         for arm in args.arms:
-            more = {"request": case, "reference": reference, "names": names, "method": arm}
-            found = row("network", case.name, arm, **given, **more)
+            found = row("network", case.name, arm, arm=arm, **given)
             if not found["error"]:
-                spent = _median(found)
+                spent, parity = _median(found), found["parity"]
                 before = spent if arm == REFERENCE else before
-                found["agrees"] = _agrees(found["parity"], args.parity)
+                found["agrees"] = parity.get("AbsRel", 0.0) <= args.parity
+                found["agrees"] &= parity.get("labels equal", 1.0) >= 1.0 - args.parity
                 found["of the floor"] = floor / spent if floor else None
                 found["speed-up"] = before / spent if before else None
             yield found
 
     def frames(kind: str, networks: str, size: tuple[int, int], cameras: int, **more: Any) -> Row:
-        case, arm = f"{kind} {size[0]}x{size[1]} x{cameras}", more.pop("arm", "")
+        title, label = f"{kind} {size[0]}x{size[1]} x{cameras}", more.pop("label", "")
         given = {"settings": _settings(args, networks), "cameras": cameras, "picture": size}
-        return row(kind, case, arm, **given, **more)
+        return row(kind, title, label, **given, **more)
 
-    arms = {"one": "one network", "two": "two networks"}
+    labels = {"one": "one network", "two": "two networks"}
     whole = list(product(args.networks, args.pictures, args.cameras))
     for one in whole:
-        yield frames("frames", *one, arm=arms[one[0]], rounds=args.rounds)
+        yield frames("frames", *one, label=labels[one[0]], rounds=args.rounds)
     if args.profile and whole:
         yield frames("trace", *whole[0], path=args.profile)
 
 
-def _floor(names: dict[str, str], case: Case, peaks: Row) -> float:
+def _floor(case: Case, peaks: Row) -> float:
     """Milliseconds that the networks need at least; 0 where the rates are not known."""
     if peaks["error"]:
         return 0.0
-    works = []
+    rates, seconds = (peaks["matmul (FLOP/s)"], peaks["copy (B/s)"]), 0.0
     with torch.device("meta"):
         images = torch.empty(case.batch, 3, *case.size)
-        works = [
-            count_work(partial(create_model(names[task], "random"), images)) for task in case.tasks
-        ]
-    rates = peaks["matmul (FLOP/s)"], peaks["copy (B/s)"]
-    return 1e3 * sum(work.floor(*rates) for work in works)
+        for task in case.tasks:
+            model = create_model(case.names[task], "random")
+            seconds += count_work(partial(model, images)).floor(*rates)
+    return 1e3 * seconds
 
 
 def _settings(args: argparse.Namespace, networks: str) -> Row:
     settings: Row = {"device": args.device}
-    if networks == "one":
-        settings |= {"depth_network": EMBEDDED_NAME, "label_network": EMBEDDED_NAME}
-    else:
+    settings |= {"depth_network": EMBEDDED_NAME, "label_network": EMBEDDED_NAME}
+    if networks == "two":
         settings |= {"depth_network": args.depth_network, "label_network": args.label_network}
         # In a rehearsal both names are the same, and two networks of one file would be one.
         label_weights = "random" if args.rehearse else args.weights
@@ -143,11 +140,6 @@ def _settings(args: argparse.Namespace, networks: str) -> Row:
     if args.rehearse:
         settings |= {"input_width": 64, "input_height": 48}
     return settings
-
-
-def _agrees(parity: Row, largest: float) -> bool:
-    equal = parity.get("labels equal", 1.0)
-    return parity.get("AbsRel", 0.0) <= largest and equal >= 1.0 - largest
 
 
 def _median(row: Row) -> float:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dpt_ros.apps.bench.arguments import ENGINE_ARMS, ENGINE_SIZES
+from dpt_ros.apps.bench import ENGINE_ARMS, ENGINE_SIZES
 from dpt_ros.apps.bench.network.child_process import emit
 from dpt_ros.apps.bench.network.frames import Cameras, picture, take, times_of
 from dpt_ros.apps.bench.network.roofline import peaks
@@ -48,11 +48,14 @@ def _streams(device: torch.device) -> Streams:
 
 @dataclass(frozen=True)
 class Case:
-    """What to predict at which size: ``size`` is (height, width) of the network's input."""
+    """What is predicted, at which size, with which networks, where."""
 
     task: str
-    size: tuple[int, int]
+    size: tuple[int, int]  # (height, width) of the networks' input
     batch: int
+    names: dict[str, str]  # of the networks by task
+    weights: str  # as ``create_model`` takes them
+    device: str
 
     @property
     def name(self) -> str:
@@ -66,32 +69,29 @@ class Case:
 
 
 class Bench:
-    """What the arms of one case share: images, networks by task, settings, device; ``weights`` as
-    ``create_model`` takes them."""
+    """What the arms of one case share: images, networks by task, settings, device."""
 
-    def __init__(
-        self, case: Case, names: dict[str, str], weights: str, device: torch.device
-    ) -> None:
-        self.case, self._names, self._weights, self.device = case, names, weights, device
-        self.half = torch.float16 if device.type == "cuda" else torch.bfloat16
+    def __init__(self, case: Case) -> None:
+        self.case, self.device = case, torch.device(case.device)
+        self.half = torch.float16 if self.device.type == "cuda" else torch.bfloat16
         height, width = case.size
         self.camera = ENGINE_SIZES.get(case.size, case.size)
         random = np.random.default_rng(0)
         self.pictures = [picture(random, *self.camera) for _ in range(case.batch)]
-        self.pixels = torch.from_numpy(np.stack(self.pictures)).to(device)
+        self.pixels = torch.from_numpy(np.stack(self.pictures)).to(self.device)
         self.settings = Settings(
             input_height=height, input_width=width, output_size="network", smoothing_strength=0.0
         )
-        metric, depth = model_spec(names["depth"]).invert, "depth" in case.tasks
+        metric, depth = model_spec(case.names["depth"]).invert, "depth" in case.tasks
         self.outputs = OutputRequest(
             depth=depth and metric, inverse=depth and not metric, labels="labels" in case.tasks
         )
-        self.streams = _streams(device)
+        self.streams = _streams(self.device)
 
     def model(self, task: str) -> Any:
         """A new copy of the network for a task, always with the same weights."""
         torch.manual_seed(0)
-        return create_model(self._names[task], self._weights or None)
+        return create_model(self.case.names[task], self.case.weights or None)
 
     def networks(self, compiled: bool = False) -> Networks:
         """Our own networks, in half precision."""
@@ -109,7 +109,7 @@ class Bench:
         """The networks that ``predict`` makes for a task, behind preprocessing in plain torch."""
         parts = []
         for task in self.case.tasks:
-            spec = model_spec(self._names[task])
+            spec = model_spec(self.case.names[task])
             given = self.case.size, spec.mean, spec.std, self.device, dtype
             prepare = DeviceInput("rgb8", (*self.camera, 3), *given)
             parts.append((task, prepare, predict(task)))
@@ -229,31 +229,29 @@ def measure(kind: str, threads: int, **given: Any) -> None:
     if threads:
         torch.set_num_threads(threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    emit(_KINDS[kind](**given))
+    kinds = {"peaks": peaks, "network": network, "frames": frames, "trace": trace}
+    emit(kinds[kind](**given))
 
 
 def network(
-    request: Case,
-    method: str,
-    names: dict[str, str],
-    weights: str,
-    device: str,
+    case: Case,
+    arm: str,
     reference: Path,
     rounds: int,
     warm_up: int,
     rate: float,
     paced_rounds: int,
 ) -> Row:
-    """One arm (``method``): its parity with the reference, its times, last its kernels."""
-    bench = Bench(request, names, weights, torch.device(device))
+    """One arm: its parity with the reference, its times, last its kernels."""
+    bench = Bench(case)
     on_gpu = bench.device.type == "cuda"
     start = time.perf_counter()
-    call = ARMS[method](bench)
+    call = ARMS[arm](bench)
     found = {name: value.clone().cpu() for name, value in call().items()}
     row: Row = {"first (s)": time.perf_counter() - start, "parity": {}}
-    if method == REFERENCE:
+    if arm == REFERENCE:
         torch.save(found, reference)
-    if method != TRANSFORMERS and reference.exists():  # theirs has other random weights
+    if arm != TRANSFORMERS and reference.exists():  # theirs has other random weights
         row["parity"] = compare(found, torch.load(reference, weights_only=True))
     row["paces"] = {"back to back": _times(call, on_gpu, rounds, min(warm_up, rounds))}
     if paced_rounds:
@@ -264,7 +262,7 @@ def network(
         call()
     if on_gpu:
         torch.cuda.synchronize()
-    row["pictures per second"] = request.batch * rounds / (time.perf_counter() - start)
+    row["pictures per second"] = case.batch * rounds / (time.perf_counter() - start)
     if on_gpu:
         row["memory (MiB)"] = torch.cuda.max_memory_allocated() / 2**20
     row["kernels"] = sum(_counts(call, 1)["kernels"].values()) if on_gpu else 0
@@ -367,8 +365,7 @@ def _counts(call: Callable[[], Any], repeats: int, path: Path | None = None) -> 
             torch.cuda.synchronize()
     if path is not None:
         profile.export_chrome_trace(str(path))
-    names = ("kernels", "kernel ms", "copies", "launches", "waits", "operations")
-    found: dict[str, Counter[str]] = {name: Counter() for name in names}
+    found: dict[str, Counter[str]] = defaultdict(Counter)
     for event in profile.events():
         name = event.name
         if event.device_type == torch.autograd.DeviceType.CUDA:
@@ -378,22 +375,13 @@ def _counts(call: Callable[[], Any], repeats: int, path: Path | None = None) -> 
                 found["kernels"][name] += 1
                 found["kernel ms"][name[:100]] += event.time_range.elapsed_us() * 1e-3
         elif not name.startswith(("cuda", "cu")):
-            found["operations"][""] += name.startswith("aten::")
+            found["operations"][name] += name.startswith("aten::")
         elif any(part in name for part in _LAUNCHES):
             found["launches"][name] += 1
         elif any(part in name for part in _WAITS):
             found["waits"][name] += 1
-    row: Row = {
-        name: {key: value / repeats for key, value in counter.most_common(20)}
-        for name, counter in found.items()
-    }
-    row["kernels"] = {key: value / repeats for key, value in found["kernels"].items()}
-    return row | {name: found[name].total() / repeats for name in ("copies", "operations")}
-
-
-_KINDS: dict[str, Callable[..., Row]] = {
-    "peaks": peaks,
-    "network": network,
-    "frames": frames,
-    "trace": trace,
-}
+    row: Row = {name: found[name].total() / repeats for name in ("copies", "operations")}
+    row["kernels"] = {name: count / repeats for name, count in found["kernels"].items()}
+    for kind in ("kernel ms", "launches", "waits"):
+        row[kind] = {name: value / repeats for name, value in found[kind].most_common(20)}
+    return row

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from dpt_ros.apps.bench.arguments import NODE_METHOD
+from dpt_ros.apps.bench import NODE_METHOD
 from dpt_ros.apps.bench.node import arrivals
 from dpt_ros.apps.bench.node.session import ARMS, BenchError, Case, Run, Session, profile_text
 from dpt_ros.apps.report import introduce, table, write_json

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from dpt_ros.apps.bench.arguments import TEMPORAL_CONDITIONS
+from dpt_ros.apps.bench import TEMPORAL_CONDITIONS
 from dpt_ros.apps.bench.temporal.baselines import baselines
 from dpt_ros.apps.bench.temporal.noise import NoisyNetwork, NoisyOdometry, scan, theil_sen
 from dpt_ros.apps.bench.temporal.shots import STEP, Shot, make_shot
@@ -64,8 +64,8 @@ class Job:
     frames: int
     width: int
     height: int
-    sources: tuple[str, ...]  # of ``arguments.TEMPORAL_SOURCES``
-    conditions: tuple[str, ...]  # those of ``arguments.TEMPORAL_CONDITIONS`` with this shot
+    sources: tuple[str, ...]  # of ``bench.TEMPORAL_SOURCES``
+    conditions: tuple[str, ...]  # those of ``bench.TEMPORAL_CONDITIONS`` with this shot
     cache: Path | None  # folder for the network's predictions
     settings: TemporalSettings
     device: str  # of the filter
