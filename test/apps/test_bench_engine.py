@@ -11,10 +11,10 @@ import torch
 
 from dpt_ros.apps import bench
 from dpt_ros.apps.bench.network import cpu, engine
-from dpt_ros.apps.bench.network.child_process import Failed
-from dpt_ros.apps.bench.network.child_process import rows as rows_apart
 from dpt_ros.apps.bench.network.engine_row import compare
 from dpt_ros.apps.bench.network.roofline import Work, count_work
+from dpt_ros.apps.child_process import Failed
+from dpt_ros.apps.child_process import rows as rows_apart
 
 
 def test_work_is_counted_as_computed_by_hand():

@@ -11,7 +11,6 @@ import pytest
 
 from dpt_ros.apps import bench
 from dpt_ros.apps.bench import TEMPORAL_CONDITIONS
-from dpt_ros.apps.bench.temporal.baselines import baselines
 from dpt_ros.apps.bench.temporal.command import change, check_targets, means
 from dpt_ros.apps.bench.temporal.noise import (
     Magnitudes,
@@ -20,7 +19,7 @@ from dpt_ros.apps.bench.temporal.noise import (
     scan,
     theil_sen,
 )
-from dpt_ros.apps.bench.temporal.run import FILTER, Measured, label_image
+from dpt_ros.apps.bench.temporal.run import FILTER, Measured, baselines, label_image
 from dpt_ros.apps.bench.temporal.shots import SHOTS, STEP, Shot, make_shot
 from dpt_ros.metrics.temporal import DepthStability, LabelStability, Tracker, frames_to_90
 from dpt_ros.world import CLASSES

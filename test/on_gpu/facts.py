@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dpt_ros.apps.bench.network import roofline
-from dpt_ros.apps.bench.network.child_process import emit
+from dpt_ros.apps.child_process import emit
 from dpt_ros.apps.report import environment
 from dpt_ros.engine.inference import kernels
 

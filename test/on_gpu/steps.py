@@ -35,8 +35,8 @@ from on_gpu.checks import (
 
 from dpt_ros.apps.bench import parse
 from dpt_ros.apps.bench.network import engine, engine_row
-from dpt_ros.apps.bench.network.child_process import emit
 from dpt_ros.apps.bench.network.frames import PERIOD_NS, Cameras, run_through, take, times_of
+from dpt_ros.apps.child_process import emit
 from dpt_ros.apps.report import GpuWatch
 from dpt_ros.engine.frame import OutputRequest
 from dpt_ros.engine.runner.cuda import StreamRunner

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from dpt_ros.apps.bench.network.child_process import Failed, emit, rows
+from dpt_ros.apps.child_process import Failed, emit, rows
 
 OK, WARNING, ERROR = range(3)
 LEVELS = ("OK", "warning", "error")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import tempfile
 from collections.abc import Iterator
 from functools import partial
@@ -14,9 +15,9 @@ from typing import Any
 import torch
 
 from dpt_ros.apps.bench import ENGINE_METHOD
-from dpt_ros.apps.bench.network.child_process import Failed, rows
 from dpt_ros.apps.bench.network.engine_row import OURS, REFERENCE, Case, Row
 from dpt_ros.apps.bench.network.roofline import count_work
+from dpt_ros.apps.child_process import Failed, rows
 from dpt_ros.apps.report import GpuWatch, introduce, json_line, table
 from dpt_ros.model import create_model
 from dpt_ros.model.zoo import EMBEDDED_NAME
@@ -65,14 +66,10 @@ def _fit(args: argparse.Namespace) -> None:
 
 
 def measured(args: argparse.Namespace, folder: Path, start: str = "forkserver") -> Iterator[Row]:
-    """All rows, as they come.
-
-    Args:
-        args: of ``dpt_bench engine``.
-        folder: for logs and the reference's outputs.
-        start: how the rows' processes are started, see ``child_process.rows``.
-    """
+    """All rows, as they come; logs and the reference's outputs are in ``folder``; ``start``: of
+    ``child_process.rows``."""
     _fit(args)
+    multiprocessing.set_forkserver_preload([_WORK.partition(":")[0]])
     names = {"depth": args.depth_network, "labels": args.label_network}
 
     def row(kind: str, title: str, label: str = "", **given: Any) -> Row:

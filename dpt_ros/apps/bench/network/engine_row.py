@@ -10,6 +10,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dpt_ros.apps.bench import ENGINE_ARMS, ENGINE_SIZES
-from dpt_ros.apps.bench.network.child_process import emit
 from dpt_ros.apps.bench.network.frames import Cameras, picture, take, times_of
 from dpt_ros.apps.bench.network.roofline import peaks
+from dpt_ros.apps.child_process import emit
 from dpt_ros.apps.report import summarize
 from dpt_ros.engine.frame import Frame, OutputRequest
 from dpt_ros.engine.inference.backend import TorchModel
@@ -117,10 +118,11 @@ class Bench:
         @torch.inference_mode()
         def call() -> dict[str, Tensor]:
             maps = {task: network(prepare(self.pixels)) for task, prepare, network in parts}
-            return {
-                task: m.float() if task == "depth" else m.argmax(1).add(1).to(torch.uint8)
-                for task, m in maps.items()
-            }
+            if "depth" in maps:
+                maps["depth"] = maps["depth"].float()
+            if "labels" in maps:
+                maps["labels"] = maps["labels"].argmax(1).add(1).to(torch.uint8)
+            return maps
 
         return call
 
@@ -130,7 +132,6 @@ def _plain(bench: Bench, dtype: torch.dtype, wrap: Callable[[nn.Module], Any]) -
 
     def predict(task: str) -> Callable[[Tensor], Tensor]:
         model = wrap(bench.model(task).to(bench.device, dtype))
-
         return lambda images: model(images)[task]
 
     return bench.forward(dtype, predict)
@@ -203,8 +204,7 @@ def _from_host(bench: Bench) -> Call:
     return call
 
 
-def _channels_last(model: nn.Module) -> nn.Module:
-    return model.to(memory_format=torch.channels_last)
+_channels_last = methodcaller("to", memory_format=torch.channels_last)
 
 
 def _compile(model: nn.Module) -> Any:

@@ -23,11 +23,8 @@ from dpt_ros.engine.inference import kernels
 # meta device, leaves a clone behind that its one kernel does not need.
 _NOTHING = {"empty", "clone", "detach", "_unsafe_view"}
 # What a GPU does in one kernel and the meta device takes apart.
-_ATTENTION = (F, "scaled_dot_product_attention")
-FUSED = [
-    (kernels, name)
-    for name in ("group_norm_act", "upsample_add", "bias_act", "add_layer_norm", "depth_tail")
-]
+_FUSED = ("group_norm_act", "upsample_add", "bias_act", "add_layer_norm", "depth_tail")
+_ONE = [(F, "scaled_dot_product_attention"), *((kernels, name) for name in _FUSED)]
 
 
 class Work(TorchDispatchMode):
@@ -90,7 +87,7 @@ def count_work(run: Callable[[], Any], bytes_per_value: int = 2) -> Work:
     operations of ``kernels`` count as one operation each. ``bytes_per_value``: see `Work`."""
     work = Work(bytes_per_value)
     with torch.no_grad(), work, ExitStack() as stack:
-        for module, name in (_ATTENTION, *FUSED):
+        for module, name in _ONE:
             counted = work.as_one(name, getattr(module, name))
             stack.enter_context(patch.object(module, name, counted))
         run()

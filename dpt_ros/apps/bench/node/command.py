@@ -71,11 +71,7 @@ def _parameters(args: argparse.Namespace, labels: bool = True) -> dict[str, str]
 
 
 def _measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
-    """Start a case's processes, find its rate, make its runs, print them; all numbers for JSON.
-
-    Raises:
-        BenchError: the node does not start, or a process ends.
-    """
+    """Start a case's processes, find its rate, make its runs, print them; all numbers for JSON."""
     gpu = int(args.device.partition(":")[2] or 0)
     with (
         Session(case, _parameters(args, case.labels), args.load, gpu) as session,

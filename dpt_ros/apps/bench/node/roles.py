@@ -9,6 +9,7 @@ import struct
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from multiprocessing.connection import Connection
@@ -68,9 +69,8 @@ class Camera:
             ``sent``: the stamps per camera, monotonic nanoseconds, read just before publishing;
             ``lag``: how far behind the schedule each trigger was, nanoseconds.
         """
-        publishers = self._publishers[namespace]
+        publishers, lag = self._publishers[namespace], []
         sent: list[list[int]] = [[] for _ in publishers]
-        lag = []
         start = time.monotonic_ns() + 10_000_000
         for number in range(frames):
             due = start + round(number * 1e9 / rate)
@@ -142,8 +142,8 @@ class Monitor:
         # Stamps and times of arrival of each namespace, camera and output.
         keys = product(namespaces, case.names, ("depth", "labels") if case.labels else ("depth",))
         self._arrived: dict[tuple[str, str, str], list[tuple[int, int]]] = {k: [] for k in keys}
-        self._status: dict[str, dict[str, Any]] = {}
-        self._received: dict[str, int] = {}
+        self._status: dict[str, dict[str, Any]] = defaultdict(dict)
+        self._received: dict[str, int] = defaultdict(int)
         node.create_subscription(DiagnosticArray, "/diagnostics", self._take_status, 10)
         deep = _qos(100)  # so that nothing is lost here
         for (namespace, name, kind), arrived in self._arrived.items():
@@ -157,11 +157,9 @@ class Monitor:
             name, _, part = status.name.partition(": ")
             name = name.rpartition("/")[2]  # unique without its namespace
             self._received[name] = time.monotonic_ns()
-            self._status.setdefault(name, {})[part] = {
-                "level": status.level[0],
-                "message": status.message,
-                "values": {pair.key: pair.value for pair in status.values},
-            }
+            values = {pair.key: pair.value for pair in status.values}
+            found = {"level": status.level[0], "message": status.message, "values": values}
+            self._status[name][part] = found
 
     def clear(self) -> None:
         """Forget the arrivals."""
@@ -179,7 +177,7 @@ class Monitor:
 
     def status(self, name: str) -> tuple[int, dict[str, Any]]:
         """When the diagnostics of the node of that name came (0: never), and the newest ones."""
-        return self._received.get(name, 0), self._status.get(name, {})
+        return self._received[name], self._status[name]
 
 
 def _recorder(arrived: list[tuple[int, int]]) -> Callable[[bytes], None]:

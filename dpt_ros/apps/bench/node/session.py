@@ -184,32 +184,29 @@ class Run:
 
 
 class Session:
-    """Camera, node, echo and monitor of one case; a context manager that ends them.
-
-    Args:
-        case, parameters: what goes through the node, and its parameters by name.
-        load: busy processes beside it.
-        gpu: index of the GPU to watch.
+    """Camera, node with its ``parameters``, ``load`` busy processes, echo and monitor of one case;
+    a context manager that ends them; ``gpu``: index of the one to watch.
 
     Attributes:
         start_seconds: from the start of the node's process to its first depth at 10 Hz; known
             after ``wait_for_depth``.
     """
 
-    def __init__(
-        self, case: Case, parameters: Mapping[str, str], load: int = 0, gpu: int = 0
-    ) -> None:
-        self._case, self._gpu = case, gpu
-        self.start_seconds = math.nan
+    def __init__(self, case: Case, parameters: Mapping[str, str], load: int, gpu: int) -> None:
+        self._case, self._gpu, self.start_seconds = case, gpu, math.nan
         root = f"dpt_bench_{os.getpid()}_{next(_numbers)}"
         self._node_names = {arm: f"{root}_{arm}" for arm in ARMS}
         self._namespaces = {arm: f"/{root}/{arm}" for arm in ARMS}
         self._programs: dict[str, Program] = {}
         self._load: list[subprocess.Popen[bytes]] = []
+        self._given = parameters, load
+
+    def __enter__(self) -> Session:
         with contextlib.ExitStack() as unfinished:
             unfinished.callback(self.close)
-            self._start(parameters, load)
+            self._start(*self._given)
             unfinished.pop_all()
+        return self
 
     def _start(self, parameters: Mapping[str, str], load: int) -> None:
         case, env = self._case, case_environment(self._case.profile)
@@ -226,8 +223,7 @@ class Session:
         self._camera.call("run", timeout=_START, namespace=echo, rate=1.0, frames=0)
         self._monitor.call("clear", timeout=_START)
         given = {"image_transport": {"raw": "raw", "jpeg": "compressed"}[case.transport]}
-        if case.cameras > 1:
-            given["cameras"] = f"[{', '.join(case.names)}]"
+        given |= {"cameras": f"[{', '.join(case.names)}]"} if case.cameras > 1 else {}
         words = ["--ros-args", "-r", f"__node:={self._node_names['node']}"]
         words += ["-r", f"__ns:={self._namespaces['node']}"]
         for name, value in {**given, **parameters}.items():
@@ -235,9 +231,6 @@ class Session:
         self._programs["node"] = Program("dpt_node", "dpt_ros.ros.dpt_node", *words, env=env)
         busy = (sys.executable, "-c", "while True: pass")
         self._load = [subprocess.Popen(busy) for _ in range(load)]
-
-    def __enter__(self) -> Session:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -253,11 +246,7 @@ class Session:
             program.close()
 
     def wait_for_depth(self) -> None:
-        """Send images at 10 Hz until both arms answer for every camera.
-
-        Raises:
-            BenchError: the node ended, cannot configure, or publishes no depth in time.
-        """
+        """Send images at 10 Hz until both arms answer for every camera."""
         for arm in ARMS:
             deadline = time.monotonic() + _START
             while not all(map(len, arrived := self._arrivals(arm).values())):
@@ -281,12 +270,9 @@ class Session:
         return run.account.latency.p90 * 1e-3
 
     def run(self, arm: str, rate: float, seconds: float, warm_up: float) -> Run:
-        """Send frames to one arm at ``rate``, Hz of each camera, and find out what became of them.
-
-        ``seconds`` count, the ``warm_up`` seconds (at least three frames) before them do not.
-        """
-        first = max(math.ceil(warm_up * rate), 3)
-        frames = max(math.ceil(seconds * rate), 3)
+        """Send frames to one arm at ``rate``, Hz of each camera, and find out what became of them;
+        the ``warm_up`` seconds before the ``seconds`` do not count, each at least three frames."""
+        first, frames = (max(math.ceil(s * rate), 3) for s in (warm_up, seconds))
         before = self._fresh_status(arm)
         self._monitor.call("clear")
         namespace = self._namespaces[arm]
@@ -342,10 +328,8 @@ class Session:
                 return status
             self._programs[arm].check()
             if time.monotonic() > deadline:
-                raise BenchError(
-                    f"No diagnostics of the {arm} on /diagnostics within 70 s, so its dropped"
-                    " frames cannot be counted."
-                )
+                missing = f"No diagnostics of the {arm} on /diagnostics within 70 s"
+                raise BenchError(f"{missing}, so its dropped frames cannot be counted.")
             time.sleep(_POLL)
 
 

@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,6 @@ def rows(
     arguments: dict[str, Any],
     timeout: float,
     log: Path,
-    preload: Sequence[str] = (),
     start: str = "forkserver",
 ) -> Iterator[Any]:
     """Run a function in a process of its own and yield what it emits, as it comes.
@@ -59,16 +58,14 @@ def rows(
         arguments: plain values.
         timeout: seconds after which the process and those it started are ended.
         log: file for its output.
-        preload: modules to import once; those of the first call count.
-        start: "forkserver"; "spawn", the slow way that shares nothing; or "fork", from a process
-            that has not touched a GPU; it ends with that one.
+        start: "forkserver", which imports once what ``set_forkserver_preload`` was given; "spawn",
+            the slow way that shares nothing; or "fork", from a process that has not touched a GPU
+            and ends with it.
 
     Raises:
         Failed: it raised, crashed or took too long.
     """
     context: Any = multiprocessing.get_context(start)
-    if start == "forkserver":
-        context.set_forkserver_preload([*preload, str(work).split(":")[0]])
     if start == "fork":  # its thread would not exist in the child, and its lock be held for ever
         faulthandler.cancel_dump_traceback_later()
     deadline = time.monotonic() + timeout
