@@ -118,15 +118,17 @@ def _near(folder: Path) -> list[Path]:
     return [*islice(sorted(path for path in inside if path.is_dir()), 50), folder.resolve().parent]
 
 
-def _typed(option: str, value: Any, kind: type) -> Any:
+def _typed(option: str, value: Any, kind: Any) -> Any:
     """``value`` with the type ``kind`` of the default; words of a command line are parsed."""
     if isinstance(value, str) and kind is bool:
         value = {"true": True, "false": False}.get(value.lower(), value)
     elif isinstance(value, str) and kind in (int, float):
         with suppress(ValueError):  # refused below
             value = kind(value)
-    elif (kind is float and type(value) is int) or (kind is str and isinstance(value, Path)):
-        value = kind(value)
+    elif kind is float and type(value) is int:
+        value = float(value)
+    elif kind is str and isinstance(value, Path):
+        value = str(value)
     if type(value) is not kind:
         words = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
         raise ValueError(f"The option {option} is {value!r}, but must be {words[kind]}.")

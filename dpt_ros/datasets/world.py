@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from copy import copy
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -69,11 +70,11 @@ class WorldDataset(Dataset):
         else:
             i = int(rng.choice(_SPAN, self.frames, replace=False)[k])
         view = world.frame(i)
-        name, given = f"{world.kind}-{seed}", (view.rgb, view.depth)
-        more = {"labels": view.labels, "camera": view.camera, "stamp_ns": view.stamp_ns}
-        if self.video:
-            return Sample(f"{name}-{i}", *given, **more, sequence=name, truth=view)
-        return Sample(f"{name}-{i}", *given, **more)
+        video: dict[str, Any] = {"sequence": f"{world.kind}-{seed}", "truth": view}
+        return Sample(
+            f"{world.kind}-{seed}-{i}", view.rgb, view.depth, labels=view.labels,
+            camera=view.camera, stamp_ns=view.stamp_ns, **(video if self.video else {}),
+        )  # fmt: skip
 
     def rendered(self, cache: Path, workers: int = 2) -> RenderedWorld:
         """The single frames, rendered by ``workers`` processes unless the folder ``cache`` holds

@@ -19,7 +19,7 @@ from dpt_ros.apps.child_process import rows as rows_apart
 
 def test_work_is_counted_as_computed_by_hand():
     a, b = torch.empty(8, 4, device="meta"), torch.empty(4, 16, device="meta")
-    work = count_work(lambda: (a @ b).t().relu(), bytes_per_value=2)
+    work = count_work(lambda: (a @ b).t().relu())
     assert dict(work.by_name) == {"mm": 1, "relu": 1}
     assert work.heavy == [(2 * 8 * 4 * 16, 2 * (8 * 4 + 4 * 16 + 8 * 16))]
 

@@ -229,7 +229,7 @@ def measure(kind: str, threads: int, **given: Any) -> None:
     if threads:
         torch.set_num_threads(threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    kinds = {"peaks": peaks, "network": network, "frames": frames, "trace": trace}
+    kinds: Any = {"peaks": peaks, "network": network, "frames": frames, "trace": trace}
     emit(kinds[kind](**given))
 
 

@@ -42,10 +42,10 @@ class Cameras:
         """One frame of each camera; ``number`` gives place and stamp, 30 per second."""
         turn = number % (2 * _STEPS)
         left = _STEP * min(turn, 2 * _STEPS - turn)
-        given = {"stamp_ns": (number + 1) * PERIOD_NS, "frame_id": "eye", "camera": self._model}
+        stamp = (number + 1) * PERIOD_NS
         images = [np.ascontiguousarray(wall[:, left : left + self._width]) for wall in self._walls]
         return [
-            Frame(image, "rgb8", source=f"camera{index}", **given)
+            Frame(image, "rgb8", stamp, "eye", source=f"camera{index}", camera=self._model)
             for index, image in enumerate(images)
         ]
 

@@ -30,20 +30,18 @@ _ONE = [(F, "scaled_dot_product_attention"), *((kernels, name) for name in _FUSE
 class Work(TorchDispatchMode):
     """Counts what runs while it is entered.
 
-    Args:
-        bytes_per_value: of weights and activations, whatever the tensors are now.
-
     Attributes:
         by_name: how many ATen operations of each name run, views left out.
-        heavy: floating-point operations and bytes of each convolution, matrix product and
-            attention: the operations of flop_counter. The rest can be fused into them.
+        heavy: floating-point operations and bytes (in half precision, whatever the tensors are
+            now) of each convolution, matrix product and attention: the operations of
+            flop_counter. The rest can be fused into them.
     """
 
-    def __init__(self, bytes_per_value: int = 2) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.by_name: Counter[str] = Counter()
         self.heavy: list[tuple[int, int]] = []
-        self._bytes, self._inside = bytes_per_value, False
+        self._inside = False
 
     def floor(self, flops_per_second: float, bytes_per_second: float) -> float:
         """Seconds: the larger of arithmetic and traffic, operation by operation, summed."""
@@ -78,15 +76,14 @@ class Work(TorchDispatchMode):
         if flops is not None:
             leaves = tree_leaves((args, kwargs, out))
             values = sum(leaf.numel() for leaf in leaves if isinstance(leaf, Tensor))
-            self.heavy.append((flops(*args, **kwargs, out_val=out), self._bytes * values))
+            self.heavy.append((flops(*args, **kwargs, out_val=out), 2 * values))
         return out
 
 
-def count_work(run: Callable[[], Any], bytes_per_value: int = 2) -> Work:
+def count_work(run: Callable[[], Any]) -> Work:
     """Count what a forward does; with meta tensors nothing is computed. Attention and the fused
-    operations of ``kernels`` count as one operation each. ``bytes_per_value``: see `Work`."""
-    work = Work(bytes_per_value)
-    with torch.no_grad(), work, ExitStack() as stack:
+    operations of ``kernels`` count as one operation each."""
+    with torch.no_grad(), Work() as work, ExitStack() as stack:
         for module, name in _ONE:
             counted = work.as_one(name, getattr(module, name))
             stack.enter_context(patch.object(module, name, counted))

@@ -32,8 +32,8 @@ def run(args: argparse.Namespace) -> int:
     """Measure the requested cases; print tables and, if requested, write JSON."""
     values = (args.profile, args.outputs, args.transport, args.size, args.cameras)
     cases = [
-        Case(cameras, *size, transport, outputs, profile)
-        for profile, outputs, transport, size, cameras in itertools.product(*values)
+        Case(cameras, width, height, transport, outputs, profile)
+        for profile, outputs, transport, (width, height), cameras in itertools.product(*values)
     ]
     about = introduce(NODE_METHOD)
     profiles = [profile_text(profile) for profile in args.profile]

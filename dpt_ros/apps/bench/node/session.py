@@ -87,14 +87,9 @@ class Program:
         self.name = name
         self._log = tempfile.NamedTemporaryFile("w", prefix="dpt_bench_")  # noqa: SIM115
         self.started = time.monotonic_ns()
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", *words],
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._log,
-            env=dict(env),
-            pass_fds=passed,
-        )
+        files: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": self._log}
+        files |= {"stderr": self._log, "pass_fds": passed}
+        self.process = subprocess.Popen([sys.executable, "-m", *words], env=dict(env), **files)
 
     def log(self) -> str:
         """The end of its output."""

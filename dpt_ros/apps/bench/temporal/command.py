@@ -46,7 +46,12 @@ def run(args: argparse.Namespace) -> int:
     print(f"\n{time.perf_counter() - start:.0f} s")
     if args.json:
         about |= {"settings": asdict(jobs[0].settings)}
-        write_json(args.json, about | as_json(measured, results))
+        about |= {"runs": [asdict(m) for m in measured]}
+        about["means"] = [
+            {"source": source, "condition": condition, "methods": methods}
+            for (source, condition), methods in results.items()
+        ]
+        write_json(args.json, about | {"targets": [target._asdict() for target in found]})
     if args.picture or args.gif:
         sources = jobs[0].sources
         source = "network" if "network" in sources else sources[0]
@@ -101,9 +106,8 @@ def _settings(pairs: list[str]) -> TemporalSettings:
     known = asdict(TemporalSettings())
     for name, _, value in (pair.partition("=") for pair in pairs):
         if name not in known:
-            raise ValueError(
-                f"Unknown setting {name!r} of the filter. Available: {', '.join(known)}."
-            )
+            names = ", ".join(known)
+            raise ValueError(f"Unknown setting {name!r} of the filter. Available: {names}.")
         values[name] = value == "true" if isinstance(known[name], bool) else float(value)
     return TemporalSettings(**values)
 
@@ -226,15 +230,3 @@ def target_table(found: Sequence[Target]) -> str:
         rows.setdefault((t.source, t.condition), {})[t.target] = cell
     lines = [[*place, *(row.get(name, "") for name in targets)] for place, row in rows.items()]
     return table(["source", "condition", *targets], lines)
-
-
-def as_json(measured: Sequence[Measured], results: Means) -> dict[str, Any]:
-    """All results, for a file."""
-    return {
-        "runs": [asdict(m) for m in measured],
-        "means": [
-            {"source": source, "condition": condition, "methods": methods}
-            for (source, condition), methods in results.items()
-        ],
-        "targets": [target._asdict() for target in check_targets(results)],
-    }

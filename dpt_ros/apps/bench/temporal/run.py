@@ -99,6 +99,7 @@ class OneEuro:
 
     def __init__(self) -> None:
         self._inverse: np.ndarray | None = None
+        self._stamp = 0
 
     def update(
         self, inverse: np.ndarray, logits: np.ndarray | None, rgb: np.ndarray, stamp_ns: int
@@ -222,6 +223,10 @@ def label_image(logits: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     return (full[0].max(0).indices + 1).to(torch.uint8).numpy()
 
 
+def _smoother(method: Baseline) -> Smoother:
+    return lambda _, view, given: method(given.anchored, given.logits, view.rgb, view.stamp_ns)
+
+
 def filter_smoother(condition: str, shot: Shot, job: Job, resets: list[str]) -> Smoother:
     """The temporal filter with the odometry of a condition; its resets are appended."""
     temporal_filter = TemporalFilter(job.settings)
@@ -255,19 +260,15 @@ def _measure(job: Job, shot: Shot, source: str) -> Iterator[Measured]:
     minute = job.shot == "minute"
     labels = source != "anchored" and not minute
     resets: dict[str, list[str]] = {name: [] for name in job.conditions}
-    smoothers: dict[tuple[str, str], Smoother] = {
-        ("", name): lambda _, view, given, smooth=smooth: smooth(
-            given.anchored, given.logits, view.rgb, view.stamp_ns
-        )
-        for name, smooth in baselines().items()
-        if name == "raw" or not minute
-    }
+    chosen = {k: method for k, method in baselines().items() if k == "raw" or not minute}
+    smoothers = {("", name): _smoother(method) for name, method in chosen.items()}
     for name in job.conditions:
         smoothers[name, FILTER] = filter_smoother(name, shot, job, resets[name])
     keep = bool(shot.steps)
     methods = {k: _Method(smooth, labels, not minute, keep) for k, smooth in smoothers.items()}
     inputs = predict(source, shot, job.seed, labels, job.cache)
-    tracker, truth = temporal.Tracker(), []
+    tracker = temporal.Tracker()
+    truth: list[tuple[np.ndarray, ...]] = []
     for k, (view, given) in enumerate(zip(shot.views, inputs, strict=True)):
         reference = tracker.update(view, k in shot.cuts)
         for method in methods.values():
@@ -286,8 +287,8 @@ def _measure(job: Job, shot: Shot, source: str) -> Iterator[Measured]:
                 values["std"] = float("nan")  # objects appear
                 values |= _steps(shot, truth, method.smoothed, raw)
             ms, own = 1e3 * float(np.median(method.seconds)), resets[condition]
-            given = (source, condition, name, job.seed, values, ms)
-            yield Measured(*given, own if name == FILTER else [])
+            own = own if name == FILTER else []
+            yield Measured(source, condition, name, job.seed, values, ms, own)
 
 
 def _steps(
