@@ -76,16 +76,8 @@ def page(
     colors: np.ndarray,
     class_names: Sequence[str],
 ) -> str:
-    """A self-contained HTML page.
-
-    Args:
-        title: of the page.
-        facts: lines below it.
-        results: of all protocols.
-        videos: temporal metrics by video, may be empty.
-        colors: (256, 3) uint8, palette of the dataset's classes.
-        class_names: of the dataset, may be empty.
-    """
+    """A self-contained HTML page: the title, ``facts`` as lines below it, the results of all
+    protocols, temporal metrics by video; ``colors``: (256, 3) uint8, of the dataset's classes."""
     body = [f"<h1>{escape(title)}</h1>", *(f"<div class=note>{escape(f)}</div>" for f in facts)]
     for result in results:
         body += _section(result, colors)

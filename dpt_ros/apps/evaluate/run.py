@@ -37,29 +37,19 @@ _Evaluated = tuple[dict[str, float], np.ndarray, np.ndarray, np.ndarray]  # meas
 
 @dataclass(frozen=True)
 class EvaluatedImage:
-    """One image with its prediction as it was evaluated, at most ``_KEPT_WIDTH`` pixels wide.
+    """One image with its prediction as it was evaluated, at most ``_KEPT_WIDTH`` pixels wide."""
 
-    Args:
-        name: of the sample.
-        score: the protocol's ranking measure.
-        rgb: (H, W, 3) uint8.
-        prediction, truth: (H, W), depth in metres (float, NaN unknown) or class ids (uint8); for
-            "order" the prediction is relative inverse depth and the truth the (K, 5) pairs.
-    """
-
-    name: str
-    score: float
-    rgb: np.ndarray
+    name: str  # of the sample
+    score: float  # the protocol's ranking measure
+    rgb: np.ndarray  # (H, W, 3) uint8
+    # (H, W), depth in metres (float, NaN unknown) or class ids (uint8); for "order" the prediction
+    # is relative inverse depth and the truth the (K, 5) pairs
     prediction: np.ndarray
     truth: np.ndarray
 
 
 class Extremes:
-    """Keeps the ``count`` best and worst images.
-
-    Attributes:
-        worst: the worst first.
-    """
+    """Keeps the ``count`` best and worst images; ``worst``: the worst first."""
 
     def __init__(self, count: int, higher_is_better: bool) -> None:
         self._count, self._sign = count, -1.0 if higher_is_better else 1.0
@@ -85,27 +75,17 @@ class Extremes:
 
 @dataclass
 class Result:
-    """The result of one protocol.
-
-    Args:
-        network: its name.
-        measures: means over images, or over all pixels for labels.
-        images: how many were evaluated.
-        variant: of the dataset.
-        rows: per image "name" and its measures.
-        classes: per class intersection over union, NaN where it never occurs.
-        notes: remarks for a reader of the results.
-        worst, best: images.
-    """
+    """The result of one protocol."""
 
     protocol: Protocol
-    network: str
-    measures: dict[str, float]
-    images: int
-    variant: str
-    rows: list[dict[str, Any]]
+    network: str  # its name
+    measures: dict[str, float]  # means over images, or over all pixels for labels
+    images: int  # how many were evaluated
+    variant: str  # of the dataset
+    rows: list[dict[str, Any]]  # per image "name" and its measures
+    # per class intersection over union, NaN where it never occurs
     classes: dict[str, float] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # remarks for a reader of the results
     worst: list[EvaluatedImage] = field(default_factory=list)
     best: list[EvaluatedImage] = field(default_factory=list)
 
@@ -250,18 +230,9 @@ def ids_by_name(spec: ModelSpec, names: Sequence[str]) -> tuple[np.ndarray, tupl
 def predict(
     model: DPT, rgb: np.ndarray, kinds: Sequence[str], kb_crop: bool = False
 ) -> dict[str, np.ndarray]:
-    """The predictions that protocols evaluate, by the kind of the protocol.
-
-    Args:
-        model: on its device.
-        rgb: (H, W, 3) uint8.
-        kinds: of the protocols.
-        kb_crop: predict KITTI's benchmark crop only.
-
-    Returns:
-        "metric": (H, W) float32, metres; "zero-shot" and "order": (H, W) float32, relative inverse
-        depth; "labels": (H, W) uint8.
-    """
+    """The predictions for an image (H, W, 3) uint8 that protocols evaluate, by their kind:
+    "metric": (H, W) float32, metres; "zero-shot" and "order": (H, W) float32, relative inverse
+    depth; "labels": (H, W) uint8. ``kb_crop``: predict KITTI's benchmark crop only."""
     if kb_crop:
         rgb = np.ascontiguousarray(crop(rgb))
     found: dict[str, np.ndarray] = {}
@@ -298,7 +269,8 @@ def evaluate(
     progress: Callable[[], object] = lambda: None,
     videos: Videos | None = None,
 ) -> list[Result]:
-    """Evaluate networks on all samples of a dataset.
+    """Evaluate networks on all samples of a dataset: one result per protocol, in the order of the
+    plan.
 
     Args:
         dataset: read once, in order.
@@ -306,9 +278,6 @@ def evaluate(
         kept: how many of the best and of the worst images to keep.
         progress: called after every sample.
         videos: gets every sample and its predictions, with the dataset's class ids.
-
-    Returns:
-        one result per protocol, in the order of the plan.
 
     Raises:
         DatasetError: a sample cannot be read or lacks the ground truth.
