@@ -285,7 +285,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         add_version(command)
         add_options(command.add_argument)
         command.set_defaults(error=command.error)
-    return parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        args.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -137,8 +137,8 @@ def _as_json(result: Result) -> dict[str, Any]:
 
 
 def make_plan(dataset: str, depth: DPT | None, labels: DPT | None, protocol: str) -> Plan:
-    """Which protocols each network is evaluated by: the one for ``depth``, also for labels if there
-    is none for ``labels`` and it predicts them. ``protocol``: "auto", "metric" or "zero-shot".
+    """Which protocols each network is evaluated by: the one for ``depth``, also for labels if it
+    predicts them and there is none for ``labels``. ``protocol``: "auto", "metric" or "zero-shot".
 
     Raises:
         ArgumentError: a network, the protocol and the dataset do not go together.

@@ -20,7 +20,6 @@ from dpt_ros.apps.report import introduce, table, write_json
 _RATES = (30.0, 20.0, 15.0, 10.0, 5.0, 2.0, 1.0, 0.5)
 _PEAK_SECONDS = 4.0
 _PEAK_FRAMES = 40  # of each camera at least: in fewer, one frame is 5 % or nearly
-_WARM_UP = 1.0
 _HEADER = (
     *("run", "arm", "sent", "back", "lost", "dropped", "late", "order"),
     *("p50", "p90", "p99", "max", "jitter"),
@@ -147,7 +146,7 @@ def _measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
 def _peak(session: Session, arm: str, start: float) -> float:
     def holds(rate: float) -> bool:
         """Under 5 % missing, and sent as fast as asked."""
-        trial = session.run(arm, rate, max(_PEAK_SECONDS, _PEAK_FRAMES / rate), _WARM_UP)
+        trial = session.run(arm, rate, max(_PEAK_SECONDS, _PEAK_FRAMES / rate), warm_up=1.0)
         gone = (trial.account.sent - trial.account.returned) / trial.account.sent
         return gone < 0.05 and trial.achieved >= 0.98 * rate
 
