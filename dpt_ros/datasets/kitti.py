@@ -66,11 +66,9 @@ class KittiDataset(FileDataset):
             tail = f"{drive}/proj_depth/groundtruth/{camera}/{Path(name).stem}.png"
             maps = [place / tail for place in places if (place / tail).exists()]
             pairs += [(image, raw / image, found) for found in maps[:1]]
-        if len(pairs) < len(images):
-            self.notes = (
-                f"{len(images) - len(pairs)} of the {len(images)} listed images have no depth map "
-                "and are skipped.",
-            )
+        if missing := len(images) - len(pairs):
+            text = f"{missing} of the {len(images)} listed images have no depth map"
+            self.notes = (f"{text} and are skipped.",)
         self._list(
             pairs,
             f"None of the {len(images)} images of {listing} has a depth map: expected "
@@ -117,14 +115,11 @@ def _depth_places(root: Path) -> list[Path]:
 
 def _camera(image: Path, shape: tuple[int, int]) -> CameraModel | None:
     """The rectified camera of a raw image, if its calibration is there."""
-    if len(image.parts) < 5:
-        return None
-    listing = image.parents[3] / "calib_cam_to_cam.txt"
-    if not listing.exists():
-        return None
-    wanted = f"P_rect_{image.parents[1].name[-2:]}:"
-    for line in read_lines(listing, "KITTI's calibration"):
-        if line.startswith(wanted):
-            p = [float(word) for word in line.split()[1:]]
-            return CameraModel(shape[1], shape[0], p[0], p[5], p[2], p[6])
+    listing = image.parents[min(3, len(image.parents) - 1)] / "calib_cam_to_cam.txt"
+    if listing.exists():
+        wanted = f"P_rect_{image.parents[1].name[-2:]}:"
+        for line in read_lines(listing, "KITTI's calibration"):
+            if line.startswith(wanted):
+                p = [float(word) for word in line.split()[1:]]
+                return CameraModel(shape[1], shape[0], p[0], p[5], p[2], p[6])
     return None

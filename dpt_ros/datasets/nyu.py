@@ -12,24 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from dpt_ros.datasets.files import (
-    FileDataset,
-    check_choice,
-    find_path,
-    read_depth_png,
-    read_lines,
-    read_rgb,
-)
+from dpt_ros.datasets import files
+from dpt_ros.datasets.files import FileDataset, find_path, read_depth_png, read_rgb
 from dpt_ros.datasets.sample import DatasetError, Sample
 from dpt_ros.engine.frame import CameraModel
 
 # The colour camera as camera_params.m of the dataset's toolbox has it.
 CAMERA = CameraModel(640, 480, 518.8579, 519.46961, 325.58245, 253.73617)
 _MAT, _SPLITS = "nyu_depth_v2_labeled.mat", "splits.mat"
-_LISTS = {
-    "test": "nyudepthv2_test_files_with_gt.txt",
-    "train": "nyudepthv2_train_files_with_gt.txt",
-}
 
 
 class NyuDataset(FileDataset):
@@ -48,7 +38,7 @@ class NyuDataset(FileDataset):
     name = "nyu"
 
     def __init__(self, root: Path, split: str = "test", depth: str = "raw") -> None:
-        check_choice("depth", depth, ("raw", "filled"))
+        files.check_choice("depth", depth, ("raw", "filled"))
         self._raw = depth == "raw"
         self._mat: Any = None
         if (root / _MAT).exists():
@@ -91,9 +81,10 @@ class NyuDataset(FileDataset):
             root / split,
             root / "nyu_depth_v2" / split,
         )
-        listed = [p for p in (root / _LISTS[split], self._folder / _LISTS[split]) if p.exists()]
+        name = f"nyudepthv2_{split}_files_with_gt.txt"
+        listed = [folder / name for folder in (root, self._folder) if (folder / name).exists()]
         if listed:
-            lines = read_lines(listed[0], "the list of BTS")
+            lines = files.read_lines(listed[0], "the list of BTS")
             names = [line.split()[0].lstrip("/") for line in lines]
         else:
             found = [*self._folder.rglob("rgb_*.jpg"), *self._folder.rglob("rgb_*.png")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
@@ -18,36 +18,22 @@ if TYPE_CHECKING:
 # class is called with root, split and its own options.
 _DATASETS: dict[str, tuple[str, str]] = {
     "world": ("world:WorldDataset", "the synthetic world: depth, labels, videos; needs no folder"),
-    "nyu": (
-        "nyu:NyuDataset",
-        "nyu_depth_v2_labeled.mat and splits.mat, or official_splits/test/SCENE/rgb_*.jpg with "
-        "sync_depth_*.png",
-    ),
-    "kitti": (
-        "kitti:KittiDataset",
-        "raw data DATE/DRIVE/image_02/data/*.png, a list eigen_test_files_with_gt.txt or "
-        "test_files.txt, and data_depth_annotated/{train,val}/DRIVE/proj_depth/groundtruth",
-    ),
-    "eth3d": (
-        "eth3d:Eth3dDataset",
-        "SCENE/images/dslr_images/*.JPG and SCENE/ground_truth_depth/dslr_images/*.JPG",
-    ),
+    "nyu": ("nyu:NyuDataset", "nyu_depth_v2_labeled.mat and splits.mat, or "
+        "official_splits/test/SCENE/rgb_*.jpg with sync_depth_*.png"),
+    "kitti": ("kitti:KittiDataset", "raw data DATE/DRIVE/image_02/data/*.png, a list "
+        "eigen_test_files_with_gt.txt or test_files.txt, and "
+        "data_depth_annotated/{train,val}/DRIVE/proj_depth/groundtruth"),
+    "eth3d": ("eth3d:Eth3dDataset",
+        "SCENE/images/dslr_images/*.JPG and SCENE/ground_truth_depth/dslr_images/*.JPG"),
     "tum": ("tum:TumDataset", "sequences with rgb.txt, depth.txt and what these name"),
-    "sintel": (
-        "sintel:SintelDataset",
-        "training/final/SEQUENCE/*.png and training/depth/SEQUENCE/*.dpt",
-    ),
+    "sintel": ("sintel:SintelDataset",
+        "training/final/SEQUENCE/*.png and training/depth/SEQUENCE/*.dpt"),
     "diw": ("diw:DiwDataset", "DIW_test.csv and DIW_test/*.thumb"),
-    "ade20k": (
-        "segmentation:Ade20kDataset",
-        "images/validation/*.jpg and annotations/validation/*.png",
-    ),
-    "pascal_context": (
-        "segmentation:PascalContextDataset",
-        "JPEGImages/*.jpg, SegmentationClassContext/*.png and "
-        "ImageSets/SegmentationContext/val.txt",
-    ),
-}
+    "ade20k": ("segmentation:Ade20kDataset",
+        "images/validation/*.jpg and annotations/validation/*.png"),
+    "pascal_context": ("segmentation:PascalContextDataset", "JPEGImages/*.jpg, "
+        "SegmentationClassContext/*.png and ImageSets/SegmentationContext/val.txt"),
+}  # fmt: skip
 
 
 def list_datasets() -> dict[str, str]:
@@ -87,7 +73,8 @@ def open_dataset(
         raise ValueError(unknown_dataset(name))
     if split not in ("train", "test"):
         raise ValueError(f"The split is {split!r}, but must be train or test.")
-    build = _class_of(name)
+    module, _, found = _DATASETS[name][0].partition(":")
+    build = getattr(import_module(f"dpt_ros.datasets.{module}"), found)
     known = dict(inspect.signature(build).parameters)
     for parameter in ("root", "split"):
         known.pop(parameter, None)
@@ -97,7 +84,7 @@ def open_dataset(
                 f"Unknown option {option!r} of the dataset {name}. Available: "
                 f"{', '.join(sorted(known)) or 'none'}."
             )
-        options[option] = _typed(option, value, known[option].default)
+        options[option] = _typed(option, value, type(known[option].default))
     if name == "world":
         if root is not None:
             raise ValueError(
@@ -131,25 +118,17 @@ def _near(folder: Path) -> list[Path]:
     return [*islice(sorted(path for path in inside if path.is_dir()), 50), folder.resolve().parent]
 
 
-def _class_of(name: str) -> Callable[..., Dataset]:
-    module, _, found = _DATASETS[name][0].partition(":")
-    return getattr(import_module(f"dpt_ros.datasets.{module}"), found)
-
-
-def _typed(option: str, value: Any, default: Any) -> Any:
-    """``value`` with the type of the default."""
-    kind = type(default)
-    if isinstance(value, str) and kind is bool and value.lower() in ("true", "false"):
-        return value.lower() == "true"
-    if isinstance(value, str) and kind in (int, float):
-        try:
-            return kind(value)
-        except ValueError:
-            pass  # refused below
-    if kind is float and type(value) is int:
-        return float(value)
-    if kind is str and isinstance(value, Path):
-        return str(value)
+def _typed(option: str, value: Any, kind: Any) -> Any:
+    """``value`` with the type ``kind`` of the default; words of a command line are parsed."""
+    if isinstance(value, str) and kind is bool:
+        value = {"true": True, "false": False}.get(value.lower(), value)
+    elif isinstance(value, str) and kind in (int, float):
+        with suppress(ValueError):  # refused below
+            value = kind(value)
+    elif kind is float and type(value) is int:
+        value = float(value)
+    elif kind is str and isinstance(value, Path):
+        value = str(value)
     if type(value) is not kind:
         words = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
         raise ValueError(f"The option {option} is {value!r}, but must be {words[kind]}.")

@@ -43,14 +43,10 @@ class SintelDataset(FileDataset):
         rgb = read_rgb(self._root / self._render / f"{name}.png")
         sequence, frame = name.split("/")
         number = int("".join(filter(str.isdigit, frame)) or 0)
-        return Sample(
-            name,
-            rgb,
-            _read_dpt(self._root / "depth" / f"{name}.dpt", rgb.shape[:2]),
-            camera=_read_camera(self._root / "camdata_left" / f"{name}.cam", rgb.shape[:2]),
-            sequence=sequence,
-            stamp_ns=round(number * 1e9 / _FPS),
-        )
+        depth = _read_dpt(self._root / "depth" / f"{name}.dpt", rgb.shape[:2])
+        camera = _read_camera(self._root / "camdata_left" / f"{name}.cam", rgb.shape[:2])
+        stamp = round(number * 1e9 / _FPS)
+        return Sample(name, rgb, depth, camera=camera, sequence=sequence, stamp_ns=stamp)
 
 
 def _content(path: Path, header: int) -> bytes:

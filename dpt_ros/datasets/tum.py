@@ -33,13 +33,9 @@ class TumDataset(FileDataset):
     name = "tum"
 
     def __init__(
-        self,
-        root: Path,
-        split: str = "test",
-        max_difference: float = 0.02,
-        every: int = 1,
+        self, root: Path, split: str = "test", max_difference: float = 0.02, every: int = 1,
         match: str = "",
-    ) -> None:
+    ) -> None:  # fmt: skip
         if every < 1:
             raise ValueError(f"every is {every}, but must be at least 1.")
         folders = [root] if (root / "rgb.txt").exists() else sorted(root.iterdir())
@@ -61,14 +57,12 @@ class TumDataset(FileDataset):
         rgb = read_rgb(folder / image)
         depth = read_depth_png(folder / truth, _PER_METRE, rgb.shape[:2])
         known = "freiburg3" in folder.name and rgb.shape[:2] == (480, 640)
-        return Sample(
+        name, camera, stamp = (
             f"{folder.name}/{image}",
-            rgb,
-            depth,
-            camera=_FREIBURG3 if known else None,
-            sequence=folder.name,
-            stamp_ns=round(seconds * 1e9),
+            _FREIBURG3 if known else None,
+            seconds * 1e9,
         )
+        return Sample(name, rgb, depth, camera=camera, sequence=folder.name, stamp_ns=round(stamp))
 
 
 def _associate(folder: Path, limit: float) -> list[tuple[float, str, str]]:
@@ -76,9 +70,7 @@ def _associate(folder: Path, limit: float) -> list[tuple[float, str, str]]:
     images, depths = _listed(folder / "rgb.txt"), _listed(folder / "depth.txt")
     times = np.array([seconds for seconds, _ in depths])
     pairs: dict[int, tuple[float, int]] = {}
-    for i, (seconds, _) in enumerate(images):
-        if not len(times):
-            break
+    for i, (seconds, _) in enumerate(images if depths else []):
         k = int(np.argmin(np.abs(times - seconds)))
         apart = abs(times[k] - seconds)
         if apart <= limit and (k not in pairs or apart < pairs[k][0]):

@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from copy import copy
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -43,15 +44,9 @@ class WorldDataset(Dataset):
     class_names = CLASSES
 
     def __init__(
-        self,
-        split: str = "test",
-        worlds: int = 60,
-        frames: int = 5,
-        width: int = 320,
-        height: int = 240,
-        video: bool = False,
-        step: int = 1,
-    ) -> None:
+        self, split: str = "test", worlds: int = 60, frames: int = 5, width: int = 320,
+        height: int = 240, video: bool = False, step: int = 1,
+    ) -> None:  # fmt: skip
         for option, value in (("worlds", worlds), ("frames", frames), ("step", step)):
             if value < 1:
                 raise ValueError(f"{option} is {value}, but must be at least 1.")
@@ -75,16 +70,11 @@ class WorldDataset(Dataset):
         else:
             i = int(rng.choice(_SPAN, self.frames, replace=False)[k])
         view = world.frame(i)
+        video: dict[str, Any] = {"sequence": f"{world.kind}-{seed}", "truth": view}
         return Sample(
-            name=f"{world.kind}-{seed}-{i}",
-            rgb=view.rgb,
-            depth=view.depth,
-            labels=view.labels,
-            camera=view.camera,
-            sequence=f"{world.kind}-{seed}" if self.video else "",
-            stamp_ns=view.stamp_ns,
-            truth=view if self.video else None,
-        )
+            f"{world.kind}-{seed}-{i}", view.rgb, view.depth, labels=view.labels,
+            camera=view.camera, stamp_ns=view.stamp_ns, **(video if self.video else {}),
+        )  # fmt: skip
 
     def rendered(self, cache: Path, workers: int = 2) -> RenderedWorld:
         """The single frames, rendered by ``workers`` processes unless the folder ``cache`` holds

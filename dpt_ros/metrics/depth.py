@@ -39,16 +39,10 @@ def depth_metrics(
     p = np.clip(p, min_depth, max_depth)
     log = np.log(p) - np.log(d)
     ratio = np.exp(np.abs(log))
-    values = (
-        np.mean(np.abs(p - d) / d),
-        np.sqrt(np.mean((p - d) ** 2)),
-        np.sqrt(np.mean(log**2)),
-        np.mean(np.abs(log)) / np.log(10),
-        *(np.mean(ratio < 1.25**k) for k in (1, 2, 3)),
-    )
-    return {name: float(value) for name, value in zip(names, values, strict=True)} | {
-        "pixels": float(d.size)
-    }
+    values = [np.mean(np.abs(p - d) / d), np.sqrt(np.mean((p - d) ** 2)), np.sqrt(np.mean(log**2))]
+    values += [np.mean(np.abs(log)) / np.log(10)]
+    values += [np.mean(ratio < 1.25**k) for k in (1, 2, 3)]
+    return dict(zip((*names, "pixels"), map(float, (*values, d.size)), strict=True))
 
 
 def _check_shapes(prediction: np.ndarray, truth: np.ndarray) -> None:

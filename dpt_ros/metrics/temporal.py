@@ -76,21 +76,19 @@ class DepthStability:
             self._compare(reference, q)
         self._count += 1
         if self._count > self._settle:
-            self._std.update(
-                ratio, ~reference.truth.movers & known & ~uncovered, reference.static_camera
-            )
+            usable = ~reference.truth.movers & known & ~uncovered
+            self._std.update(ratio, usable, reference.static_camera)
         self._last = q
         if self._tae:
             self._kept.append(_Kept(reference, q))
 
     def _compare(self, reference: Reference, q: np.ndarray) -> None:
-        before = reference.before
-        assert before is not None
+        assert reference.before is not None
         assert self._last is not None
         now, then = q.ravel()[reference.inside], reference.sample(self._last)
         truth = reference.inverse.ravel()[reference.inside]
         used, same = reference.comparable, reference.same_color
-        change = truth[used] - reference.sample(before.inverse)[used]
+        change = truth[used] - reference.sample(reference.before.inverse)[used]
         self._add("tepe", np.abs(now[used] - then[used] - change) / truth[used])
         now, then = 1 / now[same], 1 / then[same]
         self._add("opw", np.abs(then - now))
@@ -135,18 +133,14 @@ class DepthStability:
           inverse depth, if the camera was static throughout, without moving objects; else NaN. The
           first ``settle`` frames do not count.
         """
-        f = self._frames
-        values = {
-            "tepe": 100 * finite_mean(f["tepe"]),
-            "tae": 100 * self._temporal_alignment() if self._tae else float("nan"),
-            "opw": finite_mean(f["opw"]),
-            "rtc": 100 * finite_mean(f["rtc"]),
-            "abs_rel": finite_mean(f["abs_rel"]),
-            "delta1": 100 * finite_mean(f["delta1"]),
-            "edge": finite_mean(f["edge"]),
-        }
+        values = {"tepe": float("nan"), "tae": float("nan")}
+        for name in ("tepe", "opw", "rtc", "abs_rel", "delta1", "edge"):
+            percent = name in ("tepe", "rtc", "delta1")
+            values[name] = (100 if percent else 1) * finite_mean(self._frames[name])
+        if self._tae:
+            values["tae"] = 100 * self._temporal_alignment()
         for name, pixels in self._pixels.items():
-            values[name] = 100 * sum(f[name]) / pixels if pixels else float("nan")
+            values[name] = 100 * sum(self._frames[name]) / pixels if pixels else float("nan")
         values["drift"] = float("nan")
         seconds, gain = np.array(self._gain).reshape(-1, 2).T
         if len(seconds) and np.ptp(seconds) >= _DRIFT_SECONDS:
@@ -210,25 +204,18 @@ class _PixelStd:
 
     def __init__(self) -> None:
         self._count = 0
-        self._valid: np.ndarray | None = None
-        self._sum = self._square = np.zeros(0)
+        self._valid: np.ndarray | np.bool_ = np.True_
+        self._sum = self._square = np.zeros(())
 
     def update(self, ratio: np.ndarray, usable: np.ndarray, static: bool) -> None:
         value = 1 / ratio.astype(np.float64)
-        if self._count == 0:
-            self._valid = usable.copy()
-            self._sum, self._square = np.zeros_like(value), np.zeros_like(value)
-        elif not static or self._valid is None:
-            self._valid = None
-            return
-        else:
-            self._valid &= usable
+        self._valid = self._valid & usable & (static or not self._count)
         self._count += 1
-        self._sum += value - 1
-        self._square += (value - 1) ** 2
+        self._sum = self._sum + (value - 1)
+        self._square = self._square + (value - 1) ** 2
 
     def result(self) -> float:
-        if self._valid is None or self._count < 2 or not self._valid.any():
+        if self._count < 2 or not self._valid.any():
             return float("nan")
         total, square = self._sum[self._valid], self._square[self._valid]
         variance = (square - total**2 / self._count) / (self._count - 1)
@@ -271,13 +258,10 @@ class LabelStability:
             now = labels.ravel()[reference.inside[visible]]
             self._neighbours.add(now, self._last[0].ravel()[reference.nearest[visible]])
             predicted, true = self._run
-            self._run = (
-                np.where(labels == self._last[0], predicted + 1, 1),
-                np.where(truth == self._last[1], true + 1, 1),
-            )
+            same = labels == self._last[0], truth == self._last[1]
+            self._run = np.where(same[0], predicted + 1, 1), np.where(same[1], true + 1, 1)
         else:
-            ones = np.ones(truth.shape, np.int32)
-            self._run = ones, ones
+            self._run = np.ones(truth.shape, np.int32), np.ones(truth.shape, np.int32)
         self._last = labels.copy(), truth
         for n, shares in self._clips.items():
             constant = self._run[1] >= n

@@ -9,22 +9,24 @@ import numpy as np
 import pytest
 import torch
 
+from dpt_ros.apps import bench
 from dpt_ros.apps.bench.network import cpu, engine
-from dpt_ros.apps.bench.network.child_process import Failed
-from dpt_ros.apps.bench.network.child_process import rows as rows_apart
 from dpt_ros.apps.bench.network.engine_row import compare
 from dpt_ros.apps.bench.network.roofline import Work, count_work
+from dpt_ros.apps.child_process import Failed
+from dpt_ros.apps.child_process import rows as rows_apart
 
 
 def test_work_is_counted_as_computed_by_hand():
     a, b = torch.empty(8, 4, device="meta"), torch.empty(4, 16, device="meta")
-    work = count_work(lambda: (a @ b).t().relu(), bytes_per_value=2)
+    work = count_work(lambda: (a @ b).t().relu())
     assert dict(work.by_name) == {"mm": 1, "relu": 1}
     assert work.heavy == [(2 * 8 * 4 * 16, 2 * (8 * 4 + 4 * 16 + 8 * 16))]
 
 
 def test_the_floor_takes_the_larger_of_arithmetic_and_traffic_of_each_operation():
-    work = Work(heavy=[(1000, 10), (10, 1000)])
+    work = Work()
+    work.heavy = [(1000, 10), (10, 1000)]
     assert work.floor(100.0, 50.0) == pytest.approx(10.0 + 20.0)
 
 
@@ -91,8 +93,8 @@ def test_parity_is_unknown_where_random_weights_give_no_depth_and_infinite_where
 
 def rehearse(capsys: pytest.CaptureFixture[str], path: Path, *words: str):
     """Exit code, rows and words of the whole command at a small size."""
-    command = ["--device", "cpu", "--rehearse", "--json", str(path), *words]
-    code = engine.main(command)
+    command = ["engine", "--device", "cpu", "--rehearse", "--json", str(path), *words]
+    code = bench.main(command)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     return code, lines, capsys.readouterr().out
 
@@ -125,11 +127,11 @@ def test_the_whole_command_runs_on_a_cpu_in_small(capsys, tmp_path):
     assert lines[-2]["case"].startswith("trace")  # nothing is timed after the profiler
 
 
-def test_a_row_that_fails_tells_why_and_the_others_are_measured(capsys, tmp_path, monkeypatch):
-    args = engine.arguments(["--device", "cpu", "--rehearse", "--tasks", "depth", "--cameras"])
+def test_a_row_that_fails_tells_why_and_the_others_are_measured(capsys, tmp_path):
+    words = ["--device", "cpu", "--rehearse", "--tasks", "depth", "--cameras"]
+    args = bench.parse(["engine", *words])
     args.arms, args.batches, args.json = ["plain fp32", "ours"], [0, 1], tmp_path / "rows.jsonl"
-    monkeypatch.setattr(engine, "arguments", lambda argv: args)
-    assert engine.main([]) == 1
+    assert engine.run(args) == 1
     lines = [json.loads(line) for line in args.json.read_text().splitlines()]
     errors = [line["error"] for line in lines[1:-1]]
     assert errors[0] is None
@@ -157,10 +159,10 @@ def test_work_that_does_not_end_is_ended_with_all_it_started(tmp_path):
 def test_the_engine_benchmark_runs_and_our_arm_has_parity():
     size = ["--tasks", "depth", "--sizes", "384x384", "--rounds", "5", "--warm-up", "2"]
     arms = ["--arms", "plain fp32", "plain fp16", "ours", "ours, from host", "--cameras", "1"]
-    assert engine.main([*size, *arms, "--paced-rounds", "0"]) == 0
+    assert bench.main(["engine", *size, *arms, "--paced-rounds", "0"]) == 0
 
 
 def test_without_a_gpu_the_engine_benchmark_says_so(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert engine.main([]) == 2
+    assert bench.main(["engine"]) == 2
     assert "torch finds no usable GPU" in capsys.readouterr().out

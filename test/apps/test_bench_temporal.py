@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dpt_ros.apps.bench.arguments import TEMPORAL_CONDITIONS
-from dpt_ros.apps.bench.temporal import command as temporal
-from dpt_ros.apps.bench.temporal.baselines import baselines
+from dpt_ros.apps import bench
+from dpt_ros.apps.bench import TEMPORAL_CONDITIONS
+from dpt_ros.apps.bench.temporal.command import change, check_targets, means
 from dpt_ros.apps.bench.temporal.noise import (
     Magnitudes,
     NoisyNetwork,
@@ -19,9 +19,8 @@ from dpt_ros.apps.bench.temporal.noise import (
     scan,
     theil_sen,
 )
-from dpt_ros.apps.bench.temporal.run import FILTER, Measured, label_image
+from dpt_ros.apps.bench.temporal.run import FILTER, Measured, baselines, label_image
 from dpt_ros.apps.bench.temporal.shots import SHOTS, STEP, Shot, make_shot
-from dpt_ros.apps.bench.temporal.targets import change, check_targets, means
 from dpt_ros.metrics.temporal import DepthStability, LabelStability, Tracker, frames_to_90
 from dpt_ros.world import CLASSES
 from dpt_ros.world.classes import PERSON
@@ -190,8 +189,8 @@ def test_the_bench_runs_and_writes_its_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = {name: tmp_path / f"out.{name}" for name in ("json", "png", "gif")}
-    code = temporal.main(
-        ["--frames", "20", "--seeds", "1", "--size", "96x64", "--source", "noise",
+    code = bench.main(
+        ["temporal", "--frames", "20", "--seeds", "1", "--size", "96x64", "--source", "noise",
          "--workers", "1", "--conditions", "moving", "--json", str(files["json"]),
          "--picture", str(files["png"]), "--gif", str(files["gif"])]
     )  # fmt: skip
@@ -210,5 +209,5 @@ def test_the_bench_runs_and_writes_its_files(
 )
 def test_the_bench_refuses_what_it_does_not_know(words: list[str]) -> None:
     with pytest.raises(SystemExit) as error:
-        temporal.main(words)
+        bench.main(["temporal", *words])
     assert error.value.code == 2

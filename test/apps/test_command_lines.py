@@ -13,8 +13,7 @@ import sys
 import pytest
 from helpers.places import ROOT
 
-from dpt_ros.apps.bench import COMMANDS as BENCH_COMMANDS
-from dpt_ros.apps.bench import arguments
+from dpt_ros.apps import bench
 
 HEAVY = (
     "torch",
@@ -42,7 +41,7 @@ def _entry_points() -> dict[str, str]:
 
 
 ENTRY_POINTS = _entry_points()
-COMMANDS = [(name,) for name in ENTRY_POINTS] + [("dpt_bench", name) for name in BENCH_COMMANDS]
+COMMANDS = [(name,) for name in ENTRY_POINTS] + [("dpt_bench", name) for name in bench.COMMANDS]
 
 
 def start(command: tuple[str, ...], *words: str) -> subprocess.CompletedProcess[str]:
@@ -139,13 +138,14 @@ def test_wrong_arguments_are_refused_before_anything_is_imported(
 
 
 def test_the_benchmarks_run_the_arms_that_their_help_lists() -> None:
-    from dpt_ros.apps.bench.network import arms, cpu
+    from dpt_ros.apps.bench.network import cpu
+    from dpt_ros.apps.bench.network import engine_row as arms
     from dpt_ros.apps.bench.temporal import shots
 
-    assert tuple(arms.ARMS) == arguments.ENGINE_ARMS
+    assert tuple(arms.ARMS) == bench.ENGINE_ARMS
     assert {arms.REFERENCE, arms.TRANSFORMERS, arms.OURS} <= arms.ARMS.keys()
-    assert tuple(cpu._ARMS) == arguments.CPU_ARMS
-    assert {shot for shot, _ in arguments.TEMPORAL_CONDITIONS.values()} <= set(shots.SHOTS)
+    assert tuple(cpu._ARMS) == bench.CPU_ARMS
+    assert {shot for shot, _ in bench.TEMPORAL_CONDITIONS.values()} <= set(shots.SHOTS)
 
 
 def test_the_storages_of_dpt_bag_are_those_that_it_writes() -> None:

@@ -21,8 +21,14 @@ from helpers.golden import BIAS, golden_photo, golden_state, huggingface_keys
 from PIL import Image
 
 from dpt_ros.apps import doctor
-from dpt_ros.apps.doctor.answers import ANSWERS, RELATIVE, read_answers
-from dpt_ros.apps.doctor.prove import _RESIZES, _runs, source_input
+from dpt_ros.apps.doctor.prove import (
+    _RESIZES,
+    ANSWERS,
+    RELATIVE,
+    _runs,
+    read_answers,
+    source_input,
+)
 from dpt_ros.model import DPT, create_model, save_checkpoint
 from dpt_ros.model.zoo import ZOO, Geometry, ResNetGeometry
 

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 import torch
 
-from dpt_ros.apps.bench.network.child_process import emit
 from dpt_ros.apps.bench.network.frames import take
+from dpt_ros.apps.child_process import emit
 from dpt_ros.engine.frame import Frame, OutputRequest, Prediction
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.loading import load_networks

@@ -17,8 +17,8 @@ from on_gpu.checks import attempt, require, without
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dpt_ros.apps.bench.network import engine_row
-from dpt_ros.apps.bench.network.child_process import emit
+from dpt_ros.apps.bench.network import roofline
+from dpt_ros.apps.child_process import emit
 from dpt_ros.apps.report import environment
 from dpt_ros.engine.inference import kernels
 
@@ -46,7 +46,7 @@ def facts(small: bool, out: str) -> None:
     attempt("attention", partial(_attention, small))
     attempt("probe kernel", partial(_probe, device))
     attempt("launches", partial(_launches, small))
-    attempt("peaks", lambda: engine_row.peaks({"device": str(device)}))
+    attempt("peaks", lambda: roofline.peaks(str(device)))
 
 
 def _properties(device: torch.device) -> dict[str, Any]:

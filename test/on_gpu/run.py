@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import sys
 import tempfile
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from dpt_ros.apps.bench.network.child_process import Failed, rows
+from dpt_ros.apps.child_process import Failed, rows
 from dpt_ros.apps.report import json_line
 
 # Work and seconds at most: in the order in which they are worth having.
@@ -30,7 +31,7 @@ STEPS = {
 }
 _IMPORTS = 90.0  # seconds for importing everything
 _LEAST = 3.0  # seconds that a step needs to be worth beginning
-_PRELOAD = ("pytest", "dpt_ros.engine.pipeline", "on_gpu.facts", "on_gpu.steps")
+_PRELOAD = ["pytest", "dpt_ros.engine.pipeline", "on_gpu.facts", "on_gpu.steps"]
 
 
 @dataclass
@@ -62,7 +63,7 @@ class Run:
         try:
             arguments = {"small": self.rehearse, "out": str(self.out)}
             log = self.out / f"{name}.log"
-            for row in rows(work, arguments, limit, log, _PRELOAD, self.start):
+            for row in rows(work, arguments, limit, log, self.start):
                 wrong += bool(row.get("error"))
                 self.tell(name, row)
         except Failed as failed:
@@ -109,12 +110,13 @@ def main(argv: list[str]) -> int:
 
 def _ready(run: Run) -> bool:
     """Import everything once; whether there is what the steps run on."""
+    multiprocessing.set_forkserver_preload(_PRELOAD)
     for start in ("forkserver", "spawn"):
         run.start = start
         try:
             arguments = {"small": run.rehearse, "out": str(run.out)}
             log = run.out / "ready.log"
-            found = list(rows("on_gpu.facts:ready", arguments, _IMPORTS, log, _PRELOAD, start))
+            found = list(rows("on_gpu.facts:ready", arguments, _IMPORTS, log, start))
         except Failed as failed:
             run.tell("ready", {"start": start, "error": str(failed), "log": failed.log})
             continue

@@ -33,9 +33,10 @@ from on_gpu.checks import (
     worst,
 )
 
+from dpt_ros.apps.bench import parse
 from dpt_ros.apps.bench.network import engine, engine_row
-from dpt_ros.apps.bench.network.child_process import emit
 from dpt_ros.apps.bench.network.frames import PERIOD_NS, Cameras, run_through, take, times_of
+from dpt_ros.apps.child_process import emit
 from dpt_ros.apps.report import GpuWatch
 from dpt_ros.engine.frame import OutputRequest
 from dpt_ros.engine.runner.cuda import StreamRunner
@@ -386,7 +387,7 @@ def bench(small: bool, out: str) -> None:
     words += ["--paced-rounds", "0", "--cameras", "--timeout", "40", "--arms", "plain fp32"]
     words += ["plain fp16", "ours, no graph", "ours", "ours, from host"]
     words += ["--rehearse", "--device", "cpu"] if small else []
-    for row in engine.measured(engine.arguments(words), Path(out), "fork"):
+    for row in engine.measured(parse(["engine", *words]), Path(out), "fork"):
         emit(row)
 
 
@@ -397,10 +398,6 @@ def trace(small: bool, out: str) -> None:
     """Three default frames under the profiler; nothing may be timed after it."""
     picture = (48, 64) if small else (480, 640)
     settings = {"device": "cpu", "input_width": 64, "input_height": 48} if small else {}
-    request = {
-        "settings": {"device": "cuda", **settings},
-        "cameras": 1,
-        "picture": picture,
-        "path": str(Path(out) / "trace.json"),
-    }
-    attempt("three default frames", partial(engine_row.trace, request))
+    settings = {"device": "cuda", **settings}
+    work = partial(engine_row.trace, settings, 1, picture, Path(out) / "trace.json")
+    attempt("three default frames", work)

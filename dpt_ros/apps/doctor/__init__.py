@@ -102,13 +102,10 @@ def _groups(args: argparse.Namespace) -> _Groups:
         for one in checks:
             yield from isolated(one, machine)
 
+    packages = (libraries.check_packages, libraries.check_torch, libraries.check_optional)
     checks: dict[str, tuple[Check, ...]] = {
         "machine": (system.check_system,),
-        "packages": (
-            libraries.check_packages,
-            libraries.check_torch,
-            libraries.check_optional,
-        ),
+        "packages": packages,
         "ros": (middleware.check_ros,),
         "networks": (partial(networks.check_networks, hashed=args.hash),),
         "running": () if args.no_graph else (graph.check_graph,),
@@ -135,13 +132,8 @@ def _report(groups: _Groups, as_json: bool) -> int:
     level = max((finding.level for _, finding in found), default=OK)
     if as_json:
         rows = [{"group": g, **f._asdict(), "level": LEVELS[f.level]} for g, f in found]
-        content = {
-            "dpt_ros": __version__,
-            "stamp": stamp,
-            "level": LEVELS[level],
-            "findings": rows,
-        }
-        print(json.dumps(content, indent=1))
+        content = {"dpt_ros": __version__, "stamp": stamp, "level": LEVELS[level]}
+        print(json.dumps({**content, "findings": rows}, indent=1))
     else:
         faults = [f"{LEVELS[f.level]} of {f.name}" for _, f in found if f.level]
         print(f"\nresult: {', '.join(faults) or 'all OK'}")

@@ -3,20 +3,18 @@
 
 from __future__ import annotations
 
-import json
-import os
-import select
 import shutil
-import signal
 import tempfile
 import textwrap
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, NoReturn
+from typing import NamedTuple
+
+from dpt_ros.apps.child_process import Failed, emit, rows
 
 OK, WARNING, ERROR = range(3)
 LEVELS = ("OK", "warning", "error")
@@ -49,14 +47,8 @@ class Finding(NamedTuple):
         return f"{text}\n{wrapper.fill(f'cure: {self.cure}')}"
 
 
-def warning(name: str, message: str, cure: str) -> Finding:
-    """Something is lost or slower."""
-    return Finding(name, message, cure, WARNING)
-
-
-def error(name: str, message: str, cure: str) -> Finding:
-    """Something fails."""
-    return Finding(name, message, cure, ERROR)
+warning = partial(Finding, level=WARNING)
+error = partial(Finding, level=ERROR)
 
 
 @dataclass(frozen=True)
@@ -115,56 +107,22 @@ def isolated(check: Check, machine: Machine, seconds: float = 120.0) -> Iterator
     A module compiled for another NumPy or CPU can end the process that imports it, and a driver
     can block it for ever. Here that is a finding.
     """
-    reader, writer = os.pipe()
-    with tempfile.TemporaryFile() as printed, os.fdopen(reader, "rb", buffering=0):
-        pid = os.fork()
-        if pid == 0:
-            _child(check, machine, writer, printed)
-        os.close(writer)
-        current = "this check"
-        try:
-            for content in _received(reader, seconds):
-                if isinstance(content, str):
-                    current = content
-                else:
-                    yield Finding(*content)
-        except TimeoutError:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            yield error(current, f"It does not answer within {seconds:g} s.", "Try it alone.")
-            return
-        status = os.waitpid(pid, 0)[1]
-        if status:
-            signalled = os.WIFSIGNALED(status)
-            how = signal.Signals(os.WTERMSIG(status)).name if signalled else "an error"
-            printed.seek(0)
-            last = printed.read().decode(errors="replace").strip().splitlines()[-1:]
-            message = f"It ends the process with {how}. {' '.join(last)}"
-            yield error(current, message, "Install it again, for this Python, CPU and NumPy.")
 
-
-def _child(check: Check, machine: Machine, writer: int, printed: BinaryIO) -> NoReturn:
-    code = 1
-    try:
-        for number in (1, 2):
-            os.dup2(printed.fileno(), number)
+    def run() -> None:
         for found in check(machine):
-            os.write(writer, json.dumps(found).encode() + b"\n")
-        code = 0
-    except Exception as error:
-        os.write(2, brief(error).encode())
-    finally:
-        os._exit(code)  # without the clean-up of libraries, which can crash, too
+            emit(found)
 
-
-def _received(reader: int, seconds: float) -> Iterator[str | list]:
-    """Names and fields of findings until the other end is closed."""
-    end, rest = time.monotonic() + seconds, b""
-    while True:
-        if not select.select([reader], [], [], max(0.0, end - time.monotonic()))[0]:
-            raise TimeoutError
-        chunk = os.read(reader, 1 << 16)
-        if not chunk:
-            return
-        *lines, rest = (rest + chunk).split(b"\n")
-        yield from map(json.loads, lines)
+    current = "this check"
+    with tempfile.NamedTemporaryFile() as log:
+        try:
+            for found in rows(run, {}, seconds, Path(log.name), start="fork"):
+                if isinstance(found, str):
+                    current = found
+                else:
+                    yield found
+        except Failed as why:
+            if why.how == "timeout":
+                yield error(current, f"It does not answer within {seconds:g} s.", "Try it alone.")
+                return
+            message = f"It ends the process with {why.how}. {' '.join(why.log[-1:])}"
+            yield error(current, message, "Install it again, for this Python, CPU and NumPy.")

@@ -58,7 +58,12 @@ class _Look:
         node.create_subscription(DiagnosticArray, "/diagnostics", self._receive, 20)
         self._spin(lambda: False)
         ours = {status.node for status in self._statuses.values()}
-        self._cameras = [topic for topic in image_topics(node) if not self._is_of(topic[0], ours)]
+
+        def is_ours(topic: str) -> bool:
+            infos = node.get_publishers_info_by_topic(topic)
+            return {f"{one.node_namespace}/{one.node_name}".lstrip("/") for one in infos} <= ours
+
+        self._cameras = [topic for topic in image_topics(node) if not is_ours(topic[0])]
         names = (name for name, _ in node.get_topic_names_and_types())
         self._published = {name for name in names if node.count_publishers(name)}
 
@@ -88,10 +93,6 @@ class _Look:
         while rclpy.ok() and (left := end - time.monotonic()) > 0 and not done():
             rclpy.spin_once(self._node, timeout_sec=left)
 
-    def _is_of(self, topic: str, nodes: set[str]) -> bool:
-        infos = self._node.get_publishers_info_by_topic(topic)
-        return {f"{one.node_namespace}/{one.node_name}".lstrip("/") for one in infos} <= nodes
-
     def _listen(self, topic: str, kind: str) -> None:
         """Subscribe as the publishers offer, if the type is installed."""
         from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -104,10 +105,10 @@ class _Look:
         infos = self._node.get_publishers_info_by_topic(topic)
         reliable = all(i.qos_profile.reliability == ReliabilityPolicy.RELIABLE for i in infos)
         policy = ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
-        received: list[Any] = []
-        self._received[topic] = received
-        qos = QoSProfile(depth=1, reliability=policy)
-        self._node.create_subscription(message_class, topic, received.append, qos)
+        take = self._received.setdefault(topic, []).append
+        self._node.create_subscription(
+            message_class, topic, take, QoSProfile(depth=1, reliability=policy)
+        )
 
     def _camera(self, name: str, kind: str) -> Finding:
         from dpt_ros.engine.input.encodings import ENCODINGS

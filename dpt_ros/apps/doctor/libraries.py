@@ -14,7 +14,8 @@ from dpt_ros.apps.doctor.finding import Finding, Machine, brief, error, versions
 _OPENCVS = tuple(
     f"opencv-{kind}python{end}" for kind in ("", "contrib-") for end in ("", "-headless")
 )
-# Module, its distributions, what pip shall install.
+# Module, its distributions, what pip shall install; for optional ones also what they are for, and
+# what they offer.
 _PLAIN = (
     ("numpy", ("numpy",), "'numpy>=1.26,<3' (with ROS from apt: 'numpy>=1.26,<2')"),
     ("PIL", ("pillow",), "pillow"),
@@ -22,31 +23,40 @@ _PLAIN = (
     ("tqdm", ("tqdm",), "tqdm"),
     ("cv2", _OPENCVS, "opencv-python (with ROS from apt: apt install python3-opencv)"),
 )
-_OPTIONAL: tuple[tuple[str, tuple[str, ...], str, Callable[[Any], Any]], ...] = (
-    (
-        "onnxruntime",
-        ("onnxruntime", "onnxruntime-gpu"),
-        "backend: onnxruntime",
-        lambda module: module.get_available_providers(),
-    ),
-    ("openvino", ("openvino",), "backend: openvino", lambda ov: ov.Core().available_devices),
-    (
-        "av",
-        ("av",),
-        "image_transport: video",
-        lambda av: [x for x in ("h264", "hevc", "av1", "vp9") if x in av.codecs_available],
-    ),
-)
+_OPTIONAL: tuple[tuple[str, tuple[str, ...], str, str, Callable[[Any], list[str]]], ...] = (
+    ("onnxruntime", ("onnxruntime", "onnxruntime-gpu"), "onnxruntime", "backend: onnxruntime",
+        lambda module: module.get_available_providers()),
+    ("openvino", ("openvino",), "openvino", "backend: openvino",
+        lambda openvino: openvino.Core().available_devices),
+    ("av", ("av",), "av", "image_transport: video",
+        lambda av: [x for x in ("h264", "hevc", "av1", "vp9") if x in av.codecs_available]),
+)  # fmt: skip
+
+
+def _checked(
+    module: str,
+    distributions: tuple[str, ...],
+    package: str,
+    use: str = "",
+    offers: Callable[[Any], list[str]] = lambda _: [],
+) -> Iterator[Finding | str]:
+    """A module's version; without ``use`` it is needed."""
+    yield module
+    try:
+        found = import_module(module)
+        text = f"; {', '.join(offers(found))}" if use else ""
+        yield Finding(module, f"{found.__version__}{text}")
+    except Exception as why:
+        if use and isinstance(why, ModuleNotFoundError) and why.name == module:
+            yield Finding(module, f"not installed; only needed for {use}")
+        else:
+            yield _broken(module, distributions, why, package)
 
 
 def check_packages(machine: Machine) -> Iterator[Finding | str]:
     """NumPy, Pillow, safetensors, tqdm, OpenCV: whether they can be imported."""
-    for module, distributions, package in _PLAIN:
-        yield module
-        try:
-            yield Finding(module, str(import_module(module).__version__))
-        except Exception as why:
-            yield _broken(module, distributions, why, package)
+    for row in _PLAIN:
+        yield from _checked(*row)
     if len(several := versions(*_OPENCVS)) > 1:
         names = " and ".join(f"{name} {number}" for name, number in several.items())
         yield warning(
@@ -115,31 +125,30 @@ def _gpus(torch: Any) -> Iterator[Finding]:
     from dpt_ros.apps.report import gpus
 
     seen = gpus()
+    driver = seen[0]["driver"] if seen else "unknown"
+    if not torch.cuda.is_available() and not seen:
+        yield Finding("GPU", "none found: the networks run on the CPU")
+        return
     if not torch.cuda.is_available():
-        if not seen:
-            yield Finding("GPU", "none found: the networks run on the CPU")
-            return
-        yield warning(
-            "GPU",
-            f"{seen[0]['name']}, driver {seen[0]['driver']}, but torch {torch.__version__} cannot"
-            " use it: the networks run on the CPU.",
-            "Install a torch for this driver: https://pytorch.org/get-started/locally.",
+        message = (
+            f"{seen[0]['name']}, driver {driver}, but torch {torch.__version__} cannot use it"
         )
+        cure = "Install a torch for this driver: https://pytorch.org/get-started/locally."
+        yield warning("GPU", f"{message}: the networks run on the CPU.", cure)
         return
     for number in range(torch.cuda.device_count()):
         one = torch.cuda.get_device_properties(number)
         text = (
             f"{one.name}, capability {one.major}.{one.minor}, {one.total_memory >> 20} MiB,"
-            f" driver {seen[0]['driver'] if seen else 'unknown'}, CUDA {torch.version.cuda}"
+            f" driver {driver}, CUDA {torch.version.cuda}"
         )
         try:
             torch.ones(8, device=f"cuda:{number}").sum().item()
+            yield Finding("GPU", text)
         except Exception as why:
             built = ", ".join(torch.cuda.get_arch_list())
             cure = f"device: cpu, or a torch for this GPU (this one has {built})."
             yield error("GPU", f"{text}; it cannot compute: {brief(why)}", cure)
-            continue
-        yield Finding("GPU", text)
     from dpt_ros.engine.inference.kernels import probe
 
     if slower := probe(torch.device("cuda")):
@@ -150,15 +159,5 @@ def _gpus(torch: Any) -> Iterator[Finding]:
 
 def check_optional(machine: Machine) -> Iterator[Finding | str]:
     """ONNX Runtime and its providers, OpenVINO and its devices, PyAV and its decoders."""
-    for module, distributions, use, describe in _OPTIONAL:
-        yield module
-        try:
-            found = import_module(module)
-            yield Finding(module, f"{found.__version__}; {', '.join(describe(found))}")
-        except ModuleNotFoundError as why:
-            if why.name == module:
-                yield Finding(module, f"not installed; only needed for {use}")
-            else:
-                yield _broken(module, distributions, why, distributions[0])
-        except Exception as why:
-            yield _broken(module, distributions, why, distributions[0])
+    for row in _OPTIONAL:
+        yield from _checked(*row)

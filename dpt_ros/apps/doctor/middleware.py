@@ -104,10 +104,9 @@ def _import_problem(name: str) -> str:
     kind = {"std_srvs": ".srv", "tf2_ros": ""}.get(name, ".msg")
     try:
         import_module(f"{name}{kind}")
-    except ModuleNotFoundError as why:
-        return _MISSING if why.name == name else brief(why)
     except Exception as why:
-        return brief(why)
+        missing = isinstance(why, ModuleNotFoundError) and why.name == name
+        return _MISSING if missing else brief(why)
     return ""
 
 

@@ -15,12 +15,8 @@ _ROOM = 3e9  # bytes: the largest network and its ONNX file
 
 
 def check_networks(machine: Machine, hashed: bool = False) -> Iterator[Finding]:
-    """The embedded network, the downloaded ones, and the room in their folder.
-
-    Args:
-        machine: not used.
-        hashed: whether to compare the sha256 with the published ones, seconds per network.
-    """
+    """The embedded network, the downloaded ones, and the room in their folder; ``hashed``: compare
+    the sha256 with the published ones, seconds per network."""
     # dpt_ros.data needs NumPy, which may be what is missing.
     embedded = Path(__file__).parents[2] / "data" / f"{EMBEDDED_NAME}.safetensors"
     if embedded.is_file():

@@ -1,17 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""dpt_doctor --prove: a network's output on a public picture beside what was published."""
+"""dpt_doctor --prove: published weights on a public picture, beside their published outputs.
+
+The values are those of the integration tests of Hugging Face's transformers
+(tests/models/dpt/test_modeling_dpt.py and test_modeling_dpt_hybrid.py): the first three rows and
+columns of the output for the whole picture. Their Intel/dpt-* networks are the authors' files
+under other key names (convert_dpt_to_pytorch.py, convert_dpt_hybrid_to_pytorch.py). The picture
+there is a PNG, whose pixels are those of COCO's JPEG as Pillow decodes it.
+
+The image processors of Intel/dpt-large and -ade resize with Pillow's bilinear filter ("resample":
+2 in their preprocessor_config.json). That of Intel/dpt-hybrid-midas was saved when bilinear was
+the default of DPTImageProcessor; today's is bicubic. So both are tried, in this order: nine values
+to four digits are not met by chance.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
-from dpt_ros.apps.doctor.answers import ABSOLUTE, ANSWERS, CATS, RELATIVE, Answer, read_answers
 from dpt_ros.apps.doctor.finding import WARNING, Finding, brief, error
 from dpt_ros.apps.doctor.networks import hash_finding
 from dpt_ros.model.download import cache_folder, fetch
@@ -23,9 +35,81 @@ if TYPE_CHECKING:
     from dpt_ros.engine.inference.network import Network
 
 _SIZE = (640, 480)  # of the public picture
-_RESIZES = ("bilinear", "bicubic")  # see answers.py
+_RESIZES = ("bilinear", "bicubic")  # see above
 _MOST_EMPTY = 0.5  # share of pixels without any depth
 _NEEDS = {"onnxruntime": ("onnxruntime", "onnx", "onnxscript"), "openvino": ("openvino",)}
+
+
+ABSOLUTE = 1e-4
+RELATIVE = {"fp32": 1e-4, "fp16": 1e-2}
+"""The largest difference is ABSOLUTE + RELATIVE * |value|: for fp32, whatever the backend, as in
+transformers' tests; for fp16 as in ``dpt_export --parity``."""
+
+
+class Download(NamedTuple):
+    """A file and its sha256."""
+
+    url: str
+    sha256: str
+
+
+# 173,131 bytes, 640x480; several public projects pin this hash.
+CATS = Download(
+    "http://images.cocodataset.org/val2017/000000039769.jpg",
+    "dea9e7ef97386345f7cff32f9055da4982da5471c48d575146c796ab4563b04e",
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What some networks, all with the same weights, give for a picture."""
+
+    networks: tuple[str, ...]  # their names in the zoo
+    side: int  # height and width at which the picture enters, pixels; its aspect is not kept
+    # The output from its first pixel on, row by row: relative inverse depth, or logits of the
+    # first class, at the size of the input.
+    values: tuple[tuple[float, ...], ...]
+    divisor: float = 1.0  # the output is divided by it before it is compared
+    source: str = "transformers' tests"  # who published the values
+    picture: Download = CATS  # what is shown to the network
+    weights: Download | None = None  # where they are; None for what the zoo has
+
+
+ANSWERS = (
+    Answer(
+        ("dpt_large_midas", "dpt_large_384", "Intel/dpt-large"),
+        384,
+        ((6.3199, 6.3629, 6.4148), (6.3850, 6.3615, 6.4166), (6.3519, 6.3176, 6.3575)),
+    ),
+    Answer(
+        ("dpt_hybrid_midas", "dpt_hybrid_384", "Intel/dpt-hybrid-midas"),
+        384,
+        ((5.6437, 5.6146, 5.6511), (5.4371, 5.5649, 5.5958), (5.5215, 5.5184, 5.5293)),
+        divisor=100.0,
+    ),
+    Answer(
+        ("dpt_large_ade20k", "Intel/dpt-large-ade"),
+        480,
+        ((4.0480, 4.2420, 4.4360), (4.3124, 4.5693, 4.8261), (4.5768, 4.8965, 5.2163)),
+    ),
+)
+
+
+def read_answers(path: Path) -> tuple[Answer, ...]:
+    """Answers of a JSON file: a list of objects with the fields of `Answer`. Raises ValueError if
+    it cannot be read, or is something else."""
+    try:
+        rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        for row in rows:
+            row |= {key: Download(**row[key]) for key in ("picture", "weights") if key in row}
+            if len({len(line) for line in row["values"]}) != 1:
+                raise ValueError("the rows of values differ in length")
+        return tuple(Answer(**row) for row in rows)
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        names = ", ".join(field.name for field in fields(Answer))
+        raise ValueError(
+            f"{path} holds no answers ({error}); expected a JSON list of objects with {names}."
+        ) from error
 
 
 class _Run(NamedTuple):
@@ -38,14 +122,8 @@ class _Run(NamedTuple):
 
 
 def prove(args: argparse.Namespace) -> Iterator[Finding]:
-    """Compare a network with what was published of it.
-
-    Args:
-        args: of ``dpt_doctor``.
-
-    Yields:
-        What was used and found; the last one is the verdict.
-    """
+    """Compare a network with what was published of it, with the arguments of ``dpt_doctor``: what
+    was used and found; the last finding is the verdict."""
     name: str = args.prove
     try:
         answers = read_answers(Path(args.answers)) if args.answers else ANSWERS
@@ -57,13 +135,12 @@ def prove(args: argparse.Namespace) -> Iterator[Finding]:
         cure = "" if isinstance(why, ValueError | OSError) else "dpt_doctor without --prove"
         yield error("verdict", f"not proven: {name} was not run. {why}", cure)
         return
-    results = []
+    named: dict[bool, list[str]] = {True: [], False: []}
     for run in runs:
         finding = _finding(run, name, weights, answer, image)
-        results.append(finding)
+        named[not finding.level].append(finding.name)
         yield finding
-    wrong = ", ".join(result.name for result in results if result.level)
-    right = ", ".join(result.name for result in results if not result.level)
+    right, wrong = (", ".join(names) for names in named.values())
     if wrong:
         yield error(
             "verdict",
@@ -168,11 +245,10 @@ def source_input(image: Any, size: tuple[int, int], resize: str) -> np.ndarray:
 
 def _finding(run: _Run, name: str, weights: Path, answer: Answer | None, image: Any) -> Finding:
     try:
-        with _exact():
-            network = _network(run, name, weights)
-            if answer is None:
-                return _plausible(run, network, image)
-            return _compared(run, network, answer, image)
+        network = _network(run, name, weights)
+        if answer is None:
+            return _plausible(run, network, image)
+        return _compared(run, network, answer, image)
     except (ValueError, OSError, ImportError, RuntimeError) as why:
         return error(str(run), f"It was not run: {why}", "")
 
@@ -186,26 +262,12 @@ def _network(run: _Run, name: str, weights: Path) -> Network:
     from dpt_ros.engine.settings import Settings
     from dpt_ros.model import create_model
 
+    # Products in float32 as such: on a GPU cuDNN shortens them (TF32) by default.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     model = create_model(name, weights)
     device = torch.device(run.device)
     backend = make_backend(model, device, run.precision, Settings(backend=run.backend))
     return Network(model.spec, device, backend)
-
-
-@contextmanager
-def _exact() -> Iterator[None]:
-    """Products in float32 as such: on a GPU cuDNN shortens them (TF32) by default."""
-    import torch
-
-    flags: Any = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [flag.allow_tf32 for flag in flags]
-    try:
-        for flag in flags:
-            flag.allow_tf32 = False
-        yield
-    finally:
-        for flag, value in zip(flags, before, strict=True):
-            flag.allow_tf32 = value
 
 
 def _output(network: Network, image: Any, size: tuple[int, int], resize: str) -> dict[str, Any]:

@@ -30,10 +30,9 @@ def check_system(machine: Machine) -> Iterator[Finding]:
     """All checks of this file; they import nothing of others."""
     yield _package()
     yield Finding("Python", f"{platform.python_version()}, {sys.executable}")
-    try:
+    name = platform.system()
+    with suppress(OSError, KeyError):
         name = platform.freedesktop_os_release()["PRETTY_NAME"]
-    except (OSError, KeyError):
-        name = platform.system()
     yield Finding("system", f"{name}, kernel {platform.release()}, {platform.machine()}")
     yield _cpu(machine)
     yield _memory(machine)
@@ -56,14 +55,10 @@ def _package() -> Finding:
 
 
 def _cpu(machine: Machine) -> Finding:
-    model, flags = platform.machine(), set[str]()
-    for line in machine.read("cpuinfo").splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == "model name":
-            model = value.strip()
-        elif key.strip() in ("flags", "Features"):
-            flags = set(value.split())
-            break
+    lines = [line.partition(":") for line in machine.read("cpuinfo").splitlines()]
+    facts = {key.strip(): value.strip() for key, _, value in reversed(lines)}  # of the first core
+    model = facts.get("model name", platform.machine())
+    flags = set(facts.get("flags", facts.get("Features", "")).split())
     has = [name for name in _CPU_FEATURES if name in flags]
     bf16 = "fast" if {"avx512_bf16", "amx_bf16", "bf16"} & flags else "emulated, slower than fp32"
     cores = len(os.sched_getaffinity(0))

@@ -49,13 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--root", type=Path, metavar="DIR", help="folder of the dataset, except for the world")
     add("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     add("--split", choices=("test", "train"), default="test", help="default: test")
-    add(
-        "--set",
-        nargs="+",
-        default=[],
-        metavar="NAME=VALUE",
-        help="options of the dataset, see docs/evaluation.md",
-    )
+    add("--set", nargs="+", default=[], metavar="NAME=VALUE",
+        help="options of the dataset, see docs/evaluation.md")  # fmt: skip
     add("--depth-network", metavar="NAME", help="name of a network; default for the world: "
         f"{EMBEDDED_NAME}")  # fmt: skip
     add("--depth-weights", metavar="WEIGHTS", help="a file, download or random; default: the "
@@ -71,9 +66,8 @@ def _parser() -> argparse.ArgumentParser:
         help="show the N best and the N worst images (default: 4)")  # fmt: skip
     add("--device", default="auto",
         help="auto (the GPU if there is one), cpu, cuda or cuda:N (default: auto)")  # fmt: skip
-    add(
-        "--threads", type=int, default=os.cpu_count() or 1, help="CPU threads (default: all cores)"
-    )
+    cores = os.cpu_count() or 1
+    add("--threads", type=int, default=cores, help="CPU threads (default: all cores)")
     return parser
 
 
@@ -110,10 +104,8 @@ def _argument_error(args: argparse.Namespace) -> str | None:
     for option, weights in (("depth", args.depth_weights), ("label", args.label_weights)):
         named = weights in (None, "download", "random")
         if not named and not Path(weights).expanduser().is_file():
-            return (
-                f"--{option}-weights: the file {weights} does not exist. Give a file, download or"
-                " random."
-            )
+            missing = f"--{option}-weights: the file {weights} does not exist."
+            return f"{missing} Give a file, download or random."
     return None
 
 

@@ -12,14 +12,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from dpt_ros.apps.evaluate import protocols
 from dpt_ros.apps.evaluate.page import VIDEO_TITLE, dataset_colors, notes_of, page, table_rows
-from dpt_ros.apps.evaluate.protocols import (
-    NAMES,
-    PROTOCOLS,
-    ArgumentError,
-    Protocol,
-    find_protocol,
-)
+from dpt_ros.apps.evaluate.protocols import ArgumentError, Protocol, find_protocol
 from dpt_ros.apps.evaluate.run import Result, evaluate
 from dpt_ros.apps.evaluate.videos import Videos
 from dpt_ros.apps.report import environment, table, write_json
@@ -80,23 +75,19 @@ def _run(args: argparse.Namespace) -> None:
     plan = make_plan(args.dataset, depth, labels, args.protocol)
     args.out.mkdir(parents=True, exist_ok=True)
     class_names = dataset.class_names or ()
-    videos = None
-    if isinstance(whole, WorldDataset) and whole.video:
-        videos = Videos(class_names)
+    videos = Videos(class_names) if isinstance(whole, WorldDataset) and whole.video else None
     with tqdm(total=len(dataset), unit="image", desc=args.dataset, disable=None) as bar:
         results = evaluate(dataset, plan, args.pictures, bar.update, videos)
     temporal = videos.result() if videos is not None else {}
     machine = environment()
     options = "".join(f", {option}" for option in args.set)
     facts = [f"{args.dataset} {args.split}, {len(dataset)} of {len(whole)} samples{options}"]
-    for model, protocols in plan:
+    for model, own in plan:
         weights = args.depth_weights if model is depth else args.label_weights
-        kinds = " and ".join(protocol.kind for protocol in protocols)
-        facts.append(
-            f"{model.spec.name}, weights: {weights or 'cached or shipped'}, protocol: {kinds}"
-        )
-    facts += dataset.notes
-    facts.append(f"{machine['date']}, {device}, {machine['cpu']}")
+        kinds = " and ".join(protocol.kind for protocol in own)
+        weights = weights or "cached or shipped"
+        facts.append(f"{model.spec.name}, weights: {weights}, protocol: {kinds}")
+    facts += [*dataset.notes, f"{machine['date']}, {device}, {machine['cpu']}"]
     _print(results, temporal)
     content = {"facts": facts, "environment": machine, "videos": temporal}
     write_json(args.out / "results.json", content | {"parts": [_as_json(r) for r in results]})
@@ -115,8 +106,7 @@ def _network(name: str | None, weights: str | None, device: torch.device) -> DPT
 def _print(results: Sequence[Result], temporal: dict[str, dict[str, float]]) -> None:
     for result in results:
         header, rows, _ = table_rows(result)
-        protocol = result.protocol
-        print(f"\n{protocol.dataset}, {protocol.kind}, {result.images} images")
+        print(f"\n{result.protocol.dataset}, {result.protocol.kind}, {result.images} images")
         print(table(header, rows))
         for note in notes_of(result):
             print(note)
@@ -124,7 +114,7 @@ def _print(results: Sequence[Result], temporal: dict[str, dict[str, float]]) -> 
         names = list(next(iter(temporal.values())))
         values = [[video, *map(found.get, names)] for video, found in temporal.items()]
         print(f"\n{VIDEO_TITLE}")
-        print(table(["video", *(NAMES[n] for n in names)], values))
+        print(table(["video", *(protocols.NAMES[n] for n in names)], values))
 
 
 def _as_json(result: Result) -> dict[str, Any]:
@@ -147,18 +137,13 @@ def _as_json(result: Result) -> dict[str, Any]:
 
 
 def make_plan(dataset: str, depth: DPT | None, labels: DPT | None, protocol: str) -> Plan:
-    """Which protocols each network is evaluated by.
-
-    Args:
-        dataset: its name.
-        depth: the network for depth; also for labels if ``labels`` is None and it predicts them.
-        labels: the network for labels.
-        protocol: "auto", "metric" or "zero-shot".
+    """Which protocols each network is evaluated by: the one for ``depth``, also for labels if it
+    predicts them and there is none for ``labels``. ``protocol``: "auto", "metric" or "zero-shot".
 
     Raises:
         ArgumentError: a network, the protocol and the dataset do not go together.
     """
-    kinds = {p.kind for p in PROTOCOLS if p.dataset == dataset}
+    kinds = {p.kind for p in protocols.PROTOCOLS if p.dataset == dataset}
     plan: Plan = []
     if depth is not None:
         name, chosen = depth.spec.name, []

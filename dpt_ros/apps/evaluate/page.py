@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 from collections.abc import Sequence
 from html import escape
 
@@ -75,16 +76,8 @@ def page(
     colors: np.ndarray,
     class_names: Sequence[str],
 ) -> str:
-    """A self-contained HTML page.
-
-    Args:
-        title: of the page.
-        facts: lines below it.
-        results: of all protocols.
-        videos: temporal metrics by video, may be empty.
-        colors: (256, 3) uint8, palette of the dataset's classes.
-        class_names: of the dataset, may be empty.
-    """
+    """A self-contained HTML page: the title, ``facts`` as lines below it, the results of all
+    protocols, temporal metrics by video; ``colors``: (256, 3) uint8, of the dataset's classes."""
     body = [f"<h1>{escape(title)}</h1>", *(f"<div class=note>{escape(f)}</div>" for f in facts)]
     for result in results:
         body += _section(result, colors)
@@ -113,19 +106,15 @@ def _section(result: Result, colors: np.ndarray) -> list[str]:
         "labels": "class labels",
     }[protocol.kind]
     body = [f"<h2>{escape(protocol.dataset)}: {what}, {result.images} images</h2>"]
-    header, rows, kinds = table_rows(result)
-    body.append(_table(header, rows, kinds))
-    for note in notes_of(result):
-        body.append(f"<div class=note>{escape(note)}</div>")
+    body.append(_table(*table_rows(result)))
+    body += [f"<div class=note>{escape(note)}</div>" for note in notes_of(result)]
     if result.classes:
         found = {name: cell("iou", value) for name, value in result.classes.items()}
-        items = "".join(
-            f"<div>{escape(name)} <b>{text}</b></div>"
-            for name, text in found.items()
-            if text != "-"
-        )
-        body.append(f"<h3>IoU by class</h3><div class=classes>{items}</div>")
-    if protocol.kind != "labels" and (result.worst or result.best):
+        shown = [
+            f"<div>{escape(n)} <b>{text}</b></div>" for n, text in found.items() if text != "-"
+        ]
+        body.append(f"<h3>IoU by class</h3><div class=classes>{''.join(shown)}</div>")
+    if protocol.kind in ("metric", "zero-shot") and (result.worst or result.best):
         body.append(_ramps(protocol))
     for words, group in (("Worst", result.worst), ("Best", result.best)):
         if group:
@@ -207,16 +196,13 @@ def _error_color(error: np.ndarray) -> np.ndarray:
 def _thicker(image: np.ndarray, known: np.ndarray) -> np.ndarray:
     """The (H, W, 3) image with each known pixel three pixels wide and high."""
     thick = image.copy()
-    for dy in (-1, 0, 1):
-        for dx in (-1, 0, 1):
-            moved = np.roll(known, (dy, dx), (0, 1)) & ~known
-            thick[moved] = np.roll(image, (dy, dx), (0, 1))[moved]
+    for step in itertools.product((-1, 0, 1), repeat=2):
+        moved = np.roll(known, step, (0, 1)) & ~known
+        thick[moved] = np.roll(image, step, (0, 1))[moved]
     return thick
 
 
 def _ramps(protocol: Protocol) -> str:
-    if protocol.kind == "order":
-        return ""
     steps = np.linspace(0, 1, 180, dtype=np.float32)[None].repeat(12, 0)
     depth = depth_to_color(steps * protocol.far, protocol.far)
     error = _error_color(steps * WRONG)

@@ -10,8 +10,8 @@ Lasinger, Hafner, Schindler, Koltun: Towards Robust Monocular Depth Estimation, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 NAMES = {
     "abs_rel": "AbsRel", "rmse": "RMSE [m]", "rmse_log": "RMSE log", "log10": "log10",
@@ -29,15 +29,9 @@ class ArgumentError(ValueError):
     """The networks, the protocol and the dataset do not go together: wrong arguments."""
 
 
-@dataclass(frozen=True)
-class Published:
-    """A row of a table of a paper.
-
-    Args:
-        method: its name in the table.
-        values: by measure, in the units of ``NAMES``.
-        networks: names of ``list_models()`` that are this method.
-    """
+class Published(NamedTuple):
+    """A row of a table of a paper: the method, its values by measure in the units of ``NAMES``,
+    and the names of ``list_models()`` that are this method."""
 
     method: str
     values: Mapping[str, float]
@@ -46,46 +40,30 @@ class Published:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How predictions for one kind of ground truth of a dataset are evaluated.
-
-    Args:
-        dataset: its name.
-        kind: "zero-shot" (depth after a fit to each image), "metric", "order" (pairs of points)
-            or "labels".
-        measures: in the order of the table.
-        rank: the measure that orders images from good to bad.
-        low, high: metres, both exclusive; pixels with a true depth outside are ignored.
-        cap: metres, the largest depth of an aligned prediction.
-        crop: of ``metrics.depth.crop_mask``.
-        kb_crop: predict and evaluate only the bottom centre 352 x 1216 of KITTI's images.
-        far: metres, upper end of the colour map of depth.
-        table: source of the published numbers, "" if there are none.
-        published: rows of that table.
-        images: number of images of the published evaluation; 0 if unknown.
-        variant: variant of the dataset there; "" if there is only one.
-        differs: known differences from the published evaluation.
-    """
+    """How predictions for one kind of ground truth of a dataset are evaluated."""
 
     dataset: str
+    # "zero-shot" (depth after a fit to each image), "metric", "order" (pairs of points), "labels"
     kind: str
-    measures: tuple[str, ...]
-    rank: str
+    measures: tuple[str, ...]  # in the order of the table
+    rank: str  # the measure that orders images from good to bad
+    # Metres, both exclusive; pixels with a true depth outside are ignored.
     low: float = 0.0
     high: float = float("inf")
-    cap: float = float("inf")
-    crop: str = ""
-    kb_crop: bool = False
-    far: float = 15.0
-    table: str = ""
-    published: tuple[Published, ...] = ()
-    images: int = 0
-    variant: str = ""
-    differs: tuple[str, ...] = ()
+    cap: float = float("inf")  # metres, the largest depth of an aligned prediction
+    crop: str = ""  # of ``metrics.depth.crop_mask``
+    kb_crop: bool = False  # predict and evaluate only KITTI's bottom centre 352 x 1216
+    far: float = 15.0  # metres, upper end of the colour map of depth
+    table: str = ""  # source of the published numbers, "" if there are none
+    published: tuple[Published, ...] = ()  # rows of that table
+    images: int = 0  # of the published evaluation; 0 if unknown
+    variant: str = ""  # of the dataset there; "" if there is only one
+    differs: tuple[str, ...] = ()  # known differences from the published evaluation
 
     def differences(self, images: int, variant: str = "") -> tuple[str, ...]:
         """Differences of a run on ``images`` images of a variant of the dataset from the published
         evaluation."""
-        found: tuple[str, ...] = self.differs
+        found = self.differs
         if self.images and images != self.images:
             found += (f"The paper evaluates {self.images} images, this run {images}.",)
         if self.variant and variant != self.variant:
@@ -120,20 +98,17 @@ def _zero_shot(dataset: str, measure: str, **values: Any) -> Protocol:
     )
     kind = "order" if measure == "whdr" else "zero-shot"
     measures = ("whdr",) if measure == "whdr" else ("abs_rel", "bad")
-    protocol = Protocol(dataset, kind, measures, measure, table=f"{_PAPER} 1")
-    return replace(protocol, published=published, **values)
+    more = {"table": f"{_PAPER} 1", "published": published, **values}
+    return Protocol(dataset, kind, measures, measure, **more)
 
 
 def _rows(measures: tuple[str, ...], *rows: tuple[Any, ...]) -> tuple[Published, ...]:
     """Rows of (method, networks, value, value, ...), None where the paper has no value."""
-    return tuple(
-        Published(
-            method,
-            {m: v for m, v in zip(measures, values, strict=True) if v is not None},
-            networks,
-        )
-        for method, networks, *values in rows
-    )
+
+    def known(values: list[float | None]) -> dict[str, float]:
+        return {m: v for m, v in zip(measures, values, strict=True) if v is not None}
+
+    return tuple(Published(method, known(values), nets) for method, nets, *values in rows)
 
 
 # fmt: off

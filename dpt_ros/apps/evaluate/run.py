@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +16,7 @@ from dpt_ros.apps.evaluate.protocols import HIGHER_IS_BETTER, ArgumentError, Pro
 from dpt_ros.apps.evaluate.videos import Videos
 from dpt_ros.data import class_id_table, class_names
 from dpt_ros.datasets import Dataset, DatasetError, Sample
-from dpt_ros.engine.inference.predict import KITTI_CROP, predict_image
+from dpt_ros.engine.inference.predict import crop, predict_image
 from dpt_ros.engine.input.preprocess import network_input, network_size
 from dpt_ros.metrics.depth import (
     Confusion,
@@ -32,33 +31,25 @@ from dpt_ros.model.dpt import DPT
 from dpt_ros.model.zoo import ModelSpec
 
 _KEPT_WIDTH = 640  # pixels; larger images are kept smaller
+_Three = tuple[np.ndarray, np.ndarray, np.ndarray]  # image, prediction, truth
+_Evaluated = tuple[dict[str, float], np.ndarray, np.ndarray, np.ndarray]  # measures and the three
 
 
 @dataclass(frozen=True)
 class EvaluatedImage:
-    """One image with its prediction as it was evaluated, at most ``_KEPT_WIDTH`` pixels wide.
+    """One image with its prediction as it was evaluated, at most ``_KEPT_WIDTH`` pixels wide."""
 
-    Args:
-        name: of the sample.
-        score: the protocol's ranking measure.
-        rgb: (H, W, 3) uint8.
-        prediction, truth: (H, W), depth in metres (float, NaN unknown) or class ids (uint8); for
-            "order" the prediction is relative inverse depth and the truth the (K, 5) pairs.
-    """
-
-    name: str
-    score: float
-    rgb: np.ndarray
+    name: str  # of the sample
+    score: float  # the protocol's ranking measure
+    rgb: np.ndarray  # (H, W, 3) uint8
+    # (H, W), depth in metres (float, NaN unknown) or class ids (uint8); for "order" the prediction
+    # is relative inverse depth and the truth the (K, 5) pairs
     prediction: np.ndarray
     truth: np.ndarray
 
 
 class Extremes:
-    """Keeps the ``count`` best and worst images.
-
-    Attributes:
-        worst: the worst first.
-    """
+    """Keeps the ``count`` best and worst images; ``worst``: the worst first."""
 
     def __init__(self, count: int, higher_is_better: bool) -> None:
         self._count, self._sign = count, -1.0 if higher_is_better else 1.0
@@ -84,27 +75,17 @@ class Extremes:
 
 @dataclass
 class Result:
-    """The result of one protocol.
-
-    Args:
-        network: its name.
-        measures: means over images, or over all pixels for labels.
-        images: how many were evaluated.
-        variant: of the dataset.
-        rows: per image "name" and its measures.
-        classes: per class intersection over union, NaN where it never occurs.
-        notes: remarks for a reader of the results.
-        worst, best: images.
-    """
+    """The result of one protocol."""
 
     protocol: Protocol
-    network: str
-    measures: dict[str, float]
-    images: int
-    variant: str
-    rows: list[dict[str, Any]]
+    network: str  # its name
+    measures: dict[str, float]  # means over images, or over all pixels for labels
+    images: int  # how many were evaluated
+    variant: str  # of the dataset
+    rows: list[dict[str, Any]]  # per image "name" and its measures
+    # per class intersection over union, NaN where it never occurs
     classes: dict[str, float] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # remarks for a reader of the results
     worst: list[EvaluatedImage] = field(default_factory=list)
     best: list[EvaluatedImage] = field(default_factory=list)
 
@@ -113,62 +94,89 @@ class Result:
         return self.protocol.differences(self.images, self.variant)
 
 
-class Evaluator(ABC):
-    """Evaluates one kind of prediction: ``add`` for every image, then ``result``."""
+class Evaluator:
+    """Evaluates a network by one protocol: ``add`` for every image, then ``result``."""
 
     def __init__(self, protocol: Protocol, spec: ModelSpec, dataset: Dataset, kept: int) -> None:
         self.protocol, self.network, self._variant = protocol, spec.name, dataset.variant
         self.rows: list[dict[str, Any]] = []
         self.notes: tuple[str, ...] = ()
         self.extremes = Extremes(kept, protocol.rank in HIGHER_IS_BETTER)
+        self._names = dataset.class_names or ()
+        self._all = Confusion(len(self._names))
+        self.ids = np.zeros(0, np.uint8)
+        if protocol.kind == "labels":
+            self.ids, self.notes = ids_by_name(spec, self._names)
 
-    @abstractmethod
     def add(self, sample: Sample, prediction: np.ndarray) -> None:
         """Evaluate a prediction of ``predict`` for a sample.
 
         Raises:
             DatasetError: the sample lacks the ground truth that the protocol needs.
         """
-
-    def result(self) -> Result:
-        """Means over the images."""
-        names = self.protocol.measures
-        return self._result({n: finite_mean([row[n] for row in self.rows]) for n in names})
-
-    def _result(
-        self, measures: dict[str, float], classes: dict[str, float] | None = None
-    ) -> Result:
-        evaluated = sum(np.isfinite(row[self.protocol.rank]) for row in self.rows)
-        notes = self.notes
-        if evaluated < len(self.rows):
-            notes += (f"{len(self.rows) - evaluated} images have no ground truth.",)
-        return Result(
-            self.protocol, self.network, measures, int(evaluated), self._variant, self.rows,
-            classes or {}, notes, self.extremes.worst, self.extremes.best(),
-        )  # fmt: skip
-
-    def _keep(
-        self,
-        sample: Sample,
-        values: dict[str, float],
-        rgb: np.ndarray,
-        prediction: np.ndarray,
-        truth: np.ndarray,
-    ) -> None:
+        what, truth, evaluate = {
+            "order": ("pairs of points", sample.pairs, self._order),
+            "labels": ("ground-truth labels", sample.labels, self._labels),
+        }.get(self.protocol.kind, ("ground-truth depth", sample.depth, self._depth))
+        if truth is None:
+            raise DatasetError(f"{sample.name} has no {what} to evaluate {self.network} with.")
+        values, *images = evaluate(sample.rgb, prediction, truth)
         self.rows.append({"name": sample.name} | values)
         score = values[self.protocol.rank]
         shrink = smaller if self.protocol.kind != "order" else smaller_with_pairs
-        self.extremes.add(
-            score, lambda: EvaluatedImage(sample.name, score, *shrink(rgb, prediction, truth))
-        )
+        self.extremes.add(score, lambda: EvaluatedImage(sample.name, score, *shrink(*images)))
 
-    def _missing(self, sample: Sample, what: str) -> DatasetError:
-        return DatasetError(f"{sample.name} has no {what} to evaluate {self.network} with.")
+    def _depth(self, rgb: np.ndarray, prediction: np.ndarray, truth: np.ndarray) -> _Evaluated:
+        """Depth in metres, or relative inverse depth after a fit to each image."""
+        protocol = self.protocol
+        known = crop_mask(truth.shape, protocol.crop)
+        if protocol.kb_crop:
+            rgb, truth, known = crop(rgb), crop(truth), crop(known)
+        known &= np.isfinite(truth) & (truth > protocol.low) & (truth < protocol.high)
+        truth = np.where(known, truth, np.float32(np.nan))
+        if protocol.kind == "metric":
+            values = depth_metrics(prediction, truth, protocol.low, protocol.high)
+        else:
+            prediction = aligned_depth(prediction, truth, known, protocol.cap)
+            values = zero_shot_metrics(prediction, truth, known)
+        del values["pixels"]
+        return values, rgb, prediction, truth
+
+    def _order(self, rgb: np.ndarray, prediction: np.ndarray, pairs: np.ndarray) -> _Evaluated:
+        misses = ordinal_misses(prediction, pairs)
+        values = {"whdr": 100 * finite_mean(misses.tolist()), "pairs": float(len(misses))}
+        return values, rgb, prediction, pairs
+
+    def _labels(self, rgb: np.ndarray, prediction: np.ndarray, truth: np.ndarray) -> _Evaluated:
+        """The network's classes are mapped to the dataset's by name."""
+        labels, one = self.ids[prediction], Confusion(len(self._names))
+        one.add(labels, truth)
+        self._all.counts += one.counts
+        return one.metrics(), rgb, labels, truth
+
+    def result(self) -> Result:
+        """Means over the images; over pairs of points; of labels over all pixels."""
+        kind, rank, classes = self.protocol.kind, self.protocol.rank, dict[str, float]()
+        names = self.protocol.measures
+        if kind == "labels":
+            measures = self._all.metrics()
+            classes = dict(zip(self._names, self._all.iou().tolist(), strict=True))
+        elif kind == "order":
+            pairs = sum(row["pairs"] for row in self.rows)
+            wrong = sum(row["whdr"] * row["pairs"] for row in self.rows if row["pairs"])
+            measures = {"whdr": wrong / pairs if pairs else float("nan")}
+        else:
+            measures = {n: finite_mean([row[n] for row in self.rows]) for n in names}
+        evaluated, notes = int(sum(np.isfinite(row[rank]) for row in self.rows)), self.notes
+        if evaluated < len(self.rows):
+            notes += (f"{len(self.rows) - evaluated} images have no ground truth.",)
+        return Result(
+            self.protocol, self.network, measures, evaluated, self._variant, self.rows, classes,
+            notes, self.extremes.worst, self.extremes.best(),
+        )  # fmt: skip
 
 
-def smaller(
-    rgb: np.ndarray, prediction: np.ndarray, truth: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def smaller(rgb: np.ndarray, prediction: np.ndarray, truth: np.ndarray) -> _Three:
     """The three images at most ``_KEPT_WIDTH`` wide, copied. Of every block of pixels one is
     kept, if possible one with known truth, so that sparse truth stays visible."""
     step = -(-rgb.shape[1] // _KEPT_WIDTH)
@@ -187,78 +195,12 @@ def smaller(
     return small, pick[0], pick[1]
 
 
-def smaller_with_pairs(
-    rgb: np.ndarray, prediction: np.ndarray, pairs: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def smaller_with_pairs(rgb: np.ndarray, prediction: np.ndarray, pairs: np.ndarray) -> _Three:
     """As ``smaller``, with pairs of points instead of a truth."""
     factor = min(_KEPT_WIDTH / rgb.shape[1], 1.0)
     size = (round(rgb.shape[1] * factor), max(round(rgb.shape[0] * factor), 1))
     images = [cv2.resize(i, size, interpolation=cv2.INTER_AREA) for i in (rgb, prediction)]
     return images[0], images[1], pairs * [factor, factor, factor, factor, 1]
-
-
-class DepthEvaluator(Evaluator):
-    """Depth in metres, or relative inverse depth after a fit to each image."""
-
-    def add(self, sample: Sample, prediction: np.ndarray) -> None:
-        protocol = self.protocol
-        if sample.depth is None:
-            raise self._missing(sample, "ground-truth depth")
-        rgb, truth = sample.rgb, sample.depth
-        known = crop_mask(truth.shape, protocol.crop)
-        if protocol.kb_crop:
-            window = kb_window(rgb)
-            rgb, truth, known = rgb[window], truth[window], known[window]
-        known &= np.isfinite(truth) & (truth > protocol.low) & (truth < protocol.high)
-        truth = np.where(known, truth, np.float32(np.nan))
-        if protocol.kind == "metric":
-            values = depth_metrics(prediction, truth, protocol.low, protocol.high)
-            depth = prediction
-        else:
-            depth = aligned_depth(prediction, truth, known, protocol.cap)
-            values = zero_shot_metrics(depth, truth, known)
-        del values["pixels"]
-        self._keep(sample, values, rgb, depth, truth)
-
-
-class OrderEvaluator(Evaluator):
-    """Pairs of points; the mean is over pairs."""
-
-    def add(self, sample: Sample, prediction: np.ndarray) -> None:
-        if sample.pairs is None:
-            raise self._missing(sample, "pairs of points")
-        misses = ordinal_misses(prediction, sample.pairs)
-        values = {"whdr": 100 * finite_mean(misses.tolist()), "pairs": float(len(misses))}
-        self._keep(sample, values, sample.rgb, prediction, sample.pairs)
-
-    def result(self) -> Result:
-        pairs = sum(row["pairs"] for row in self.rows)
-        wrong = sum(row["whdr"] * row["pairs"] for row in self.rows if row["pairs"])
-        return self._result({"whdr": wrong / pairs if pairs else float("nan")})
-
-
-class LabelEvaluator(Evaluator):
-    """Class labels, pooled over all pixels; the network's classes are mapped to the dataset's by
-    name."""
-
-    def __init__(self, protocol: Protocol, spec: ModelSpec, dataset: Dataset, kept: int) -> None:
-        super().__init__(protocol, spec, dataset, kept)
-        self._names = dataset.class_names or ()
-        self.ids, self.notes = ids_by_name(spec, self._names)
-        self._all = Confusion(len(self._names))
-
-    def add(self, sample: Sample, prediction: np.ndarray) -> None:
-        if sample.labels is None:
-            raise self._missing(sample, "ground-truth labels")
-        labels = self.ids[prediction]
-        one = Confusion(len(self._names))
-        one.add(labels, sample.labels)
-        self._all.counts += one.counts
-        self._keep(sample, one.metrics(), sample.rgb, labels, sample.labels)
-
-    def result(self) -> Result:
-        classes = dict(zip(self._names, self._all.iou().tolist(), strict=True))
-        return self._result(self._all.metrics(), classes)
 
 
 def ids_by_name(spec: ModelSpec, names: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -285,59 +227,25 @@ def ids_by_name(spec: ModelSpec, names: Sequence[str]) -> tuple[np.ndarray, tupl
     return class_id_table(own, names), (note,) if missing else ()
 
 
-EVALUATORS: dict[str, Callable[[Protocol, ModelSpec, Dataset, int], Evaluator]] = {
-    "metric": DepthEvaluator,
-    "zero-shot": DepthEvaluator,
-    "order": OrderEvaluator,
-    "labels": LabelEvaluator,
-}
-
-
-def kb_window(rgb: np.ndarray) -> tuple[slice, slice]:
-    """Rows and columns of KITTI's benchmark crop: bottom, centre.
-
-    Raises:
-        DatasetError: the image is smaller.
-    """
-    height, width = KITTI_CROP
-    if rgb.shape[0] < height or rgb.shape[1] < width:
-        raise DatasetError(
-            f"An image of KITTI has at least {width}x{height} pixels, but this one has "
-            f"{rgb.shape[1]}x{rgb.shape[0]}."
-        )
-    left = (rgb.shape[1] - width) // 2
-    return slice(rgb.shape[0] - height, rgb.shape[0]), slice(left, left + width)
-
-
 def predict(
     model: DPT, rgb: np.ndarray, kinds: Sequence[str], kb_crop: bool = False
 ) -> dict[str, np.ndarray]:
-    """The predictions that protocols evaluate, by the kind of the protocol.
-
-    Args:
-        model: on its device.
-        rgb: (H, W, 3) uint8.
-        kinds: of the protocols.
-        kb_crop: predict KITTI's benchmark crop only.
-
-    Returns:
-        "metric": (H, W) float32, metres; "zero-shot" and "order": (H, W) float32, relative inverse
-        depth; "labels": (H, W) uint8.
-    """
+    """The predictions for an image (H, W, 3) uint8 that protocols evaluate, by their kind:
+    "metric": (H, W) float32, metres; "zero-shot" and "order": (H, W) float32, relative inverse
+    depth; "labels": (H, W) uint8. ``kb_crop``: predict KITTI's benchmark crop only."""
     if kb_crop:
-        rgb = np.ascontiguousarray(rgb[kb_window(rgb)])
-    depth_kinds = [kind for kind in kinds if kind != "labels"]
+        rgb = np.ascontiguousarray(crop(rgb))
     found: dict[str, np.ndarray] = {}
-    if depth_kinds and not model.metric:
-        found = dict.fromkeys(depth_kinds, _relative(model, rgb))
-    if len(found) == len(kinds):
-        return found
-    outputs = predict_image(model, rgb)
-    if "labels" in kinds:
-        found["labels"] = outputs["labels"]
-    for kind in depth_kinds if model.metric else ():
-        depth = outputs["depth"]
-        found[kind] = depth if kind == "metric" else 1 / np.maximum(depth, 1e-3)
+    if not model.metric:
+        depth_kinds = [kind for kind in kinds if kind != "labels"]
+        found = dict.fromkeys(depth_kinds, _relative(model, rgb)) if depth_kinds else {}
+    outputs = predict_image(model, rgb) if len(found) < len(kinds) else {}
+    for kind in kinds:
+        if kind == "labels":
+            found[kind] = outputs["labels"]
+        elif model.metric:
+            depth = outputs["depth"]
+            found[kind] = depth if kind == "metric" else 1 / np.maximum(depth, 1e-3)
     return found
 
 
@@ -361,7 +269,8 @@ def evaluate(
     progress: Callable[[], object] = lambda: None,
     videos: Videos | None = None,
 ) -> list[Result]:
-    """Evaluate networks on all samples of a dataset.
+    """Evaluate networks on all samples of a dataset: one result per protocol, in the order of the
+    plan.
 
     Args:
         dataset: read once, in order.
@@ -370,15 +279,12 @@ def evaluate(
         progress: called after every sample.
         videos: gets every sample and its predictions, with the dataset's class ids.
 
-    Returns:
-        one result per protocol, in the order of the plan.
-
     Raises:
         DatasetError: a sample cannot be read or lacks the ground truth.
         ArgumentError: a network and the dataset do not go together.
     """
     evaluators = [
-        [EVALUATORS[protocol.kind](protocol, model.spec, dataset, kept) for protocol in protocols]
+        [Evaluator(protocol, model.spec, dataset, kept) for protocol in protocols]
         for model, protocols in plan
     ]
     for index in range(len(dataset)):
@@ -386,12 +292,12 @@ def evaluate(
         predictions: dict[str, np.ndarray] = {}
         for (model, protocols), group in zip(plan, evaluators, strict=True):
             kinds = [protocol.kind for protocol in protocols]
-            crop = any(protocol.kb_crop for protocol in protocols)
-            predictions |= predict(model, sample.rgb, kinds, crop)
+            cropped = any(protocol.kb_crop for protocol in protocols)
+            predictions |= predict(model, sample.rgb, kinds, cropped)
             for evaluator in group:
                 kind = evaluator.protocol.kind
                 evaluator.add(sample, predictions[kind])
-                if isinstance(evaluator, LabelEvaluator):
+                if kind == "labels":
                     predictions[kind] = evaluator.ids[predictions[kind]]
         if videos is not None:
             videos.add(sample, predictions)

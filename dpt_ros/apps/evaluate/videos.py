@@ -9,7 +9,7 @@ import numpy as np
 
 from dpt_ros.datasets import DatasetError, Sample
 from dpt_ros.metrics.depth import fit_scale_and_shift
-from dpt_ros.metrics.temporal import DepthStability, LabelStability, Reference, Tracker
+from dpt_ros.metrics.temporal import DepthStability, LabelStability, Tracker
 
 DEPTH_MEASURES = ("tepe", "tae", "opw", "rtc", "edge", "ghost", "miss")
 LABEL_MEASURES = ("tc", "vc8", "vc16", "mover_iou", "ghost_label")
@@ -31,10 +31,9 @@ class Videos:
         self._movers = [self._names.index(name) + 1 for name in _MOVERS if name in self._names]
         self._sequence = ""
         self._results: dict[str, dict[str, float]] = {}
-        self._start()
 
-    def _start(self) -> None:
-        self._tracker = Tracker()
+    def _start(self, sequence: str) -> None:
+        self._sequence, self._tracker = sequence, Tracker()
         self._depth: DepthStability | None = None
         self._labels: LabelStability | None = None
         self._fit: tuple[float, float] | None = None
@@ -57,10 +56,16 @@ class Videos:
             )
         if sample.sequence != self._sequence:
             self.result()
-            self._start()
-            self._sequence = sample.sequence
+            self._start(sample.sequence)
         reference = self._tracker.update(sample.truth)
-        inverse = self._inverse(reference, predictions)
+        inverse = None
+        if "metric" in predictions:
+            inverse = 1 / np.maximum(predictions["metric"], 1e-3)
+        elif "zero-shot" in predictions:
+            relative = predictions["zero-shot"]
+            if self._fit is None:
+                self._fit = fit_scale_and_shift(relative, reference.inverse, reference.known)
+            inverse = self._fit[0] * relative + self._fit[1]
         if inverse is not None:
             self._depth = self._depth or DepthStability(stride=2)
             self._depth.update(reference, inverse.astype(np.float32))
@@ -68,28 +73,12 @@ class Videos:
             self._labels = self._labels or LabelStability(len(self._names), self._movers)
             self._labels.update(reference, predictions["labels"])
 
-    def _inverse(
-        self, reference: Reference, predictions: Mapping[str, np.ndarray]
-    ) -> np.ndarray | None:
-        """(H, W) predicted inverse depth, 1/m; None without a depth prediction."""
-        if "metric" in predictions:
-            return 1 / np.maximum(predictions["metric"], 1e-3)
-        if "zero-shot" not in predictions:
-            return None
-        relative = predictions["zero-shot"]
-        if self._fit is None:
-            self._fit = fit_scale_and_shift(relative, reference.inverse, reference.known)
-        return self._fit[0] * relative + self._fit[1]
-
     def result(self) -> dict[str, dict[str, float]]:
         """By name of the video its measures, named as in ``metrics.temporal``."""
-        measures: dict[str, float] = {}
-        if self._depth is not None:
-            found = self._depth.result()
-            measures |= {name: found[name] for name in DEPTH_MEASURES}
-        if self._labels is not None:
-            found = self._labels.result()
-            measures |= {name: found[name] for name in LABEL_MEASURES}
         if self._sequence:
+            depth = self._depth.result() if self._depth else {}
+            labels = self._labels.result() if self._labels else {}
+            measures = {name: depth[name] for name in DEPTH_MEASURES if depth}
+            measures |= {name: labels[name] for name in LABEL_MEASURES if labels}
             self._results[self._sequence] = measures
         return self._results

@@ -16,16 +16,8 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 
-from dpt_ros.apps.status.table import (
-    UNKNOWN,
-    Status,
-    as_json,
-    in_namespace,
-    of_dpt,
-    statuses_of,
-    table,
-    worst,
-)
+from dpt_ros.apps.status import table
+from dpt_ros.apps.status.table import UNKNOWN, Status, worst
 from dpt_ros.ros.command_line import rclpy_message
 
 _SETTLE = 1.2  # seconds after the first report, in which the other nodes report, too
@@ -35,15 +27,8 @@ _REPEAT = 10.0  # seconds between warnings
 
 
 def show(args: argparse.Namespace, ros_args: Sequence[str]) -> int:
-    """Show the state of the nodes, once or until Ctrl-C.
-
-    Args:
-        args: of ``dpt_status``.
-        ros_args: further ROS arguments, with --ros-args.
-
-    Returns:
-        The exit code of ``dpt_status``.
-    """
+    """Show the state of the nodes, once or until Ctrl-C: the exit code of ``dpt_status``, with its
+    arguments and further ones of ROS, with --ros-args."""
     try:
         rclpy.init(args=list(ros_args))
     except RuntimeError as error:
@@ -77,9 +62,9 @@ class _Reports:
         ).topic_name
 
     def _receive(self, msg: DiagnosticArray) -> None:
-        statuses = statuses_of(msg)
-        shown = [s for s in statuses if in_namespace(s, self._namespace)]
-        if not shown or not (self._every or of_dpt(statuses)):
+        statuses = table.statuses_of(msg)
+        shown = [s for s in statuses if table.in_namespace(s, self._namespace)]
+        if not shown or not (self._every or table.of_dpt(statuses)):
             self._others |= {status.name for status in statuses}
             return
         self._newest[shown[0].node or shown[0].name] = time.monotonic(), shown
@@ -155,10 +140,10 @@ def _follow(reports: _Reports, args: argparse.Namespace) -> int:
 def _print(reports: _Reports, args: argparse.Namespace) -> None:
     statuses = reports.statuses()
     if args.json:
-        print(json.dumps(as_json(reports.stamp, statuses)), flush=True)
+        print(json.dumps(table.as_json(reports.stamp, statuses)), flush=True)
     else:
         color = sys.stdout.isatty() and _has_colors()
-        text = table(statuses, color, shutil.get_terminal_size().columns)
+        text = table.table(statuses, color, shutil.get_terminal_size().columns)
         print(text, end="\n" if args.once else "\n\n", flush=True)
 
 
@@ -167,7 +152,7 @@ def _draw(reports: _Reports, args: argparse.Namespace, silent: bool) -> None:
     size = shutil.get_terminal_size()
     lines = [f"dpt_status  {time.strftime('%H:%M:%S')}  Press Ctrl-C to quit.", ""]
     if statuses := reports.statuses():
-        lines += table(statuses, _has_colors(), size.columns).splitlines()
+        lines += table.table(statuses, _has_colors(), size.columns).splitlines()
     else:
         lines.append(reports.silence(args.timeout) if silent else "Waiting for a dpt_ros node ...")
     if len(lines) > size.lines - 1:

@@ -78,22 +78,16 @@ def as_json(stamp: float, statuses: Sequence[Status]) -> dict[str, Any]:
 
 
 def table(statuses: Sequence[Status], color: bool, width: int) -> str:
-    """One line per status, then the values: a row per name, a column per part of each node.
-
-    Args:
-        statuses: of all nodes.
-        color: whether the levels are coloured with escape sequences.
-        width: columns of the terminal.
-    """
+    """One line per status, then the values: a row per name, a column per part of each node; levels
+    with a ``color`` by escape sequences, in ``width`` columns of the terminal."""
     lines = []
+    indent = " " * 7
+    wrapper = textwrap.TextWrapper(max(width, 27), indent, indent)
     for status in statuses:
         level = f"{status.level_name:<5}"
         if color and status.level < len(_COLORS):
             level = f"\x1b[1;{_COLORS[status.level]}m{level}\x1b[0m"
-        text = textwrap.fill(
-            f"{status.name}  {status.message}", max(width, 27), subsequent_indent=" " * 7,
-            initial_indent=" " * 7,
-        )  # fmt: skip
+        text = wrapper.fill(f"{status.name}  {status.message}")
         lines.append(f"{level}  {text[7:]}")
     for node in dict.fromkeys(status.node or status.name for status in statuses):
         parts = [s for s in statuses if (s.node or s.name) == node and s.values]

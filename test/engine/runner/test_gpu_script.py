@@ -39,7 +39,7 @@ def test_all_steps_of_scripts_gpu_run_on_a_cpu_in_small(tmp_path):
 
 STEPS = """
 import os, time
-from dpt_ros.apps.bench.network.child_process import emit
+from dpt_ros.apps.child_process import emit
 from helpers.places import ROOT
 
 def wrong(small, out):

@@ -8,7 +8,7 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from importlib.util import find_spec
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dpt_ros.apps.bench.arguments import CPU_ARMS, CPU_METHOD, cpu_parser
+from dpt_ros.apps.bench import CPU_ARMS, CPU_METHOD
+from dpt_ros.apps.bench.network.engine_row import compare
 from dpt_ros.apps.bench.network.roofline import count_work
 from dpt_ros.apps.report import CpuWatch, introduce, summarize, table, write_json
 from dpt_ros.engine.export.network import export_network
@@ -28,19 +29,19 @@ from dpt_ros.engine.inference.gpu_modules import fuse
 from dpt_ros.engine.inference.network import Network
 from dpt_ros.engine.loading import make_backend
 from dpt_ros.engine.settings import Settings
+from dpt_ros.metrics.depth import finite_mean
 from dpt_ros.model import DPT, ModelSpec, create_model
 
 REFERENCE = CPU_ARMS[0]
 
 
-def main(argv: Sequence[str]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Measure, count, print."""
-    args = cpu_parser().parse_args(argv)
     args.threads = args.threads or torch.get_num_threads()
     torch.set_num_threads(args.threads)
     about = introduce(CPU_METHOD)
     rows, conditions = _measure(args)
-    title = f"{args.network} {args.size}, {args.threads} threads"
+    title = f"{args.network} {args.size[0]}x{args.size[1]}, {args.threads} threads"
     print(f"{title}: {conditions}\n")
     header = ("arm", "p50 (ms)", "max (ms)", "speed-up", "AbsRel to the first")
     cells = []
@@ -58,24 +59,22 @@ def main(argv: Sequence[str]) -> int:
 
 def _measure(args: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
     """A row per arm, in milliseconds, and under which conditions."""
-    height, width = (int(side) for side in args.size.split("x"))
-    images = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(1))
+    images = torch.randn(1, 3, *args.size, generator=torch.Generator().manual_seed(1))
     calls: dict[str, Callable[[], Tensor]] = {}
     errors: dict[str, float] = {}
-    expected: Tensor | None = None
+    expected: dict[str, Tensor] = {}
     for name in args.arms:
         needed = next((package for word, package in _NEEDED.items() if word in name), None)
         if needed and not find_spec(needed):
             print(f"{name}: not installed (pip install {needed})")
             continue
         start = time.perf_counter()
-        calls[name] = run = _ARMS[name](args, images)
-        run()
-        depth = run().double()
+        calls[name] = call = _ARMS[name](args, images)
+        call()
+        found = {"depth": call()}
         print(f"{name}: ready after {time.perf_counter() - start:.1f} s", flush=True)
-        expected = depth if expected is None else expected
-        scale = expected.abs().clamp(min=1e-3 * float(expected.abs().max()))
-        errors[name] = float(((depth - expected).abs() / scale).mean())
+        expected = expected or found
+        errors[name] = compare(found, expected).get("AbsRel", float("nan"))
     times, discarded, load = quiet_rounds(calls, args.rounds, args.load, args.seconds)
     kept = len(next(iter(times.values())))
     rows = []
@@ -83,10 +82,8 @@ def _measure(args: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
         speedup = ratio(times, REFERENCE, name) if kept and REFERENCE in times else float("nan")
         summary = asdict(summarize(values * 1e3))
         rows.append({"arm": name, "time": summary, "speedup": speedup, "error": errors[name]})
-    return (
-        rows,
-        f"{kept} rounds kept, {discarded} discarded, load of others {load:.0%} in those kept",
-    )
+    said = f"{kept} rounds kept, {discarded} discarded, load of others {load:.0%} in those kept"
+    return rows, said
 
 
 def quiet_rounds(
@@ -101,11 +98,10 @@ def quiet_rounds(
         (rounds,) float64 seconds per arm of the quiet rounds, how many rounds were discarded, and
         the mean load of others in those that count.
     """
-    order = random.Random(0)
+    order, end = random.Random(0), time.monotonic() + seconds
     kept: list[dict[str, float]] = []
     loads: list[float] = []
     discarded = 0
-    end = time.monotonic() + seconds
     with tqdm(total=rounds, desc="quiet rounds", leave=False, disable=None) as bar:
         while len(kept) < rounds and time.monotonic() < end:
             watch, times = CpuWatch({"own": os.getpid()}), {}
@@ -121,7 +117,7 @@ def quiet_rounds(
             loads.append(load)
             bar.update()
     result = {name: np.array([times[name] for times in kept]) for name in arms}
-    return result, discarded, float(np.mean(loads)) if loads else float("nan")
+    return result, discarded, finite_mean(loads)
 
 
 def ratio(times: Mapping[str, np.ndarray], slow: str, fast: str) -> float:
@@ -199,6 +195,6 @@ def network_counts(name: str, size: tuple[int, int] = (384, 384)) -> dict[str, i
         if change is not None:
             change(model)
         work = count_work(partial(model, images))
-        counts[f"ATen operations, {step}"] = work.operations
-        counts[f"GFLOP, {step}"] = round(work.flops / 1e9)
+        counts[f"ATen operations, {step}"] = work.by_name.total()
+        counts[f"GFLOP, {step}"] = round(sum(flops for flops, _ in work.heavy) / 1e9)
     return counts

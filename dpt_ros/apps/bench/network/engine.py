@@ -4,18 +4,20 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dpt_ros.apps.bench.arguments import ENGINE_METHOD, engine_parser
-from dpt_ros.apps.bench.network.arms import OURS, REFERENCE, Case
-from dpt_ros.apps.bench.network.child_process import Failed, rows
-from dpt_ros.apps.bench.network.roofline import network_work
+from dpt_ros.apps.bench import ENGINE_METHOD
+from dpt_ros.apps.bench.network.engine_row import OURS, REFERENCE, Case, Row
+from dpt_ros.apps.bench.network.roofline import count_work
+from dpt_ros.apps.child_process import Failed, rows
 from dpt_ros.apps.report import GpuWatch, introduce, json_line, table
 from dpt_ros.model import create_model
 from dpt_ros.model.zoo import EMBEDDED_NAME
@@ -28,12 +30,10 @@ _HEADER = (
     *("case", "arm", "pace", "events p50 (ms)", "wall p50 (ms)", "wall p99 (ms)", "per second"),
     *("speed-up", "of the floor", "kernels", "memory (MiB)", "parity"),
 )
-Row = dict[str, Any]
 
 
-def main(argv: Sequence[str]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Measure; exit code 1 if one of our own rows failed, or failed parity."""
-    args = arguments(argv)
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         print("dpt_bench engine: torch finds no usable GPU; to measure a CPU use dpt_bench cpu.")
         return 2
@@ -54,106 +54,89 @@ def main(argv: Sequence[str]) -> int:
     return int(any(row["error"] or not row["agrees"] for row in ours))
 
 
-def arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line; small sizes for a rehearsal, and only arms that the device can run."""
-    args = engine_parser().parse_args(argv)
+def _fit(args: argparse.Namespace) -> None:
+    """Small sizes for a rehearsal, and only arms that the device can run."""
     if args.rehearse:
-        args.sizes, args.pictures, args.weights = ["64x64"], ["48x64"], ""
+        args.sizes, args.pictures, args.weights = [(64, 64)], [(48, 64)], ""
         args.depth_network = args.label_network = EMBEDDED_NAME
         args.cameras = args.cameras[:1] + args.cameras[-1:]
         args.rounds, args.warm_up, args.paced_rounds = 3, 1, 2
     if not args.device.startswith("cuda"):
         args.arms = [arm for arm in args.arms if arm not in _GPU_ONLY]
-    return args
 
 
 def measured(args: argparse.Namespace, folder: Path, start: str = "forkserver") -> Iterator[Row]:
-    """All rows, as they come.
+    """All rows, as they come; logs and the reference's outputs are in ``folder``; ``start``: of
+    ``child_process.rows``."""
+    _fit(args)
+    multiprocessing.set_forkserver_preload([_WORK.partition(":")[0]])
+    names = {"depth": args.depth_network, "labels": args.label_network}
 
-    Args:
-        args: from ``arguments``.
-        folder: for logs and the reference's outputs.
-        start: how the rows' processes are started, see ``child_process.rows``.
-    """
-
-    def row(kind: str, case: str, arm: str = "", **request: Any) -> Row:
+    def row(kind: str, title: str, label: str = "", **given: Any) -> Row:
         """A row from a process of its own; "error" is why it has no values."""
-        result: Row = {"case": case, "arm": arm, "error": None, "agrees": True}
-        request |= {"kind": kind, "arm": arm, "device": args.device}
-        request |= {"threads": int(args.rehearse)}
-        log = folder / "engine.log"
+        result: Row = {"case": title, "arm": label, "error": None, "agrees": True}
+        given |= {"kind": kind, "threads": int(args.rehearse)}
         try:
-            (values,) = rows(_WORK, {"request": request}, args.timeout, log, start=start)
+            (values,) = rows(_WORK, given, args.timeout, folder / "engine.log", start=start)
         except Failed as failed:
             return result | {"error": str(failed), "log": failed.log}
         return result | values
 
-    peaks = row("peaks", "peaks")
+    peaks = row("peaks", "peaks", device=args.device)
     yield peaks
+    given = {name: getattr(args, name) for name in ("rounds", "warm_up", "rate", "paced_rounds")}
     for task, size, batch in product(args.tasks, args.sizes, args.batches):
-        case = Case(task, _sides(size), batch)
-        floor, before = _floor(args, case, peaks), None
-        request: Row = {"task": task, "size": case.size, "batch": batch}
-        request["reference"] = str(folder / f"{case.name}.pt")
-        request |= {"networks": {"depth": args.depth_network, "labels": args.label_network}}
-        names = ("weights", "rounds", "warm_up", "rate", "paced_rounds")
-        request |= {name: getattr(args, name) for name in names}
+        case = Case(task, size, batch, names, args.weights, args.device)
+        floor, before = _floor(case, peaks), None
+        given |= {"case": case, "reference": folder / f"{case.name}.pt"}
         for arm in args.arms:
-            found = row("network", case.name, arm, **request)
+            found = row("network", case.name, arm, arm=arm, **given)
             if not found["error"]:
-                spent = _median(found)
+                spent, parity = _median(found), found["parity"]
                 before = spent if arm == REFERENCE else before
-                found["agrees"] = _agrees(found["parity"], args.parity)
+                found["agrees"] = parity.get("AbsRel", 0.0) <= args.parity
+                found["agrees"] &= parity.get("labels equal", 1.0) >= 1.0 - args.parity
                 found["of the floor"] = floor / spent if floor else None
                 found["speed-up"] = before / spent if before else None
             yield found
+
+    def frames(kind: str, networks: str, size: tuple[int, int], cameras: int, **more: Any) -> Row:
+        title, label = f"{kind} {size[0]}x{size[1]} x{cameras}", more.pop("label", "")
+        given = {"settings": _settings(args, networks), "cameras": cameras, "picture": size}
+        return row(kind, title, label, **given, **more)
+
+    labels = {"one": "one network", "two": "two networks"}
     whole = list(product(args.networks, args.pictures, args.cameras))
-    for networks, size, cameras in whole:
-        request = _frames_request(args, networks, size, cameras)
-        arm = "one network" if networks == "one" else "two networks"
-        yield row("frames", f"frames {size} x{cameras}", arm, rounds=args.rounds, **request)
+    for one in whole:
+        yield frames("frames", *one, label=labels[one[0]], rounds=args.rounds)
     if args.profile and whole:
-        networks, size, cameras = whole[0]
-        request = _frames_request(args, networks, size, cameras)
-        yield row("trace", f"trace {size} x{cameras}", path=str(args.profile), **request)
+        yield frames("trace", *whole[0], path=args.profile)
 
 
-def _sides(size: str) -> tuple[int, int]:
-    height, width = map(int, size.split("x"))
-    return height, width
-
-
-def _floor(args: argparse.Namespace, case: Case, peaks: Row) -> float:
+def _floor(case: Case, peaks: Row) -> float:
     """Milliseconds that the networks need at least; 0 where the rates are not known."""
     if peaks["error"]:
         return 0.0
-    names = {"depth": args.depth_network, "labels": args.label_network}
+    rates, seconds = (peaks["matmul (FLOP/s)"], peaks["copy (B/s)"]), 0.0
     with torch.device("meta"):
-        works = [
-            network_work(create_model(names[task], "random"), case.batch, case.size)
-            for task in case.tasks
-        ]
-    rates = peaks["matmul (FLOP/s)"], peaks["copy (B/s)"]
-    return 1e3 * sum(work.floor(*rates) for work in works)
+        images = torch.empty(case.batch, 3, *case.size)
+        for task in case.tasks:
+            model = create_model(case.names[task], "random")
+            seconds += count_work(partial(model, images)).floor(*rates)
+    return 1e3 * seconds
 
 
-def _frames_request(args: argparse.Namespace, networks: str, size: str, cameras: int) -> Row:
+def _settings(args: argparse.Namespace, networks: str) -> Row:
     settings: Row = {"device": args.device}
-    if networks == "one":
-        settings |= {"depth_network": EMBEDDED_NAME, "label_network": EMBEDDED_NAME}
-    else:
+    settings |= {"depth_network": EMBEDDED_NAME, "label_network": EMBEDDED_NAME}
+    if networks == "two":
         settings |= {"depth_network": args.depth_network, "label_network": args.label_network}
         # In a rehearsal both names are the same, and two networks of one file would be one.
         label_weights = "random" if args.rehearse else args.weights
         settings |= {"depth_weights": args.weights, "label_weights": label_weights}
     if args.rehearse:
         settings |= {"input_width": 64, "input_height": 48}
-    return {"settings": settings, "cameras": cameras, "picture": _sides(size)}
-
-
-def _agrees(parity: Row, largest: float) -> bool:
-    error, equal = parity.get("AbsRel", 0.0), parity.get("labels equal", 1.0)
-    return error is not None and error <= largest and equal >= 1.0 - largest  # None: infinite
+    return settings
 
 
 def _median(row: Row) -> float:
@@ -181,10 +164,8 @@ def _line(row: Row) -> str:
 
 
 def _parity(row: Row) -> str:
-    parity, words = row["parity"], []
-    if "AbsRel" in parity:
-        error = parity["AbsRel"]
-        words.append("AbsRel inf" if error is None else f"AbsRel {error:.1e}")
+    parity = row["parity"]
+    words = [f"AbsRel {parity['AbsRel']:.1e}"] if "AbsRel" in parity else []
     if "labels equal" in parity:
         words.append(f"labels {100 * parity['labels equal']:.2f} %")
     return ", ".join(words) or "unknown"
@@ -192,16 +173,16 @@ def _parity(row: Row) -> str:
 
 def _cells(row: Row) -> Iterator[Row]:
     """Its lines of the table, by title."""
+
+    def line(pace: str, events: Row, wall: Row, rate: float, parity: str | None = None) -> Row:
+        times = {"events p50 (ms)": events.get("p50"), "wall p50 (ms)": wall["p50"]}
+        times |= {"wall p99 (ms)": wall["p99"]}
+        return row | times | {"pace": pace, "per second": rate, "parity": parity}
+
     if row["error"]:
         yield row | {"pace": "failed", "parity": ""}
     for pace, times in row.get("paces", {}).items():
-        rest = {"per second": row["pictures per second"], "parity": _parity(row)}
-        yield row | rest | _time_cells(pace, times.get("events", {}), times["wall"])
+        rate = row["pictures per second"]
+        yield line(pace, times.get("events", {}), times["wall"], rate, _parity(row))
     if "rate" in row:
-        rest = {"per second": row["rate"]}
-        yield row | rest | _time_cells("", row["device"], row["wall"])
-
-
-def _time_cells(pace: str, events: Row, wall: Row) -> Row:
-    cells = {"events p50 (ms)": events.get("p50"), "wall p50 (ms)": wall["p50"]}
-    return {"pace": pace, **cells, "wall p99 (ms)": wall["p99"]}
+        yield line("", row["device"], row["wall"], row["rate"])

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
@@ -43,16 +42,11 @@ class Cameras:
         """One frame of each camera; ``number`` gives place and stamp, 30 per second."""
         turn = number % (2 * _STEPS)
         left = _STEP * min(turn, 2 * _STEPS - turn)
+        stamp = (number + 1) * PERIOD_NS
+        images = [np.ascontiguousarray(wall[:, left : left + self._width]) for wall in self._walls]
         return [
-            Frame(
-                np.ascontiguousarray(wall[:, left : left + self._width]),
-                "rgb8",
-                stamp_ns=(number + 1) * PERIOD_NS,
-                frame_id="eye",
-                source=f"camera{index}",
-                camera=self._model,
-            )
-            for index, wall in enumerate(self._walls)
+            Frame(image, "rgb8", stamp, "eye", source=f"camera{index}", camera=self._model)
+            for index, image in enumerate(images)
         ]
 
 
@@ -83,26 +77,22 @@ def times_of(
     run_through(runner, batches, outputs, settings)
     rate = cameras.count * count / (time.perf_counter() - begin)
     wall, start, device = np.array(times).T * 1e3
-    return {
-        "first": wall[:_FIRST].tolist(),
-        "wall": asdict(summarize(wall[_FIRST:])),
-        "start": asdict(summarize(start[_FIRST:])),
-        "device": asdict(summarize(device[_FIRST:])),
-        "rate": rate,
-    }
+    late = {"wall": wall[_FIRST:], "start": start[_FIRST:], "device": device[_FIRST:]}
+    found = {name: asdict(summarize(values)) for name, values in late.items()}
+    return {"first": wall[:_FIRST].tolist(), **found, "rate": rate}
 
 
 def run_through(
     runner: Runner, batches: Iterable[list[Frame]], outputs: OutputRequest, settings: Settings
 ) -> None:
     """Run batches with as many in flight as the runner allows."""
-    in_flight: deque[Ticket] = deque()
+    in_flight: list[Ticket] = []
     for batch in batches:
         if len(in_flight) == runner.in_flight:
-            take(in_flight.popleft())
+            take(in_flight.pop(0))
         in_flight.append(runner.start(batch, outputs, settings))
-    while in_flight:
-        take(in_flight.popleft())
+    for ticket in in_flight:
+        take(ticket)
 
 
 def take(ticket: Ticket) -> list[Prediction]:

@@ -3,17 +3,15 @@
 
 from __future__ import annotations
 
-import time
+import timeit
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -25,45 +23,29 @@ from dpt_ros.engine.inference import kernels
 # meta device, leaves a clone behind that its one kernel does not need.
 _NOTHING = {"empty", "clone", "detach", "_unsafe_view"}
 # What a GPU does in one kernel and the meta device takes apart.
-_ATTENTION = (F, "scaled_dot_product_attention")
-FUSED = [
-    (kernels, name)
-    for name in ("group_norm_act", "upsample_add", "bias_act", "add_layer_norm", "depth_tail")
-]
+_FUSED = ("group_norm_act", "upsample_add", "bias_act", "add_layer_norm", "depth_tail")
+_ONE = [(F, "scaled_dot_product_attention"), *((kernels, name) for name in _FUSED)]
 
 
-@dataclass
-class Work:
-    """What one forward does.
+class Work(TorchDispatchMode):
+    """Counts what runs while it is entered.
 
-    Args:
+    Attributes:
         by_name: how many ATen operations of each name run, views left out.
-        heavy: floating-point operations and bytes of each convolution, matrix product and
-            attention: the operations of flop_counter. The rest can be fused into them.
+        heavy: floating-point operations and bytes (in half precision, whatever the tensors are
+            now) of each convolution, matrix product and attention: the operations of
+            flop_counter. The rest can be fused into them.
     """
 
-    by_name: Counter[str] = field(default_factory=Counter)
-    heavy: list[tuple[int, int]] = field(default_factory=list)
-
-    @property
-    def operations(self) -> int:
-        """How many ATen operations run, views left out."""
-        return sum(self.by_name.values())
-
-    @property
-    def flops(self) -> int:
-        """Floating-point operations of ``heavy``."""
-        return sum(flops for flops, _ in self.heavy)
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_name: Counter[str] = Counter()
+        self.heavy: list[tuple[int, int]] = []
+        self._inside = False
 
     def floor(self, flops_per_second: float, bytes_per_second: float) -> float:
         """Seconds: the larger of arithmetic and traffic, operation by operation, summed."""
         return sum(max(f / flops_per_second, b / bytes_per_second) for f, b in self.heavy)
-
-
-class _Counting(TorchDispatchMode):
-    def __init__(self, work: Work, bytes_per_value: int) -> None:
-        super().__init__()
-        self._work, self._bytes, self._inside = work, bytes_per_value, False
 
     def as_one(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """``function``, counted as one operation whatever it consists of."""
@@ -80,7 +62,7 @@ class _Counting(TorchDispatchMode):
 
     def _count(self, name: str) -> None:
         if not self._inside:
-            self._work.by_name[name] += 1
+            self.by_name[name] += 1
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
@@ -94,55 +76,39 @@ class _Counting(TorchDispatchMode):
         if flops is not None:
             leaves = tree_leaves((args, kwargs, out))
             values = sum(leaf.numel() for leaf in leaves if isinstance(leaf, Tensor))
-            self._work.heavy.append((flops(*args, **kwargs, out_val=out), self._bytes * values))
+            self.heavy.append((flops(*args, **kwargs, out_val=out), 2 * values))
         return out
 
 
-def count_work(run: Callable[[], Any], bytes_per_value: int = 2) -> Work:
-    """Count what ``run`` does; with meta tensors nothing is computed.
-
-    Attention and the fused operations of ``kernels`` count as one operation each.
-
-    Args:
-        run: a forward.
-        bytes_per_value: of weights and activations, whatever the tensors are now.
-    """
-    work = Work()
-    counting = _Counting(work, bytes_per_value)
-    with torch.no_grad(), counting, ExitStack() as stack:
-        for module, name in (_ATTENTION, *FUSED):
-            counted = counting.as_one(name, getattr(module, name))
+def count_work(run: Callable[[], Any]) -> Work:
+    """Count what a forward does; with meta tensors nothing is computed. Attention and the fused
+    operations of ``kernels`` count as one operation each."""
+    with torch.no_grad(), Work() as work, ExitStack() as stack:
+        for module, name in _ONE:
+            counted = work.as_one(name, getattr(module, name))
             stack.enter_context(patch.object(module, name, counted))
         run()
     return work
 
 
-def network_work(model: nn.Module, batch: int, size: tuple[int, int]) -> Work:
-    """The work of a plain network in half precision; ``model`` must be on the meta device."""
-    images = torch.empty(batch, 3, *size, device="meta")
-    return count_work(lambda: model(images))
-
-
-def matmul_peak(device: torch.device, dtype: torch.dtype, side: int = 8192) -> float:
-    """Floating-point operations per second of one large matrix product of random numbers."""
-    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    return 2.0 * side**3 / _best_seconds(lambda: a @ b, device)
-
-
-def copy_bandwidth(device: torch.device, size: int = 1 << 30) -> float:
-    """Bytes per second, read and written, of a large copy inside the device's memory."""
+def peaks(device: str) -> dict[str, float]:
+    """What a device reaches per second: floating-point operations of one large matrix product of
+    random numbers in half precision, bytes read and written by one large copy inside it."""
+    on_gpu = torch.device(device).type == "cuda"
+    half, side, size = (torch.float16, 8192, 1 << 30) if on_gpu else (torch.float32, 512, 1 << 22)
+    a, b = (torch.randn(side, side, device=device, dtype=half) for _ in range(2))
     source = torch.randint(0, 255, (size,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return 2.0 * size / _best_seconds(lambda: target.copy_(source), device)
 
+    def best_seconds(work: Callable[[], object]) -> float:
+        def finished() -> None:
+            work()
+            if on_gpu:
+                torch.cuda.synchronize(device)
 
-def _best_seconds(work: Callable[[], Any], device: torch.device, repeats: int = 20) -> float:
-    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
-    times = []
-    for _ in range(repeats):
-        wait()
-        start = time.perf_counter()
-        work()
-        wait()
-        times.append(time.perf_counter() - start)
-    return min(times[2:])
+        return min(timeit.repeat(finished, number=1, repeat=20)[2:])
+
+    return {
+        "matmul (FLOP/s)": 2.0 * side**3 / best_seconds(lambda: a @ b),
+        "copy (B/s)": 2.0 * size / best_seconds(lambda: target.copy_(source)),
+    }

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from dpt_ros.apps.report import Summary, summarize
 
-MAX_LOSS = 0.05
 PEAK_LIMIT = 1000.0  # frames per second; nothing faster is tried
-_KEPT_SCHEDULE = 0.98
 
 
 @dataclass(frozen=True)
@@ -43,13 +42,9 @@ class Trace:
     def arrivals(self) -> np.ndarray:
         """(K, 2) int64: stamp and arrival of the last output of each complete frame, in the order
         of arrival; without stamps of other runs and without repetitions."""
-        complete: dict[int, int] = dict.fromkeys(self.sent.tolist(), 0)
-        for arrived in self.outputs.values():
-            first = dict(arrived[::-1].tolist())
-            complete = {
-                s: max(complete[s], t) for s, t in reversed(first.items()) if s in complete
-            }
-        rows = sorted(complete.items(), key=lambda row: row[1])
+        first, sent = [dict(a[::-1].tolist()) for a in self.outputs.values()], set(self.sent)
+        complete = [s for s in reversed(first[-1]) if s in sent and all(s in one for one in first)]
+        rows = sorted(((s, max(one[s] for one in first)) for s in complete), key=lambda r: r[1])
         return np.array(rows, np.int64).reshape(-1, 2)
 
     def measured(self) -> np.ndarray:
@@ -81,14 +76,9 @@ def missing(traces: Sequence[Trace]) -> int:
 def account(traces: Sequence[Trace], period: float, dropped: int) -> Account:
     """The `Account` of a run.
 
-    An arm counts its drops over the whole run, warm-up included, and does not report which frames
-    they were. So missing frames beyond that count are taken as lost in the measured part: no loss
-    is hidden in the warm-up.
-
-    Args:
-        traces: one per camera.
-        period: seconds between the frames of a camera.
-        dropped: frames that the arm reports as dropped, warm-up included.
+    An arm counts the frames that it dropped over the whole run, warm-up included, and does not
+    report which they were. So missing frames beyond that count are taken as lost in the measured
+    part: no loss is hidden in the warm-up. ``period``: seconds between the frames of a camera.
     """
     measured = [trace.measured() for trace in traces]
     sent = sum(len(trace.sent) - trace.warm_up for trace in traces)
@@ -96,45 +86,28 @@ def account(traces: Sequence[Trace], period: float, dropped: int) -> Account:
     lost = min(sent - returned, max(missing(traces) - dropped, 0))
     late = int((latencies(traces) > period * 1e3).sum())
     disordered = sum(out_of_order(rows[:, 0]) for rows in measured)
-    return _account((sent, returned, lost, sent - returned - lost, late, disordered), traces)
+    counts = (sent, returned, lost, sent - returned - lost, late, disordered)
+    return Account(*counts, *_summaries(traces))
 
 
 def together(accounts: Sequence[Account], traces: Sequence[Trace]) -> Account:
     """Several runs of one arm, and all their traces, as one: counts added, percentiles of all."""
     names = ("sent", "returned", "lost", "dropped", "late", "out_of_order")
-    return _account([sum(getattr(a, name) for a in accounts) for name in names], traces)
+    counts: dict[str, Any] = {name: sum(getattr(a, name) for a in accounts) for name in names}
+    latency, second = _summaries(traces)
+    return Account(**counts, latency=latency, jitter=second)
 
 
-def _account(counts: Sequence[int], traces: Sequence[Trace]) -> Account:
-    # Differences are taken inside a camera's run: between two runs is a pause.
+def _summaries(traces: Sequence[Trace]) -> tuple[Summary, Summary]:
+    """Of the latencies, and of the jitter inside each run of a camera: in between is a pause."""
     steps = np.concatenate([jitter(trace.measured()[:, 1]) for trace in traces])
-    sent, returned, lost, dropped, late, disordered = counts
-    summaries = summarize(latencies(traces)), summarize(steps)
-    return Account(sent, returned, lost, dropped, late, disordered, *summaries)
-
-
-def achieved_rate(sent: np.ndarray) -> float:
-    """Frames per second of the stamps of one camera; NaN for less than two."""
-    return float(1e9 / np.diff(sent).mean()) if len(sent) > 1 else float("nan")
-
-
-def sustains(trial: Account, achieved: float, rate: float) -> bool:
-    """Whether a run at ``rate`` counts for the peak: under 5 % missing, and sent as fast."""
-    gone = (trial.sent - trial.returned) / max(trial.sent, 1)
-    return gone < MAX_LOSS and achieved >= _KEPT_SCHEDULE * rate
+    return summarize(latencies(traces)), summarize(steps)
 
 
 def peak_rate(holds: Callable[[float], bool], start: float, limit: float = PEAK_LIMIT) -> float:
-    """The highest rate that holds, found within 5 %: doubling or halving, then bisection.
-
-    Args:
-        holds: tries a rate, frames per second.
-        start: the first rate to try.
-        limit: not tried beyond.
-
-    Returns:
-        The highest rate that held; 0 when not even 1/64 of ``start`` did.
-    """
+    """The highest rate that ``holds``, frames per second, found within 5 %: doubling or halving
+    ``start``, then bisection. Nothing beyond the ``limit`` is tried; 0 means that not even 1/64 of
+    ``start`` held."""
     low, high = 0.0, start
     while low < limit and holds(high):
         low, high = high, min(2 * high, limit)

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import struct
 import sys
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
-from dpt_ros.apps.bench.node.processes import Case, topic
+from dpt_ros.apps.bench.node.session import Case, topic
 from dpt_ros.ros.compatibility import subscribe, subscription_events
 from dpt_ros.ros.messages.image import image_message, jpeg_message
 from dpt_ros.ros.process import keep_large_buffers
@@ -58,9 +59,8 @@ class Camera:
         self._messages = []
         for number in range(_IMAGES):
             rgb, header = world.frame(number).rgb, Header(frame_id="camera_optical_frame")
-            self._messages.append(
-                image_message(rgb, "rgb8", header) if raw else jpeg_message(rgb, header)
-            )
+            made = image_message(rgb, "rgb8", header) if raw else jpeg_message(rgb, header)
+            self._messages.append(made)
 
     def run(self, namespace: str, rate: float, frames: int) -> dict[str, Any]:
         """Publish at ``rate``, Hz, whatever comes back; what is overdue is sent at once.
@@ -69,9 +69,8 @@ class Camera:
             ``sent``: the stamps per camera, monotonic nanoseconds, read just before publishing;
             ``lag``: how far behind the schedule each trigger was, nanoseconds.
         """
-        publishers = self._publishers[namespace]
+        publishers, lag = self._publishers[namespace], []
         sent: list[list[int]] = [[] for _ in publishers]
-        lag = []
         start = time.monotonic_ns() + 10_000_000
         for number in range(frames):
             due = start + round(number * 1e9 / rate)
@@ -100,13 +99,11 @@ class Echo:
         outputs = {"depth/image": (np.full(size, 2.0, np.float32), "32FC1")}
         if case.labels:
             outputs["semantic/labels"] = (np.ones(size, np.uint8), "mono8")
-        self._outputs = [
-            (
-                node.create_publisher(Image, topic(namespace, camera, name), _qos(10)),
-                image_message(*content, Header()),
-            )
-            for name, content in outputs.items()
-        ]
+        self._outputs = []
+        for name, content in outputs.items():
+            publisher = node.create_publisher(Image, topic(namespace, camera, name), _qos(10))
+            self._outputs.append((publisher, image_message(*content, Header())))
+        self._title = f"{node.get_name()}: {camera or 'image'}"
         self._last_number = self._missed = self._lost = 0
         subscribe(
             node,
@@ -130,61 +127,57 @@ class Echo:
     def _count_lost(self, event: Any) -> None:
         self._lost += event.total_count_change
 
-    def status(self, name: str) -> DiagnosticStatus:
+    def status(self) -> DiagnosticStatus:
         """The counts, as the node publishes them."""
-        counts = {
-            "missed: not taken in time": max(self._missed - self._lost, 0),
-            "missed: lost on the way": self._lost,
-        }
+        missed = max(self._missed - self._lost, 0)
+        counts = {"missed: not taken in time": missed, "missed: lost on the way": self._lost}
         values = [KeyValue(key=key, value=str(count)) for key, count in counts.items()]
-        return DiagnosticStatus(name=name, values=values)
+        return DiagnosticStatus(name=self._title, values=values)
 
 
 class Monitor:
     """Records the arrivals and the diagnostics of all arms."""
 
     def __init__(self, node: Node, case: Case, namespaces: Sequence[str]) -> None:
-        kinds = ("depth", "labels") if case.labels else ("depth",)
-        self._arrived: dict[str, dict[str, dict[str, list[tuple[int, int]]]]] = {
-            namespace: {name: {kind: [] for kind in kinds} for name in case.names}
-            for namespace in namespaces
-        }
+        # Stamps and times of arrival of each namespace, camera and output.
+        keys = product(namespaces, case.names, ("depth", "labels") if case.labels else ("depth",))
+        self._arrived: dict[tuple[str, str, str], list[tuple[int, int]]] = {k: [] for k in keys}
         self._status: dict[str, dict[str, Any]] = defaultdict(dict)
         self._received: dict[str, int] = defaultdict(int)
         node.create_subscription(DiagnosticArray, "/diagnostics", self._take_status, 10)
         deep = _qos(100)  # so that nothing is lost here
-        for namespace, cameras in self._arrived.items():
-            for name, arrived in cameras.items():
-                for output, kind in _OUTPUTS.items():
-                    if kind in arrived:
-                        place, record = topic(namespace, name, output), _recorder(arrived[kind])
-                        node.create_subscription(Image, place, record, deep, raw=True)
+        for (namespace, name, kind), arrived in self._arrived.items():
+            record = _recorder(arrived)
+            for output in (one for one in _OUTPUTS if _OUTPUTS[one] == kind):
+                place = topic(namespace, name, output)
+                node.create_subscription(Image, place, record, deep, raw=True)
 
     def _take_status(self, msg: DiagnosticArray) -> None:
         for status in msg.status:
             name, _, part = status.name.partition(": ")
             name = name.rpartition("/")[2]  # unique without its namespace
             self._received[name] = time.monotonic_ns()
-            self._status[name][part] = {
-                "level": status.level[0],
-                "message": status.message,
-                "values": {pair.key: pair.value for pair in status.values},
-            }
+            values = {pair.key: pair.value for pair in status.values}
+            found = {"level": status.level[0], "message": status.message, "values": values}
+            self._status[name][part] = found
 
     def clear(self) -> None:
         """Forget the arrivals."""
-        for cameras in self._arrived.values():
-            for outputs in cameras.values():
-                for arrived in outputs.values():
-                    arrived.clear()
+        for arrived in self._arrived.values():
+            arrived.clear()
 
-    def arrivals(self, namespace: str) -> dict[str, dict[str, list[tuple[int, int]]]]:
-        """Per camera and output: stamp and time of arrival, nanoseconds, since ``clear``."""
-        return self._arrived[namespace]
+    def arrivals(self, namespace: str) -> dict[tuple[str, str], np.ndarray]:
+        """Per camera and output (N, 2) int64: stamp and time of arrival, nanoseconds, since
+        ``clear``."""
+        return {
+            (name, kind): np.array(rows, np.int64).reshape(-1, 2)
+            for (place, name, kind), rows in self._arrived.items()
+            if place == namespace
+        }
 
-    def status(self, name: str) -> dict[str, Any]:
-        """The newest diagnostics of the node of that name, and when they came (0: never)."""
-        return {"received": self._received[name], "status": self._status[name]}
+    def status(self, name: str) -> tuple[int, dict[str, Any]]:
+        """When the diagnostics of the node of that name came (0: never), and the newest ones."""
+        return self._received[name], self._status[name]
 
 
 def _recorder(arrived: list[tuple[int, int]]) -> Callable[[bytes], None]:
@@ -197,11 +190,12 @@ def _recorder(arrived: list[tuple[int, int]]) -> Callable[[bytes], None]:
     return record
 
 
-def _serve(**commands: Callable[..., Any]) -> None:
-    """Run a `Worker`'s commands until its input ends."""
-    for line in sys.stdin:
-        command, given = json.loads(line)
-        print(json.dumps(commands[command](**given)), flush=True)
+def _serve(pipe: Connection, role: object) -> None:
+    """Run a `Worker`'s commands, methods of ``role``, until it closes the pipe."""
+    with contextlib.suppress(EOFError):
+        while True:
+            command, given = pipe.recv()
+            pipe.send(getattr(role, command)(**given))
 
 
 def _spin(node: Node) -> None:
@@ -213,34 +207,30 @@ def _spin(node: Node) -> None:
 
 
 def main() -> None:
-    """Serve as the role of the command line until the input ends or Ctrl-C."""
-    role, given = sys.argv[1], json.loads(sys.argv[2])
-    case, namespaces, name = Case(**given["case"]), given["namespaces"], given["name"]
+    """Serve as the role that a `Worker` asks for until it closes the pipe, or Ctrl-C."""
+    pipe: Connection = Connection(int(sys.argv[1]))
     keep_large_buffers()
     with contextlib.suppress(KeyboardInterrupt, ExternalShutdownException):
+        role, case, namespaces, name = pipe.recv()
         rclpy.init()
         node = Node(name)
         if role == "camera":
             camera = Camera(node, case, namespaces)
             gc.freeze()
-            _serve(run=camera.run)
+            _serve(pipe, camera)
         elif role == "echo":
-            echoes = {
-                f"{name}: {camera or 'image'}": Echo(node, case, namespaces[0], camera)
-                for camera in case.names
-            }
+            echoes = [Echo(node, case, namespaces[0], camera) for camera in case.names]
             publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 1)
 
             def publish() -> None:
-                status = [echo.status(title) for title, echo in echoes.items()]
-                publisher.publish(DiagnosticArray(status=status))
+                publisher.publish(DiagnosticArray(status=[echo.status() for echo in echoes]))
 
             node.create_timer(1.0, publish)
             _spin(node)
         else:
             monitor = Monitor(node, case, namespaces)
             threading.Thread(target=_spin, args=(node,), daemon=True).start()
-            _serve(clear=monitor.clear, arrivals=monitor.arrivals, status=monitor.status)
+            _serve(pipe, monitor)
     rclpy.try_shutdown()
 
 

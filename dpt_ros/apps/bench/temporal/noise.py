@@ -40,8 +40,7 @@ class _Fields:
     def __init__(
         self, rng: np.random.Generator, count: int, waves: tuple[int, int], size: tuple[int, int]
     ) -> None:
-        self._rng = rng
-        self._rows, self._columns = map(_cosines, waves, size)
+        self._rng, (self._rows, self._columns) = rng, map(_cosines, waves, size)
         self._amplitudes = rng.standard_normal((count, *waves)).astype(np.float32)
 
     def step(self, rho: float) -> np.ndarray:
@@ -60,11 +59,9 @@ def _cosines(waves: int, size: int) -> np.ndarray:
 
 
 class NoisyNetwork:
-    """Predictions made of the truth and errors, the same for the same seed.
-
-    The smooth field has wavelengths from a quarter of the image; the bias is a function of the
-    position in odom, with wavelengths of 1.5 to 5 m. ``num_classes``: C of the logits.
-    """
+    """Predictions made of the truth and errors, the same for the same seed. The smooth field has
+    wavelengths from a quarter of the image; the bias is a function of the position in odom, with
+    wavelengths of 1.5 to 5 m. ``num_classes``: C of the logits."""
 
     def __init__(self, seed: int, num_classes: int, magnitudes: Magnitudes = Magnitudes()) -> None:
         self._rng = np.random.default_rng([seed, 11])
@@ -73,7 +70,6 @@ class NoisyNetwork:
         self._fields: tuple[_Fields, ...] = ()
         self._waves = _waves(self._rng, 6)
         self._label_waves = [_waves(self._rng, 3) for _ in range(num_classes)]
-        self._shift, self._stamp = 0.0, 0
 
     def predict(self, truth: Truth) -> tuple[np.ndarray, np.ndarray]:
         """Inverse depth (H, W) float32, 1/m, and logits (C, H / 2, W / 2) float32 of the next
@@ -132,9 +128,7 @@ def _points(truth: Truth) -> np.ndarray:
     z = np.minimum(truth.depth, np.float32(40))
     x = ((np.arange(camera.width) - camera.cx) / camera.fx).astype(np.float32)
     y = ((np.arange(camera.height) - camera.cy) / camera.fy).astype(np.float32)[:, None]
-    return np.stack(
-        [z * (pose[k, 0] * x + pose[k, 1] * y + pose[k, 2]) + pose[k, 3] for k in range(3)]
-    )
+    return np.stack([z * (row[0] * x + row[1] * y + row[2]) + row[3] for row in pose[:3]])
 
 
 def _waves(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -153,13 +147,8 @@ def _at(waves: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 class NoisyOdometry:
-    """Odometry whose errors add up, as those of wheels and gyros do.
-
-    Args:
-        seed: of the errors.
-        factor: multiplies them.
-        jump_every: frames between jumps of 0.3 m and 5 degrees, 0 for none.
-    """
+    """Odometry whose errors, times ``factor``, add up, as those of wheels and gyros do; with jumps
+    of 0.3 m and 5 degrees every ``jump_every`` frames, 0 for none."""
 
     def __init__(self, seed: int, factor: float = 1.0, jump_every: int = 0) -> None:
         self._rng = np.random.default_rng([seed, 12])
@@ -189,11 +178,8 @@ class NoisyOdometry:
 
 
 def scan(truth: Truth, rng: np.random.Generator, points: int = 58) -> tuple[np.ndarray, ...]:
-    """A planar laser scan 0.35 m above the floor, seen by the camera.
-
-    Returns:
-        rows, columns: (N,) pixels; depth: (N,) metres, with an error of 1 % and 1 cm.
-    """
+    """A planar laser scan 0.35 m above the floor, seen by the camera: rows and columns, (N,)
+    pixels, and depth, (N,) metres, with an error of 1 % and 1 cm."""
     height = _points(truth)[2]
     columns = np.unique(np.linspace(0, truth.camera.width - 1, points).astype(int))
     distance = np.abs(height[:, columns] - 0.35)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from dpt_ros.world import CLASSES, View
 
 _FLICKER = 0.12  # relative change that is drawn brightest
 _COLORS = palette("labels_world.json")
+_WIDTH = 240  # pixels of a picture of the animation
 _SLICE = "error of a row over time"
 Images = dict[str, np.ndarray]  # by title, (H, W, 3) uint8 RGB; the slice has a column
 
@@ -82,22 +82,13 @@ def _colored(level: np.ndarray, colors: int) -> np.ndarray:
     return np.ascontiguousarray(image[..., ::-1])
 
 
-def _titled(images: Sequence[np.ndarray], title: str) -> np.ndarray:
-    """Images side by side."""
-    return np.hstack([with_words(images[0].copy(), title), *images[1:]])
-
-
 def _legends(width: int, far: float) -> list[np.ndarray]:
     classes = dict(enumerate(CLASSES, start=1))
     return [depth_legend(width, far), class_legend(width, classes, _COLORS)]
 
 
 def _write_strip(frames: list[Images], far: float, file: Path, columns: int = 6) -> None:
-    """Frames side by side, a row per title; the slice shows all of them.
-
-    Raises:
-        ValueError: images cannot be written in the format of ``file``.
-    """
+    """Frames side by side, a row per title; the slice shows all of them."""
     chosen = np.linspace(len(frames) // 3, len(frames) - 1, columns).astype(int)
     height, width = frames[0]["camera"].shape[:2]
     lines = []
@@ -108,29 +99,23 @@ def _write_strip(frames: list[Images], far: float, file: Path, columns: int = 6)
             size = (width * columns, height)
             image = cv2.resize(slice_of_all, size, interpolation=cv2.INTER_NEAREST)
             images = np.split(image, columns, 1)
-        lines.append(_titled(images, title))
+        lines.append(np.hstack([with_words(images[0].copy(), title), *images[1:]]))
     image = cv2.resize(np.vstack(lines), None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-    bars = [
-        _colored(np.linspace(0, 1, 256)[None], colors)[0]
-        for colors in (cv2.COLORMAP_INFERNO, cv2.COLORMAP_TWILIGHT_SHIFTED)
-    ]
     wide, limit = image.shape[1], 2 * _FLICKER
     legends = _legends(wide, far)
-    legends += [bar_legend(wide, "flicker 0", f"{_FLICKER:.0%} and more", bars[0])]
-    legends += [bar_legend(wide, f"error {-limit:.0%}", f"{limit:+.0%}", bars[1])]
+    for low, high, colors in (
+        ("flicker 0", f"{_FLICKER:.0%} and more", cv2.COLORMAP_INFERNO),
+        (f"error {-limit:.0%}", f"{limit:+.0%}", cv2.COLORMAP_TWILIGHT_SHIFTED),
+    ):
+        bar = _colored(np.linspace(0, 1, 256)[None], colors)[0]
+        legends.append(bar_legend(wide, low, high, bar))
     if not cv2.haveImageWriter(str(file)):
         raise ValueError(f"{file} cannot be written: give a file that ends in .png or .jpg.")
     cv2.imwrite(str(file), np.vstack([image, *legends])[..., ::-1])
 
 
-def _write_animation(
-    frames: list[Images], far: float, period: float, file: Path, width: int = 240
-) -> None:
-    """A GIF: depth off and on; below, labels off and on. At most 15 frames/s, to stay small.
-
-    Raises:
-        ImportError: Pillow is not installed; the message says how to get it.
-    """
+def _write_animation(frames: list[Images], far: float, period: float, file: Path) -> None:
+    """A GIF: depth off and on; below, labels off and on. At most 15 frames/s, to stay small."""
     try:
         from PIL import Image
     except ImportError as error:
@@ -138,7 +123,7 @@ def _write_animation(
             "An animation needs Pillow: pip install pillow, or leave out --gif."
         ) from error
     height, wide = frames[0]["camera"].shape[:2]
-    size = (width, width * height // wide)
+    size = (_WIDTH, _WIDTH * height // wide)
     every = max(round(66 / period), 1)
     pictures = []
     for images in frames[::every]:
@@ -147,7 +132,7 @@ def _write_animation(
             np.hstack([with_words(small[t], t) for t in (f"{name}, off", f"{name}, on")])
             for name in ("depth", "labels")
         ]
-        pictures.append(np.vstack([*halves, *_legends(2 * width, far)]))
+        pictures.append(np.vstack([*halves, *_legends(2 * _WIDTH, far)]))
     # One palette for all frames, so that the colours are constant.
     sample = Image.fromarray(np.vstack(pictures[:: max(len(pictures) // 4, 1)]))
     colors = sample.quantize(128, dither=Image.Dither.NONE)

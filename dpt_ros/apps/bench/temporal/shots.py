@@ -11,7 +11,6 @@ import numpy as np
 
 from dpt_ros.world import KINDS, Noise, View, World
 from dpt_ros.world.classes import BOX, COLUMN
-from dpt_ros.world.furniture import Scene
 from dpt_ros.world.geometry import Pose, Round, Surface
 from dpt_ros.world.motion import look
 
@@ -56,10 +55,9 @@ def make_shot(name: str, seed: int, frames: int, width: int, height: int) -> Sho
             one.append(replace(v, odom_from_camera=pose, stamp_ns=v.stamp_ns + late))
         return Shot(one, (half,))
     views = _render(motion, first, frames, fps, width, height)
-    if name == "exposure":  # the gain halves and doubles again every third of a second
-        for k, view in enumerate(views):
-            if k // 10 % 2:
-                views[k] = replace(view, rgb=(view.rgb * np.float32(0.55)).astype(np.uint8))
+    for k, view in enumerate(views):  # the gain halves and doubles again every third of a second
+        if name == "exposure" and k // 10 % 2:
+            views[k] = replace(view, rgb=(view.rgb * np.float32(0.55)).astype(np.uint8))
     steps = tuple((k, k // STEP % 2 == 1) for k in range(STEP, frames - STEP // 2, STEP))
     return Shot(views, (), steps if name == "step" else ())
 
@@ -72,16 +70,17 @@ def _render(
         noise = Noise() if motion in ("moving", "turning") else Noise(shake=0, exposure=0.05)
         world = World(kind, seed + 7919 * later, width, height, fps, noise)
         preview = World(kind, seed + 7919 * later, 64, 48, fps, Noise(0, 0, 0, 0))
-        _set_walking_speed(preview.scene)
-        _set_walking_speed(world.scene)
+        for scene in (preview.scene, world.scene):
+            for k, walker in enumerate(scene.walkers):  # 1.2 m/s, on small circles 1.5 rad/s
+                speed = min(1.2, 0.75 * sum(walker.radii)) * np.sign(walker.speed)
+                scene.walkers[k] = replace(walker, speed=speed)
         start = _best_start(motion, preview, frames)
-        if start is None:
-            continue
-        for each in (preview, world):
-            _face_people(motion, each, start)
-        break
+        if start is not None:
+            break
     else:
         raise ValueError(f"No {kind} near seed {seed} shows people to a {motion} camera.")
+    for each in (preview, world):
+        _face_people(motion, each, start)
     first = round(start * fps)
     column = _column(preview) if motion == "step" else None
     if column is not None:
@@ -95,13 +94,6 @@ def _render(
     views[0] = replace(views[0], flow_valid=np.zeros_like(views[0].flow_valid))
     origin = views[0].stamp_ns
     return [replace(view, stamp_ns=view.stamp_ns - origin) for view in views]
-
-
-def _set_walking_speed(scene: Scene) -> None:
-    """All people walk at 1.2 m/s, on small circles at most at 1.5 rad/s."""
-    for k, walker in enumerate(scene.walkers):
-        speed = min(1.2, 0.75 * sum(walker.radii))
-        scene.walkers[k] = replace(walker, speed=speed * np.sign(walker.speed))
 
 
 def _best_start(motion: str, preview: World, frames: int) -> float | None:
