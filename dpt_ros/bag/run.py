@@ -20,13 +20,12 @@ from dpt_ros.bag.salvage import Channel
 from dpt_ros.bag.topics import Camera, choose_cameras
 from dpt_ros.bag.types import serialised, with_definition
 from dpt_ros.bag.writer import OutputBag, offered_qos
-from dpt_ros.engine.frame import OutputRequest, Prediction
+from dpt_ros.engine.frame import Kind, OutputRequest, Prediction
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.pipeline import make_runner
 from dpt_ros.engine.provenance import machine, networks_for
 from dpt_ros.engine.runner.chain import is_refined
 from dpt_ros.engine.runner.host import Ticket
-from dpt_ros.engine.runner.kind import Kind
 from dpt_ros.engine.text import one_line
 from dpt_ros.ros.camera.frame_order import FrameOrder
 from dpt_ros.ros.messages.prediction import LABEL_INFO, PredictionMessages

@@ -19,7 +19,7 @@ from std_msgs.msg import Header
 from tqdm import tqdm
 
 from dpt_ros.bag.reader import BagReader
-from dpt_ros.bag.sensors import stamp_of
+from dpt_ros.bag.salvage import Message
 from dpt_ros.bag.types import TYPES
 from dpt_ros.ros.camera_sim import odometry_message
 from dpt_ros.ros.messages.camera_info import camera_info_message
@@ -86,7 +86,7 @@ def record(
 
         def write(topic: str, data: bytes) -> None:
             now = time.monotonic_ns()
-            stamp = stamp_of(data)
+            stamp = Message(topic, now, data).stamp
             writer.write(connections[topic], stamp, data)
             counts[topic] += 1
             if topic == DEPTH:
