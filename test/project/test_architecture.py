@@ -44,7 +44,7 @@ WITHIN = {
     ],
     "ros": [{"messages"}, {"video"}, {"camera"}],
     "apps": [
-        {"progress", "report"},
+        {"child_process", "progress", "report"},
         {
             "bag",
             "bag_player",
