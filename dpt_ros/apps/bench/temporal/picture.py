@@ -12,14 +12,7 @@ import numpy as np
 from dpt_ros.apps.bench.temporal.run import Job, filter_smoother, label_image, predict
 from dpt_ros.apps.bench.temporal.shots import make_shot
 from dpt_ros.data import palette
-from dpt_ros.engine.output.color import (
-    bar_legend,
-    class_legend,
-    depth_legend,
-    depth_to_color,
-    labels_to_color,
-    with_words,
-)
+from dpt_ros.engine.output import color
 from dpt_ros.world import CLASSES, View
 
 _FLICKER = 0.12  # relative change that is drawn brightest
@@ -51,9 +44,9 @@ def draw(job: Job, source: str, strip: Path | None, gif: Path | None) -> None:
             ratio = (inverse / np.maximum(1 / view.depth, 1e-3)).astype(np.float32)
             with np.errstate(divide="ignore"):
                 shown = (1 / np.maximum(inverse, 0)).astype(np.float32)
-            images[f"depth, {which}"] = depth_to_color(shown, far)
+            images[f"depth, {which}"] = color.depth_to_color(shown, far)
             images[f"flicker, {which}"] = _flicker(view, ratio, before.get(which, ratio))
-            images[f"labels, {which}"] = labels_to_color(ids, _COLORS)
+            images[f"labels, {which}"] = color.labels_to_color(ids, _COLORS)
             row = view.camera.height * 6 // 10
             error = np.where(np.isfinite(view.depth[row]), ratio[row] - 1, 0)
             level = np.clip(error / (4 * _FLICKER) + 0.5, 0, 1)
@@ -84,7 +77,7 @@ def _colored(level: np.ndarray, colors: int) -> np.ndarray:
 
 def _legends(width: int, far: float) -> list[np.ndarray]:
     classes = dict(enumerate(CLASSES, start=1))
-    return [depth_legend(width, far), class_legend(width, classes, _COLORS)]
+    return [color.depth_legend(width, far), color.class_legend(width, classes, _COLORS)]
 
 
 def _write_strip(frames: list[Images], far: float, file: Path, columns: int = 6) -> None:
@@ -99,7 +92,7 @@ def _write_strip(frames: list[Images], far: float, file: Path, columns: int = 6)
             size = (width * columns, height)
             image = cv2.resize(slice_of_all, size, interpolation=cv2.INTER_NEAREST)
             images = np.split(image, columns, 1)
-        lines.append(np.hstack([with_words(images[0].copy(), title), *images[1:]]))
+        lines.append(np.hstack([color.with_words(images[0].copy(), title), *images[1:]]))
     image = cv2.resize(np.vstack(lines), None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
     wide, limit = image.shape[1], 2 * _FLICKER
     legends = _legends(wide, far)
@@ -108,7 +101,7 @@ def _write_strip(frames: list[Images], far: float, file: Path, columns: int = 6)
         (f"error {-limit:.0%}", f"{limit:+.0%}", cv2.COLORMAP_TWILIGHT_SHIFTED),
     ):
         bar = _colored(np.linspace(0, 1, 256)[None], colors)[0]
-        legends.append(bar_legend(wide, low, high, bar))
+        legends.append(color.bar_legend(wide, low, high, bar))
     if not cv2.haveImageWriter(str(file)):
         raise ValueError(f"{file} cannot be written: give a file that ends in .png or .jpg.")
     cv2.imwrite(str(file), np.vstack([image, *legends])[..., ::-1])
@@ -129,7 +122,7 @@ def _write_animation(frames: list[Images], far: float, period: float, file: Path
     for images in frames[::every]:
         small = {t: cv2.resize(i, size, interpolation=cv2.INTER_AREA) for t, i in images.items()}
         halves = [
-            np.hstack([with_words(small[t], t) for t in (f"{name}, off", f"{name}, on")])
+            np.hstack([color.with_words(small[t], t) for t in (f"{name}, off", f"{name}, on")])
             for name in ("depth", "labels")
         ]
         pictures.append(np.vstack([*halves, *_legends(2 * _WIDTH, far)]))
