@@ -101,9 +101,7 @@ run_tests() {
   # Tests with real ROS processes wait most of the time, and have rates and deadlines to keep, so
   # they go one by one. The others run beside them, on what they leave of the CPU: two files at
   # once, each in one thread, for threads that share a core wait for each other while they spin.
-  # The longest file is the first.
-  local without_ros=(test/bag test/model test/engine test/datasets test/metrics test/world test/project
-    test/run test/ros/messages
+  local without_ros=(test/model test/engine test/datasets test/metrics test/world test/project test/run
     test/apps/test_{bench_temporal,doctor_prove,export,run_command,train,training}.py)
   local log=build/tests_without_ros.log
   mkdir -p build
