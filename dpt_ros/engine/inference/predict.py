@@ -104,10 +104,10 @@ def _run(
 
 
 def crop(rgb: np.ndarray) -> np.ndarray:
-    """The part of a picture that KITTI's benchmark uses: (352, 1216, 3), a view.
+    """The part of a picture that KITTI's benchmark uses: (352, 1216, ...), a view.
 
     Args:
-        rgb: (H, W, 3).
+        rgb: (H, W, 3), or (H, W) of its truth.
 
     Raises:
         ValueError: the picture is smaller.

@@ -4,7 +4,7 @@ and every conversion between the two and to metres."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -86,7 +86,9 @@ def scale(
     return ScaleState(kept, table), corrected, affine, covariance, stats
 
 
-def metric_inverse_depth(raw_inverse_depth: Tensor, affine: Any) -> Tensor:
+def metric_inverse_depth(
+    raw_inverse_depth: Tensor, affine: Tensor | tuple[float, float]
+) -> Tensor:
     """Inverse depth in 1/m; 0 is beyond range, NaN is unknown.
 
     Args:

@@ -179,10 +179,8 @@ def _correct(n: dict[str, Array], metric: bool) -> tuple[Any, ...]:
     fresh, tilt = n["fresh"] > 0, arrays.double(n["tilt"])
     state = arrays.where(arrays.column(fresh), arrays.double(n["initial"]), n["state"])
     before = kalman.predict(Kalman(*arrays.columns(state)), arrays.double(n["seconds"]), metric)
-    k, fits = (
-        before,
-        [Fit(*arrays.columns(n["fits"][..., source, :])) for source in range(n["fits"].shape[-2])],
-    )
+    sources = range(n["fits"].shape[-2])
+    k, fits = before, [Fit(*arrays.columns(n["fits"][..., one, :])) for one in sources]
 
     tried = (n["anchors"][..., 2] != 0).any(-1)
     updated, refused = kalman.update(k, fits[0], ~fresh, 0.0, 0.0, metric)

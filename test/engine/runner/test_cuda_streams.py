@@ -11,7 +11,7 @@ import torch
 from helpers.cuda_rules import Cuda, modelled_cuda
 
 from dpt_ros.engine.faults import innermost_line
-from dpt_ros.engine.runner.streams import CudaStreams
+from dpt_ros.engine.runner.streams import CudaStreams, Streams
 
 
 @pytest.fixture
@@ -112,3 +112,13 @@ def test_the_model_finds_what_it_is_there_for(cuda):
     stream.capture = torch.cuda.CUDAGraph()
     with pytest.raises(RuntimeError, match="uncaptured work"):
         stream.wait_stream(torch.cuda.Stream(None))
+
+
+def test_a_gpu_s_lanes_and_events_take_no_work_of_the_host_s_that_they_derive_from(
+    cuda: Cuda,
+) -> None:
+    streams = CudaStreams(torch.device("cuda"))
+    for host, own in ((Streams, CudaStreams), (type(Streams().event()), type(streams.event()))):
+        methods = {name for name, one in vars(host).items() if callable(one)}
+        assert methods
+        assert methods <= vars(own).keys()
