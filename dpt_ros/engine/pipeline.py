@@ -7,8 +7,9 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
-from dpt_ros.engine.faults import first_line, without_locals
+from dpt_ros.engine.faults import DeviceLostError, first_line, without_locals
 from dpt_ros.engine.frame import Frame, Kind, OutputRequest, Prediction
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.runner.cuda import StreamRunner
@@ -30,6 +31,19 @@ def make_runner(networks: Networks, settings: Settings, warn: Callable[[str], No
     return StreamRunner(networks, settings, CudaStreams(networks.device), warn)
 
 
+class Receiver(Protocol):
+    """Takes what becomes of the frames of a source."""
+
+    def publish(self, prediction: Prediction) -> None:
+        """A result; its arrays are valid until this returns."""
+
+    def drop(self, reason: str) -> None:
+        """A frame is not computed, for a reason in a few words."""
+
+    def fail(self, error: Exception) -> None:
+        """A frame failed; the pipeline continues."""
+
+
 class Pipeline:
     """Runs the frames of all cameras through a runner, on two threads.
 
@@ -38,16 +52,14 @@ class Pipeline:
     in the order in which their queues were filled; frames of one kind that wait at the same time
     form a batch. The other thread waits for results and delivers them.
 
-    Every submitted frame ends in exactly one call of ``on_prediction``, ``on_drop`` or
-    ``on_error``. Predictions and errors are delivered on the second thread, in the order in which
+    Every submitted frame ends in exactly one call of its receiver's ``publish``, ``drop`` or
+    ``fail``. Predictions and errors are delivered on the second thread, in the order in which
     the frames were started; drops on the thread that caused them.
 
     Args:
         networks: from ``load_networks``.
         settings: live ones may be replaced at any time through the attribute ``settings``.
-        on_prediction: receives each result, whose arrays are valid until it returns.
-        on_drop: receives a frame that is not computed, and the reason in a few words.
-        on_error: receives a frame that failed, and the error; the pipeline continues.
+        receivers: of the frames, by their sources.
         on_warning: receives a message when an acceleration is turned off or memory runs out.
         now_ns: the clock of the stamps, for ``max_age``; None drops nothing.
         runner: by default that of ``make_runner``.
@@ -56,15 +68,14 @@ class Pipeline:
 
     Attributes:
         kinds: the kind of the last frame started, by source.
+        lost: what the device said when it was lost, "" while it is there.
     """
 
     def __init__(
         self,
         networks: Networks,
         settings: Settings,
-        on_prediction: Callable[[Prediction], None],
-        on_drop: Callable[[Frame, str], None],
-        on_error: Callable[[Frame, Exception], None],
+        receivers: Mapping[str, Receiver],
         on_warning: Callable[[str], None] = lambda message: None,
         now_ns: Callable[[], int] | None = None,
         runner: Runner | None = None,
@@ -72,11 +83,10 @@ class Pipeline:
     ) -> None:
         self.settings = settings
         self.kinds: dict[str, Kind] = {}
+        self.lost = ""
         self._known = dict(known or {})
         self._runner = runner or make_runner(networks, settings, on_warning)
-        self._on_prediction = on_prediction
-        self._on_drop = on_drop
-        self._on_error = on_error
+        self._receivers = receivers
         self._on_warning = on_warning
         self._now_ns = now_ns
         self._waiting: dict[str, tuple[Frame, OutputRequest]] = {}
@@ -103,9 +113,12 @@ class Pipeline:
                 self._waiting[frame.source] = (frame, outputs)
                 self._changed.notify_all()
         if closed:
-            self._on_drop(frame, "closed")
+            self._drop(frame, "closed")
         if replaced:
-            self._on_drop(replaced[0], "replaced by a newer frame")
+            self._drop(replaced[0], "replaced by a newer frame")
+
+    def _drop(self, frame: Frame, reason: str) -> None:
+        self._receivers[frame.source].drop(reason)
 
     def reset(self) -> None:
         """Forget the past of all cameras: the next frame is not filtered."""
@@ -123,7 +136,7 @@ class Pipeline:
             self._waiting.clear()
             self._changed.notify_all()
         for frame in left:
-            self._on_drop(frame, "closed")
+            self._drop(frame, "closed")
         deadline = time.monotonic() + timeout
         for thread in self._threads:
             if thread is not threading.current_thread():
@@ -154,7 +167,7 @@ class Pipeline:
                 return False
             frame, outputs = self._waiting.pop(next(iter(self._waiting)))
         if self._too_old(frame):
-            self._on_drop(frame, "older than max_age")
+            self._drop(frame, "older than max_age")
             return True
         with self._changed:
             self._room -= 1
@@ -181,7 +194,7 @@ class Pipeline:
         young = []
         for frame in taken:
             if self._too_old(frame):
-                self._on_drop(frame, "older than max_age")
+                self._drop(frame, "older than max_age")
             else:
                 young.append(frame)
         return young
@@ -209,16 +222,19 @@ class Pipeline:
                 predictions = ticket.wait()
             except Exception as failure:  # the next frame may be a good one
                 error = without_locals(failure)
+                if isinstance(error, DeviceLostError):
+                    self.lost = str(error)
                 for frame in frames:
-                    self._on_error(frame, error)
+                    self._receivers[frame.source].fail(error)
             for prediction in predictions:
                 if self._closed:
-                    self._on_drop(prediction.frame, "closed")
+                    self._drop(prediction.frame, "closed")
                     continue
+                receiver = self._receivers[prediction.frame.source]
                 try:
-                    self._on_prediction(prediction)
+                    receiver.publish(prediction)
                 except Exception as failure:  # as above
-                    self._on_error(prediction.frame, failure)
+                    receiver.fail(failure)
         finally:
             ticket.release()
             with self._changed:

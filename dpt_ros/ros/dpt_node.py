@@ -18,8 +18,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from std_srvs.srv import Trigger
 
-from dpt_ros.engine.faults import DeviceLostError
-from dpt_ros.engine.frame import Frame, Kind, Prediction
+from dpt_ros.engine.frame import Kind
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.loading import NetworkError, load_networks
 from dpt_ros.engine.pipeline import Pipeline
@@ -123,9 +122,7 @@ class DptNode(LifecycleNode):
             self._pipeline = Pipeline(
                 self._networks,
                 self._settings,
-                on_prediction=self._publish,
-                on_drop=self._count_drop,
-                on_error=self._report_failure,
+                dict(self._cameras),
                 on_warning=self._add_warning,
                 now_ns=lambda: self.get_clock().now().nanoseconds,
                 known=self._kinds,
@@ -192,6 +189,7 @@ class DptNode(LifecycleNode):
         if self._pipeline is not None:
             self._pipeline.close(timeout)
             self._kinds |= self._pipeline.kinds
+            self._device_lost = self._pipeline.lost
             self._pipeline = None
 
     def _release(self, timeout: float = 1.0) -> None:
@@ -216,27 +214,10 @@ class DptNode(LifecycleNode):
         self._release(timeout=0.3)
         super().destroy_node()
 
-    # Frames; called on the pipeline's threads
-
-    def _publish(self, prediction: Prediction) -> None:
-        if camera := self._cameras.get(prediction.frame.source):
-            camera.publish(prediction)
-
-    def _count_drop(self, frame: Frame, reason: str) -> None:
-        if camera := self._cameras.get(frame.source):
-            camera.drop(reason)
-
     def _add_warning(self, text: str) -> None:
         if text not in self._warnings:
             self._warnings.append(text)
             self.get_logger().warning(text)
-
-    def _report_failure(self, frame: Frame, error: Exception) -> None:
-        if isinstance(error, DeviceLostError):
-            self._device_lost = str(error)
-        camera = self._cameras.get(frame.source)
-        if camera and self.context.ok():
-            camera.fail(error)
 
     # Timers, parameters and the service; called on the executor's thread
 
@@ -245,7 +226,7 @@ class DptNode(LifecycleNode):
             self._pipeline.settings = settings
 
     def _review(self) -> None:
-        if self._device_lost and self._state == "active":
+        if self._pipeline is not None and self._pipeline.lost:
             self.trigger_deactivate()  # which ends in error processing
         for camera in self._cameras.values():
             camera.review()

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from helpers.places import ROOT, TEST
 
 RESEND = 3.0  # seconds
 PATIENCE = 60.0  # a loaded machine takes long to import torch
+NODE_COMMAND = ("-m", "dpt_ros.ros.command_line", "dpt_node")
 RANDOM_NETWORKS = {
     "depth_network": "dpt_hybrid_embedded",
     "label_network": "dpt_hybrid_embedded",
@@ -151,7 +152,9 @@ class Domain:
         self._processes.append(process)
         return process
 
-    def start_dpt(self, *extra: str, **given: Any) -> Process:
+    def start_dpt(
+        self, *extra: str, command: Sequence[str] = NODE_COMMAND, **given: Any
+    ) -> Process:
         """Start the node with parameters (random networks unless given)."""
         parameters = [
             word
@@ -161,9 +164,7 @@ class Domain:
                 f"{name}:={str(value).lower() if value in (True, False) else value}",
             )
         ]
-        return self.start(
-            "-m", "dpt_ros.ros.command_line", "dpt_node", "--ros-args", *parameters, *extra
-        )
+        return self.start(*command, "--ros-args", *parameters, *extra)
 
     def start_camera(
         self,

@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("rclpy")
 
+from builtin_interfaces.msg import Time
 from helpers.ros_processes import ros_domain, wait_until
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
@@ -134,3 +135,41 @@ def test_a_signal_breaks_into_loading_the_networks() -> None:
         code, seconds = dpt.end()
         assert "Traceback" not in dpt.output, dpt.output
         assert (code, seconds < 2.0) == (0, True)
+
+
+LOSES_ITS_DEVICE = """
+import sys
+from dpt_ros.engine.faults import DeviceLostError
+from dpt_ros.engine.runner.host import HostRunner
+from dpt_ros.ros.dpt_node import main
+
+start = HostRunner.start
+
+def start_or_lose(runner, frames, outputs, settings):
+    if frames[0].stamp_ns:
+        raise DeviceLostError("cuda:0 is lost (unspecified launch failure)")
+    return start(runner, frames, outputs, settings)
+
+HostRunner.start = start_or_lose
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_node_that_loses_its_device_goes_back_to_unconfigured_and_says_why() -> None:
+    with ros_domain() as domain:
+        dpt = domain.start_dpt(command=("-c", LOSES_ITS_DEVICE))
+        camera = domain.publisher(Image, "image")
+        depths = domain.listen(Image, "depth/image")
+        picture = np.zeros((64, 96, 3), np.uint8)
+        while not depths:
+            camera.publish(image_message(picture, "rgb8", Header()))
+            domain.spin_for(0.1)
+        camera.publish(image_message(picture, "rgb8", Header(stamp=Time(sec=1))))
+        domain.wait_for_state("unconfigured")
+        status = domain.diagnostics("dpt: networks")
+        assert status["level"] == "2"
+        assert "cuda:0 is lost (unspecified launch failure)" in status["message"]
+        assert "Traceback" not in dpt.output
+        assert domain.change("configure")
+        assert domain.change("activate")
+        assert dpt.end()[0] == 0

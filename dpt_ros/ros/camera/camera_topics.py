@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from diagnostic_msgs.msg import DiagnosticStatus
 from nav_msgs.msg import Odometry
 from rclpy.lifecycle import LifecycleNode
@@ -16,6 +17,7 @@ from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
+from dpt_ros.engine.faults import DeviceLostError
 from dpt_ros.engine.frame import Frame, OutputRequest, Prediction
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.settings import Settings
@@ -319,13 +321,14 @@ class CameraTopics:
         """Count and report an image that could not be read or a frame that failed."""
         if isinstance(error, MessageError):
             reason, text = error.reason, str(error)
-        elif isinstance(error, ValueError):
+        elif isinstance(error, ValueError | DeviceLostError | torch.OutOfMemoryError):
             reason, text = type(error).__name__, f"a frame failed: {error}"
         else:
             reason = type(error).__name__
             text = f"a frame failed: {''.join(traceback.format_exception(error))}"
         self._statistics.count("error:", reason)
-        if self._is_due(reason, _REPEAT):
+        # Once a signal has ended the ROS context every call of rclpy fails; that is no fault.
+        if self._node.context.ok() and self._is_due(reason, _REPEAT):
             self._log.error(f"{self._prefix}image: {text}")
 
     def status(self) -> DiagnosticStatus:

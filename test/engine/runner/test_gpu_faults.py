@@ -337,34 +337,47 @@ def test_kernels_without_a_compiler_on_the_path_are_refused_by_triton_with_an_ex
     assert "compiler" in done.stdout, done.stderr
 
 
+class Received:
+    """The receiver of a pipeline's frames: what came, in order."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[str] = []
+        self.errors: list[Exception] = []
+        self._arrived = threading.Semaphore(0)
+
+    def publish(self, prediction: Prediction) -> None:
+        self._add(f"prediction of {prediction.frame.source}")
+
+    def drop(self, reason: str) -> None:
+        self._add(reason)
+
+    def fail(self, error: Exception) -> None:
+        self.errors.append(error)
+        self._add("error")
+
+    def _add(self, outcome: str) -> None:
+        self.outcomes.append(outcome)
+        self._arrived.release()
+
+    def wait(self) -> None:
+        assert self._arrived.acquire(timeout=30)
+
+
 @pytest.mark.parametrize("stage", ["compute", "wait"])
 def test_a_failed_frame_keeps_nothing_alive_and_the_next_ones_flow(both, stage):
-    outcomes, arrived = list[str](), threading.Semaphore(0)
-
-    def note(outcome: str) -> None:
-        outcomes.append(outcome)
-        arrived.release()
-
-    kept = []
-    pipeline = Pipeline(
-        both.runner._networks,
-        DEFAULT,
-        on_prediction=lambda prediction: note("prediction"),
-        on_drop=lambda one, reason: note(reason),
-        on_error=lambda one, error: (kept.append(error), note("error")),
-        runner=both.runner,
-    )
+    received = Received()
+    pipeline = Pipeline(both.runner._networks, DEFAULT, {"": received}, runner=both.runner)
     try:
-        for number, expected in enumerate(("prediction", "error", "prediction")):
+        for number, expected in enumerate(("prediction of ", "error", "prediction of ")):
             if expected == "error":
                 both.streams.plan(stage, OTHER[1])
             pipeline.submit(video_frame(number), ALL)
-            assert arrived.acquire(timeout=30)
-            assert outcomes[-1] == expected
+            received.wait()
+            assert received.outcomes[-1] == expected
             if expected == "error":
                 assert [one() for one in both.streams.held] == [None]
-                assert kept[0].__cause__ is None
-                assert "EXECUTION_FAILED" in str(kept[0])
+                assert received.errors[0].__cause__ is None
+                assert "EXECUTION_FAILED" in str(received.errors[0])
     finally:
         pipeline.close()
 
@@ -431,12 +444,7 @@ def test_a_kernel_that_cannot_be_loaded_in_a_capture_is_no_fault_of_the_capture(
 
 
 def test_cameras_that_wait_together_are_all_given_out(both):
-    outcomes, arrived = list[tuple[str, str]](), threading.Semaphore(0)
-
-    def note(kind: str, source: str) -> None:
-        outcomes.append((kind, source))
-        arrived.release()
-
+    received = Received()
     begin = threading.Event()
 
     class Waits:
@@ -454,9 +462,7 @@ def test_cameras_that_wait_together_are_all_given_out(both):
     pipeline = Pipeline(
         both.runner._networks,
         DEFAULT,
-        on_prediction=lambda prediction: note("prediction", prediction.frame.source),
-        on_drop=lambda one, reason: note(reason, one.source),
-        on_error=lambda one, error: note(repr(error), one.source),
+        dict.fromkeys(names, received),
         runner=Waits(),
     )
     try:
@@ -464,8 +470,8 @@ def test_cameras_that_wait_together_are_all_given_out(both):
             pipeline.submit(video_frame(0, name), ALL)
         begin.set()
         for _ in names:
-            assert arrived.acquire(timeout=30)
-        assert outcomes == [("prediction", name) for name in names]
+            received.wait()
+        assert received.outcomes == [f"prediction of {name}" for name in names]
         assert set(pipeline.kinds) == set(names)
     finally:
         begin.set()
