@@ -107,11 +107,12 @@ def metric_inverse_depth(
 
 
 def limit_depth(depth: Tensor, max_range: Tensor | float) -> Tensor:
-    """Depth by REP 117: NaN where it is unknown or not positive, +Inf beyond ``max_range`` metres.
+    """Depth by REP 117: NaN where it is unknown, not positive or nearer than 1e-6 m (inverse depth
+    that overflowed), +Inf beyond ``max_range`` metres.
 
     Args:
         depth: (...) float32 metres.
         max_range: a tensor () can be changed between replays of a CUDA graph.
     """
-    depth = torch.where(depth > 0, depth, torch.nan)
+    depth = torch.where(depth > 1e-6, depth, torch.nan)
     return torch.where(depth > max_range, torch.inf, depth)

@@ -13,6 +13,8 @@ from dpt_ros.engine.smoothing.maps import (
 )
 
 MIN_INVERSE_DEPTH = 1e-6  # 1/m, stands for an inverse depth that is not valid
+# What is larger is not valid, in any unit: a network's overflow. Squares of it fit into float32.
+MAX_INVERSE_DEPTH = 1e9
 _ITERATIONS = 3
 _HUBER = 0.05  # relative residual from which on a sample has less weight
 _OUTLIER = 0.35  # relative residual from which on it has none

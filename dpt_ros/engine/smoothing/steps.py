@@ -56,7 +56,12 @@ from dpt_ros.engine.smoothing.motion import (
     refine,
     warp,
 )
-from dpt_ros.engine.smoothing.registration import MIN_INVERSE_DEPTH, bounded_affine, fit_affine
+from dpt_ros.engine.smoothing.registration import (
+    MAX_INVERSE_DEPTH,
+    MIN_INVERSE_DEPTH,
+    bounded_affine,
+    fit_affine,
+)
 from dpt_ros.engine.smoothing.state import FILTER_FIELDS, MOTION_FIELDS, FilterState, given
 from dpt_ros.engine.smoothing.update import blend
 
@@ -86,7 +91,8 @@ def smooth(
 
     Args:
         state: after the previous frames; not changed.
-        raw: (B, H, W) inverse depth; NaN, inf and what is not positive is not valid.
+        raw: (B, H, W) inverse depth; NaN, what is not positive and what is larger than
+            ``MAX_INVERSE_DEPTH`` is not valid.
         metric_affine: (B, 2) scale and shift of ``raw`` to 1/m, as the frame would have them by
             itself.
         logits: (B, C, h, w) or None.
@@ -160,8 +166,8 @@ def look(raw: Tensor, luma: Tensor, flow: Tensor) -> Tensor:
         *(resize(maps, (height, width)) for maps in (luma[:, None], flow)),
     )  # fmt: skip
     seen = empty(raw, len(raw), 8, height, width)
-    seen[:, 0] = inverse_depth.clip(MIN_INVERSE_DEPTH, LARGEST)
-    library(raw).subtract(above(raw, 0.0), above(raw, LARGEST), out=seen[:, 1])
+    library(raw).subtract(above(raw, 0.0), above(raw, MAX_INVERSE_DEPTH), out=seen[:, 1])
+    seen[:, 0] = (inverse_depth * seen[:, 1]).clip(MIN_INVERSE_DEPTH, LARGEST)
     seen[:, 2] = luma[:, 0]
     for k, scale in enumerate(
         (2 * width / columns / (width - 1), 2 * height / rows / (height - 1))

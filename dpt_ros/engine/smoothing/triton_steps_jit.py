@@ -166,7 +166,7 @@ def look_kernel(
     inside = pixel < size
     row, column = pixel // width, pixel % width
     raw = tl.load(raw_ptr + camera * size + pixel, mask=inside, other=0.0)
-    valid = (raw > 0.0) & (raw < float("inf"))
+    valid = (raw > 0.0) & (raw <= STEPS.value.max_inverse_depth)
     raw = tl.maximum(tl.where(valid, raw, 0.0), STEPS.value.min_inverse_depth)
     seen = seen_ptr + camera * 8 * size + pixel
     tl.store(seen, raw, mask=inside)

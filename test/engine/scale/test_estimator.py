@@ -198,8 +198,8 @@ def test_unknown_and_beyond_range_stay_what_they_are():
 
 
 def test_depth_is_nan_where_unknown_and_infinite_beyond_range():
-    depth = torch.tensor([np.nan, -1.0, 0.0, 3.0, 5.0, np.inf])
-    expected = torch.tensor([np.nan, np.nan, np.nan, 3.0, np.inf, np.inf])
+    depth = torch.tensor([np.nan, -1.0, 0.0, 1e-10, 3.0, 5.0, np.inf])
+    expected = torch.tensor([np.nan, np.nan, np.nan, np.nan, 3.0, np.inf, np.inf])
     torch.testing.assert_close(limit_depth(depth, 4.0), expected, equal_nan=True)
 
 

@@ -148,6 +148,7 @@ def check_look(
     rng = np.random.default_rng(1)
     raw = torch.from_numpy(rng.normal(size=(2, *size)).astype(np.float32))
     raw[0, :5, :5], raw[1, 0, 0], raw[1, 1, 0] = torch.nan, torch.inf, 1e-9
+    raw[1, 2, :2] = torch.tensor([1e9, 1e20])
     luma = torch.from_numpy(rng.random((2, *small), np.float32)).to(device)
     flow = torch.from_numpy(rng.normal(size=(2, 5, *small)).astype(np.float32)).to(device)
     raw = raw.to(device)
