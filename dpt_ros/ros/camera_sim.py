@@ -21,6 +21,7 @@ from dpt_ros.ros.command_line import CAMERA_PARAMETERS, run_node
 from dpt_ros.ros.messages.camera_info import camera_info_message
 from dpt_ros.ros.messages.image import image_message, jpeg_message
 from dpt_ros.ros.messages.types import VIDEOS, video_classes
+from dpt_ros.ros.qos import qos_problems
 from dpt_ros.ros.video.sender import KEYFRAMES, VideoSender
 from dpt_ros.world import KINDS, Scan, Scanner, View, World
 from dpt_ros.world.motion import CAMERA_HEIGHT, look
@@ -57,6 +58,8 @@ class CameraSim(Node):
             raise ValueError(
                 f"reliability is '{values['reliability']}', but must be reliable or best_effort."
             )
+        for problem in qos_problems(self):
+            raise ValueError(problem)
         self._world = World(
             values["kind"], values["seed"], values["width"], values["height"], values["rate"]
         )

@@ -30,6 +30,7 @@ from dpt_ros.ros.command_line import run_node
 from dpt_ros.ros.diagnostics import ClockMonitor, networks_status, ready_message
 from dpt_ros.ros.parameters import Parameters
 from dpt_ros.ros.process import keep_large_buffers
+from dpt_ros.ros.qos import qos_problems, unused_qos
 from dpt_ros.ros.video.decoder import video_problem
 
 
@@ -90,7 +91,9 @@ class DptNode(LifecycleNode):
         with self._logged("configure"):
             self._warnings.clear()
             self._device_lost = ""
-            self._failure = " ".join(self._node_parameters.problems.values())
+            images = tuple(f"{name}/image".lstrip("/") for name in self._settings.cameras or ("",))
+            problems = (*self._node_parameters.problems.values(), *qos_problems(self, images))
+            self._failure = " ".join(problems)
             if self._settings.image_transport == "video":
                 self._failure = self._failure or video_problem()
             if not self._failure:
@@ -129,6 +132,8 @@ class DptNode(LifecycleNode):
             )
             for camera in self._cameras.values():
                 camera.open(self._pipeline.submit)
+            for text in unused_qos(self):
+                self._add_warning(text)
             self._state = "active"
             inputs = chain.from_iterable(camera.subscribed for camera in self._cameras.values())
             outputs = chain.from_iterable(camera.published for camera in self._cameras.values())

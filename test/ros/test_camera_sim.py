@@ -31,6 +31,24 @@ TOPICS = {
 }
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("kind:=moon", "kind is 'moon', but must be one of "),
+        (
+            "qos_overrides./image.publisher.reliability:=often",
+            "publisher.reliability is 'often', but must be one of ",
+        ),
+    ],
+)
+def test_a_wrong_parameter_is_a_message_and_exit_code_2(given: str, message: str) -> None:
+    with ros_domain() as domain:
+        camera = domain.start("-m", "dpt_ros.ros.camera_sim", "--ros-args", "-p", given)
+        assert camera.wait() == 2
+        assert message in camera.output
+        assert "Traceback" not in camera.output
+
+
 def test_everything_of_a_frame_is_published_with_one_stamp_as_the_world_says() -> None:
     with ros_domain() as domain:
         for topic, kind in TOPICS.items():

@@ -49,10 +49,22 @@ def test_configure_fails_with_a_sentence_until_the_parameters_are_right(tmp_path
 
 def test_a_wrong_parameter_at_start_is_a_sentence_and_a_failed_configure() -> None:
     with ros_domain() as domain:
-        dpt = domain.start_dpt(precision="fp8", max_range=-3)
+        qos = {
+            "/image.subscription.reliability": "sometimes",
+            "/image.subscription.depth": -3,
+            "/odom.subscription.history": "auto",
+            "/depth/image.publisher.depth": "many",
+        }
+        qos = {f"qos_overrides.{name}": value for name, value in qos.items()}
+        dpt = domain.start_dpt(precision="fp8", max_range=-3, **qos)
         dpt.wait_for("The node stays unconfigured")
         assert "precision is 'fp8', but must be one of auto, fp32, fp16, bf16." in dpt.output
         assert "max_range is -3.0, but must be at least 0." in dpt.output
+        image = "qos_overrides./image.subscription"
+        assert f"{image}.reliability is 'sometimes', but must be one of auto, rel" in dpt.output
+        assert f"{image}.depth is -3, but must be an integer of at least 0." in dpt.output
+        assert ".history is 'auto', but must be one of system_default, keep_last, " in dpt.output
+        assert ".depth is 'many', but must be an integer" in dpt.output
         assert "Traceback" not in dpt.output
 
 
@@ -67,7 +79,8 @@ def test_a_missing_parameter_file_is_a_sentence_and_exit_code_2() -> None:
 
 def test_transitions_in_every_order_and_frames_flow_only_while_active() -> None:
     with ros_domain() as domain:
-        dpt = domain.start_dpt(autostart=False)
+        used, unused = (f"qos_overrides./{name}.subscription.depth" for name in ("odom", "odo"))
+        dpt = domain.start_dpt(autostart=False, **{used: 5, unused: 5})
         depths = domain.listen(Image, "depth/image")
         picture = np.zeros((64, 96, 3), np.uint8)
         camera = domain.node.create_publisher(Image, "image", 1)
@@ -96,6 +109,8 @@ def test_transitions_in_every_order_and_frames_flow_only_while_active() -> None:
         assert domain.change("activate")
         assert domain.change("shutdown")
         assert domain.state() == "finalized"
+        assert dpt.output.count("is not used: with these settings") == 3  # per configure
+        assert f"{unused} is not used" in dpt.output
         assert "Traceback" not in dpt.output
         code, seconds = dpt.end()
         assert (code, seconds < 2.0) == (0, True)
