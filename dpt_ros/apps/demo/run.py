@@ -55,8 +55,7 @@ def run(out: Path, seconds: float, rate: float) -> int:
     except OSError as error:
         return fail("dpt_demo", f"{error}; choose a writable folder with --out.", 1)
     except (KeyboardInterrupt, ExternalShutdownException):
-        print("dpt_demo: interrupted.", file=sys.stderr)
-        return 130
+        return fail("dpt_demo", "interrupted.", 130)
 
 
 def _run(out: Path, seconds: float, rate: float) -> int:

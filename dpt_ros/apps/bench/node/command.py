@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import sys
 from dataclasses import asdict
 from typing import Any
 
@@ -15,6 +14,7 @@ from tqdm import tqdm
 from dpt_ros.apps.bench import NODE_METHOD
 from dpt_ros.apps.bench.node import arrivals
 from dpt_ros.apps.bench.node.session import ARMS, BenchError, Case, Run, Session, profile_text
+from dpt_ros.apps.command_line import fail
 from dpt_ros.apps.report import introduce, table, write_json
 
 _RATES = (30.0, 20.0, 15.0, 10.0, 5.0, 2.0, 1.0, 0.5)
@@ -42,11 +42,9 @@ def run(args: argparse.Namespace) -> int:
         for case in cases:
             results.append(_measure(case, args))
     except BenchError as error:
-        print(f"dpt_bench node: {error}", file=sys.stderr)
-        return 1
+        return fail("dpt_bench node", error, 1)
     except KeyboardInterrupt:
-        print("dpt_bench node: interrupted; the cases above are complete.", file=sys.stderr)
-        return 130
+        return fail("dpt_bench node", "interrupted; the cases above are complete.", 130)
     finally:
         if args.json and results:
             given = {"profiles": profiles, "parameters": _parameters(args), "results": results}
