@@ -32,6 +32,15 @@ def add_parameters(parser: argparse.ArgumentParser) -> None:
         help="a parameter of the node, see docs/topics.md")  # fmt: skip
 
 
+def size_of(text: str, expected: str, least: int = 1, step: int = 1) -> tuple[int, int]:
+    """The two numbers of "640x480", for argparse: not below ``least``, multiples of ``step``."""
+    first, _, second = text.lower().partition("x")
+    sides = [int(side) if side.isdecimal() else -1 for side in (first, second)]
+    if min(sides) < least or any(side % step for side in sides):
+        raise argparse.ArgumentTypeError(f"{text!r} is {expected}")
+    return sides[0], sides[1]
+
+
 def unknown(what: str, given: Iterable[str], known: Collection[str]) -> Iterator[str]:
     """The error message on names that are not among the known ones, if there are any."""
     if wrong := [name for name in given if name not in known]:

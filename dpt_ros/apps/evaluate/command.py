@@ -88,9 +88,7 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _network(name: str | None, weights: str | None, device: torch.device) -> DPT | None:
-    if name is None:
-        return None
-    return create_model(name, weights=weights).to(device).eval()
+    return None if name is None else create_model(name, weights=weights).to(device).eval()
 
 
 def _print(results: Sequence[Result], temporal: dict[str, dict[str, float]]) -> None:
@@ -109,6 +107,8 @@ def _print(results: Sequence[Result], temporal: dict[str, dict[str, float]]) -> 
 
 def _as_json(result: Result) -> dict[str, Any]:
     protocol = result.protocol
+    rows = {row.method: dict(row.values) for row in protocol.published}
+    differences = result.differences()
     return {
         "dataset": protocol.dataset,
         "protocol": protocol.kind,
@@ -116,11 +116,7 @@ def _as_json(result: Result) -> dict[str, Any]:
         "images": result.images,
         "measures": result.measures,
         "iou": result.classes,
-        "published": {
-            "table": protocol.table,
-            "differences": result.differences(),
-            "rows": {row.method: dict(row.values) for row in protocol.published},
-        },
+        "published": {"table": protocol.table, "differences": differences, "rows": rows},
         "notes": result.notes,
         "rows": result.rows,
     }
@@ -129,10 +125,7 @@ def _as_json(result: Result) -> dict[str, Any]:
 def make_plan(dataset: str, depth: DPT | None, labels: DPT | None, protocol: str) -> Plan:
     """Which protocols each network is evaluated by: the one for ``depth``, also for labels if it
     predicts them and there is none for ``labels``. ``protocol``: "auto", "metric" or "zero-shot".
-
-    Raises:
-        ArgumentError: a network, the protocol and the dataset do not go together.
-    """
+    Raises ArgumentError if a network, the protocol and the dataset do not go together."""
     kinds = {p.kind for p in protocols.PROTOCOLS if p.dataset == dataset}
     plan: Plan = []
     if depth is not None:

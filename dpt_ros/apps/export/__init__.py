@@ -6,10 +6,11 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from dpt_ros.apps.command_line import fail, new_parser
+from dpt_ros.apps.command_line import fail, new_parser, size_of
 from dpt_ros.model.zoo import ZOO, unknown_model
 
 EXAMPLES = """examples:
@@ -30,13 +31,7 @@ EXAMPLES = """examples:
 exit codes: 0 written (and equal), 1 not written or not equal, 2 wrong arguments
 """
 _WEIGHTS = ("download", "random")
-
-
-def _size(text: str) -> tuple[int, int]:
-    height, _, width = text.partition("x")
-    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no HEIGHTxWIDTH, such as 480x640")
-    return int(height), int(width)
+_size = partial(size_of, expected="no HEIGHTxWIDTH, such as 480x640")
 
 
 def _count(text: str) -> int:
