@@ -95,8 +95,7 @@ def _messages(distribution: str, installer: str) -> Iterator[Finding]:
         yield error("messages", message, "Install them again, of the same distribution as rclpy.")
     if not missing and not faults:
         yield Finding("messages", f"all {len(MESSAGES)} packages")
-    lost = [f"{name} ({use})" for name, use in OPTIONAL.items() if problems[name] == _MISSING]
-    if lost:
+    if lost := [f"{name} ({use})" for name, use in OPTIONAL.items() if problems[name] == _MISSING]:
         yield Finding("optional", f"not installed (apt, with ROS): {', '.join(lost)}")
 
 

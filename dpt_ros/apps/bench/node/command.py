@@ -86,19 +86,13 @@ def _measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
             runs[arm].append(session.run(arm, rate, args.seconds, args.warm_up))
             bar.update()
         peaks = {arm: _peak(session, arm, rate) for arm in ARMS} if args.peak else {}
-    total = {
-        arm: arrivals.together(
-            [run.account for run in own], [trace for run in own for trace in run.traces]
-        )
-        for arm, own in runs.items()
-    }
-    pairs = list(zip(runs["node"], runs["echo"], strict=True))
-    added = {
-        name: [
-            getattr(a.account.latency, name) - getattr(b.account.latency, name) for a, b in pairs
-        ]
-        for name in ("p50", "p90", "p99")
-    }
+    total = {}
+    for arm, own in runs.items():
+        traces = [trace for run in own for trace in run.traces]
+        total[arm] = arrivals.together([run.account for run in own], traces)
+    node, echo = ([vars(run.account.latency) for run in runs[arm]] for arm in ("node", "echo"))
+    pairs = list(zip(node, echo, strict=True))
+    added = {name: [a[name] - b[name] for a, b in pairs] for name in ("p50", "p90", "p99")}
     in_order = [run for pair in zip(*runs.values(), strict=True) for run in pair]
     rows = [_row(str(k // 2 + 1), run.arm, run.account, run) for k, run in enumerate(in_order)]
     rows += [_row("all", arm, total[arm]) for arm in ARMS]
