@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,18 +12,6 @@ from dpt_ros.version import add_version
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``dpt_bag_player``. Returns the exit code."""
-    args, ros_args = _arguments(argv)
-    from dpt_ros.bag.player import run
-
-    return run(args, ros_args)
-
-
-def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    """The arguments of dpt_bag_player, and the ROS arguments.
-
-    Raises:
-        SystemExit: 0 after --help, 2 with an error message for a mistake.
-    """
     parser = argparse.ArgumentParser(
         prog="dpt_bag_player",
         description="Play a bag at the rate it was recorded, where ros2 bag is not installed.",
@@ -32,22 +19,21 @@ def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
         " 0 done; 1 not done; 2 wrong arguments; 3 done, but parts of the bag could not be read.",
     )
     add_version(parser)
-    parser.add_argument("bag", type=Path, help="rosbag2 folder or storage file")
-    parser.add_argument("--topics", nargs="+", default=["image", "camera_info"], metavar="NAME",
+    add = parser.add_argument
+    add("bag", type=Path, help="rosbag2 folder or storage file")
+    add("--topics", nargs="+", default=["image", "camera_info"], metavar="NAME",
         help="topics to play, by the node's names (default: image camera_info)")  # fmt: skip
-    parser.add_argument(
-        "--also", nargs="+", default=[], metavar="NAME", help="topics to play if the bag has them"
-    )
-    parser.add_argument("--rate", type=float, default=1.0, help="speed, 1 as recorded")
-    parser.add_argument(
-        "--wait", type=float, default=30.0, help="seconds to wait for a subscriber"
-    )
-    parser.add_argument("--times", type=Path, help="write when each image was published, as CSV")
+    add("--also", nargs="+", default=[], metavar="NAME", help="topics to play if the bag has them")
+    add("--rate", type=float, default=1.0, help="speed, 1 as recorded")
+    add("--wait", type=float, default=30.0, help="seconds to wait for a subscriber")
+    add("--times", type=Path, help="write when each image was published, as CSV")
     args, ros_args = parser.parse_known_args(argv)
     if not args.rate > 0:
         parser.error(f"--rate is {args.rate:g}, but must be positive.")
-    return args, ros_args
+    from dpt_ros.bag.player import run
+
+    return run(args, ros_args)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

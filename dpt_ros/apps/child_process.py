@@ -32,12 +32,8 @@ def emit(row: Any) -> None:
 
 
 class Failed(Exception):
-    """A process ended without having done its work.
-
-    Attributes:
-        log: the last lines of its output.
-        how: "timeout", the name of the signal that ended it, or "an error".
-    """
+    """A process ended without having done its work. ``log``: the last lines of its output;
+    ``how``: "timeout", the name of the signal that ended it, or "an error"."""
 
     def __init__(self, message: str, log: list[str], how: str) -> None:
         super().__init__(message)
@@ -54,8 +50,7 @@ def rows(
     """Run a function in a process of its own and yield what it emits, as it comes.
 
     Args:
-        work: "module:function", or with "fork" a function; it gets ``arguments``.
-        arguments: plain values.
+        work: "module:function", or with "fork" a function; it gets ``arguments``, plain values.
         timeout: seconds after which the process and those it started are ended.
         log: file for its output.
         start: "forkserver", which imports once what ``set_forkserver_preload`` was given; "spawn",
@@ -77,9 +72,8 @@ def rows(
         return Failed(message or (last[-1] if last else how), last, how)
 
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(
-        target=_run, args=(work, arguments, sender, str(log), deadline, start)
-    )
+    given = (work, arguments, sender, str(log), deadline, start)
+    process = context.Process(target=_run, args=given)
     process.start()
     sender.close()
     try:

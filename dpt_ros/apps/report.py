@@ -38,11 +38,8 @@ _GPU_FIELDS = {
     "power (W)": "power.draw",
     "power limit (W)": "power.limit",
 }
-_WATCHED_FIELDS = {
-    "utilization (%)": "utilization.gpu",
-    "SM clock (MHz)": "clocks.sm",
-    "power (W)": "power.draw",
-}
+_WATCHED_FIELDS = {"utilization (%)": "utilization.gpu"}
+_WATCHED_FIELDS |= {name: _GPU_FIELDS[name] for name in ("SM clock (MHz)", "power (W)")}
 
 
 @dataclass(frozen=True)
@@ -58,11 +55,8 @@ class Summary:
 
 
 def summarize(values: Sequence[float] | np.ndarray) -> Summary:
-    """The `Summary` of a one-dimensional sample.
-
-    Raises:
-        ValueError: a value is NaN: what was not measured must be counted, not summarised.
-    """
+    """The `Summary` of a one-dimensional sample. Raises ValueError if a value is NaN: what was not
+    measured must be counted, not summarised."""
     sample = np.asarray(values, np.float64)
     if np.isnan(sample).any():
         raise ValueError(f"{np.isnan(sample).sum()} of {sample.size} values are NaN.")
@@ -184,15 +178,9 @@ def gpus() -> list[dict[str, str]]:
 
 
 class GpuWatch:
-    """Samples a GPU four times a second while it is entered; does nothing without nvidia-smi.
-
-    Args:
-        index: of the GPU, as nvidia-smi counts.
-
-    Attributes:
-        means: after the exit, the means of "utilization (%)", "SM clock (MHz)" and "power (W)";
-            empty without a GPU.
-    """
+    """Samples a GPU, by its ``index`` of nvidia-smi, four times a second while it is entered.
+    ``means``, after the exit: of "utilization (%)", "SM clock (MHz)" and "power (W)"; empty
+    without nvidia-smi or a GPU."""
 
     def __init__(self, index: int = 0) -> None:
         self.means: dict[str, float] = {}
@@ -214,30 +202,24 @@ class GpuWatch:
         for line in self._process.communicate()[0].splitlines():
             with suppress(ValueError):  # "[N/A]", or a line cut off
                 samples.append([float(cell) for cell in line.split(",")])
-        complete = [sample for sample in samples if len(sample) == len(_WATCHED_FIELDS)]
-        if complete:
+        if complete := [sample for sample in samples if len(sample) == len(_WATCHED_FIELDS)]:
             means = np.mean(complete, axis=0).tolist()
             self.means = dict(zip(_WATCHED_FIELDS, means, strict=True))
 
 
-def machine_seconds() -> float:
-    """CPU time used on all cores since the boot (proc(5), /proc/stat); NaN without /proc."""
-    try:
-        first = Path("/proc/stat").read_text().split("\n", 1)[0].split()
-    except OSError:
-        return float("nan")
-    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, first[1:9])
-    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+# Fields of CPU time (proc(5)): user, nice, system, irq, softirq and steal of /proc/stat; utime and
+# stime of /proc/PID/stat, counted behind the name.
+_OF_MACHINE, _OF_PROCESS = (1, 2, 3, 6, 7, 8), (11, 12)
 
 
-def _process_seconds(pid: int) -> float:
-    """CPU time that a process has used, all threads; NaN without /proc or the process."""
+def _cpu_seconds(file: str, fields: Sequence[int]) -> float:
+    """CPU time of all cores since the boot, or of a process, all threads; NaN without the file."""
     try:
-        # The name, in brackets, may hold spaces.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        # The name of a process, in brackets, may hold spaces.
+        words = Path("/proc", file).read_text().rpartition(")")[2].split()
     except OSError:
         return float("nan")
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return sum(int(words[k]) for k in fields) / os.sysconf("SC_CLK_TCK")
 
 
 class CpuWatch:
@@ -248,8 +230,10 @@ class CpuWatch:
         self._start = self._now()
 
     def _now(self) -> dict[str, float]:
-        used = {name: _process_seconds(pid) for name, pid in self._pids.items()}
-        return {**used, "machine": machine_seconds(), "time": time.monotonic()}
+        pids = self._pids.items()
+        used = {name: _cpu_seconds(f"{pid}/stat", _OF_PROCESS) for name, pid in pids}
+        machine = _cpu_seconds("stat", _OF_MACHINE)
+        return {**used, "machine": machine, "time": time.monotonic()}
 
     def percent(self) -> dict[str, float]:
         """Per process in percent of one core; "other" in percent of the whole machine."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from dpt_ros.apps.command_line import add_parameters, fail, new_parser
+from dpt_ros.apps.command_line import add_parameters, fail, new_parser, unknown
 from dpt_ros.bag import ALL_OUTPUTS, MAPS, STORAGES
 
 EXAMPLES = """examples:
@@ -81,12 +81,7 @@ def _mistakes(args: argparse.Namespace) -> Iterator[str]:
             yield f"--{name.replace('_', '-')} is {value}, but must be positive."
     if (args.cpus or args.ray_address) and not args.ray:
         yield "--cpus and --ray-address need --ray."
-    unknown = [name for name in args.outputs if name not in (*ALL_OUTPUTS, "all")]
-    if unknown:
-        yield (
-            f"--outputs: unknown output {', '.join(map(repr, unknown))}. Available:"
-            f" {', '.join(ALL_OUTPUTS)}, all."
-        )
+    yield from unknown("--outputs: unknown output", args.outputs, (*ALL_OUTPUTS, "all"))
     if args.ray and find_spec("ray") is None:
         yield "--ray: Ray is not installed: pip install ray."
 

@@ -55,13 +55,10 @@ def _resumption(left: Sequence[Job], ray: bool) -> str:
     """Where the same command continues after an interruption."""
     if ray or not left:
         return "Interrupted. The same command resumes each bag after its last complete file."
-    frames = saved_frames(left[0].out)
-    if not frames:
-        return (
-            "Interrupted before the first file of the output was complete: the same command"
-            f" starts {left[0].out} again."
-        )
-    return f"Interrupted. The same command resumes {left[0].out} after frame {frames}."
+    if frames := saved_frames(left[0].out):
+        return f"Interrupted. The same command resumes {left[0].out} after frame {frames}."
+    before = "Interrupted before the first file of the output was complete"
+    return f"{before}: the same command starts {left[0].out} again."
 
 
 def _inputs(paths: Sequence[str]) -> list[Path]:
@@ -94,10 +91,8 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
     bags = _inputs(args.paths if args.out_dir else args.paths[:1])
     if args.out_dir is None:
         if len(bags) > 1:
-            raise ValueError(
-                f"{args.paths[0]} holds {len(bags)} bags: give the folder to write to with"
-                " --out-dir."
-            )
+            what = f"{args.paths[0]} holds {len(bags)} bags"
+            raise ValueError(f"{what}: give the folder to write to with --out-dir.")
         outs = [Path(args.paths[1])]
     else:
         outs = [args.out_dir / _name(bag) for bag in bags]

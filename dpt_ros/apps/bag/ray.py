@@ -25,7 +25,8 @@ _CPUS = 4
 def run_on_ray(
     jobs: Sequence[Job], cpus: int | None, address: str | None, warn: Callable[[str], None]
 ) -> Iterator[tuple[Job, Result | str]]:
-    """Run jobs, each in a process of its own that has a GPU or some CPU cores.
+    """Run jobs, each in a process of its own that has a GPU or some CPU cores: each job with its
+    result, or an error message, in the order of finishing.
 
     A job whose process ends is given to another one, which resumes after the last complete file.
     All processes must see the folders of input and output.
@@ -34,10 +35,6 @@ def run_on_ray(
         cpus: cores of each process; None for one GPU each, or a few cores where there is none.
         address: of a running cluster; None takes the one that this process is connected to, else
             starts one on this machine and ends it.
-        warn: takes warnings about the bags.
-
-    Returns:
-        Each job with its result, or an error message, in the order of finishing.
 
     Raises:
         ValueError: there is no cluster at the address, or it is too small.
@@ -53,8 +50,7 @@ def run_on_ray(
             raise ValueError(f"No Ray cluster found at {address}: {error}") from error
     there = ray.cluster_resources()
     needs = _needs(cpus, there)
-    short = [name for name, count in needs.items() if there.get(name, 0) < count]
-    if short:
+    if short := [name for name, count in needs.items() if there.get(name, 0) < count]:
         if ours:
             ray.shutdown()
         raise ValueError(
@@ -73,9 +69,8 @@ def _needs(cpus: int | None, there: dict[str, float]) -> dict[str, int]:
 def _results(
     ray: Any, jobs: Sequence[Job], needs: dict[str, int], ours: bool, warn: Callable[[str], None]
 ) -> Iterator[tuple[Job, Result | str]]:
-    task = ray.remote(num_cpus=needs["CPU"], num_gpus=needs.get("GPU", 0), max_retries=_RETRIES)(
-        _convert
-    )
+    room = {"num_cpus": needs["CPU"], "num_gpus": needs.get("GPU", 0)}
+    task = ray.remote(**room, max_retries=_RETRIES)(_convert)
     threads = None if "GPU" in needs else needs["CPU"]
     try:
         tasks = {task.remote(_anywhere(job), threads): job for job in jobs}

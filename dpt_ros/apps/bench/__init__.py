@@ -11,9 +11,11 @@ import importlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dpt_ros.apps.command_line import size_of
 from dpt_ros.engine.settings import Settings, common_name, parameter_name
 from dpt_ros.model.zoo import list_models, unknown_model
 from dpt_ros.version import add_version
@@ -90,6 +92,9 @@ TEMPORAL_CONDITIONS = {
     "no odometry": ("moving", "none"),
     "minute": ("minute", "normal"),
 }
+
+
+_input_size = partial(size_of, expected="not HEIGHTxWIDTH")
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -201,27 +206,13 @@ def _rate(text: str) -> float | None:
     return None if text == "auto" else _positive(text)
 
 
-def _size(text: str, least: int, step: int, expected: str) -> tuple[int, int]:
-    """The two numbers of 640x480."""
-    first, _, second = text.partition("x")
-    decimal = first.isdecimal() and second.isdecimal()
-    sides = (int(first), int(second)) if decimal else (0, 0)
-    if min(sides) < least or sides[0] % step or sides[1] % step:
-        raise argparse.ArgumentTypeError(f"'{text}' is {expected}")
-    return sides
-
-
 def _camera_size(text: str) -> tuple[int, int]:
     expected = f"neither one of {', '.join(_CAMERA_SIZES)} nor of the form 640x480, at least 32x32"
-    return _CAMERA_SIZES.get(text) or _size(text, 32, 1, expected)
-
-
-def _input_size(text: str) -> tuple[int, int]:
-    return _size(text, 1, 1, "not HEIGHTxWIDTH")
+    return _CAMERA_SIZES.get(text) or size_of(text, expected, 32)
 
 
 def _video_size(text: str) -> tuple[int, int]:
-    return _size(text, 64, 2, "not of the form 320x240, even and at least 64 pixels")
+    return size_of(text, "not of the form 320x240, even and at least 64 pixels", 64, 2)
 
 
 def _network(text: str) -> str:

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``python -m dpt_ros.apps.bench`` is dpt_bench."""
 
-import sys
-
 from dpt_ros.apps.bench import main
 
 if __name__ == "__main__":  # and not in the processes that it starts
-    sys.exit(main())
+    raise SystemExit(main())

@@ -17,13 +17,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="dpt_demo", description=__doc__, epilog="Example: dpt_demo --seconds 5"
     )
     add_version(parser)
-    parser.add_argument(
-        "--out", type=Path, default=Path("demo_out"), help="folder for the results"
-    )
-    parser.add_argument(
-        "--seconds", type=float, default=8.0, help="length of each of the three scenes"
-    )
-    parser.add_argument("--rate", type=float, default=10.0, help="frames per second of the camera")
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("demo_out"), help="folder for the results")
+    add("--seconds", type=float, default=8.0, help="length of each of the three scenes")
+    add("--rate", type=float, default=10.0, help="frames per second of the camera")
     args = parser.parse_args(argv)
     for name in ("seconds", "rate"):
         if not getattr(args, name) > 0:

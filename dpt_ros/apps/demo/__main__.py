@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """``python -m dpt_ros.apps.demo`` is dpt_demo."""
 
-import sys
-
 from dpt_ros.apps.demo import main
 
-sys.exit(main())
+raise SystemExit(main())

@@ -71,11 +71,7 @@ def record(
     path: Path, namespace: str, expected: int, playing: Callable[[], bool]
 ) -> dict[int, int]:
     """Record the node's outputs until all ``expected`` frames have arrived, or 2 s after the end
-    of playing.
-
-    Returns:
-        time.monotonic_ns() of the arrival of each depth image, by its stamp in nanoseconds.
-    """
+    of playing: time.monotonic_ns() of each depth image's arrival, by its stamp in nanoseconds."""
     arrived: dict[int, int] = {}
     counts: dict[str, int] = dict.fromkeys(_RECORDED, 0)
     rclpy.init()

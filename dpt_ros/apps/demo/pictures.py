@@ -10,13 +10,7 @@ import cv2
 import numpy as np
 
 from dpt_ros.data import palette
-from dpt_ros.engine.output.color import (
-    class_legend,
-    depth_legend,
-    depth_to_color,
-    labels_to_color,
-    title,
-)
+from dpt_ros.engine.output import color
 from dpt_ros.world import CLASSES
 
 # Depth at the dark end of the colours, metres.
@@ -28,17 +22,13 @@ Images = Mapping[str, np.ndarray]
 
 
 def contact_sheet(path: Path, frames: Sequence[Images]) -> None:
-    """A PNG of six frames, evenly spread, with a column per image and a legend.
-
-    Args:
-        path: of the file.
-        frames: per frame "image", "depth/image", "semantic/labels", "truth/depth", "truth/labels".
-    """
+    """A PNG of six frames, evenly spread, with a column per image and a legend; ``frames``: per
+    frame "image", "depth/image", "semantic/labels", "truth/depth", "truth/labels"."""
     # The middle of each of six equal parts.
     chosen = [frames[(2 * row + 1) * len(frames) // 12] for row in range(6)]
     tiles = [np.hstack(_tiles(frame)) for frame in chosen]
     width = _tiles(chosen[0])[0].shape[1]
-    titles = np.hstack([title(name, width) for name in _COLUMNS])
+    titles = np.hstack([color.title(name, width) for name in _COLUMNS])
     sheet = np.vstack([titles, *tiles, _legend(titles.shape[1])])
     cv2.imwrite(str(path), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
 
@@ -52,7 +42,7 @@ def video(path: Path, frames: Sequence[Images], rate: float) -> None:
         note = np.zeros_like(camera)
         for y, text in ((110, "above: dpt_ros"), (140, "below: the truth")):
             cv2.putText(note, text, (20, y), _FONT, 0.7, _WHITE, 1, cv2.LINE_AA)
-        titles = np.hstack([title(name, width) for name in ("camera", "depth", "labels")])
+        titles = np.hstack([color.title(name, width) for name in ("camera", "depth", "labels")])
         above, below = (camera, depth, labels), (note, true_depth, true_labels)
         rows = [titles, np.hstack(above), np.hstack(below), _legend(titles.shape[1])]
         picture = np.vstack(rows)
@@ -68,15 +58,15 @@ def _tiles(frame: Images) -> list[np.ndarray]:
     colors = palette("labels_world.json")
     pictures = [
         frame["image"],
-        depth_to_color(frame["depth/image"], _FAR),
-        depth_to_color(frame["truth/depth"], _FAR),
-        labels_to_color(frame["semantic/labels"], colors),
-        labels_to_color(frame["truth/labels"], colors),
+        color.depth_to_color(frame["depth/image"], _FAR),
+        color.depth_to_color(frame["truth/depth"], _FAR),
+        color.labels_to_color(frame["semantic/labels"], colors),
+        color.labels_to_color(frame["truth/labels"], colors),
     ]
     return [np.pad(picture, ((1, 1), (1, 1), (0, 0))) for picture in pictures]
 
 
 def _legend(width: int) -> np.ndarray:
     names = dict(enumerate(CLASSES, start=1))
-    classes = class_legend(width, names, palette("labels_world.json"))
-    return np.vstack([depth_legend(width, _FAR), classes])
+    classes = color.class_legend(width, names, palette("labels_world.json"))
+    return np.vstack([color.depth_legend(width, _FAR), classes])

@@ -18,15 +18,7 @@ import numpy as np
 from rclpy.executors import ExternalShutdownException
 
 from dpt_ros.apps.command_line import fail
-from dpt_ros.apps.demo.bag import (
-    DEPTH,
-    LABELS,
-    TRUE_DEPTH,
-    TRUE_LABELS,
-    read_frames,
-    record,
-    write_camera_bag,
-)
+from dpt_ros.apps.demo import bag
 from dpt_ros.apps.demo.pictures import Images, contact_sheet, video
 from dpt_ros.metrics.depth import Confusion, depth_metrics
 from dpt_ros.ros.share import transport_environment
@@ -39,24 +31,19 @@ SCENES = (("room", 9001), ("corridor", 9001), ("yard", 9001))
 
 
 def run(out: Path, seconds: float, rate: float) -> int:
-    """Run the demo. Returns the exit code of ``dpt_demo``.
-
-    Args:
-        out: folder for the results; files of other programs in it are kept.
-        seconds, rate: of each scene, and of the camera in frames per second.
-    """
+    """Run the demo. Returns the exit code of ``dpt_demo``; ``out``: folder for the results;
+    ``seconds``: of each scene; ``rate``: of the camera, frames per second."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         # Only those of an earlier demo: the folder may hold something else.
-        for bag in ("camera", "predictions"):
-            if (out / bag / "metadata.yaml").exists():
-                shutil.rmtree(out / bag)
+        for name in ("camera", "predictions"):
+            if (out / name / "metadata.yaml").exists():
+                shutil.rmtree(out / name)
         return _run(out, seconds, rate)
     except OSError as error:
         return fail("dpt_demo", f"{error}; choose a writable folder with --out.", 1)
     except (KeyboardInterrupt, ExternalShutdownException):
-        print("dpt_demo: interrupted.", file=sys.stderr)
-        return 130
+        return fail("dpt_demo", "interrupted.", 130)
 
 
 def _run(out: Path, seconds: float, rate: float) -> int:
@@ -64,7 +51,7 @@ def _run(out: Path, seconds: float, rate: float) -> int:
     camera, recorded, times = out / "camera", out / "predictions", out / "sent.csv"
     count = max(2, round(seconds * rate))
     print(f"1/4  Rendering {len(SCENES)} synthetic scenes of {count} frames into {camera}")
-    write_camera_bag(camera, SCENES, count, rate)
+    bag.write_camera_bag(camera, SCENES, count, rate)
 
     print("2/4  Replaying them into the node over ROS 2, recording its output")
     os.environ.update(transport_environment())
@@ -77,7 +64,7 @@ def _run(out: Path, seconds: float, rate: float) -> int:
         _running(player_command) as player,
     ):
         total = len(SCENES) * count
-        arrived = record(recorded, NAMESPACE, total, lambda: player.poll() is None)
+        arrived = bag.record(recorded, NAMESPACE, total, lambda: player.poll() is None)
         if node.poll() is not None or player.wait() != 0 or not arrived:
             end = Path(log.name).read_text(errors="replace").splitlines()[-15:]
             about = f"The node published no depth. The end of its log ({log.name}):"
@@ -86,7 +73,7 @@ def _run(out: Path, seconds: float, rate: float) -> int:
 
     print("3/4  Comparing with the ground truth")
     sent = np.loadtxt(times, delimiter=",", dtype=np.int64, ndmin=2)
-    frames = list(read_frames(camera, recorded))
+    frames = list(bag.read_frames(camera, recorded))
     lines = score(frames, sent, arrived, rate)
     table = "\n".join(f"  {name:<34}{value}" for name, value in lines)
     (out / "results.txt").write_text(table + "\n")
@@ -119,10 +106,9 @@ def _running(
 def score(
     frames: Iterable[Images], sent: np.ndarray, arrived: dict[int, int], rate: float
 ) -> list[tuple[str, str]]:
-    """The rows of the table of results: name and value.
+    """The rows of the table of results, name and value, of the frames of ``contact_sheet``.
 
     Args:
-        frames: see ``contact_sheet``.
         sent: (N, 2) int64, stamp and monotonic time of publishing, ns.
         arrived: monotonic time of the depth image's arrival, ns, by stamp.
         rate: of the camera, frames per second.
@@ -130,16 +116,14 @@ def score(
     confusion = Confusion(len(CLASSES))
     depth = []
     for shown in frames:
-        depth.append(depth_metrics(shown[DEPTH], shown[TRUE_DEPTH]))
-        confusion.add(shown[LABELS], shown[TRUE_LABELS])
+        depth.append(depth_metrics(shown[bag.DEPTH], shown[bag.TRUE_DEPTH]))
+        confusion.add(shown[bag.LABELS], shown[bag.TRUE_LABELS])
     labels = confusion.metrics()
     latency = [(arrived[stamp] - wall) / 1e6 for stamp, wall in sent if stamp in arrived]
     middle, high = np.percentile(latency, [50, 99])
     # The median, because of the pauses between scenes.
     interval = np.median(np.diff(sorted(arrived.values()))) if len(arrived) > 1 else np.nan
-    abs_rel, delta1 = (
-        np.nanmean([scores[key] for scores in depth]) for key in ("abs_rel", "delta1")
-    )
+    abs_rel, delta1 = (np.nanmean([one[key] for one in depth]) for key in ("abs_rel", "delta1"))
     return [
         ("frames in / out", f"{len(sent)} / {len(arrived)}"),
         ("rate in / out", f"{rate:.1f} / {1e9 / interval:.1f} frames/s"),

@@ -13,10 +13,10 @@ from datetime import datetime
 from functools import partial
 
 from dpt_ros import __version__
+from dpt_ros.apps.command_line import new_parser
 from dpt_ros.apps.doctor.finding import LEVELS, OK, Check, Finding, Machine, isolated
 from dpt_ros.apps.status import Parser
 from dpt_ros.model.zoo import ZOO, unknown_model
-from dpt_ros.version import add_version
 
 DESCRIPTION = """Check this machine: Python packages, GPU, ROS, shared memory, networks, running
 cameras and nodes. Every fault is named with its cure. The text belongs in a bug report."""
@@ -44,13 +44,7 @@ _Groups = Iterable[tuple[str, Iterator[Finding]]]
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="dpt_doctor",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_version(parser)
+    parser = new_parser("dpt_doctor", DESCRIPTION, EXAMPLES, kind=Parser)
     add = parser.add_argument
     add("group", nargs="*", metavar="GROUP", help=f"only these checks: {', '.join(GROUPS)}")
     add("--json", action="store_true", help="print one JSON object")
@@ -80,10 +74,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.prove and args.prove not in ZOO:
         parser.error(f"--prove: {unknown_model(args.prove)}")
     try:
-        if args.prove:
-            from dpt_ros.apps.doctor.prove import prove
-
-            return _report([(f"proof of {args.prove}", prove(args))], args.json)
         return _report(_groups(args), args.json)
     except BrokenPipeError:  # the reader of a pipe has closed it
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the exit's flush
@@ -93,7 +83,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _groups(args: argparse.Namespace) -> _Groups:
-    """The checks by group."""
+    """The checks by group, or a proof."""
+    if args.prove:
+        from dpt_ros.apps.doctor.prove import prove
+
+        yield f"proof of {args.prove}", prove(args)
+        return
     from dpt_ros.apps.doctor import graph, libraries, middleware, networks, system
 
     machine = Machine(dict(os.environ))
@@ -102,17 +97,14 @@ def _groups(args: argparse.Namespace) -> _Groups:
         for one in checks:
             yield from isolated(one, machine)
 
-    packages = (libraries.check_packages, libraries.check_torch, libraries.check_optional)
     checks: dict[str, tuple[Check, ...]] = {
         "machine": (system.check_system,),
-        "packages": packages,
+        "packages": (libraries.check_packages, libraries.check_torch, libraries.check_optional),
         "ros": (middleware.check_ros,),
         "networks": (partial(networks.check_networks, hashed=args.hash),),
         "running": () if args.no_graph else (graph.check_graph,),
     }
-    for group in args.group or GROUPS:
-        if checks[group]:
-            yield group, in_turn(*checks[group])
+    yield from ((g, in_turn(*checks[g])) for g in args.group or GROUPS if checks[g])
 
 
 def _report(groups: _Groups, as_json: bool) -> int:

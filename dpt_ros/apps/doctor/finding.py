@@ -22,19 +22,12 @@ _INDENT = " " * 30
 
 
 class Finding(NamedTuple):
-    """One line of the report.
+    """One line of the report."""
 
-    Args:
-        name: what was looked at.
-        message: what there is; for a fault also what it leads to.
-        cure: what to do about a warning or an error.
-        level: `OK`, `WARNING` (something is lost or slower) or `ERROR` (something fails).
-    """
-
-    name: str
-    message: str
-    cure: str = ""
-    level: int = OK
+    name: str  # what was looked at
+    message: str  # what there is; for a fault also what it leads to
+    cure: str = ""  # what to do about a warning or an error
+    level: int = OK  # or `WARNING` (something is lost or slower), `ERROR` (something fails)
 
     def text(self, width: int) -> str:
         """The finding in lines of at most ``width`` columns."""
@@ -53,16 +46,11 @@ error = partial(Finding, level=ERROR)
 
 @dataclass(frozen=True)
 class Machine:
-    """Where the checks look.
+    """Where the checks look."""
 
-    Args:
-        env: the environment variables.
-        proc, shm: the kernel's files, and shared memory.
-    """
-
-    env: Mapping[str, str]
-    proc: Path = Path("/proc")
-    shm: Path = Path("/dev/shm")
+    env: Mapping[str, str]  # the environment variables
+    proc: Path = Path("/proc")  # the kernel's files
+    shm: Path = Path("/dev/shm")  # shared memory
 
     def which(self, *programs: str) -> str:
         """The path of the first of these programs that is on PATH, "" if none is."""
@@ -95,6 +83,11 @@ def brief(error: BaseException) -> str:
     """The class and first line of an error of somebody else's code."""
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+
+
+def absent(module: str, why: BaseException) -> bool:
+    """Whether an import failed because there is no such module, and not inside of it."""
+    return isinstance(why, ModuleNotFoundError) and why.name == module
 
 
 Check = Callable[[Machine], Iterable["Finding | str"]]

@@ -7,11 +7,11 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from importlib import import_module
 from typing import Any
 
 from dpt_ros.apps.doctor.finding import ERROR, Finding, Machine, brief, error, warning
 from dpt_ros.apps.status.table import Status, of_dpt, statuses_of, worst
+from dpt_ros.ros.messages.types import base_topic, message_class
 
 _SECONDS = 3.0  # to discover others, and again for one message of each
 _MOST = 8  # image topics that are looked at
@@ -97,18 +97,14 @@ class _Look:
         """Subscribe as the publishers offer, if the type is installed."""
         from rclpy.qos import QoSProfile, ReliabilityPolicy
 
-        package, _, name = kind.split("/")
-        try:
-            message_class = getattr(import_module(f"{package}.msg"), name)
-        except ImportError:
+        if (kind_class := message_class(kind)) is None:
             return
         infos = self._node.get_publishers_info_by_topic(topic)
         reliable = all(i.qos_profile.reliability == ReliabilityPolicy.RELIABLE for i in infos)
         policy = ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
         take = self._received.setdefault(topic, []).append
-        self._node.create_subscription(
-            message_class, topic, take, QoSProfile(depth=1, reliability=policy)
-        )
+        profile = QoSProfile(depth=1, reliability=policy)
+        self._node.create_subscription(kind_class, topic, take, profile)
 
     def _camera(self, name: str, kind: str) -> Finding:
         from dpt_ros.engine.input.encodings import ENCODINGS
@@ -172,6 +168,4 @@ class _Look:
 
 def _info_topic(image: str) -> str:
     """Where image_transport has the calibration of an image topic."""
-    for suffix in ("/compressed", "/ffmpeg", "/foxglove"):
-        image = image.removesuffix(suffix)
-    return f"{image.rpartition('/')[0]}/camera_info"
+    return f"{base_topic(image).rpartition('/')[0]}/camera_info"

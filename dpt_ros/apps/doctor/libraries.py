@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from importlib import import_module, metadata
 from typing import Any
 
-from dpt_ros.apps.doctor.finding import Finding, Machine, brief, error, versions, warning
+from dpt_ros.apps.doctor.finding import Finding, Machine, absent, brief, error, versions, warning
 
 _OPENCVS = tuple(
     f"opencv-{kind}python{end}" for kind in ("", "contrib-") for end in ("", "-headless")
@@ -47,7 +47,7 @@ def _checked(
         text = f"; {', '.join(offers(found))}" if use else ""
         yield Finding(module, f"{found.__version__}{text}")
     except Exception as why:
-        if use and isinstance(why, ModuleNotFoundError) and why.name == module:
+        if use and absent(module, why):
             yield Finding(module, f"not installed; only needed for {use}")
         else:
             yield _broken(module, distributions, why, package)
@@ -59,16 +59,14 @@ def check_packages(machine: Machine) -> Iterator[Finding | str]:
         yield from _checked(*row)
     if len(several := versions(*_OPENCVS)) > 1:
         names = " and ".join(f"{name} {number}" for name, number in several.items())
-        yield warning(
-            "OpenCV",
-            f"{names} are installed: they overwrite one another's files.",
-            f"pip uninstall {' '.join(several)}, then pip install opencv-python.",
-        )
+        message = f"{names} are installed: they overwrite one another's files."
+        cure = f"pip uninstall {' '.join(several)}, then pip install opencv-python."
+        yield warning("OpenCV", message, cure)
 
 
 def _broken(module: str, distributions: tuple[str, ...], why: Exception, package: str) -> Finding:
     """A module that is missing, or installed but not importable."""
-    if isinstance(why, ModuleNotFoundError) and why.name == module:
+    if absent(module, why):
         message = f"It is not installed for {sys.executable}."
         return error(module, message, f"pip install {package}.")
     there = ", ".join(f"{name} {number}" for name, number in versions(*distributions).items())
@@ -124,17 +122,15 @@ def _misfit(torch: Any, why: Exception) -> Finding:
 def _gpus(torch: Any) -> Iterator[Finding]:
     from dpt_ros.apps.report import gpus
 
-    seen = gpus()
+    seen, on_cpu = gpus(), "the networks run on the CPU"
     driver = seen[0]["driver"] if seen else "unknown"
     if not torch.cuda.is_available() and not seen:
-        yield Finding("GPU", "none found: the networks run on the CPU")
+        yield Finding("GPU", f"none found: {on_cpu}")
         return
     if not torch.cuda.is_available():
-        message = (
-            f"{seen[0]['name']}, driver {driver}, but torch {torch.__version__} cannot use it"
-        )
+        message = f"{seen[0]['name']}, driver {driver}, but torch {torch.__version__} cannot use"
         cure = "Install a torch for this driver: https://pytorch.org/get-started/locally."
-        yield warning("GPU", f"{message}: the networks run on the CPU.", cure)
+        yield warning("GPU", f"{message} it: {on_cpu}.", cure)
         return
     for number in range(torch.cuda.device_count()):
         one = torch.cuda.get_device_properties(number)

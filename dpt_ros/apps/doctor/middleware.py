@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from xml.etree import ElementTree
 
-from dpt_ros.apps.doctor.finding import Finding, Machine, brief, error, versions, warning
+from dpt_ros.apps.doctor.finding import Finding, Machine, absent, brief, error, versions, warning
 
 MESSAGES = (
     "builtin_interfaces", "diagnostic_msgs", "geometry_msgs", "lifecycle_msgs", "nav_msgs",
@@ -60,7 +60,7 @@ def check_ros(machine: Machine) -> Iterator[Finding | str]:
 
 
 def _no_rclpy(sourced: str, why: Exception) -> Finding:
-    if not isinstance(why, ModuleNotFoundError) or why.name != "rclpy":
+    if not absent("rclpy", why):
         return error(
             "rclpy",
             f"It cannot be imported: {brief(why)}.",
@@ -95,8 +95,7 @@ def _messages(distribution: str, installer: str) -> Iterator[Finding]:
         yield error("messages", message, "Install them again, of the same distribution as rclpy.")
     if not missing and not faults:
         yield Finding("messages", f"all {len(MESSAGES)} packages")
-    lost = [f"{name} ({use})" for name, use in OPTIONAL.items() if problems[name] == _MISSING]
-    if lost:
+    if lost := [f"{name} ({use})" for name, use in OPTIONAL.items() if problems[name] == _MISSING]:
         yield Finding("optional", f"not installed (apt, with ROS): {', '.join(lost)}")
 
 
@@ -105,8 +104,7 @@ def _import_problem(name: str) -> str:
     try:
         import_module(f"{name}{kind}")
     except Exception as why:
-        missing = isinstance(why, ModuleNotFoundError) and why.name == name
-        return _MISSING if missing else brief(why)
+        return _MISSING if absent(name, why) else brief(why)
     return ""
 
 
@@ -116,12 +114,9 @@ def _middleware(asked: str) -> Finding:
         ctypes.CDLL(f"lib{asked}.so")
     except OSError as why:
         del os.environ["RMW_IMPLEMENTATION"]  # of this process only, for the checks that follow
-        package = asked.replace("_", "-")
-        return error(
-            "middleware",
-            f"RMW_IMPLEMENTATION is {asked}, which cannot be loaded: {brief(why)}.",
-            f"unset RMW_IMPLEMENTATION, or apt install ros-$ROS_DISTRO-{package}.",
-        )
+        message = f"RMW_IMPLEMENTATION is {asked}, which cannot be loaded: {brief(why)}."
+        package = f"ros-$ROS_DISTRO-{asked.replace('_', '-')}"
+        return error("middleware", message, f"unset RMW_IMPLEMENTATION, or apt install {package}.")
     return Finding("middleware", asked)
 
 
@@ -152,11 +147,8 @@ def _profile(machine: Machine) -> Finding:
         return error("profile", str(why), "Install dpt_ros again.")
     path = os.environ.get(read, "")
     if other in machine.env and read not in machine.env:
-        return warning(
-            "profile",
-            f"{other} is set, which this distribution does not read: the camera ignores it.",
-            f"export {read}={machine.env[other]}",
-        )
+        message = f"{other} is set, which this distribution does not read: the camera ignores it."
+        return warning("profile", message, f"export {read}={machine.env[other]}")
     if (size := shared_memory_size()) < 1 << 23:
         return warning(
             "profile",

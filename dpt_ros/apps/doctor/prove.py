@@ -135,19 +135,17 @@ def prove(args: argparse.Namespace) -> Iterator[Finding]:
         cure = "" if isinstance(why, ValueError | OSError) else "dpt_doctor without --prove"
         yield error("verdict", f"not proven: {name} was not run. {why}", cure)
         return
-    named: dict[bool, list[str]] = {True: [], False: []}
+    named: tuple[list[str], list[str]] = ([], [])
     for run in runs:
         finding = _finding(run, name, weights, answer, image)
-        named[not finding.level].append(finding.name)
+        named[bool(finding.level)].append(finding.name)
         yield finding
-    right, wrong = (", ".join(names) for names in named.values())
+    right, wrong = map(", ".join, named)
     if wrong:
-        yield error(
-            "verdict",
-            f"not proven: {name} with {wrong}, by the figures above."
-            + (f" With {right} it is as expected." if right else ""),
-            "With the published file and picture (above): please report this text.",
-        )
+        message = f"not proven: {name} with {wrong}, by the figures above."
+        message += f" With {right} it is as expected." if right else ""
+        cure = "With the published file and picture (above): please report this text."
+        yield error("verdict", message, cure)
     elif answer is None:
         parts = "hash, keys" if published else "keys (not the hash, see above)"
         message = f"no published answer; {parts}, shapes and value range of {name} are as expected"
@@ -221,18 +219,12 @@ def _runs(backends: list[str] | None) -> Iterator[_Run]:
 
 
 def source_input(image: Any, size: tuple[int, int], resize: str) -> np.ndarray:
-    """A picture as transformers' DPTImageProcessor makes it with Pillow, bit by bit.
+    """A picture (PIL.Image in RGB) as transformers' DPTImageProcessor makes it with Pillow, bit by
+    bit: (1, 3, height, width) float32.
 
-    Pillow resizes the uint8 picture, without keeping its aspect; then * 1/255 in float64, rounded
-    to float32, and (x - 0.5) / 0.5 in float32.
-
-    Args:
-        image: a PIL.Image in RGB.
-        size: (height, width) of the result, pixels.
-        resize: filter of Pillow, "bilinear" or "bicubic".
-
-    Returns:
-        (1, 3, height, width) float32.
+    Pillow resizes the uint8 picture to ``size`` (height, width) with its filter "bilinear" or
+    "bicubic", without keeping its aspect; then * 1/255 in float64, rounded to float32, and
+    (x - 0.5) / 0.5 in float32.
     """
     import numpy as np
     from PIL import Image

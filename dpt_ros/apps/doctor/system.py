@@ -47,11 +47,8 @@ def _package() -> Finding:
     message = f"{dpt_ros.__version__} in {Path(dpt_ros.__file__).parent}"
     if installed in (None, dpt_ros.__version__):
         return Finding("dpt_ros", message)
-    return warning(
-        "dpt_ros",
-        f"{message}, but {installed} is installed: two copies are mixed.",
-        "Unset PYTHONPATH, or install again.",
-    )
+    message += f", but {installed} is installed: two copies are mixed."
+    return warning("dpt_ros", message, "Unset PYTHONPATH, or install again.")
 
 
 def _cpu(machine: Machine) -> Finding:
@@ -79,11 +76,8 @@ def _clock() -> Finding:
     now = time.time()
     message = datetime.fromtimestamp(now).astimezone().isoformat(timespec="seconds")
     if now < Path(dpt_ros.__file__).stat().st_mtime - 86400:
-        return error(
-            "clock",
-            f"{message} is before dpt_ros was installed: stamps are wrong, and downloads fail.",
-            "Set the clock: timedatectl set-ntp true.",
-        )
+        message += " is before dpt_ros was installed: stamps are wrong, and downloads fail."
+        return error("clock", message, "Set the clock: timedatectl set-ntp true.")
     state = "unknown"
     timex = (ctypes.c_long * 64)()  # zeros read; its sixth field is the status
     with suppress(AttributeError):
@@ -147,10 +141,8 @@ def _compiler(machine: Machine) -> Finding:
     missing += [] if header.exists() else [f"no {header}"]
     if not missing:
         return Finding("C compiler", compiler)
-    message = (
-        f"{' and '.join(missing)}: Triton cannot compile its launcher, so on a GPU the node runs"
-        " plain torch, which is slower. On a CPU nothing is lost."
-    )
+    message = f"{' and '.join(missing)}: Triton cannot compile its launcher, so on a GPU the node"
+    message += " runs plain torch, which is slower. On a CPU nothing is lost."
     if not versions("triton") and not machine.which("nvidia-smi"):
         return Finding("C compiler", message)
     return warning("C compiler", message, "apt install gcc python3-dev, or set CC.")

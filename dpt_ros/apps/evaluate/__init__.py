@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from dpt_ros.apps.command_line import fail, new_parser
 from dpt_ros.datasets import list_datasets, unknown_dataset
 from dpt_ros.engine.settings import check
 from dpt_ros.model.zoo import EMBEDDED_NAME, list_models, unknown_model
-from dpt_ros.version import add_version
 
 EXAMPLES = """examples:
   the embedded network on held-out worlds:
@@ -35,15 +34,13 @@ EXAMPLES = """examples:
 
 def _parser() -> argparse.ArgumentParser:
     listed = "\n".join(f"  {name:15} {line}" for name, line in list_datasets().items())
-    parser = argparse.ArgumentParser(
-        prog="dpt_evaluate",
-        description="Evaluate networks on a dataset and write the results: OUT/results.json with "
+    parser = new_parser(
+        "dpt_evaluate",
+        "Evaluate networks on a dataset and write the results: OUT/results.json with "
         "every image,\nOUT/index.html with tables beside the published numbers and the best and "
         f"worst images.\n\ndatasets, with the expected content of their folder:\n{listed}",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        EXAMPLES,
     )
-    add_version(parser)
     add = parser.add_argument
     add("--dataset", required=True, metavar="NAME", help="one of the above")
     add("--root", type=Path, metavar="DIR", help="folder of the dataset, except for the world")
@@ -71,51 +68,47 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _argument_error(args: argparse.Namespace) -> str | None:
-    """Message about a wrong argument, None if all are right. The dataset's options are checked
-    when it is opened."""
+def _mistakes(args: argparse.Namespace) -> Iterator[str]:
+    """The error messages on wrong arguments; the dataset checks its options when it is opened."""
     if args.dataset not in list_datasets():
-        return unknown_dataset(args.dataset)
+        yield unknown_dataset(args.dataset)
     if args.dataset == "world" and args.root is not None:
-        return f"--dataset world is rendered and has no folder: leave --root {args.root} out."
+        yield f"--dataset world is rendered and has no folder: leave --root {args.root} out."
     if args.dataset != "world" and args.root is None:
         expected = list_datasets()[args.dataset]
-        return f"--dataset {args.dataset} needs --root, a folder with {expected}."
+        yield f"--dataset {args.dataset} needs --root, a folder with {expected}."
     if args.root is not None and not args.root.expanduser().is_dir():
-        return f"--root: the folder {args.root} does not exist."
+        yield f"--root: the folder {args.root} does not exist."
     for name in (args.depth_network, args.label_network):
         if name is not None and name not in list_models():
-            return unknown_model(name)
+            yield unknown_model(name)
     try:
         check("device", args.device)
     except ValueError as error:
-        return f"--{error}"
+        yield f"--{error}"
     for name, lowest in (("limit", 1), ("pictures", 0), ("threads", 1)):
         value = getattr(args, name)
         if value is not None and value < lowest:
-            return f"--{name} is {value}, but must be at least {lowest}."
+            yield f"--{name} is {value}, but must be at least {lowest}."
     for pair in args.set:
         if "=" not in pair:
-            return f"--set is {pair!r}, but must be NAME=VALUE."
+            yield f"--set is {pair!r}, but must be NAME=VALUE."
     if args.label_weights is not None and args.label_network is None:
-        return "--label-weights needs --label-network."
+        yield "--label-weights needs --label-network."
     if args.depth_network is None and args.label_network is None and args.dataset != "world":
-        return "Give --depth-network, --label-network or both."
+        yield "Give --depth-network, --label-network or both."
     for option, weights in (("depth", args.depth_weights), ("label", args.label_weights)):
         named = weights in (None, "download", "random")
         if not named and not Path(weights).expanduser().is_file():
             missing = f"--{option}-weights: the file {weights} does not exist."
-            return f"{missing} Give a file, download or random."
-    return None
+            yield f"{missing} Give a file, download or random."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``dpt_evaluate``. Returns the exit code."""
     args = _parser().parse_args(argv)
-    error = _argument_error(args)
-    if error is not None:
-        print(f"dpt_evaluate: {error}", file=sys.stderr)
-        return 2
+    if mistake := next(_mistakes(args), ""):
+        return fail("dpt_evaluate", mistake, 2)
     from dpt_ros.apps.evaluate.command import run
 
     return run(args)

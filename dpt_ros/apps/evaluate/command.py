@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from dpt_ros.apps.command_line import fail
 from dpt_ros.apps.evaluate import protocols
 from dpt_ros.apps.evaluate.page import VIDEO_TITLE, dataset_colors, notes_of, page, table_rows
 from dpt_ros.apps.evaluate.protocols import ArgumentError, Protocol, find_protocol
@@ -32,15 +32,10 @@ def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     try:
         _run(args)
-    except ArgumentError as error:
-        print(f"dpt_evaluate: {error}", file=sys.stderr)
-        return 2
     except (OSError, ValueError) as error:
-        print(f"dpt_evaluate: {error}", file=sys.stderr)
-        return 1
+        return fail("dpt_evaluate", error, 2 if isinstance(error, ArgumentError) else 1)
     except KeyboardInterrupt:
-        print("dpt_evaluate: interrupted; nothing was written.", file=sys.stderr)
-        return 130
+        return fail("dpt_evaluate", "interrupted; nothing was written.", 130)
     return 0
 
 
@@ -49,10 +44,8 @@ def _open(args: argparse.Namespace) -> Dataset:
     options = dict(pair.split("=", 1) for pair in args.set)
     try:
         dataset = open_dataset(args.dataset, args.root, args.split, **options)
-    except DatasetError:
-        raise
     except ValueError as error:
-        raise ArgumentError(str(error)) from error
+        raise error if isinstance(error, DatasetError) else ArgumentError(str(error)) from error
     if isinstance(dataset, WorldDataset) and dataset.video and args.limit is not None:
         raise ArgumentError("--limit would cut videos: give --set worlds=N frames=N instead.")
     return dataset
@@ -67,9 +60,7 @@ def _run(args: argparse.Namespace) -> None:
     if args.limit is not None and args.limit < len(whole):
         chosen = np.linspace(0, len(whole) - 1, args.limit).astype(int)
         dataset = Subset(whole, chosen.tolist())
-    name = args.depth_network
-    if name is None and args.label_network is None:
-        name = EMBEDDED_NAME
+    name = args.depth_network or (None if args.label_network else EMBEDDED_NAME)
     depth = _network(name, args.depth_weights, device)
     labels = _network(args.label_network, args.label_weights, device)
     plan = make_plan(args.dataset, depth, labels, args.protocol)
@@ -84,8 +75,7 @@ def _run(args: argparse.Namespace) -> None:
     facts = [f"{args.dataset} {args.split}, {len(dataset)} of {len(whole)} samples{options}"]
     for model, own in plan:
         weights = args.depth_weights if model is depth else args.label_weights
-        kinds = " and ".join(protocol.kind for protocol in own)
-        weights = weights or "cached or shipped"
+        weights, kinds = weights or "cached or shipped", " and ".join(p.kind for p in own)
         facts.append(f"{model.spec.name}, weights: {weights}, protocol: {kinds}")
     facts += [*dataset.notes, f"{machine['date']}, {device}, {machine['cpu']}"]
     _print(results, temporal)
@@ -98,9 +88,7 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _network(name: str | None, weights: str | None, device: torch.device) -> DPT | None:
-    if name is None:
-        return None
-    return create_model(name, weights=weights).to(device).eval()
+    return None if name is None else create_model(name, weights=weights).to(device).eval()
 
 
 def _print(results: Sequence[Result], temporal: dict[str, dict[str, float]]) -> None:
@@ -119,6 +107,8 @@ def _print(results: Sequence[Result], temporal: dict[str, dict[str, float]]) -> 
 
 def _as_json(result: Result) -> dict[str, Any]:
     protocol = result.protocol
+    rows = {row.method: dict(row.values) for row in protocol.published}
+    differences = result.differences()
     return {
         "dataset": protocol.dataset,
         "protocol": protocol.kind,
@@ -126,11 +116,7 @@ def _as_json(result: Result) -> dict[str, Any]:
         "images": result.images,
         "measures": result.measures,
         "iou": result.classes,
-        "published": {
-            "table": protocol.table,
-            "differences": result.differences(),
-            "rows": {row.method: dict(row.values) for row in protocol.published},
-        },
+        "published": {"table": protocol.table, "differences": differences, "rows": rows},
         "notes": result.notes,
         "rows": result.rows,
     }
@@ -139,10 +125,7 @@ def _as_json(result: Result) -> dict[str, Any]:
 def make_plan(dataset: str, depth: DPT | None, labels: DPT | None, protocol: str) -> Plan:
     """Which protocols each network is evaluated by: the one for ``depth``, also for labels if it
     predicts them and there is none for ``labels``. ``protocol``: "auto", "metric" or "zero-shot".
-
-    Raises:
-        ArgumentError: a network, the protocol and the dataset do not go together.
-    """
+    Raises ArgumentError if a network, the protocol and the dataset do not go together."""
     kinds = {p.kind for p in protocols.PROTOCOLS if p.dataset == dataset}
     plan: Plan = []
     if depth is not None:

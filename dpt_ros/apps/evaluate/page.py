@@ -47,12 +47,8 @@ def cell(measure: str, value: float | None) -> str:
 
 
 def table_rows(result: Result) -> tuple[list[str], list[list[str]], list[str]]:
-    """A result beside the published ones.
-
-    Returns:
-        header; rows of cells, the first one this run's; the CSS class of each row: "ours", "same"
-        (the published numbers of this network) or "".
-    """
+    """A result beside the published ones: header; rows of cells, the first one this run's; the CSS
+    class of each row: "ours", "same" (the published numbers of this network) or ""."""
     protocol = result.protocol
     differs = result.differences()
     names = list(protocol.measures)
@@ -110,9 +106,7 @@ def _section(result: Result, colors: np.ndarray) -> list[str]:
     body += [f"<div class=note>{escape(note)}</div>" for note in notes_of(result)]
     if result.classes:
         found = {name: cell("iou", value) for name, value in result.classes.items()}
-        shown = [
-            f"<div>{escape(n)} <b>{text}</b></div>" for n, text in found.items() if text != "-"
-        ]
+        shown = [f"<div>{escape(n)} <b>{t}</b></div>" for n, t in found.items() if t != "-"]
         body.append(f"<h3>IoU by class</h3><div class=classes>{''.join(shown)}</div>")
     if protocol.kind in ("metric", "zero-shot") and (result.worst or result.best):
         body.append(_ramps(protocol))
@@ -137,8 +131,7 @@ def notes_of(result: Result) -> tuple[str, ...]:
     protocol = result.protocol
     if not protocol.table:
         return result.notes
-    source = f"Published numbers: {protocol.table}."
-    return (source, *result.differences(), *result.notes)
+    return (f"Published numbers: {protocol.table}.", *result.differences(), *result.notes)
 
 
 def tiles_of(
@@ -241,6 +234,5 @@ def _data(picture: np.ndarray) -> str:
 
 def dataset_colors(dataset: str) -> np.ndarray:
     """(256, 3) uint8 RGB by class id of a dataset."""
-    if dataset in ("world", "ade20k"):
-        return palette(f"labels_{dataset}.json")
-    return voc_colors()
+    own = dataset in ("world", "ade20k")
+    return palette(f"labels_{dataset}.json") if own else voc_colors()

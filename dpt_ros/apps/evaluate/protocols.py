@@ -92,10 +92,8 @@ _RESIZED = (
 
 def _zero_shot(dataset: str, measure: str, **values: Any) -> Protocol:
     column = _COLUMNS.index(dataset)
-    published = tuple(
-        Published(method, {measure: numbers[column]}, networks)
-        for method, networks, numbers in _TABLE1
-    )
+    rows = ((method, networks, row[column]) for method, networks, row in _TABLE1)
+    published = _rows((measure,), *rows)
     kind = "order" if measure == "whdr" else "zero-shot"
     measures = ("whdr",) if measure == "whdr" else ("abs_rel", "bad")
     more = {"table": f"{_PAPER} 1", "published": published, **values}
@@ -186,11 +184,7 @@ PROTOCOLS = (
 
 
 def find_protocol(dataset: str, kind: str) -> Protocol:
-    """The protocol of a dataset.
-
-    Raises:
-        ArgumentError: there is none of this kind.
-    """
+    """The protocol of a dataset; raises ArgumentError if there is none of this kind."""
     kinds = {protocol.kind: protocol for protocol in PROTOCOLS if protocol.dataset == dataset}
     if kind in kinds:
         return kinds[kind]

@@ -18,15 +18,8 @@ from dpt_ros.data import class_id_table, class_names
 from dpt_ros.datasets import Dataset, DatasetError, Sample
 from dpt_ros.engine.inference.predict import crop, predict_image
 from dpt_ros.engine.input.preprocess import network_input, network_size
-from dpt_ros.metrics.depth import (
-    Confusion,
-    aligned_depth,
-    crop_mask,
-    depth_metrics,
-    finite_mean,
-    ordinal_misses,
-    zero_shot_metrics,
-)
+from dpt_ros.metrics import depth as scores
+from dpt_ros.metrics.depth import Confusion, finite_mean
 from dpt_ros.model.dpt import DPT
 from dpt_ros.model.zoo import ModelSpec
 
@@ -109,11 +102,8 @@ class Evaluator:
             self.ids, self.notes = ids_by_name(spec, self._names)
 
     def add(self, sample: Sample, prediction: np.ndarray) -> None:
-        """Evaluate a prediction of ``predict`` for a sample.
-
-        Raises:
-            DatasetError: the sample lacks the ground truth that the protocol needs.
-        """
+        """Evaluate a prediction of ``predict`` for a sample; raises DatasetError if the sample
+        lacks the ground truth that the protocol needs."""
         what, truth, evaluate = {
             "order": ("pairs of points", sample.pairs, self._order),
             "labels": ("ground-truth labels", sample.labels, self._labels),
@@ -129,21 +119,21 @@ class Evaluator:
     def _depth(self, rgb: np.ndarray, prediction: np.ndarray, truth: np.ndarray) -> _Evaluated:
         """Depth in metres, or relative inverse depth after a fit to each image."""
         protocol = self.protocol
-        known = crop_mask(truth.shape, protocol.crop)
+        known = scores.crop_mask(truth.shape, protocol.crop)
         if protocol.kb_crop:
             rgb, truth, known = crop(rgb), crop(truth), crop(known)
         known &= np.isfinite(truth) & (truth > protocol.low) & (truth < protocol.high)
         truth = np.where(known, truth, np.float32(np.nan))
         if protocol.kind == "metric":
-            values = depth_metrics(prediction, truth, protocol.low, protocol.high)
+            values = scores.depth_metrics(prediction, truth, protocol.low, protocol.high)
         else:
-            prediction = aligned_depth(prediction, truth, known, protocol.cap)
-            values = zero_shot_metrics(prediction, truth, known)
+            prediction = scores.aligned_depth(prediction, truth, known, protocol.cap)
+            values = scores.zero_shot_metrics(prediction, truth, known)
         del values["pixels"]
         return values, rgb, prediction, truth
 
     def _order(self, rgb: np.ndarray, prediction: np.ndarray, pairs: np.ndarray) -> _Evaluated:
-        misses = ordinal_misses(prediction, pairs)
+        misses = scores.ordinal_misses(prediction, pairs)
         values = {"whdr": 100 * finite_mean(misses.tolist()), "pairs": float(len(misses))}
         return values, rgb, prediction, pairs
 
@@ -204,26 +194,16 @@ def smaller_with_pairs(rgb: np.ndarray, prediction: np.ndarray, pairs: np.ndarra
 
 
 def ids_by_name(spec: ModelSpec, names: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The table from the network's class ids to those of a dataset, and remarks on it.
-
-    Returns:
-        (256,) uint8, 0 for classes that the dataset does not have; remarks.
-
-    Raises:
-        ArgumentError: they have no class in common.
-    """
+    """The table from the network's class ids to those of a dataset, (256,) uint8, 0 for classes
+    that it does not have, and remarks. Raises ArgumentError without any class in common."""
     own = class_names(spec.class_names)
     missing = [name for name in names if name not in own]
     if len(missing) == len(names):
-        raise ArgumentError(
-            f"{spec.name} has none of the classes of the dataset, which are "
-            f"{', '.join(names[:5])} ..."
-        )
+        which = f"which are {', '.join(names[:5])} ..."
+        raise ArgumentError(f"{spec.name} has none of the classes of the dataset, {which}")
     shown = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
-    note = (
-        f"{spec.name} lacks {len(missing)} of the {len(names)} classes ({shown}); their pixels "
-        "count as errors."
-    )
+    note = f"{spec.name} lacks {len(missing)} of the {len(names)} classes ({shown})"
+    note += "; their pixels count as errors."
     return class_id_table(own, names), (note,) if missing else ()
 
 
@@ -269,12 +249,10 @@ def evaluate(
     progress: Callable[[], object] = lambda: None,
     videos: Videos | None = None,
 ) -> list[Result]:
-    """Evaluate networks on all samples of a dataset: one result per protocol, in the order of the
-    plan.
+    """Evaluate networks on all samples of a dataset, which is read once, in order.
 
     Args:
-        dataset: read once, in order.
-        plan: each network with its protocols.
+        plan: each network with its protocols; one result per protocol, in the same order.
         kept: how many of the best and of the worst images to keep.
         progress: called after every sample.
         videos: gets every sample and its predictions, with the dataset's class ids.

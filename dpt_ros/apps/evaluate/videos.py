@@ -11,19 +11,17 @@ from dpt_ros.datasets import DatasetError, Sample
 from dpt_ros.metrics.depth import fit_scale_and_shift
 from dpt_ros.metrics.temporal import DepthStability, LabelStability, Tracker
 
-DEPTH_MEASURES = ("tepe", "tae", "opw", "rtc", "edge", "ghost", "miss")
-LABEL_MEASURES = ("tc", "vc8", "vc16", "mover_iou", "ghost_label")
+_DEPTH = ("tepe", "tae", "opw", "rtc", "edge", "ghost", "miss")
+_MEASURES = (*_DEPTH, "tc", "vc8", "vc16", "mover_iou", "ghost_label")
 _MOVERS = ("person",)
 
 
 class Videos:
-    """The temporal metrics of single-frame predictions, without the filter.
+    """The temporal metrics of single-frame predictions, without the filter; ``names``: of the
+    dataset's classes.
 
     Relative inverse depth is fitted to the truth of a video's first frame; the fit is kept for the
     rest of the video.
-
-    Args:
-        names: of the dataset's classes.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -39,16 +37,9 @@ class Videos:
         self._fit: tuple[float, float] | None = None
 
     def add(self, sample: Sample, predictions: Mapping[str, np.ndarray]) -> None:
-        """The next frame.
-
-        Args:
-            sample: with ``sequence`` and ``truth``.
-            predictions: (H, W) each: "metric" (metres) or "zero-shot" (relative inverse depth),
-                and "labels" (ids of the dataset); each may be missing.
-
-        Raises:
-            DatasetError: the sample has no such truth.
-        """
+        """The next frame: a sample with ``sequence`` and ``truth`` (else a DatasetError), and the
+        predictions, (H, W) each: "metric" (metres) or "zero-shot" (relative inverse depth), and
+        "labels" (ids of the dataset); each may be missing."""
         if sample.truth is None:
             raise DatasetError(
                 f"{sample.name} has no flow, poses and mask of moving objects, which the temporal "
@@ -76,9 +67,7 @@ class Videos:
     def result(self) -> dict[str, dict[str, float]]:
         """By name of the video its measures, named as in ``metrics.temporal``."""
         if self._sequence:
-            depth = self._depth.result() if self._depth else {}
-            labels = self._labels.result() if self._labels else {}
-            measures = {name: depth[name] for name in DEPTH_MEASURES if depth}
-            measures |= {name: labels[name] for name in LABEL_MEASURES if labels}
-            self._results[self._sequence] = measures
+            found = self._depth.result() if self._depth else {}
+            found |= self._labels.result() if self._labels else {}
+            self._results[self._sequence] = {n: found[n] for n in _MEASURES if n in found}
         return self._results

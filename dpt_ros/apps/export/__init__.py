@@ -6,10 +6,11 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from dpt_ros.apps.command_line import fail, new_parser
+from dpt_ros.apps.command_line import fail, new_parser, size_of
 from dpt_ros.model.zoo import ZOO, unknown_model
 
 EXAMPLES = """examples:
@@ -30,13 +31,7 @@ EXAMPLES = """examples:
 exit codes: 0 written (and equal), 1 not written or not equal, 2 wrong arguments
 """
 _WEIGHTS = ("download", "random")
-
-
-def _size(text: str) -> tuple[int, int]:
-    height, _, width = text.partition("x")
-    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no HEIGHTxWIDTH, such as 480x640")
-    return int(height), int(width)
+_size = partial(size_of, expected="no HEIGHTxWIDTH, such as 480x640")
 
 
 def _count(text: str) -> int:
@@ -63,12 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--step", action="store_true", help="export scale and smoothing, too")
     add("--precision", choices=("fp32", "fp16"), default="fp32",
         help="of weights and activations, not of inputs and outputs (default: fp32)")  # fmt: skip
-    add(
-        "--batch",
-        type=_count,
-        metavar="N",
-        help="fixed batch (default: any; 1 of a frame or step)",
-    )
+    batch = "fixed batch (default: any; 1 of a frame or step)"
+    add("--batch", type=_count, metavar="N", help=batch)
     add("--size", type=_size, metavar="HxW", help="of the network's input, fixed (default: any; of"
         " a frame that of the node)")  # fmt: skip
     add("--encoding", metavar="NAME", help="of the camera's pixels (default: rgb8)")
@@ -93,30 +84,17 @@ def _mistakes(args: argparse.Namespace) -> Iterator[str]:
     """The error messages on wrong arguments, as far as they are known without torch."""
     if args.network not in ZOO:
         if not Path(args.network).expanduser().is_file():
-            looks = args.network.endswith((".safetensors", ".pt", ".pth", ".bin"))
-            yield (
-                f"The file {args.network} does not exist."
-                if looks
-                else unknown_model(args.network)
-            )
+            is_file = args.network.endswith((".safetensors", ".pt", ".pth", ".bin"))
+            missing = f"The file {args.network} does not exist."
+            yield missing if is_file else unknown_model(args.network)
         if args.weights is not None:
             yield f"{args.network} has the weights itself: leave --weights {args.weights} out."
     elif args.weights not in (None, *_WEIGHTS) and not Path(args.weights).expanduser().exists():
-        yield (
-            f"--weights: the file {args.weights} does not exist. Give a file, download or random."
-        )
-    yield from _option_mistakes(args)
-    yield from _file_mistakes(args)
-
-
-def _option_mistakes(args: argparse.Namespace) -> Iterator[str]:
+        missing = f"--weights: the file {args.weights} does not exist."
+        yield f"{missing} Give a file, download or random."
     if not (args.frame or args.step):
-        camera = [
-            ("--encoding", args.encoding),
-            ("--image-size", args.image_size),
-            ("-p", args.given),
-        ]
-        if wrong := [name for name, value in camera if value]:
+        camera = {"--encoding": args.encoding, "--image-size": args.image_size, "-p": args.given}
+        if wrong := [name for name, value in camera.items() if value]:
             yield f"{' and '.join(wrong)}: only with --frame or --step."
     step = ZOO[args.network].multiple_of if args.network in ZOO else 1
     if args.size and any(side % step for side in args.size):
@@ -130,6 +108,7 @@ def _option_mistakes(args: argparse.Namespace) -> Iterator[str]:
         yield f"--batch is {args.batch}, but a step is compared with one camera: leave it out."
     if args.parity_only and args.external_data:
         yield "--external-data: nothing is written with --parity-only."
+    yield from _file_mistakes(args)
 
 
 def _file_mistakes(args: argparse.Namespace) -> Iterator[str]:

@@ -31,8 +31,7 @@ def run(args: argparse.Namespace) -> int:
     except (ImportError, NetworkError, OSError, ValueError) as error:
         return fail("dpt_export", error, 1)
     except KeyboardInterrupt:
-        print("dpt_export: interrupted; no file is left half written.", file=sys.stderr)
-        return 130
+        return fail("dpt_export", "interrupted; no file is left half written.", 130)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -94,16 +93,10 @@ def _source(name: str, weights: str | None) -> dict[str, str]:
 
 def _table(found: list[Difference]) -> str:
     header = ("batch", "height", "width", "inverse depth", "metres", "logits", "labels", "no ties")
-    rows = [
-        (
-            *map(str, one.shape),
-            *(_text(error, ".1e") for error in (one.inverse_depth, one.depth, one.logits)),
-            *(_text(share, ".3%") for share in (one.labels, one.clear_labels)),
-        )
-        for one in found
-    ]
+    rows = []
+    for one in found:
+        numbers = [(error, ".1e") for error in (one.inverse_depth, one.depth, one.logits)]
+        numbers += [(one.labels, ".3%"), (one.clear_labels, ".3%")]
+        cells = ("-" if value is None else format(value, form) for value, form in numbers)
+        rows.append((*map(str, one.shape), *cells))
     return table(header, rows)
-
-
-def _text(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)

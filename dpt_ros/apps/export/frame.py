@@ -69,9 +69,8 @@ def _exported_precision(args: argparse.Namespace) -> str:
     found = {key: json.loads(value) for key, value in read_metadata(args.out).items()}
     kind, wanted = found.get(KIND), "step" if args.step else "frame"
     if kind != wanted:
-        raise ValueError(
-            f"{args.out} is not a {wanted}, but {f'a {kind}' if kind else 'foreign'}."
-        )
+        what = f"a {kind}" if kind else "foreign"
+        raise ValueError(f"{args.out} is not a {wanted}, but {what}.")
     spec, asked = found[SPEC], _kind(args, OutputRequest())
     mine = (spec["encoding"], tuple(spec["pixels"]), spec["batch"])
     if mine != (asked.encoding, asked.shape, args.batch or 1):
@@ -119,10 +118,8 @@ def _judge(found: Mapping[str, float], tolerance: float, frames: int) -> bool:
     """Print the largest differences; whether all that is bounded is within its bound."""
     most = {"labels": 10 * tolerance, "reset": 0.0, "scale": 0.0}
     most |= dict.fromkeys(("depth", "inverse", "deviation"), 3 * tolerance)
-    rows = [
-        (name, f"{value:.1e}", f"{most[name]:.0e}" if name in most else "-")
-        for name, value in found.items()
-    ]
+    bounds = {name: f"{most[name]:.0e}" if name in most else "-" for name in found}
+    rows = [(name, f"{value:.1e}", bounds[name]) for name, value in found.items()]
     print(table(("output", "difference", "at most"), rows))
     wrong = [name for name, value in found.items() if not value <= most.get(name, np.inf)]
     print(

@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from dpt_ros.apps.command_line import add_parameters, fail, new_parser
+from dpt_ros.apps.command_line import add_parameters, fail, new_parser, unknown
 from dpt_ros.model.zoo import list_models, unknown_model
 from dpt_ros.run import OUTPUTS, PICTURE_OUTPUTS, VIDEO_OUTPUTS
 
@@ -48,12 +48,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--network", action="append", default=[], metavar="NAME",
         help="network, for all that it predicts; again for a second one (default: a downloaded"
         " one, else the embedded)")  # fmt: skip
-    add(
-        "--weights",
-        default="",
-        metavar="FILE",
-        help="of the networks: a file, download, or random (default: those at hand)",
-    )
+    weights = "of the networks: a file, download, or random (default: those at hand)"
+    add("--weights", default="", metavar="FILE", help=weights)
     add_parameters(parser)
     add("--outputs", type=lambda text: tuple(dict.fromkeys(text.split(","))), metavar="NAME,...",
         help="what to write, with commas between")  # fmt: skip
@@ -69,12 +65,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _mistakes(args: argparse.Namespace) -> Iterator[str]:
     """The error messages on wrong arguments."""
-    unknown = [name for name in args.outputs or () if name not in OUTPUTS]
-    if unknown:
-        yield (
-            f"--outputs: unknown output {', '.join(map(repr, unknown))}. Available:"
-            f" {', '.join(OUTPUTS)}."
-        )
+    yield from unknown("--outputs: unknown output", args.outputs or (), OUTPUTS)
     if args.every < 1:
         yield f"--every is {args.every}, but must be positive."
     for name in args.network:

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """``python -m dpt_ros.apps.run`` is dpt_run."""
 
-import sys
-
 from dpt_ros.apps.run import main
 
-sys.exit(main())
+raise SystemExit(main())

@@ -28,12 +28,7 @@ from dpt_ros.engine.text import one_line
 from dpt_ros.model import model_spec
 from dpt_ros.run.folder import FolderError, ResultFolder, check_folder
 from dpt_ros.run.outputs import Files
-from dpt_ros.run.results import (
-    Result,
-    check_settings,
-    predict_pictures,
-    predict_video,
-)
+from dpt_ros.run.results import Result, check_settings, predict_pictures, predict_video
 from dpt_ros.run.sources import Source, find_sources
 from dpt_ros.run.videos import VideoReader, VideoWriter
 
@@ -129,24 +124,16 @@ def _made_with(
 
 
 class _Run:
-    """One run over all sources.
-
-    Attributes:
-        made, before: pictures and videos of this run, and complete ones of earlier runs.
-        problems: what could not be read.
-    """
+    """One run over all sources; ``made``, ``before``: pictures and videos of this run, and those
+    complete before; ``problems``: what could not be read."""
 
     def __init__(
-        self,
-        args: argparse.Namespace,
-        settings: Settings,
-        networks: Networks,
-        folder: ResultFolder,
+        self, args: argparse.Namespace, settings: Settings, nets: Networks, folder: ResultFolder
     ) -> None:
         self.made = self.before = 0
         self.problems: list[str] = []
         self._frames, self._start = 0, time.monotonic()
-        self._args, self._settings, self._networks = args, settings, networks
+        self._args, self._settings, self._networks = args, settings, nets
         self._folder = folder
         self._waiting: deque[Future[None]] = deque()
 
@@ -167,8 +154,7 @@ class _Run:
 
     def _outputs(self, source: Source) -> tuple[str, ...]:
         kind = "picture" if source.kind == "picture" else "video"
-        outputs: tuple[str, ...] = self._args.outputs_by_kind[kind]
-        return outputs
+        return tuple(self._args.outputs_by_kind[kind])
 
     def _failed(self, path: Path, reason: str) -> None:
         self.problems.append(one_line(f"{path}: {reason}"))
@@ -200,12 +186,8 @@ class _Run:
         self._folder.write(source, self._files(source).files(result))
 
     def _files(self, source: Source) -> Files:
-        return Files(
-            self._networks,
-            self._outputs(source),
-            self._args.absolute_depth,
-            self._settings.color_range,
-        )
+        how = self._args.absolute_depth, self._settings.color_range
+        return Files(self._networks, self._outputs(source), *how)
 
     def _wait(self, most: int) -> None:
         """Until at most so many results wait to be written."""

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from dpt_ros.apps.command_line import new_parser
 from dpt_ros.apps.status.table import UNKNOWN
 from dpt_ros.ros.command_line import split_ros_args
-from dpt_ros.version import add_version
 
 DESCRIPTION = """Show what running dpt_ros nodes report on /diagnostics: lifecycle state, networks,
 device, rates, latencies, dropped frames and errors, one column per camera."""
@@ -36,13 +36,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="dpt_status",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_version(parser)
+    parser = new_parser("dpt_status", DESCRIPTION, EXAMPLES, kind=Parser)
     add = parser.add_argument
     add("--namespace", default="", help="only nodes in or below this namespace")
     add("--all", action="store_true", help="also the reports of other programs on /diagnostics")

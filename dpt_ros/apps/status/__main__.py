@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """``python -m dpt_ros.apps.status`` is dpt_status."""
 
-import sys
-
 from dpt_ros.apps.status import main
 
-sys.exit(main())
+raise SystemExit(main())

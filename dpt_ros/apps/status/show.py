@@ -16,6 +16,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 
+from dpt_ros.apps.command_line import fail
 from dpt_ros.apps.status import table
 from dpt_ros.apps.status.table import UNKNOWN, Status, worst
 from dpt_ros.ros.command_line import rclpy_message
@@ -32,8 +33,7 @@ def show(args: argparse.Namespace, ros_args: Sequence[str]) -> int:
     try:
         rclpy.init(args=list(ros_args))
     except RuntimeError as error:
-        print(f"dpt_status: {rclpy_message(error)}", file=sys.stderr)
-        return UNKNOWN
+        return fail("dpt_status", rclpy_message(error), UNKNOWN)
     node = Node("dpt_status", start_parameter_services=False, enable_rosout=False)
     reports = _Reports(node, args.namespace, args.all)
     try:
@@ -107,8 +107,7 @@ class _Reports:
 
 def _once(reports: _Reports, args: argparse.Namespace) -> int:
     if not reports.wait(args.timeout):
-        print(f"dpt_status: {reports.silence(args.timeout)}", file=sys.stderr)
-        return UNKNOWN
+        return fail("dpt_status", reports.silence(args.timeout), UNKNOWN)
     end = time.monotonic() + _SETTLE
     while (left := end - time.monotonic()) > 0:
         reports.wait(left)

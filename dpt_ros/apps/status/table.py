@@ -14,19 +14,12 @@ _NETWORKS = "networks"
 
 
 class Status(NamedTuple):
-    """One status of a diagnostic message.
+    """One status of a diagnostic message."""
 
-    Args:
-        name: "NODE: networks", or "NODE: CAMERA".
-        level: 0 OK, 1 warning, 2 error, 3 stale.
-        message: of the status.
-        values: by name, in the order of the message.
-    """
-
-    name: str
-    level: int
+    name: str  # "NODE: networks", or "NODE: CAMERA"
+    level: int  # 0 OK, 1 warning, 2 error, 3 stale
     message: str
-    values: dict[str, str]
+    values: dict[str, str]  # by name, in the order of the message
 
     @property
     def node(self) -> str:
@@ -70,19 +63,15 @@ def worst(statuses: Iterable[Status]) -> int:
 def as_json(stamp: float, statuses: Sequence[Status]) -> dict[str, Any]:
     """A report as plain values: its time, the highest level, and every status."""
     status = [{**s._asdict(), "level": s.level_name} for s in statuses]
-    return {
-        "stamp": stamp,
-        "level": LEVELS[min(worst(statuses), len(LEVELS) - 1)],
-        "status": status,
-    }
+    level = LEVELS[min(worst(statuses), len(LEVELS) - 1)]
+    return {"stamp": stamp, "level": level, "status": status}
 
 
 def table(statuses: Sequence[Status], color: bool, width: int) -> str:
     """One line per status, then the values: a row per name, a column per part of each node; levels
     with a ``color`` by escape sequences, in ``width`` columns of the terminal."""
     lines = []
-    indent = " " * 7
-    wrapper = textwrap.TextWrapper(max(width, 27), indent, indent)
+    wrapper = textwrap.TextWrapper(max(width, 27), " " * 7, " " * 7)
     for status in statuses:
         level = f"{status.level_name:<5}"
         if color and status.level < len(_COLORS):
@@ -101,10 +90,10 @@ def _columns(group: Sequence[Status], width: int) -> list[str]:
     """The values of some statuses side by side, in as many blocks as the width requires."""
     names = list(dict.fromkeys(name for status in group for name in status.values))
     first = max(map(len, names))
-    columns = [[s.part, *(s.values.get(name, "-") for name in names)] for s in group]
     blocks: list[list[list[str]]] = []
     left = 0
-    for column in columns:
+    for status in group:
+        column = [status.part, *(status.values.get(name, "-") for name in names)]
         wide = max(map(len, column))
         column = [cell.ljust(wide) for cell in column]
         if not blocks or wide + 2 > left:

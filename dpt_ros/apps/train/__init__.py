@@ -12,15 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from dpt_ros.apps.command_line import fail, new_parser
-from dpt_ros.apps.train.recipe import (
-    CONDITIONS,
-    NOT_NEGATIVE,
-    POSITIVE,
-    PRESETS,
-    RUNNING,
-    Recipe,
-    parse_size,
-)
+from dpt_ros.apps.train import recipe as recipes
+from dpt_ros.apps.train.recipe import FULFIL, PRESETS, Recipe
 from dpt_ros.datasets import list_datasets, unknown_dataset
 from dpt_ros.engine.settings import check
 from dpt_ros.model.zoo import list_models, unknown_model
@@ -83,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         text += f" (default: {default})"
         data(f"--{option}", type=int, default=default, help=text, metavar="N")
     sizes = "further input sizes to evaluate at"
-    data("--test-sizes", type=parse_size, nargs="+", default=(), help=sizes, metavar="WxH")
+    data("--test-sizes", type=recipes.parse_size, nargs="+", default=(), help=sizes, metavar="WxH")
 
     # Without defaults, because a preset may have other ones.
     groups: dict[str, Any] = {}
@@ -104,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
             unit.add_argument("--metric", action="store_true", default=None, help=metres)
             unit.add_argument("--relative", dest="metric", action="store_false", help=relative)
 
-    running = groups[RUNNING].add_argument
+    running = groups[recipes.RUNNING].add_argument
     threads = "CPU threads of all processes, and processes that render (default: all cores)"
     running("--threads", type=int, default=os.cpu_count() or 1, help=threads, metavar="N")
     workers = "processes that prepare images (default: 0; 4 on a GPU)"
@@ -143,12 +136,6 @@ def _mistakes(args: argparse.Namespace, recipe: Recipe) -> Iterator[str]:
         check("device", recipe.device)
     except ValueError as error:
         yield f"--{error}"
-    yield from _run_mistakes(args, recipe)
-    yield from _number_mistakes(args, recipe)
-    yield from _data_mistakes(args, recipe)
-
-
-def _run_mistakes(args: argparse.Namespace, recipe: Recipe) -> Iterator[str]:
     checkpoint = recipe.checkpoint
     if args.resume and not checkpoint.exists():
         yield f"Nothing to resume: {checkpoint} does not exist. Start without --resume."
@@ -160,27 +147,25 @@ def _run_mistakes(args: argparse.Namespace, recipe: Recipe) -> Iterator[str]:
     weights = recipe.weights
     named = weights in ("download", "cached", "random", "imagenet") or weights.startswith("timm:")
     if not named and not args.resume and not Path(weights).expanduser().is_file():
-        yield (
-            f"--weights: the file {weights} does not exist. Give a file, download, cached, random,"
-            " imagenet or timm:NAME."
-        )
+        known = "a file, download, cached, random, imagenet or timm:NAME"
+        yield f"--weights: the file {weights} does not exist. Give {known}."
     if args.tensorboard and find_spec("tensorboard") is None:
         yield "--tensorboard: TensorBoard is not installed: pip install tensorboard."
+    yield from _number_mistakes(args, recipe)
+    yield from _data_mistakes(args, recipe)
 
 
 def _number_mistakes(args: argparse.Namespace, recipe: Recipe) -> Iterator[str]:
     numbers = [(field.name, field.metadata["must"]) for field in fields(Recipe) if field.metadata]
-    numbers += [(name, POSITIVE) for name in _COUNTS]
-    numbers += [(name, NOT_NEGATIVE) for name in ("save_minutes", "workers")]
+    numbers += [(name, recipes.POSITIVE) for name in _COUNTS]
+    numbers += [(name, recipes.NOT_NEGATIVE) for name in ("save_minutes", "workers")]
     for name, must in numbers:
         value = getattr(recipe, name, getattr(args, name, None))
-        if must and value is not None and not CONDITIONS[must](value):
+        if must and value is not None and not FULFIL[must](value):
             yield f"{_flag(name)} is {value}, but must be {must}."
     low, high = recipe.scaling
     if not 0 < low <= high:
-        yield (
-            f"--scaling is {low:g} {high:g}, but takes a smallest and a largest positive factor."
-        )
+        yield f"--scaling is {low:g} {high:g}, but takes a smallest and a largest positive factor."
     processes = int(os.environ.get("WORLD_SIZE", "1"))  # that torchrun started
     if recipe.batch % processes:
         yield (

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """``python -m dpt_ros.apps.train`` is dpt_train."""
 
-import sys
-
 from dpt_ros.apps.train import main
 
-sys.exit(main())
+raise SystemExit(main())

@@ -18,14 +18,8 @@ from dpt_ros.datasets import Dataset
 from dpt_ros.engine.inference.predict import predict_image
 from dpt_ros.engine.output.color import inverse_to_color, labels_to_color
 from dpt_ros.metrics.depth import Confusion, aligned_depth, depth_metrics
+from dpt_ros.model import losses
 from dpt_ros.model.dpt import DPT
-from dpt_ros.model.losses import (
-    Share,
-    label_loss,
-    metric_loss,
-    scale_shift_invariant_loss,
-    silog_loss,
-)
 from dpt_ros.model.zoo import ModelSpec
 
 _FARTHEST = 1000.0  # metres; cap of aligned relative depth
@@ -37,7 +31,7 @@ def loss_of(
     spec: ModelSpec,
     recipe: Recipe,
     weight: Tensor | None,
-    share: Share,
+    share: losses.Share,
 ) -> dict[str, Tensor]:
     """The terms of the loss by name.
 
@@ -54,35 +48,28 @@ def loss_of(
         if kind == "ssi":
             inverse = 1 / depth if spec.invert else depth
             known = batch.inverse > 0  # NaN is not
-            loss = scale_shift_invariant_loss(
-                inverse, batch.inverse, known, recipe.gradient, share=share
-            )
+            given = (inverse, batch.inverse, known, recipe.gradient)
+            loss = losses.scale_shift_invariant_loss(*given, share=share)
         else:
             # sky has no depth: the target is the farthest that the network can predict
             floor = max(spec.shift, 1e-3)
             known = ~batch.inverse.isnan()
             inverse = 1 / depth if spec.invert else depth.clamp(min=floor)
-            metres = metric_loss if kind == "log" else silog_loss
+            metres = losses.metric_loss if kind == "log" else losses.silog_loss
             loss = metres(inverse, batch.inverse, known, recipe.gradient, floor=floor, share=share)
         terms["depth"] = loss
     if "labels" in outputs:
-        terms["labels"] = label_loss(outputs["labels"].float(), batch.labels, weight, share)
+        terms["labels"] = losses.label_loss(outputs["labels"].float(), batch.labels, weight, share)
     if "auxiliary" in outputs:
         half = batch.labels[:, ::2, ::2]
-        loss = label_loss(outputs["auxiliary"].float(), half, weight, share)
+        loss = losses.label_loss(outputs["auxiliary"].float(), half, weight, share)
         terms["auxiliary"] = recipe.auxiliary * loss
     return terms
 
 
 def class_weights(count: np.ndarray) -> Tensor:
-    """Mild weights for rare classes, frequency ** -0.3, with a mean of 1 over the pixels.
-
-    Args:
-        count: (num_classes,) pixels of each class.
-
-    Returns:
-        (num_classes,) float32
-    """
+    """Mild weights for rare classes, frequency ** -0.3, with a mean of 1 over the pixels:
+    (num_classes,) float32 of ``count``, (num_classes,) pixels of each class."""
     share = np.asarray(np.maximum(count / max(int(count.sum()), 1), 1e-4), np.float64)
     weight = share**-0.3
     return torch.from_numpy(weight / float((weight * share).sum())).float()
@@ -100,11 +87,8 @@ def weights_of(sources: Sequence[Dataset], names: Sequence[str]) -> Tensor:
 
 
 def evaluate(model: DPT, dataset: Dataset, limit: int, max_depth: float) -> dict[str, Any]:
-    """Evaluate a network with ``predict_image``, as a user runs it.
-
-    Args:
-        limit: use only this many of the images, evenly spread.
-        max_depth: metres; what is farther is not evaluated.
+    """Evaluate a network with ``predict_image``, as a user runs it, on at most ``limit`` images,
+    evenly spread, up to ``max_depth``, metres.
 
     Returns:
         the names of ``depth_metrics`` (mean over images; no sky; relative networks are first

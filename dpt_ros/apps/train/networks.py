@@ -40,16 +40,12 @@ _ALIGNED = 200  # images whose alignments are averaged; the paper takes the whol
 def starting_network(
     recipe: Recipe, sources: Sequence[Dataset], align: bool = True
 ) -> tuple[DPT, list[str]]:
-    """Build the network that a recipe trains and give it its first weights.
+    """The network that a recipe trains, with its first weights: on the CPU, in eval mode, its spec
+    with the size it is trained at; and messages about what was chosen.
 
     Args:
-        sources: training datasets.
         align: fit a relative network that becomes metric to the images, which reads many of them;
             without it only the recipe is checked.
-
-    Returns:
-        the network, on the CPU, in eval mode, its spec with the size it is trained at; messages
-        about what was chosen.
 
     Raises:
         ValueError: a name, tap or file is wrong, or the datasets lack the ground truth.
@@ -129,11 +125,8 @@ def _shaped(recipe: Recipe, base: ModelSpec, path: Path | None) -> ModelSpec:
 
 def with_taps(geometry: Geometry, taps: str) -> Geometry:
     """The geometry tapped elsewhere: "R0,R1,9,12" or "3,6,9,12", layers counted from 1 as in the
-    paper's Table 6, R0 and R1 the first stages of the ResNet.
-
-    Raises:
-        ValueError: there are not four, or the network has no such layer.
-    """
+    paper's Table 6, R0 and R1 the first stages of the ResNet. Raises ValueError if there are not
+    four, or the network has no such layer."""
     stages, blocks = [], []
     for tap in taps.replace(" ", "").split(","):
         if match := re.fullmatch(r"R(\d)", tap):
@@ -182,7 +175,7 @@ def _with_classes(
         ours = class_names(base.class_names)
         if all(set(names) <= set(ours) for names in theirs):
             return spec
-    names = max(theirs, key=lambda classes: len(classes))
+    names = max(theirs, key=len)
     if any(not set(other) <= set(names) for other in theirs):
         raise ValueError(
             "The datasets have different classes: one label head cannot predict them all."
@@ -233,11 +226,8 @@ def _with_depth(
 
 def _focal(augmentation: Augmentation, samples: Sequence[Sample]) -> float:
     """The mean focal length of the training images, pixels of the network's input."""
-    lengths = [
-        sample.camera.fx * augmentation.target_size(sample.rgb.shape)[0] / sample.rgb.shape[1]
-        for sample in samples
-        if sample.camera is not None
-    ]
+    shapes = [(s.camera.fx, s.rgb.shape) for s in samples if s.camera is not None]
+    lengths = [fx * augmentation.target_size(shape)[0] / shape[1] for fx, shape in shapes]
     return float(np.mean(lengths)) if lengths else 0.0
 
 
@@ -258,9 +248,8 @@ def _align(model: DPT, source: Dataset, max_depth: float) -> str:
         known = torch.isfinite(depth) & (depth > 0)
         if max_depth:
             known &= depth <= max_depth
-        found.append(
-            torch.cat(robust_alignment(torch.from_numpy(relative)[None], 1 / depth, known))
-        )
+        fit = robust_alignment(torch.from_numpy(relative)[None], 1 / depth, known)
+        found.append(torch.cat(fit))
     scale, shift = torch.stack(found).nanmean(0).tolist()
     if not scale > 0:
         raise ValueError(
@@ -288,9 +277,8 @@ def _encoder_from_timm(model: DPT, weights: str) -> str:
         ours = shape(model.spec.geometry)
         same = [name for geometry, name in _IMAGENET if shape(geometry) == ours]
         if not same:
-            raise ValueError(
-                "timm has no ImageNet weights for this backbone: use --weights random."
-            )
+            why = "timm has no ImageNet weights for this backbone"
+            raise ValueError(f"{why}: use --weights random.")
         name = same[0]
     import timm
 

@@ -56,11 +56,7 @@ class Augmentation:
 
     @classmethod
     def of(cls, recipe: Recipe, spec: ModelSpec, sources: Sequence[Samples]) -> Augmentation:
-        """That of a recipe.
-
-        Raises:
-            ValueError: the network does not take crops of that size.
-        """
+        """That of a recipe; raises ValueError if the network does not take crops of that size."""
         names = ("longer", "size", "scaling", "crop", "bottom", "max_depth")
         found = cls(spec.multiple_of, **{name: getattr(recipe, name) for name in names})
         untouched = not (found.longer or found.size or found.crop)
@@ -116,12 +112,9 @@ class Augmentation:
             )
         down, right = max(crop_h - height, 0), max(crop_w - width, 0)
         if down or right:
-            picture = Picture(
-                *(
-                    cv2.copyMakeBorder(array, 0, down, 0, right, cv2.BORDER_CONSTANT, value=value)
-                    for array, value in zip(picture, ((GREY,) * 3, (np.nan,), (0,)), strict=True)
-                )
-            )
+            edges, fill = (0, down, 0, right, cv2.BORDER_CONSTANT), ((GREY,) * 3, (np.nan,), (0,))
+            filled = zip(picture, fill, strict=True)
+            picture = Picture(*(cv2.copyMakeBorder(a, *edges, value=v) for a, v in filled))
         rows, columns = max(height - crop_h, 0), max(width - crop_w, 0)
         top, left = (place * (rows + 1, columns + 1)).astype(int)
         if self.bottom:
@@ -134,10 +127,8 @@ def _resized(picture: Picture, size: tuple[int, int]) -> Picture:
     height, width = picture.labels.shape
     if size == (width, height):
         return picture
-    smaller = size[0] < width
-    rgb = cv2.resize(
-        picture.rgb, size, interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
-    )
+    how = cv2.INTER_AREA if size[0] < width else cv2.INTER_LINEAR
+    rgb = cv2.resize(picture.rgb, size, interpolation=how)
     # Depths and classes must not be averaged over an edge: nearest neighbour.
     inverse, labels = (
         cv2.resize(array, size, interpolation=cv2.INTER_NEAREST_EXACT) for array in picture[1:]
@@ -146,11 +137,8 @@ def _resized(picture: Picture, size: tuple[int, int]) -> Picture:
 
 
 def picture_of(sample: Sample, table: np.ndarray) -> Picture:
-    """A sample's image and ground truth for training; what the dataset lacks is unknown.
-
-    Args:
-        table: (256,) uint8, from the dataset's class ids to the network's.
-    """
+    """A sample's image and ground truth for training; what the dataset lacks is unknown;
+    ``table``: (256,) uint8, from the dataset's class ids to the network's."""
     shape = sample.rgb.shape[:2]
     inverse = np.full(shape, np.nan) if sample.inverse is None else sample.inverse
     labels = np.zeros(shape, np.uint8) if sample.labels is None else table[sample.labels]
@@ -171,15 +159,9 @@ class Batches(Dataset[Batch]):
     a resumed run equals an uninterrupted one.
 
     A single dataset is read epoch by epoch, each in a new order, without the incomplete last
-    batch; of several, each image's dataset is drawn first, evenly (paper, section 4.1).
-
-    Args:
-        names: of the network's classes.
-        augmentation: scaling, crop and flip.
-        size: images of a batch, of all processes together.
-        seed: of order and augmentation.
-        jitter: random changes of brightness and colour.
-        rank, processes: which part of the batch.
+    batch; of several, each image's dataset is drawn first, evenly (paper, section 4.1). ``names``:
+    of the network's classes; ``size``: images of a batch, of all processes together; ``jitter``:
+    random changes of brightness and colour; ``rank`` of ``processes``: which part of the batch.
 
     Raises:
         ValueError: a dataset has fewer images than a batch.

@@ -4,36 +4,29 @@ protocols."""
 
 from __future__ import annotations
 
-import argparse
+from argparse import BooleanOptionalAction
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dpt_ros.apps.command_line import size_of
 from dpt_ros.model.zoo import GEOMETRIES
 
 RUNNING = "device, processes, checkpoints and log"
 # Conditions that a number must fulfil, as the error message names them.
 POSITIVE, NOT_NEGATIVE, FRACTION = "positive", "not negative", "at least 0 and below 1"
-CONDITIONS = {
+FULFIL = {
     POSITIVE: lambda value: value > 0,
     NOT_NEGATIVE: lambda value: value >= 0,
     FRACTION: lambda value: 0 <= value < 1,
 }
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """(width, height) of "WIDTHxHEIGHT", for argparse."""
-    try:
-        width, height = map(int, text.lower().split("x"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT") from None
-    return width, height
+parse_size = partial(size_of, expected="not WIDTHxHEIGHT", least=0)
 
 
 def _option(group: str, default: Any, help: str, must: str = "", **argument: Any) -> Any:
     """A field of the recipe that is an option of dpt_train under the heading ``group``; it must
-    fulfil one of ``CONDITIONS``. ``argument`` is for ``add_argument``, where the type is that of
+    be one of ``FULFIL``. ``argument`` is for ``add_argument``, where the type is that of
     the default if none is given."""
     if type(default) in (int, float, str):
         argument.setdefault("type", type(default))
@@ -45,7 +38,7 @@ _start = partial(_option, "initial weights and tasks")
 _training = partial(_option, "training")
 _view = partial(_option, "scaling, crop and augmentation")
 _shape = partial(_option, "network architecture (the paper's ablations)")
-_SWITCH: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
+_SWITCH: dict[str, Any] = {"action": BooleanOptionalAction}
 
 
 @dataclass(frozen=True)

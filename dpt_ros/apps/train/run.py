@@ -109,8 +109,6 @@ def _train(args: argparse.Namespace, recipe: Recipe, process: Processes) -> int:
             for task, prefix in (("depth", "depth"), ("labels", "label"))
             if task in trainer.spec.tasks
         )
-        print(
-            f"Trained network: {trainer.exported}\nRun it: dpt_node --ros-args {parameters}",
-            file=sys.stderr,
-        )
+        then = f"Run it: dpt_node --ros-args {parameters}"
+        print(f"Trained network: {trainer.exported}", then, sep="\n", file=sys.stderr)
     return 0

@@ -89,11 +89,8 @@ def _deferred_sigint() -> Iterator[threading.Event]:
 
 
 def read_checkpoint(recipe: Recipe, device: torch.device) -> dict[str, Any]:
-    """The checkpoint that a run continues from.
-
-    Raises:
-        ValueError: it is no checkpoint, or of a run with another recipe.
-    """
+    """The checkpoint that a run continues from. Raises ValueError if it is none, or of a run with
+    another recipe."""
     path = recipe.checkpoint
     try:
         state = torch.load(path, map_location=device, weights_only=True)
@@ -113,11 +110,8 @@ def read_checkpoint(recipe: Recipe, device: torch.device) -> dict[str, Any]:
 
 
 class Trainer:
-    """One run, with the arguments of dpt_train, on training datasets and a held-out one.
-
-    Raises:
-        ValueError: the recipe, the weights and the datasets do not go together.
-    """
+    """One run, with the arguments of dpt_train, on training datasets and a held-out one. Raises
+    ValueError if the recipe, the weights and the datasets do not go together."""
 
     def __init__(
         self,
@@ -163,26 +157,21 @@ class Trainer:
         self.peaks = [encoder_lr, recipe.lr]
         groups = [{"params": encoder}, {"params": rest}]
         more: dict[str, Any] = {"weight_decay": recipe.weight_decay, "fused": True}
-        self.optimizer: torch.optim.Optimizer = (
-            torch.optim.Adam(groups, recipe.lr, **more)
-            if recipe.optimizer == "adam"
-            else torch.optim.SGD(groups, recipe.lr, momentum=0.9, **more)
-        )
+        kind: Any = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.SGD
+        more |= {"momentum": 0.9} if kind is torch.optim.SGD else {}
+        self.optimizer: torch.optim.Optimizer = kind(groups, recipe.lr, **more)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "fp16")
         self.network: nn.Module = self.model
-        self.share = alone
+        self.share, ids = alone, None
         if self.processes.count > 1:
             self.share = mean_over_processes
-            network: nn.Module = self.model
-            if any(isinstance(m, nn.BatchNorm2d) for m in network.modules()):
-                if self.device.type == "cuda":
-                    network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-                else:
-                    self.notes.append(
-                        "On CPUs batch norm is computed over each process's own part of a batch."
-                    )
-            ids = [self.device.index] if self.device.type == "cuda" else None
-            self.network = DistributedDataParallel(network, device_ids=ids)
+            if self.device.type == "cuda":
+                ids = [self.device.index]
+                self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+            elif any(isinstance(m, nn.BatchNorm2d) for m in self.model.modules()):
+                own = "On CPUs batch norm is computed over each process's own part of a batch."
+                self.notes.append(own)
+            self.network = DistributedDataParallel(self.network, device_ids=ids)
 
     def progress(self) -> float:
         """Completed part of the run, 0..1."""
@@ -250,14 +239,8 @@ class Trainer:
             file.write(json.dumps(line) + "\n")
 
     def train_step(self, batch: Batch) -> dict[str, float]:
-        """One step on a batch, or on this process's part of it.
-
-        Returns:
-            the loss by its terms and the norm of the gradient.
-
-        Raises:
-            ValueError: the gradient has not been finite for many steps.
-        """
+        """One step on a batch, or on this process's part of it. Returns the loss by its terms and
+        the norm of the gradient. Raises ValueError if that was not finite for many steps."""
         self.schedule()
         # Dropout: the same after resuming, different in every process.
         torch.manual_seed(hash((self.recipe.seed, self.step, self.processes.rank)))
@@ -273,11 +256,9 @@ class Trainer:
         self.scaler.scale(total).backward()
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
-        if torch.isfinite(norm):
+        self.lost = 0 if torch.isfinite(norm) else self.lost + 1
+        if not self.lost:
             self.scaler.step(self.optimizer)
-            self.lost = 0
-        else:
-            self.lost += 1
         self.scaler.update()
         if self.lost >= LOST_STEPS:
             raise ValueError(

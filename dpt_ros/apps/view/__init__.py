@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from dpt_ros.apps.command_line import fail, new_parser
+from dpt_ros.apps.command_line import fail, new_parser, unknown
 from dpt_ros.apps.view.topics import KINDS
 from dpt_ros.ros.command_line import split_ros_args
 
@@ -81,10 +81,7 @@ def _kinds(text: str) -> tuple[str, ...]:
 
 def _mistakes(args: argparse.Namespace, ros_args: Sequence[str]) -> Iterator[str]:
     """The error messages on wrong arguments."""
-    unknown = set(args.only) - set(KINDS)
-    if unknown:
-        names = ", ".join(map(repr, sorted(unknown)))
-        yield f"--only: unknown kind {names}. Available: {', '.join(KINDS)}."
+    yield from unknown("--only: unknown kind", sorted(set(args.only)), KINDS)
     for bag in args.bag:
         if not bag.exists():
             yield f"The bag {bag} does not exist."

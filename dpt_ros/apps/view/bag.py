@@ -30,14 +30,8 @@ class Source(NamedTuple):
 
 
 class Bags:
-    """Several bags, rosbag2 folders or storage files, read as one.
-
-    Attributes:
-        types: of the messages, "package/msg/Name", by topic.
-
-    Raises:
-        ValueError: a bag cannot be read.
-    """
+    """Several bags, rosbag2 folders or storage files, read as one; ``types``: of the messages,
+    "package/msg/Name", by topic. Raises ValueError for a bag that cannot be read."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         try:
@@ -54,10 +48,8 @@ class Bags:
         return None if None in counts else sum(count or 0 for count in counts)
 
     def messages(self, topics: Iterable[str]) -> Iterator[tuple[str, int, Any]]:
-        """Topic, time of recording in nanoseconds, and message, in the order of recording.
-
-        Damaged messages are skipped; ``warnings`` counts them.
-        """
+        """Topic, time of recording in nanoseconds, and message, in the order of recording; damaged
+        messages are skipped, and counted in ``warnings``."""
         topics = set(topics)
         streams = [r.messages(topics & r.channels.keys()) for r in self._readers]
         for topic, recorded_ns, data in heapq.merge(*streams, key=lambda message: message.time):
@@ -91,8 +83,7 @@ def find_sources(
         cameras: prefixes to show; empty for all that are found.
 
     Raises:
-        ValueError: there is nothing to show, or a remap or camera does not exist; the message
-            lists what the bag has.
+        ValueError: there is nothing to show, or a remap or camera does not exist.
     """
     found: dict[Source, str] = {}
     for full, msgtype in topics.items():
@@ -122,11 +113,8 @@ def find_sources(
         available = ", ".join(sorted(camera or "one without a name" for camera in known))
         raise ValueError(f"Unknown camera {', '.join(sorted(unknown))}. Available: {available}.")
     shown = set(cameras) or known
-    return {
-        full: source
-        for source, full in found.items()
-        if source.camera in shown or source.topic.startswith("/")
-    }
+    chosen = (s for s in found if s.camera in shown or s.topic.startswith("/"))
+    return {found[source]: source for source in chosen}
 
 
 def _source(full: str, msgtype: str) -> Source | None:

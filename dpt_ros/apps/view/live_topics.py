@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from typing import Any
 
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
@@ -67,13 +68,10 @@ class LiveTopics:
         self._thread.join(0.5)
 
     def _spin(self) -> None:
-        try:
+        with suppress(ExternalShutdownException):
             self._executor.spin()
-        except ExternalShutdownException:
-            pass
-        finally:
-            with self._arrived:
-                self._arrived.notify()
+        with self._arrived:
+            self._arrived.notify()
 
     def _review(self) -> None:
         for source in self._inputs:

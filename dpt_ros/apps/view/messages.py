@@ -19,6 +19,7 @@ from dpt_ros.ros.camera.geometry import pose_to_matrix
 from dpt_ros.ros.messages.camera_info import camera_model
 from dpt_ros.ros.messages.image import MessageError, compressed_file, image_pixels
 from dpt_ros.ros.messages.point_cloud import cloud_rows
+from dpt_ros.ros.messages.types import nanoseconds
 from dpt_ros.ros.plausibility import pose_values
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class CameraMessages:
             elif topic == DIAGNOSTICS:
                 self._diagnostics(msg)
             else:
-                self._stamp = stamp = stamp_ns(msg)
+                self._stamp = stamp = nanoseconds(msg.header.stamp)
                 self._scene.time(stamp)
                 if topic != "odom":
                     self._frame_id = msg.header.frame_id.lstrip("/")
@@ -138,8 +139,7 @@ class CameraMessages:
         if "image" not in self._kinds:
             return
         if viewable:
-            shape = (file.height, file.width)
-            self._scene.image_file(file.data.tobytes(), file.kind, shape)
+            self._scene.image_file(file.data.tobytes(), file.kind, (file.height, file.width))
         elif rgb is not None:
             self._scene.image(rgb)
 
@@ -147,8 +147,7 @@ class CameraMessages:
         if self._has_depth_info and not of_depth:
             return
         self._has_depth_info = of_depth
-        camera, _ = camera_model(msg)
-        if camera is not None:
+        if (camera := camera_model(msg)[0]) is not None:
             self._camera = camera
             self._scene.camera(camera)
             self._make_points()
@@ -206,13 +205,11 @@ class CameraMessages:
         cloud = points(parts["depth"].copy(), None, None, self._camera)
         xyz = np.stack([cloud[axis] for axis in "xyz"], axis=-1)
         # output_size and points.stride give the depth another size than the image.
-        rgb, labels = (
-            cv2.resize(parts[name], size[::-1], interpolation=cv2.INTER_NEAREST)
-            if name in parts
-            else None
-            for name in ("rgb", "labels")
-        )
-        self._scene.points(xyz, _grey(size) if rgb is None else rgb, labels)
+        fitted = {
+            name: cv2.resize(parts[name], size[::-1], interpolation=cv2.INTER_NEAREST)
+            for name in parts.keys() - {"depth"}
+        }
+        self._scene.points(xyz, fitted.get("rgb", _grey(size)), fitted.get("labels"))
 
     def _diagnostics(self, msg: Any) -> None:
         # Plotted at the newest frame's stamp: a bag that is replayed without its clock has frames
@@ -243,17 +240,9 @@ def _check(pixels: np.ndarray, dtype: type, encoding: str, wanted: str) -> None:
         raise MessageError("bad encoding", f"The encoding is {encoding}, but must be {wanted}.")
 
 
-def stamp_ns(msg: Any) -> int:
-    """The stamp of a message that has a header, nanoseconds."""
-    return int(msg.header.stamp.sec) * 1_000_000_000 + int(msg.header.stamp.nanosec)
-
-
 def class_map(msg: Any) -> dict[int, str]:
-    """Names by class id, of a vision_msgs/LabelInfo or the same as JSON in a std_msgs/String.
-
-    Raises:
-        MessageError: the string is not a class map.
-    """
+    """Names by class id, of a vision_msgs/LabelInfo or the same as JSON in a std_msgs/String;
+    raises MessageError for a string that is something else."""
     if hasattr(msg, "class_map"):
         return {int(row.class_id): str(row.class_name) for row in msg.class_map}
     try:
@@ -267,15 +256,8 @@ def class_map(msg: Any) -> dict[int, str]:
 
 
 def cloud_columns(msg: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Positions, colours and classes of a PointCloud2.
-
-    Returns:
-        (H, W, 3) float32 metres; (H, W, 3) uint8 RGB, grey where the cloud has none;
-        (H, W) uint8 class ids or None.
-
-    Raises:
-        MessageError: it has no positions, or too few bytes.
-    """
+    """Of a PointCloud2: positions, (H, W, 3) float32 metres; colours, (H, W, 3) uint8 RGB, grey
+    where it has none; classes, (H, W) uint8 ids or None. Raises MessageError as ``cloud_rows``."""
     rows = cloud_rows(msg)
     names = rows.dtype.names or ()
     xyz = np.stack([rows[axis] for axis in "xyz"], axis=-1).astype(np.float32)

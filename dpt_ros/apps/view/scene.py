@@ -36,14 +36,8 @@ _LOOKING_AHEAD = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0,
 
 
 class CameraScene:
-    """Logs the data of one camera.
-
-    Args:
-        name: of the camera, for its entities.
-        far: depth at the end of the colour map, metres.
-        max_points: maximum number of points of one cloud.
-        jpeg_quality: of raw images, 1 to 100; 0 does not compress them.
-    """
+    """Logs the data of one camera; ``far``: depth at the end of the colour map, metres;
+    ``max_points``: of one cloud; ``jpeg_quality``: of raw images, 1 to 100, 0 for uncompressed."""
 
     def __init__(
         self, recording: rr.RecordingStream, name: str, far: float, max_points: int,
@@ -68,8 +62,7 @@ class CameraScene:
 
     def image(self, rgb: np.ndarray) -> None:
         """The camera's image, (H, W, 3) uint8."""
-        image = rr.Image(rgb, color_model="RGB")
-        quality = self._jpeg_quality
+        image, quality = rr.Image(rgb, color_model="RGB"), self._jpeg_quality
         self._log_image(image.compress(quality) if quality else image, rgb.shape)
 
     def image_file(self, content: bytes, kind: str, shape: Sequence[int]) -> None:
@@ -170,13 +163,9 @@ class CameraScene:
         self._log_class_legend()
 
     def points(self, xyz: np.ndarray, rgb: np.ndarray, labels: np.ndarray | None) -> None:
-        """Points in the optical frame, subsampled to ``max_points``.
-
-        Args:
-            xyz: (H, W, 3) float32, metres; points that are not finite are skipped.
-            rgb: (H, W, 3) uint8.
-            labels: (H, W) uint8 class ids; None for points without a class.
-        """
+        """Points in the optical frame, subsampled to ``max_points``: xyz (H, W, 3) float32 metres
+        (those that are not finite are skipped), rgb (H, W, 3) uint8, labels (H, W) uint8 class ids
+        or None."""
         stride = int(np.ceil(np.sqrt(xyz[..., 0].size / self._max_points)))
         sample = np.s_[::stride, ::stride]
         finite = np.isfinite(xyz[sample]).all(axis=-1)
@@ -219,11 +208,8 @@ class CameraScene:
 
 
 def class_colors(names: Mapping[int, str]) -> np.ndarray:
-    """Colours of classes by the names of their ids: those of the class list that has most of them.
-
-    Returns:
-        (256, 3) uint8 RGB, indexed by class id; one that is on no list has a colour by its id.
-    """
+    """Colours of classes by the names of their ids: those of the class list that has most of them;
+    one that is on no list has a colour by its id. (256, 3) uint8 RGB, indexed by class id."""
     lists: list[Mapping[str, Sequence[int]]] = [load_groups()[1]]
     for file_name in _LABEL_FILES:
         colors = palette(file_name)[1:].tolist()
@@ -246,13 +232,8 @@ def _distinct_color(number: int) -> tuple[int, int, int]:
 def blueprint(
     cameras: Sequence[str], kinds: Iterable[str], live: bool, latency: bool = True
 ) -> rrb.Blueprint:
-    """The layout of the window: a tab per camera.
-
-    Args:
-        kinds: what is shown, of ``topics.KINDS``.
-        live: plots show the last minute and time follows the newest frame.
-        latency: whether the recording has latencies to plot.
-    """
+    """The layout of the window: a tab per camera; ``live``: plots show the last minute and time
+    follows the newest frame; ``latency``: whether there are latencies to plot."""
     pages = [_page(name, set(kinds), live, latency) for name in cameras]
     return rrb.Blueprint(
         _tabs(pages, name="Cameras"),
@@ -296,10 +277,8 @@ def _page(camera: str, kinds: set[str], live: bool, latency: bool) -> rrb.Contai
             worlds.append(_world_view(camera, "Points by class", "points"))
         below.append(_tabs(worlds))
     if "plots" in kinds:
-        plots = [_plot_view(camera, "rate", "Rate (Hz)", live)]
-        if latency:
-            plots.append(_plot_view(camera, "latency", "Latency (ms)", live))
-        below.append(rrb.Vertical(*plots))
+        charts = (("rate", "Rate (Hz)"), ("latency", "Latency (ms)"))[: 1 + latency]
+        below.append(rrb.Vertical(*(_plot_view(camera, *chart, live) for chart in charts)))
     rows = [rrb.Horizontal(*row) for row in (above, below) if row]
     return rrb.Vertical(*rows, name=camera, row_shares=[2, 3] if len(rows) == 2 else None)
 
@@ -325,11 +304,8 @@ def _world_view(camera: str, title: str, without: str) -> rrb.View:
 
 
 def _plot_view(camera: str, chart: str, title: str, live: bool) -> rrb.View:
-    recent = rrb.VisibleTimeRange(
-        TIMELINE,
-        start=rrb.TimeRangeBoundary.cursor_relative(seconds=-_PLOT_SECONDS),
-        end=rrb.TimeRangeBoundary.cursor_relative(),
-    )
+    now = rrb.TimeRangeBoundary.cursor_relative
+    recent = rrb.VisibleTimeRange(TIMELINE, start=now(seconds=-_PLOT_SECONDS), end=now())
     return rrb.TimeSeriesView(
         origin=f"plots/{camera}/{chart}",
         name=title,

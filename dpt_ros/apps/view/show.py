@@ -23,21 +23,19 @@ from rclpy.node import Node
 from tqdm import tqdm
 
 from dpt_ros.apps.progress import print_above
+from dpt_ros.apps.view import topics as known
 from dpt_ros.apps.view.bag import Bags, Source, find_sources
 from dpt_ros.apps.view.live_topics import LiveTopics
-from dpt_ros.apps.view.messages import CameraMessages, stamp_ns
+from dpt_ros.apps.view.messages import CameraMessages
 from dpt_ros.apps.view.scene import CameraScene, blueprint
-from dpt_ros.apps.view.topics import (
-    BY_NAME,
-    DIAGNOSTICS,
-    joined_parts,
-    needed_topics,
-    possible_kinds,
-)
+from dpt_ros.apps.view.topics import BY_NAME, DIAGNOSTICS
 from dpt_ros.bag.reader import Once
 from dpt_ros.data import class_names
 from dpt_ros.engine.output.label_groups import load_groups
 from dpt_ros.ros.camera.geometry import pose_matrix
+from dpt_ros.ros.messages.types import nanoseconds
+
+Shown = Mapping[str, CameraMessages]  # by camera
 
 _SILENCE = 5.0  # seconds without messages before a warning
 _DISCOVERY = 30.0  # seconds that publishers may take to be found, not counted in --seconds
@@ -46,11 +44,8 @@ _VIEWER_PORT = 9876
 
 
 def show_bags(args: argparse.Namespace) -> int:
-    """Show whole bags. Returns the exit code.
-
-    Raises:
-        ValueError, OSError: a bag or the viewer cannot be opened.
-    """
+    """Show whole bags. Returns the exit code. Raises ValueError and OSError where a bag or the
+    viewer cannot be opened."""
     prefixes = [prefix.strip("/") for prefix in args.camera or [args.namespace] if prefix]
     bags = Bags(args.bag)
     sources = find_sources(bags.types, _remaps(args), prefixes)
@@ -59,7 +54,7 @@ def show_bags(args: argparse.Namespace) -> int:
         camera: {s.topic for s in sources.values() if s.topic == DIAGNOSTICS or s.camera == camera}
         for camera in cameras
     }
-    kinds = set().union(*(possible_kinds(available, args.only) for available in topics.values()))
+    kinds = set().union(*(known.possible_kinds(t, args.only) for t in topics.values()))
     if kinds <= {"plots"}:
         raise ValueError(
             f"--only: the bag has no topic for {', '.join(args.only)}. It has"
@@ -68,15 +63,13 @@ def show_bags(args: argparse.Namespace) -> int:
     latency = _has_latency(bags, sources)
     layout = blueprint([_title(camera) for camera in topics], kinds, live=False, latency=latency)
     recording = _open(args, layout)
-    shown = {
-        camera: _camera(args, recording, camera, joined_parts(available, args.only))
-        for camera, available in topics.items()
-    }
-    needed = set().union(*(needed_topics(available, args.only) for available in topics.values()))
+    joined = {camera: known.joined_parts(t, args.only) for camera, t in topics.items()}
+    shown = {camera: _camera(args, recording, camera, parts) for camera, parts in joined.items()}
+    needed = set().union(*(known.needed_topics(t, args.only) for t in topics.values()))
     sources = {full: source for full, source in sources.items() if source.topic in needed}
     with tqdm(total=bags.count(sources), unit="message", leave=False, disable=None) as bar:
         for full, recorded_ns, message in bags.messages(sources):
-            _show(shown, *sources[full], message, recorded_ns)
+            _show(shown, sources[full], message, recorded_ns)
             bar.update()
     recording.flush()
     _print_counts(shown)
@@ -96,18 +89,13 @@ def show_bags(args: argparse.Namespace) -> int:
     return 0
 
 
-def _show(
-    shown: Mapping[str, CameraMessages],
-    camera: str,
-    topic: str,
-    message: object,
-    recorded_ns: int | None = None,
-) -> None:
-    for messages in shown.values() if topic == DIAGNOSTICS else (shown[camera],):
-        messages.show(topic, message, recorded_ns)
+def _show(shown: Shown, source: Source, message: object, recorded_ns: int | None = None) -> None:
+    everywhere = source.topic == DIAGNOSTICS
+    for messages in shown.values() if everywhere else (shown[source.camera],):
+        messages.show(source.topic, message, recorded_ns)
 
 
-def _print_counts(shown: Mapping[str, CameraMessages]) -> None:
+def _print_counts(shown: Shown) -> None:
     for camera, messages in shown.items():
         counts = ", ".join(f"{topic} {count}" for topic, count in sorted(messages.shown.items()))
         print(f"{_title(camera)}: {counts or 'no messages'}")
@@ -119,16 +107,12 @@ def _has_latency(bags: Bags, sources: Mapping[str, Source]) -> bool:
         return True
     timed = [full for full, source in sources.items() if BY_NAME[source.topic].part]
     first = islice(bags.messages(timed), 20)
-    return any(recorded != stamp_ns(message) for _, recorded, message in first)
+    return any(recorded != nanoseconds(message.header.stamp) for _, recorded, message in first)
 
 
 def show_live(args: argparse.Namespace, ros_args: Iterable[str]) -> int:
-    """Show a running node until Ctrl-C. Returns the exit code.
-
-    Raises:
-        ValueError, OSError, RuntimeError: the viewer cannot be opened, or a ROS argument is
-            wrong.
-    """
+    """Show a running node until Ctrl-C. Returns the exit code. Raises ValueError, OSError and
+    RuntimeError where the viewer cannot be opened, or a ROS argument is wrong."""
     cameras = [camera.strip("/") for camera in args.camera] or [""]
     recording = _open(args, blueprint([_title(c) for c in cameras], args.only, live=True))
     # The namespace and remaps that the node dpt was started with.
@@ -138,7 +122,7 @@ def show_live(args: argparse.Namespace, ros_args: Iterable[str]) -> int:
     live = None
     shown: dict[str, CameraMessages] = {}
     try:
-        shown = {camera: _camera(args, recording, camera) for camera in cameras}
+        shown = {camera: _camera(args, recording, camera, frozenset()) for camera in cameras}
         topics = _live_topics(args.only, args.compressed)
         sources = {
             _live_name(node, c, topic): Source(c, topic) for c in cameras for topic in topics
@@ -179,10 +163,7 @@ def _live_name(node: Node, camera: str, topic: str) -> str:
 
 
 def _follow(
-    args: argparse.Namespace,
-    live: LiveTopics,
-    sources: Mapping[str, Source],
-    shown: Mapping[str, CameraMessages],
+    args: argparse.Namespace, live: LiveTopics, sources: Mapping[str, Source], shown: Shown
 ) -> None:
     last_message, last_warning = time.monotonic(), -_REPEAT
     seconds = args.seconds or float("inf")
@@ -191,7 +172,7 @@ def _follow(
         messages = live.wait(0.25)
         now = time.monotonic()
         for name, message in messages:
-            _show(shown, *sources[name], message)
+            _show(shown, sources[name], message)
             if sources[name].topic != DIAGNOSTICS:
                 last_message = now
                 end = min(end, now + seconds)
@@ -202,16 +183,12 @@ def _follow(
 
 
 def _camera(
-    args: argparse.Namespace,
-    recording: rr.RecordingStream,
-    camera: str,
-    joined: frozenset[str] = frozenset(),
+    args: argparse.Namespace, recording: rr.RecordingStream, camera: str, joined: frozenset[str]
 ) -> CameraMessages:
     scene = CameraScene(recording, _title(camera), args.range, args.max_points, args.jpeg)
-    if args.classes == "navigation":
-        scene.classes(dict(enumerate(load_groups()[0], start=1)))
-    elif args.classes is not None:
-        scene.classes(dict(enumerate(class_names(f"labels_{args.classes}.json"), start=1)))
+    if args.classes is not None:
+        groups, file = args.classes == "navigation", f"labels_{args.classes}.json"
+        scene.classes(dict(enumerate(load_groups()[0] if groups else class_names(file), start=1)))
     warn = Once(lambda message: print_above(f"dpt_view: {message}"), most=20)
     pose = pose_matrix(args.camera_in_base or [])
     return CameraMessages(scene, camera, frozenset(args.only), warn, joined, pose, args.rate)
@@ -235,8 +212,7 @@ def _open(args: argparse.Namespace, layout: rr.blueprint.Blueprint) -> rr.Record
     recording.set_log_tick_enabled(False)
     if args.save is not None:
         args.save.parent.mkdir(parents=True, exist_ok=True)
-        with args.save.open("wb"):  # rerun would only log an error
-            pass
+        args.save.open("wb").close()  # rerun would only log an error
         recording.save(args.save, default_blueprint=layout)
     elif args.web:
         _check_free(args.web_port, args.grpc_port)
@@ -251,11 +227,11 @@ def _open(args: argparse.Namespace, layout: rr.blueprint.Blueprint) -> rr.Record
         port = port or str(_VIEWER_PORT)
         _check_there(host, port)
         recording.connect_grpc(f"rerun+http://{host}:{port}/proxy", default_blueprint=layout)
+    elif sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
+        raise ValueError(
+            "No display for a window: use --web (browser), --save FILE.rrd or --connect HOST."
+        )
     else:
-        if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
-            raise ValueError(
-                "No display for a window: use --web (browser), --save FILE.rrd or --connect HOST."
-            )
         recording.spawn(memory_limit=args.memory, default_blueprint=layout)
     return recording
 

@@ -12,6 +12,8 @@ KINDS = (
 )  # fmt: skip
 IMAGE = "sensor_msgs/msg/Image"
 CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
+# A String has the same as JSON, where vision_msgs is not installed.
+LABEL_INFO = ("vision_msgs/msg/LabelInfo", "std_msgs/msg/String")
 DIAGNOSTICS = "/diagnostics"
 
 
@@ -44,27 +46,16 @@ TOPICS = (
     Topic("depth/points", ("sensor_msgs/msg/PointCloud2",), "points"),
     Topic("semantic/labels", (IMAGE,), "labels", part="labels"),
     Topic("semantic/confidence", (IMAGE,), "confidence"),
-    # A String has the same as JSON, where vision_msgs is not installed.
-    Topic(
-        "semantic/label_info",
-        ("vision_msgs/msg/LabelInfo", "std_msgs/msg/String"),
-        helps=("labels", "points"),
-    ),
+    Topic("semantic/label_info", LABEL_INFO, helps=("labels", "points")),
     Topic(DIAGNOSTICS, ("diagnostic_msgs/msg/DiagnosticArray",), helps=("plots",)),
 )
 BY_NAME = {topic.name: topic for topic in TOPICS}
 
 
 def joined_parts(available: Iterable[str], kinds: Iterable[str]) -> frozenset[str]:
-    """The parts from which points are computed ("depth", "rgb", "labels").
-
-    Args:
-        available: topics of a camera that were recorded.
-        kinds: what is shown.
-
-    Returns:
-        Nothing if depth/points is available, or points are not shown or not possible.
-    """
+    """The parts from which points are computed ("depth", "rgb", "labels"), of the topics of a
+    camera that were recorded and the kinds that are shown; nothing if depth/points is available,
+    or points are not shown or not possible."""
     available = set(available)
     if "points" not in kinds or "depth/points" in available or "depth/image" not in available:
         return frozenset()

@@ -88,7 +88,7 @@ def measured(args: argparse.Namespace, folder: Path, start: str = "forkserver") 
     for task, size, batch in product(args.tasks, args.sizes, args.batches):
         case = Case(task, size, batch, names, args.weights, args.device)
         floor, before = _floor(case, peaks), None
-        given |= {"case": case, "reference": folder / f"{case.name}.pt"}
+        given |= {"case": case, "expected": folder / f"{case.name}.pt"}
         for arm in args.arms:
             found = row("network", case.name, arm, arm=arm, **given)
             if not found["error"]:

@@ -148,9 +148,8 @@ def _transformers(bench: Bench) -> Call:
     )  # fmt: skip
 
     def predict(task: str) -> Callable[[Tensor], Tensor]:
-        if task == "depth":
-            kind, output = transformers.DPTForDepthEstimation, "predicted_depth"
-        else:
+        kind, output = transformers.DPTForDepthEstimation, "predicted_depth"
+        if task == "labels":
             kind, output = transformers.DPTForSemanticSegmentation, "logits"
         model = kind(config).eval().to(bench.device, bench.half)
         model.dpt.embeddings.image_size = bench.case.size  # no other is accepted
@@ -233,13 +232,7 @@ def measure(kind: str, threads: int, **given: Any) -> None:
 
 
 def network(
-    case: Case,
-    arm: str,
-    reference: Path,
-    rounds: int,
-    warm_up: int,
-    rate: float,
-    paced_rounds: int,
+    case: Case, arm: str, expected: Path, rounds: int, warm_up: int, rate: float, paced_rounds: int
 ) -> Row:
     """One arm: its parity with the reference, its times, last its kernels."""
     bench = Bench(case)
@@ -249,9 +242,9 @@ def network(
     found = {name: value.clone().cpu() for name, value in call().items()}
     row: Row = {"first (s)": time.perf_counter() - start, "parity": {}}
     if arm == REFERENCE:
-        torch.save(found, reference)
-    if arm != TRANSFORMERS and reference.exists():  # theirs has other random weights
-        row["parity"] = compare(found, torch.load(reference, weights_only=True))
+        torch.save(found, expected)
+    if arm != TRANSFORMERS and expected.exists():  # theirs has other random weights
+        row["parity"] = compare(found, torch.load(expected, weights_only=True))
     row["paces"] = {"back to back": _times(call, on_gpu, rounds, min(warm_up, rounds))}
     if paced_rounds:
         paced = _times(call, on_gpu, paced_rounds, min(10, paced_rounds), rate)
@@ -347,12 +340,9 @@ def _times(call: Call, on_gpu: bool, rounds: int, warm_up: int, rate: float = 0.
 def _counts(call: Callable[[], Any], repeats: int, path: Path | None = None) -> dict[str, Any]:
     """Profile some calls, which need not wait for the device; with ``path``, write a trace.
 
-    The profiler attaches CUPTI to the process for good, so nothing may be timed after it.
-
-    Returns:
-        all per call: "kernels" by name, "copies", "launches" and "waits" by the CUDA function
-        that was called, "kernel ms" by name (the 20 that took most), "operations" (ATen, from
-        Python or from inside of others).
+    The profiler attaches CUPTI to the process for good, so nothing may be timed after it. Returns
+    all per call: "kernels" by name, "copies", "launches" and "waits" by the CUDA function that was
+    called, "kernel ms" by name (the 20 that took most), "operations" (ATen, also inside others).
     """
     activities = [torch.profiler.ProfilerActivity.CPU]
     if torch.cuda.is_available():

@@ -55,13 +55,11 @@ def times_of(
 ) -> dict[str, Any]:
     """Measure ``count`` batches of one frame per camera for latency, and again for throughput.
 
-    The runner must be new, so that its first frames are the first of their kind.
-
-    Returns (milliseconds):
-        "first": of each of the first batches, from ``start`` to the result; as `Summary` "wall":
-        from ``start`` to the result, one batch at a time, "start": of ``start`` alone, and
-        "device": upload, compute and download by events, without the waits between them; "rate":
-        frames per second of all cameras together, with as many in flight as the runner allows.
+    The runner must be new, so that its first frames are the first of their kind. Milliseconds,
+    "first": of each of the first batches, from ``start`` to the result; as `Summary` "wall": the
+    same, one batch at a time, "start": of ``start`` alone, and "device": upload, compute and
+    download by events, without the waits between them. "rate": frames per second of all cameras
+    together, with as many in flight as the runner allows.
     """
     times = []
     for number in range(_FIRST + count):

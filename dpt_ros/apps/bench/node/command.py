@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import sys
 from dataclasses import asdict
 from typing import Any
 
@@ -15,6 +14,7 @@ from tqdm import tqdm
 from dpt_ros.apps.bench import NODE_METHOD
 from dpt_ros.apps.bench.node import arrivals
 from dpt_ros.apps.bench.node.session import ARMS, BenchError, Case, Run, Session, profile_text
+from dpt_ros.apps.command_line import fail
 from dpt_ros.apps.report import introduce, table, write_json
 
 _RATES = (30.0, 20.0, 15.0, 10.0, 5.0, 2.0, 1.0, 0.5)
@@ -42,11 +42,9 @@ def run(args: argparse.Namespace) -> int:
         for case in cases:
             results.append(_measure(case, args))
     except BenchError as error:
-        print(f"dpt_bench node: {error}", file=sys.stderr)
-        return 1
+        return fail("dpt_bench node", error, 1)
     except KeyboardInterrupt:
-        print("dpt_bench node: interrupted; the cases above are complete.", file=sys.stderr)
-        return 130
+        return fail("dpt_bench node", "interrupted; the cases above are complete.", 130)
     finally:
         if args.json and results:
             given = {"profiles": profiles, "parameters": _parameters(args), "results": results}
@@ -88,19 +86,13 @@ def _measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
             runs[arm].append(session.run(arm, rate, args.seconds, args.warm_up))
             bar.update()
         peaks = {arm: _peak(session, arm, rate) for arm in ARMS} if args.peak else {}
-    total = {
-        arm: arrivals.together(
-            [run.account for run in own], [trace for run in own for trace in run.traces]
-        )
-        for arm, own in runs.items()
-    }
-    pairs = list(zip(runs["node"], runs["echo"], strict=True))
-    added = {
-        name: [
-            getattr(a.account.latency, name) - getattr(b.account.latency, name) for a, b in pairs
-        ]
-        for name in ("p50", "p90", "p99")
-    }
+    total = {}
+    for arm, own in runs.items():
+        traces = [trace for run in own for trace in run.traces]
+        total[arm] = arrivals.together([run.account for run in own], traces)
+    node, echo = ([vars(run.account.latency) for run in runs[arm]] for arm in ("node", "echo"))
+    pairs = list(zip(node, echo, strict=True))
+    added = {name: [a[name] - b[name] for a, b in pairs] for name in ("p50", "p90", "p99")}
     in_order = [run for pair in zip(*runs.values(), strict=True) for run in pair]
     rows = [_row(str(k // 2 + 1), run.arm, run.account, run) for k, run in enumerate(in_order)]
     rows += [_row("all", arm, total[arm]) for arm in ARMS]

@@ -48,13 +48,10 @@ class Camera:
     def __init__(self, node: Node, case: Case, namespaces: Sequence[str]) -> None:
         raw = case.transport == "raw"
         kind = Image if raw else CompressedImage
-        self._publishers = {
-            namespace: [
-                node.create_publisher(kind, case.image_topic(namespace, name), _qos(5))
-                for name in case.names
-            ]
-            for namespace in namespaces
-        }
+        self._publishers: dict[str, list[Any]] = {namespace: [] for namespace in namespaces}
+        for namespace, name in product(namespaces, case.names):
+            place = case.image_topic(namespace, name)
+            self._publishers[namespace].append(node.create_publisher(kind, place, _qos(5)))
         world = World("room", 0, case.width, case.height, 10.0)
         self._messages = []
         for number in range(_IMAGES):

@@ -97,15 +97,12 @@ class Program:
 
     def check(self) -> None:
         """Raise a `BenchError` if it has ended."""
-        if self.process.poll() is not None:
-            raise BenchError(
-                f"{self.name} ended with code {self.process.returncode}. Its output:\n{self.log()}"
-            )
+        if (code := self.process.poll()) is not None:
+            raise BenchError(f"{self.name} ended with code {code}. Its output:\n{self.log()}")
 
     def interrupt(self) -> None:
         """Send SIGINT, if it has not ended."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
+        self.process.send_signal(signal.SIGINT)
 
     def close(self) -> None:
         """Wait for its end after ``interrupt``; kill it after 10 s."""

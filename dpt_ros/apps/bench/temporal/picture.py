@@ -37,10 +37,8 @@ def draw(job: Job, source: str, strip: Path | None, gif: Path | None) -> None:
         assert given.logits is not None
         plain = label_image(given.logits, view.depth.shape)
         images = {"camera": view.rgb}
-        for which, inverse, ids in (
-            ("off", given.anchored, plain),
-            ("on", steady, plain if labels is None else labels),
-        ):
+        filtered = plain if labels is None else labels
+        for which, inverse, ids in (("off", given.anchored, plain), ("on", steady, filtered)):
             ratio = (inverse / np.maximum(1 / view.depth, 1e-3)).astype(np.float32)
             with np.errstate(divide="ignore"):
                 shown = (1 / np.maximum(inverse, 0)).astype(np.float32)
@@ -112,9 +110,8 @@ def _write_animation(frames: list[Images], far: float, period: float, file: Path
     try:
         from PIL import Image
     except ImportError as error:
-        raise ImportError(
-            "An animation needs Pillow: pip install pillow, or leave out --gif."
-        ) from error
+        needs = "An animation needs Pillow"
+        raise ImportError(f"{needs}: pip install pillow, or leave out --gif.") from error
     height, wide = frames[0]["camera"].shape[:2]
     size = (_WIDTH, _WIDTH * height // wide)
     every = max(round(66 / period), 1)
@@ -129,9 +126,7 @@ def _write_animation(frames: list[Images], far: float, period: float, file: Path
     # One palette for all frames, so that the colours are constant.
     sample = Image.fromarray(np.vstack(pictures[:: max(len(pictures) // 4, 1)]))
     colors = sample.quantize(128, dither=Image.Dither.NONE)
-    first, *rest = (
-        Image.fromarray(picture).quantize(palette=colors, dither=Image.Dither.NONE)
-        for picture in pictures
-    )
+    whole = map(Image.fromarray, pictures)
+    first, *rest = (i.quantize(palette=colors, dither=Image.Dither.NONE) for i in whole)
     shown = max(round(period * every / 10) * 10, 20)  # GIF counts in hundredths of a second
     first.save(file, save_all=True, append_images=rest, duration=shown, loop=0, optimize=True)

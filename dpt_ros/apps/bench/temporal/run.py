@@ -292,10 +292,7 @@ def _measure(job: Job, shot: Shot, source: str) -> Iterator[Measured]:
 
 
 def _steps(
-    shot: Shot,
-    truth: list[tuple[np.ndarray, ...]],
-    values: list[np.ndarray],
-    raw: list[np.ndarray],
+    shot: Shot, truth: list[tuple[np.ndarray, ...]], ours: list[np.ndarray], raw: list[np.ndarray]
 ) -> dict[str, float]:
     """Frames to 90 % of each step, between the levels of raw 6 frames before and STEP after."""
     needed: dict[str, list[float]] = {"near": [], "far": []}
@@ -306,8 +303,8 @@ def _steps(
         place = (ratio > 1.5) & np.isfinite(ratio) & ~(new_edges if appears else old_edges)
         if place.sum() < 50:
             continue
-        span = range(max(k - 6, 0), min(k + STEP, len(values)))
-        level, reached = ([np.median(maps[i][place]) for i in span] for maps in (raw, values))
+        span = range(max(k - 6, 0), min(k + STEP, len(ours)))
+        level, reached = ([np.median(maps[i][place]) for i in span] for maps in (raw, ours))
         at = k - span[0]
         ends = float(np.mean(level[:at])), float(np.mean(level[at:]))
         needed["near" if appears else "far"].append(temporal.frames_to_90(reached, at, *ends))
