@@ -159,16 +159,16 @@ class World:
             hits = round_hits(rays, now, k, first) if part.walker >= 0 else None
             if hits is None:
                 continue
-            (x0, x1, y0, y1), seen, local = hits
+            area, seen, local = hits
             then = before.rounds[k]
             to_camera = (before.pose.rotation.T @ then.axes).astype(np.float32)
             offset = before.pose.rotation.T @ (then.center - before.pose.position)
             point = np.einsum("ij,jhw->ihw", to_camera, local)
             point += offset.astype(np.float32)[:, None, None]
-            point *= now.inverse[y0:y1, x0:x1]
+            point *= now.inverse[area]
             for target, value in zip((x, y, z), point, strict=True):
-                np.copyto(target[y0:y1, x0:x1], value, where=seen)
-            movers[y0:y1, x0:x1] |= seen
+                np.copyto(target[area], value, where=seen)
+            movers[area] |= seen
         z = np.maximum(z, 1e-3)
         flow = np.empty((camera.height, camera.width, 2), np.float32)
         flow[..., 0] = camera.fx * x / z + camera.cx - self._columns
