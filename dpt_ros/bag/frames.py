@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from dpt_ros.bag.salvage import Message
@@ -21,15 +21,15 @@ from dpt_ros.ros.video.recorded import VideoTrack
 STATIC_FRAMES = "/tf_static"
 
 
-@dataclass
+@dataclass(eq=False)
 class Item:
     """A message whose turn it is."""
 
     number: int  # counted from 0 over all that are read
     copy: Message | None = None  # the message, if it is to be copied
     camera: str | None = None  # name of the camera whose image it is
-    decoding: Future[Frame] | None = None  # the image, perhaps still being decoded
-    request: OutputRequest | None = None  # what is wanted of the frame
+    decoding: Future[Frame] | None = None  # the image of a file, perhaps still being decoded
+    request: OutputRequest = field(default_factory=OutputRequest)  # what is wanted of the frame
     error: str = ""  # why the image cannot be used
     frame: Frame | None = None  # the image once it is decoded
 
@@ -135,5 +135,4 @@ class Frames:
         if frame.decode is not None:
             item.decoding = self._decoder.submit(frame.decoded)
         else:
-            item.decoding = Future()
-            item.decoding.set_result(frame)
+            item.frame = frame

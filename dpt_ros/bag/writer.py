@@ -38,7 +38,7 @@ from dpt_ros.bag.job import Job
 from dpt_ros.bag.reader import BagError
 from dpt_ros.bag.salvage import Channel
 from dpt_ros.engine.provenance import differences
-from dpt_ros.files import replace_file, sync
+from dpt_ros.files import move_file, replace_file
 
 _WORK = ".dpt_bag"  # folder in the bag while it is incomplete
 _STATE = "state.pt"
@@ -52,20 +52,11 @@ _FOREVER = QosTime(9223372036, 854775807)
 
 def offered_qos(latched: bool) -> tuple[Qos, ...]:
     """The QoS that the node offers its outputs with."""
-    durability = QosDurability.TRANSIENT_LOCAL if latched else QosDurability.VOLATILE
-    return (
-        Qos(
-            QosHistory.KEEP_LAST,
-            1 if latched else 10,
-            QosReliability.RELIABLE,
-            durability,
-            _FOREVER,
-            _FOREVER,
-            QosLiveliness.AUTOMATIC,
-            _FOREVER,
-            False,
-        ),
-    )
+    depth, durability = 10, QosDurability.VOLATILE
+    if latched:
+        depth, durability = 1, QosDurability.TRANSIENT_LOCAL
+    how = QosHistory.KEEP_LAST, depth, QosReliability.RELIABLE, durability
+    return (Qos(*how, _FOREVER, _FOREVER, QosLiveliness.AUTOMATIC, _FOREVER, False),)
 
 
 @dataclass
@@ -123,9 +114,7 @@ class OutputBag:
         # As they are read back: lists for tuples.
         self._made_from = json.loads(json.dumps(made_from))
         self._machine = json.loads(json.dumps(machine))
-        self._plugin = StoragePlugin[job.storage.upper()]
-        self._packed = job.packed
-        self._overwrite = job.overwrite
+        self._job = job
         self._channels: list[Channel] = []
         self._writer: Writer | None = None
         self._connections: dict[str, Connection] = {}
@@ -147,7 +136,7 @@ class OutputBag:
             self._lock = self._locked()
             failed.callback(self.__exit__)
             self._examine()  # the process that held the lock may have finished
-            if self._overwrite:
+            if self._job.overwrite:
                 self._clear()
             elif self.finished is None:
                 self._resume()
@@ -182,7 +171,7 @@ class OutputBag:
             if self.path.is_dir() and not any(self.path.iterdir()):
                 return
             raise BagError(f"{self.path} exists and is no bag of dpt_bag; choose another name.")
-        if ours is None or self._overwrite:
+        if ours is None or self._job.overwrite:
             return
         self._refuse_others(ours["asked"])
         if ours["finished"]:
@@ -270,9 +259,10 @@ class OutputBag:
         self._writer.write(self._connections[topic], time, data)
 
     def _begin(self) -> None:
-        writer = Writer(self._part, version=9, storage_plugin=self._plugin)
-        if self._packed:
-            mcap = self._plugin == StoragePlugin.MCAP
+        plugin = StoragePlugin[self._job.storage.upper()]
+        writer = Writer(self._part, version=9, storage_plugin=plugin)
+        if self._job.packed:
+            mcap = plugin == StoragePlugin.MCAP
             mode = CompressionMode.STORAGE if mcap else CompressionMode.MESSAGE
             writer.set_compression(mode, CompressionFormat.ZSTD)
         writer.open()
@@ -297,9 +287,7 @@ class OutputBag:
             self._writer = None
             metadata = _read_yaml(part / METADATA)["rosbag2_bagfile_information"]
             (name,) = metadata["relative_file_paths"]
-            sync(part / name)
-            os.replace(part / name, self.path / name)
-            sync(self.path)
+            move_file(part / name, self.path / name)
             shutil.rmtree(part)
             bag = joined(bag, metadata) if bag else metadata
         self.progress = progress

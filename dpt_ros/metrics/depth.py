@@ -142,12 +142,9 @@ def zero_shot_metrics(depth: np.ndarray, truth: np.ndarray, known: np.ndarray) -
     d, g = depth[known].astype(np.float64), truth[known].astype(np.float64)
     if not g.size:
         return {"abs_rel": float("nan"), "bad": float("nan"), "pixels": 0.0}
-    bad = np.maximum(d / g, g / d) > 1.25
-    return {
-        "abs_rel": float(np.mean(np.abs(d - g) / g)),
-        "bad": 100 * float(np.mean(bad)),
-        "pixels": float(g.size),
-    }
+    bad = 100 * float(np.mean(np.maximum(d / g, g / d) > 1.25))
+    abs_rel = float(np.mean(np.abs(d - g) / g))
+    return {"abs_rel": abs_rel, "bad": bad, "pixels": float(g.size)}
 
 
 def ordinal_misses(inverse: np.ndarray, pairs: np.ndarray) -> np.ndarray:

@@ -121,10 +121,8 @@ def load_parts(
     Raises:
         CheckpointError: as for :func:`filter_state_dict`.
     """
-    own = model.state_dict()
     kept: list[str] = []
-    state = filter_state_dict(tensors, model, name, fresh, kept)
-    model.load_state_dict({key: state[key] for key in own})
+    model.load_state_dict(filter_state_dict(tensors, model, name, fresh, kept))
     return tuple(kept)
 
 
@@ -175,6 +173,7 @@ def filter_state_dict(
     """
     tensors = without_wrapper(tensors)
     rules, unused = _family(tensors)
+    own = model.state_dict()
     sources: dict[str, str] = {}
     state: dict[str, Tensor] = {}
     depth_file = model.depth_head is not None
@@ -189,21 +188,19 @@ def filter_state_dict(
             continue
         state[renamed] = value
         sources[renamed] = key
-    _merge_attention(state, sources, model.state_dict())
-    for key in model.state_dict():
+    _merge_attention(state, sources, own)
+    for key in own:
         if key.endswith(".num_batches_tracked"):
             state.setdefault(key, torch.zeros((), dtype=torch.int64))
-    if fresh:
-        own = model.state_dict()
-        for key in [key for key in state if key.startswith(fresh) and key not in own]:
-            del state[key]
-        for key in own:
-            if key.startswith(fresh) and (key not in state or state[key].shape != own[key].shape):
-                state[key], sources[key] = own[key], key
-                if kept is not None:
-                    kept.append(key)
+    for key in [key for key in state if key.startswith(fresh) and key not in own]:
+        del state[key]
+    for key, value in own.items():
+        if key.startswith(fresh) and (key not in state or state[key].shape != value.shape):
+            state[key], sources[key] = value, key
+            if kept is not None:
+                kept.append(key)
     _check(state, sources, model, name)
-    return {key: _own_copy(state[key], own) for key, own in model.state_dict().items()}
+    return {key: _own_copy(state[key], value) for key, value in own.items()}
 
 
 def _family(keys: Iterable[str]) -> tuple[Rules, tuple[str, ...]]:

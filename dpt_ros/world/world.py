@@ -109,10 +109,8 @@ class World:
         self._exposure = rng.uniform(0.05, 0.4, 3), rng.uniform(0, 2 * np.pi, 3)
         clouds = fractal(rng, 4, 6) * 0.35 + rng.uniform(-0.2, 0.5)
         self._clouds = np.clip(clouds, 0, 1).astype(np.float32)
-        rows, columns = np.indices((height, width), sparse=True)
-        self._columns = np.broadcast_to(columns.astype(np.float32), (height, width))
-        self._rows = np.broadcast_to(rows.astype(np.float32), (height, width))
-        self._dither = (0.25 * ((columns + 2 * rows) % 4)).astype(np.float32)
+        self._rows, self._columns = np.indices((height, width), np.float32)
+        self._dither = 0.25 * ((self._columns + 2 * self._rows) % 4)
         self._last: tuple[int, Buffer] | None = None
 
     def frames(self, count: int, start: int = 0, step: int = 1) -> Iterator[View]:
