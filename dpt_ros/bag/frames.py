@@ -35,15 +35,10 @@ class Item:
 
 
 class Frames:
-    """Makes frames of messages.
+    """Makes frames of the messages of a bag.
 
-    Args:
-        cameras: of the bag.
-        settings: of each camera, by its name.
-        request: what is wanted of a camera's frame, by its name and whether it is calibrated.
-        copied: topics whose messages are copied.
-        decoder: decodes compressed images.
-        warn: takes a message when something cannot be used, each time.
+    ``settings`` are those of each camera; ``request`` gives what is wanted of a camera's frame, by
+    its name and whether it is calibrated; ``warn`` takes what cannot be used, each time.
     """
 
     def __init__(

@@ -83,7 +83,7 @@ class Channel:
 
 @dataclass(frozen=True)
 class _Part:
-    """A chunk of an MCAP file, or a message outside of any."""
+    """The content of a chunk of an MCAP file, or the record of a message outside of any."""
 
     at: int
     size: int
@@ -158,8 +158,8 @@ class SalvagedMcap(SalvagedFile):
                 self._record(opcode, file.read(min(length, size - at)))
             whole = at + length <= size
             if opcode == _MESSAGE_RECORD and len(inside) >= _MESSAGE.size and whole:
-                start = _MESSAGE.unpack_from(inside)[2]
-                self._parts.append(_Part(at, length, whole, opcode, start))
+                start, before = _MESSAGE.unpack_from(inside)[2], _RECORD.size
+                self._parts.append(_Part(at - before, before + length, whole, opcode, start))
             if opcode == _CHUNK_RECORD and len(inside) == _CHUNK.size:
                 start = _CHUNK.unpack(inside)[0]
                 self._parts.append(_Part(at, min(length, size - at), whole, opcode, start))
@@ -168,8 +168,6 @@ class SalvagedMcap(SalvagedFile):
 
     def _learn(self, file: BinaryIO, part: _Part) -> bool:
         """Read the channels of a part; whether all of it can be read."""
-        if part.opcode == _MESSAGE_RECORD:
-            return True
         content, good = _content(file, part)
         taken = 0
         for opcode, body in _records(content):
@@ -221,11 +219,10 @@ class SalvagedMcap(SalvagedFile):
 
 def _content(file: BinaryIO, part: _Part) -> tuple[bytes, bool]:
     """The records of a part, and whether they are complete."""
-    if part.opcode == _MESSAGE_RECORD:
-        file.seek(part.at - _RECORD.size)
-        return file.read(_RECORD.size + part.size), True
     file.seek(part.at)
     body = file.read(part.size)
+    if part.opcode == _MESSAGE_RECORD:
+        return body, True
     try:
         _, _, size, checksum = _CHUNK.unpack_from(body)
         compression, at = _string(body, _CHUNK.size)

@@ -214,10 +214,10 @@ def image_message(pixels: np.ndarray, encoding: str, header: Header) -> Image:
     return msg
 
 
-def jpeg_message(rgb: np.ndarray, header: Header, quality: int = 90) -> CompressedImage:
+def jpeg_message(rgb: np.ndarray, header: Header) -> CompressedImage:
     """A CompressedImage of ``rgb``, (H, W, 3) uint8, as image_transport would make it."""
     bgr = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
-    _, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    _, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 90])
     msg = CompressedImage(header=header, format="rgb8; jpeg compressed bgr8")
     give_bytes(msg, data)
     return msg
