@@ -65,11 +65,9 @@ def convert(
     warn_once = Once(warn)
     for warning in (*reader.warnings, *warnings):
         warn_once(warning)
-    inputs = made_from(job, reader, cameras, networks)
-    output = OutputBag(job, inputs, machine(networks))
-    with output:
-        if output.finished is not None:
-            known = output.finished
+    made = made_from(job, reader, cameras, networks)
+    with OutputBag(job, made, machine(networks)) as output:
+        if known := output.finished:
             problems = tuple(known["notes"])
             return Result(known["frames"], 0, known["failed"], 0.0, "done before", problems)
         if output.warning:

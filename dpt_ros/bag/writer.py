@@ -78,11 +78,7 @@ def saved_frames(path: Path) -> int:
 
 
 def _read_state(file: Path) -> dict[str, Any]:
-    """What ``checkpoint`` wrote.
-
-    Raises:
-        BagError: the file is damaged, of which torch would silently read other numbers.
-    """
+    """What ``checkpoint`` wrote; of a damaged file torch would silently read other numbers."""
     written = file.read_bytes()
     if sha256(written[_DIGEST:]).digest() != written[:_DIGEST]:
         raise BagError(f"The saved state {file} is damaged; start again with --overwrite.")
@@ -159,11 +155,7 @@ class OutputBag:
             shutil.rmtree(self._part, ignore_errors=True)
 
     def _examine(self) -> None:
-        """Find out what is at the path.
-
-        Raises:
-            BagError: it is not of dpt_bag, or of other settings and not to be overwritten.
-        """
+        """Find out what is at the path; a BagError unless it may be written or is finished."""
         if not self.path.exists():
             return
         ours = self._our_metadata()

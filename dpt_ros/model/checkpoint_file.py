@@ -93,11 +93,7 @@ def shown(text: str) -> str:
 
 
 def _parts(path: Path) -> list[Path]:
-    """The files that hold a checkpoint: itself, or all its parts.
-
-    Raises:
-        CheckpointError: there is none, or one is missing.
-    """
+    """The files that hold a checkpoint, which all exist: itself, or all its parts."""
     if path.is_dir():
         for name in ("model.safetensors", f"model.safetensors{_INDEX}", "pytorch_model.bin",
                      f"pytorch_model.bin{_INDEX}"):  # fmt: skip

@@ -222,18 +222,16 @@ def draw(rays: Rays, pose: Pose, table: RectangleTable, rounds: list[Round]) -> 
 
     away = table.origin - pose.position
     distance = np.einsum("nk,nk->n", table.normal, away)
-    plane = (
-        table.normal @ pose.rotation / np.where(np.abs(distance) > 1e-9, distance, 1e-9)[:, None]
-    )
+    divisor = np.where(np.abs(distance) > 1e-9, distance, 1e-9)[:, None]
+    plane = table.normal @ pose.rotation / divisor
     forms = [
         axis @ pose.rotation - np.einsum("nk,nk->n", axis, away)[:, None] * plane
         for axis in (table.u, table.v)
     ]
     rect_uv = np.stack(forms, 1)
     edge_u, edge_v = (axis * table.size[:, k, None] for k, axis in enumerate((table.u, table.v)))
-    corners = (
-        np.stack([away, away + edge_u, away + edge_u + edge_v, away + edge_v], 1) @ pose.rotation
-    )
+    corners = np.stack([away, away + edge_u, away + edge_u + edge_v, away + edge_v], 1)
+    corners = corners @ pose.rotation
     visible = np.flatnonzero((distance < -1e-6) & (corners[..., 2].max(1) > NEAR))
     for k in visible.tolist():
         box = rays.bounds(corners[k])

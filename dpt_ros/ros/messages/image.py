@@ -70,11 +70,7 @@ def image_pixels(msg: Image) -> np.ndarray:
 
 
 def _row_step(msg: Image, size: int, rows: int, row_bytes: int) -> int:
-    """Bytes from row to row; ``step`` is used only where the size of the data is ambiguous.
-
-    Raises:
-        MessageError: it matters, and is too small, or there are too few bytes.
-    """
+    """Bytes from row to row; ``step`` is used only where the size of the data is ambiguous."""
     if size == rows * row_bytes or rows == 1:
         step = row_bytes
     elif msg.step >= row_bytes:

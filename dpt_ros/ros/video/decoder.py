@@ -209,11 +209,7 @@ class VideoDecoder:
         return self._numbered and step != 1
 
     def _begin(self, packet: VideoPacket, unit: Unit, gap: bool, pictures: list[Picture]) -> None:
-        """Wait for a keyframe after a gap.
-
-        Raises:
-            MessageError: the packet cannot be decoded for lack of earlier ones.
-        """
+        """Wait for a keyframe after a gap: a MessageError for each packet until then."""
         keyframe = packet.keyframe or unit.keyframe
         if gap and not keyframe and not self._waiting:
             pictures += self.restart()
