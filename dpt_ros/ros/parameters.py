@@ -18,9 +18,16 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from dpt_ros.engine.parameter_file import is_of_rclpy, unknown_name
-from dpt_ros.engine.settings import FIELDS, PER_CAMERA, TYPES, Settings, check, common_name
+from dpt_ros.engine.settings import (
+    FIELDS,
+    PER_CAMERA,
+    TYPES,
+    Settings,
+    check,
+    common_name,
+    parameter_name,
+)
 from dpt_ros.ros.compatibility import add_parameter_callbacks
-from dpt_ros.ros.reference import constraints
 
 
 class Parameters:
@@ -131,6 +138,21 @@ class Parameters:
             self._store(ours)
             self._declare_for_cameras()
             self._on_change(self.settings)
+
+
+def constraints(spec: Field[Any]) -> str:
+    """A parameter's valid values and when a change takes effect, in a few words."""
+    meta = spec.metadata
+    words = []
+    if meta["choices"]:
+        words.append("one of " + ", ".join(meta["choices"]))
+    if math.isfinite(meta["low"]):
+        low, high = meta["low"], meta["high"]
+        words.append(f"{low:g} to {high:g}" if math.isfinite(high) else f"at least {low:g}")
+    words.append("live" if meta["live"] else "takes effect at configure")
+    if meta["per_camera"]:
+        words.append(f"of one of several cameras: front.{parameter_name(spec)}")
+    return "; ".join(words)
 
 
 def is_live(name: str) -> bool:
