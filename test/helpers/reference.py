@@ -32,7 +32,7 @@ def parameters_yaml() -> str:
     ]
     for name, spec in FIELDS.items():
         text = f"{spec.metadata['text']} Change it: {spec.metadata['when']}"
-        comment = textwrap.wrap(f"{text} ({constraints(spec)})", 93)
+        comment = textwrap.wrap(f"{text} ({constraints(name, spec)})", 93)
         lines += ["", *(f"    # {line}" for line in comment)]
         lines += [f"    {name}: {_value(spec)}"]
     return "\n".join(lines) + "\n"
@@ -45,7 +45,7 @@ def parameters_table() -> str:
         "|---|---|---|---|---|",
     ]
     for name, spec in FIELDS.items():
-        texts = (constraints(spec), spec.metadata["text"], spec.metadata["when"])
+        texts = (constraints(name, spec), spec.metadata["text"], spec.metadata["when"])
         rows.append(f"| `{name}` | `{_value(spec)}` | {' | '.join(texts)} |")
     return "\n".join(rows) + "\n"
 
