@@ -10,15 +10,18 @@ from pathlib import Path
 def replace_file(path: Path, contents: bytes) -> None:
     """Replace a file atomically."""
     new = path.with_name(f".{path.name}.new")
-    with new.open("wb") as file:
-        file.write(contents)
-        file.flush()
-        os.fsync(file.fileno())
+    new.write_bytes(contents)
+    move_file(new, path)
+
+
+def move_file(new: Path, path: Path) -> None:
+    """Give a complete file its name, atomically, in the place of another one."""
+    _sync(new)
     os.replace(new, path)
-    sync(path.parent)
+    _sync(path.parent)
 
 
-def sync(path: Path) -> None:
+def _sync(path: Path) -> None:
     """Flush a file, or the names in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:

@@ -26,7 +26,7 @@ else:
 METADATA = "metadata.yaml"
 MCAP, SQLITE = ".mcap", ".db3"
 _COMPRESSED = (".zstd", ".zst")
-_MAGICS = {MCAP: b"\x89MCAP0\r\n", SQLITE: b"SQLite format 3\0"}
+MAGICS = {MCAP: b"\x89MCAP0\r\n", SQLITE: b"SQLite format 3\0"}
 # What SQLite has not yet moved into the database (or has to revert) when its writer is killed.
 _JOURNALS = ("-wal", "-journal")
 
@@ -35,7 +35,7 @@ def is_bag(path: Path) -> bool:
     """Whether this is a bag: a folder with storage files or metadata, or a storage file."""
     if path.is_dir():
         return (path / METADATA).is_file() or any(is_storage(p.name) for p in path.iterdir())
-    return path.is_file() and (is_storage(path.name) or _begins(path, _MAGICS[MCAP]))
+    return path.is_file() and (is_storage(path.name) or _begins(path, MAGICS[MCAP]))
 
 
 def is_storage(name: str) -> bool:
@@ -45,7 +45,7 @@ def is_storage(name: str) -> bool:
 
 def storage_of(path: Path) -> str:
     """ ".mcap" or ".db3": what an uncompressed storage file is."""
-    for storage, magic in _MAGICS.items():
+    for storage, magic in MAGICS.items():
         if _begins(path, magic):
             return storage
     return path.suffix

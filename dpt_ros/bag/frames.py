@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from dpt_ros.bag.salvage import Message
@@ -21,29 +21,24 @@ from dpt_ros.ros.video.recorded import VideoTrack
 STATIC_FRAMES = "/tf_static"
 
 
-@dataclass
+@dataclass(eq=False)
 class Item:
     """A message whose turn it is."""
 
     number: int  # counted from 0 over all that are read
     copy: Message | None = None  # the message, if it is to be copied
     camera: str | None = None  # name of the camera whose image it is
-    decoding: Future[Frame] | None = None  # the image, perhaps still being decoded
-    request: OutputRequest | None = None  # what is wanted of the frame
+    decoding: Future[Frame] | None = None  # the image of a file, perhaps still being decoded
+    request: OutputRequest = field(default_factory=OutputRequest)  # what is wanted of the frame
     error: str = ""  # why the image cannot be used
     frame: Frame | None = None  # the image once it is decoded
 
 
 class Frames:
-    """Makes frames of messages.
+    """Makes frames of the messages of a bag.
 
-    Args:
-        cameras: of the bag.
-        settings: of each camera, by its name.
-        request: what is wanted of a camera's frame, by its name and whether it is calibrated.
-        copied: topics whose messages are copied.
-        decoder: decodes compressed images.
-        warn: takes a message when something cannot be used, each time.
+    ``settings`` are those of each camera; ``request`` gives what is wanted of a camera's frame, by
+    its name and whether it is calibrated; ``warn`` takes what cannot be used, each time.
     """
 
     def __init__(
@@ -135,5 +130,4 @@ class Frames:
         if frame.decode is not None:
             item.decoding = self._decoder.submit(frame.decoded)
         else:
-            item.decoding = Future()
-            item.decoding.set_result(frame)
+            item.frame = frame

@@ -94,9 +94,6 @@ def _names(
     """Names to publish under, by topic of the bag, in the order given.
 
     A name without a leading slash may be in the bag with the namespace or without.
-
-    Raises:
-        BagError: one of ``topics`` is missing.
     """
     there = {topic.lstrip("/"): topic for topic in reader.channels}
     names: dict[str, str] = {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -29,15 +29,11 @@ from dpt_ros.bag.files import (
     readable,
     storage_files,
     storage_of,
+    zstd,
 )
 from dpt_ros.bag.salvage import CDR, Channel, Message, SalvagedFile, SalvagedMcap, SalvagedSqlite
 from dpt_ros.engine.text import one_line
 from dpt_ros.file_kinds import kind_of_file
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
 
 MAX_MESSAGE = 1 << 30  # bytes of a message that was compressed; the largest image has half of it
 _BAD_YAML = (yaml.YAMLError, ValueError, RecursionError)
@@ -273,7 +269,7 @@ class BagReader:
                 # rosbags also refuses intact files, for topics that are not of ROS 2.
                 yield local, self._salvaged(local, f"{file.name} is damaged: {_text(error)}")
                 return
-            with whole:
+            with closing(whole):
                 yield local, whole
 
     def _salvaged(self, local: Path, damage: str = "") -> SalvagedFile:
@@ -292,10 +288,7 @@ class _Intact:
         self._reader = Reader.STORAGE_PLUGINS[storage_of(path)](path)
         self._reader.open()
 
-    def __enter__(self) -> _Intact:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._reader.close()
 
     @property

@@ -65,11 +65,9 @@ def convert(
     warn_once = Once(warn)
     for warning in (*reader.warnings, *warnings):
         warn_once(warning)
-    inputs = made_from(job, reader, cameras, networks)
-    output = OutputBag(job, inputs, machine(networks))
-    with output:
-        if output.finished is not None:
-            known = output.finished
+    made = made_from(job, reader, cameras, networks)
+    with OutputBag(job, made, machine(networks)) as output:
+        if known := output.finished:
             problems = tuple(known["notes"])
             return Result(known["frames"], 0, known["failed"], 0.0, "done before", problems)
         if output.warning:
@@ -237,16 +235,15 @@ class _Run:
         items, self._backlog = self._backlog, []
         while len(self._in_flight) >= self._runner.in_flight:
             self._in_flight.popleft().result()
-        frames = [item.frame for item in items if item.frame is not None]
-        requests = [item.request for item in items if item.frame is not None]
+        frames = {item: item.frame for item in items if item.frame is not None}
         ticket = None
-        if frames and requests[0] is not None:
+        if frames:
+            request = next(iter(frames)).request
             try:
-                ticket = self._runner.start(frames, requests[0], self._job.settings)
+                ticket = self._runner.start([*frames.values()], request, self._job.settings)
             except (ValueError, cv2.error) as error:  # frames of a kind that cannot be computed
-                for item in items:
-                    if item.frame is not None:
-                        item.frame, item.error = None, str(error)
+                for item in frames:
+                    item.frame, item.error = None, str(error)
         self._in_flight.append(self._write_thread.submit(self._write, items, ticket))
 
     def _end_file(self, position: int) -> None:
@@ -324,5 +321,4 @@ class _Run:
 
 def _kind(item: Item) -> Kind:
     assert item.frame is not None
-    assert item.request is not None
     return Kind.of(item.frame, item.request)

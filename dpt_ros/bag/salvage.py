@@ -11,10 +11,9 @@ from __future__ import annotations
 import heapq
 import sqlite3
 import struct
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -22,15 +21,10 @@ from zlib import crc32
 
 import lz4.frame  # type: ignore[import-untyped]
 
+from dpt_ros.bag.files import MAGICS, MCAP, zstd
 from dpt_ros.ros.messages.error import MessageError
 
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
-
 CDR = "cdr"
-_MAGIC = b"\x89MCAP0\r\n"
 _RECORD = struct.Struct("<BQ")
 _CHUNK = struct.Struct("<QQQI")
 _MESSAGE = struct.Struct("<HIQQ")
@@ -38,6 +32,12 @@ _SCHEMA, _CHANNEL, _MESSAGE_RECORD, _CHUNK_RECORD = 3, 4, 5, 6
 _OPCODES = range(1, 16)
 _MISSES = 20_000  # consecutive missing rows after which reading ends
 _SMALLEST_ROW = 8  # bytes
+# Each gives the beginning where the rest is missing.
+_DECOMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    "zstd": lambda packed: zstd.ZstdDecompressor().decompress(packed),
+    "lz4": lambda packed: lz4.frame.LZ4FrameDecompressor().decompress(packed),
+}
 
 
 class Message(NamedTuple):
@@ -77,12 +77,13 @@ class Channel:
     def is_sound(self) -> bool:
         """Whether it can be written to another file: everything is valid text."""
         texts = (self.topic, self.msgtype, self.definition, self.digest, self.encoding)
-        return all(isinstance(text, str) and _is_utf8(text) for text in texts)
+        # Not a lone surrogate, which YAML allows.
+        return all(isinstance(t, str) and t == t.encode(errors="ignore").decode() for t in texts)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A chunk of an MCAP file, or a message outside of any."""
+    """The content of a chunk of an MCAP file, or the record of a message outside of any."""
 
     at: int
     size: int
@@ -122,7 +123,7 @@ class SalvagedMcap(SalvagedFile):
         self._parts: list[_Part] = []
         self._schemas: dict[int, tuple[str, str]] = {}
         with path.open("rb") as file:
-            if file.read(len(_MAGIC)) != _MAGIC:
+            if file.read(len(MAGICS[MCAP])) != MAGICS[MCAP]:
                 raise ValueError(
                     f"{path.name} is no MCAP file: its first bytes are not those of MCAP."
                 )
@@ -138,7 +139,7 @@ class SalvagedMcap(SalvagedFile):
 
     def _walk(self, file: BinaryIO, size: int) -> None:
         """Find the records, up to the end or to bytes that are no record."""
-        at = len(_MAGIC)
+        at = len(MAGICS[MCAP])
         while at + _RECORD.size <= size:
             file.seek(at)
             opcode, length = _RECORD.unpack(file.read(_RECORD.size))
@@ -157,8 +158,8 @@ class SalvagedMcap(SalvagedFile):
                 self._record(opcode, file.read(min(length, size - at)))
             whole = at + length <= size
             if opcode == _MESSAGE_RECORD and len(inside) >= _MESSAGE.size and whole:
-                start = _MESSAGE.unpack_from(inside)[2]
-                self._parts.append(_Part(at, length, whole, opcode, start))
+                start, before = _MESSAGE.unpack_from(inside)[2], _RECORD.size
+                self._parts.append(_Part(at - before, before + length, whole, opcode, start))
             if opcode == _CHUNK_RECORD and len(inside) == _CHUNK.size:
                 start = _CHUNK.unpack(inside)[0]
                 self._parts.append(_Part(at, min(length, size - at), whole, opcode, start))
@@ -167,8 +168,6 @@ class SalvagedMcap(SalvagedFile):
 
     def _learn(self, file: BinaryIO, part: _Part) -> bool:
         """Read the channels of a part; whether all of it can be read."""
-        if part.opcode == _MESSAGE_RECORD:
-            return True
         content, good = _content(file, part)
         taken = 0
         for opcode, body in _records(content):
@@ -220,34 +219,22 @@ class SalvagedMcap(SalvagedFile):
 
 def _content(file: BinaryIO, part: _Part) -> tuple[bytes, bool]:
     """The records of a part, and whether they are complete."""
-    if part.opcode == _MESSAGE_RECORD:
-        file.seek(part.at - _RECORD.size)
-        return file.read(_RECORD.size + part.size), True
     file.seek(part.at)
     body = file.read(part.size)
+    if part.opcode == _MESSAGE_RECORD:
+        return body, True
     try:
         _, _, size, checksum = _CHUNK.unpack_from(body)
         compression, at = _string(body, _CHUNK.size)
         (stored,) = struct.unpack_from("<Q", body, at)
         packed = body[at + 8 : at + 8 + stored]
-        content = _decompress(compression, packed)
-    except (struct.error, UnicodeDecodeError, zstd.ZstdError, RuntimeError, ValueError):
+        content = _DECOMPRESSORS[compression](packed)
+    except (struct.error, ValueError, zstd.ZstdError, RuntimeError, LookupError):
         return b"", False
     whole = part.whole and len(content) == size
     if whole and checksum and crc32(content) != checksum:
         return b"", False
     return content, whole
-
-
-def _decompress(compression: str, packed: bytes) -> bytes:
-    """Decompressed bytes, or their beginning where the rest is missing."""
-    if compression == "zstd":
-        return bytes(zstd.ZstdDecompressor().decompress(packed))
-    if compression == "lz4":
-        return bytes(lz4.frame.LZ4FrameDecompressor().decompress(packed))
-    if compression:
-        raise ValueError(f"The compression {compression!r} is not known.")
-    return packed
 
 
 def _records(content: bytes) -> Iterator[tuple[int, bytes]]:
@@ -260,14 +247,6 @@ def _records(content: bytes) -> Iterator[tuple[int, bytes]]:
             return
         yield opcode, content[at : at + length]
         at += length
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # a lone surrogate, which YAML allows
-        return False
-    return True
 
 
 def _string(body: bytes, at: int) -> tuple[str, int]:
@@ -311,15 +290,13 @@ class SalvagedSqlite(SalvagedFile):
     @staticmethod
     def _numbers(database: sqlite3.Connection, size: int) -> Iterable[int]:
         """Numbers of the rows that a file of this size may have."""
-        try:
+        with suppress(sqlite3.DatabaseError):
             (last,) = database.execute("SELECT max(id) FROM messages").fetchone()
-        except sqlite3.DatabaseError:
-            return _until_gone(database)
-        if last is None:
-            return ()
-        # A damaged row can have any number; counting up to that could take for ever.
-        if isinstance(last, int) and last <= size // _SMALLEST_ROW:
-            return range(1, last + 1)
+            if last is None:
+                return ()
+            # A damaged row can have any number; counting up to that could take for ever.
+            if isinstance(last, int) and last <= size // _SMALLEST_ROW:
+                return range(1, last + 1)
         return _until_gone(database)
 
     @staticmethod
@@ -348,10 +325,9 @@ def _database(path: Path) -> sqlite3.Connection:
 
 
 def _is_whole(database: sqlite3.Connection) -> bool:
-    try:
+    with suppress(sqlite3.DatabaseError):
         return database.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
-    except sqlite3.DatabaseError:
-        return False
+    return False
 
 
 def _until_gone(database: sqlite3.Connection) -> Iterator[int]:

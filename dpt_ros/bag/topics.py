@@ -11,14 +11,7 @@ from dpt_ros.bag.reader import BagError
 from dpt_ros.bag.salvage import Channel
 from dpt_ros.engine.settings import Settings
 from dpt_ros.ros.camera.anchor_projector import ANCHOR_TYPES
-from dpt_ros.ros.messages.types import (
-    COMPRESSED,
-    IMAGE,
-    TRANSPORTS,
-    VIDEOS,
-    base_topic,
-    type_name,
-)
+from dpt_ros.ros.messages.types import COMPRESSED, IMAGE, TRANSPORTS, VIDEOS, base_topic, type_name
 from dpt_ros.ros.video.decoder import check_decoders
 
 CAMERA_INFO, ODOMETRY = "sensor_msgs/msg/CameraInfo", "nav_msgs/msg/Odometry"

@@ -38,7 +38,7 @@ from dpt_ros.bag.job import Job
 from dpt_ros.bag.reader import BagError
 from dpt_ros.bag.salvage import Channel
 from dpt_ros.engine.provenance import differences
-from dpt_ros.files import replace_file, sync
+from dpt_ros.files import move_file, replace_file
 
 _WORK = ".dpt_bag"  # folder in the bag while it is incomplete
 _STATE = "state.pt"
@@ -52,20 +52,11 @@ _FOREVER = QosTime(9223372036, 854775807)
 
 def offered_qos(latched: bool) -> tuple[Qos, ...]:
     """The QoS that the node offers its outputs with."""
-    durability = QosDurability.TRANSIENT_LOCAL if latched else QosDurability.VOLATILE
-    return (
-        Qos(
-            QosHistory.KEEP_LAST,
-            1 if latched else 10,
-            QosReliability.RELIABLE,
-            durability,
-            _FOREVER,
-            _FOREVER,
-            QosLiveliness.AUTOMATIC,
-            _FOREVER,
-            False,
-        ),
-    )
+    depth, durability = 10, QosDurability.VOLATILE
+    if latched:
+        depth, durability = 1, QosDurability.TRANSIENT_LOCAL
+    how = QosHistory.KEEP_LAST, depth, QosReliability.RELIABLE, durability
+    return (Qos(*how, _FOREVER, _FOREVER, QosLiveliness.AUTOMATIC, _FOREVER, False),)
 
 
 @dataclass
@@ -87,11 +78,7 @@ def saved_frames(path: Path) -> int:
 
 
 def _read_state(file: Path) -> dict[str, Any]:
-    """What ``checkpoint`` wrote.
-
-    Raises:
-        BagError: the file is damaged, of which torch would silently read other numbers.
-    """
+    """What ``checkpoint`` wrote; of a damaged file torch would silently read other numbers."""
     written = file.read_bytes()
     if sha256(written[_DIGEST:]).digest() != written[:_DIGEST]:
         raise BagError(f"The saved state {file} is damaged; start again with --overwrite.")
@@ -123,9 +110,7 @@ class OutputBag:
         # As they are read back: lists for tuples.
         self._made_from = json.loads(json.dumps(made_from))
         self._machine = json.loads(json.dumps(machine))
-        self._plugin = StoragePlugin[job.storage.upper()]
-        self._packed = job.packed
-        self._overwrite = job.overwrite
+        self._job = job
         self._channels: list[Channel] = []
         self._writer: Writer | None = None
         self._connections: dict[str, Connection] = {}
@@ -147,7 +132,7 @@ class OutputBag:
             self._lock = self._locked()
             failed.callback(self.__exit__)
             self._examine()  # the process that held the lock may have finished
-            if self._overwrite:
+            if self._job.overwrite:
                 self._clear()
             elif self.finished is None:
                 self._resume()
@@ -170,11 +155,7 @@ class OutputBag:
             shutil.rmtree(self._part, ignore_errors=True)
 
     def _examine(self) -> None:
-        """Find out what is at the path.
-
-        Raises:
-            BagError: it is not of dpt_bag, or of other settings and not to be overwritten.
-        """
+        """Find out what is at the path; a BagError unless it may be written or is finished."""
         if not self.path.exists():
             return
         ours = self._our_metadata()
@@ -182,7 +163,7 @@ class OutputBag:
             if self.path.is_dir() and not any(self.path.iterdir()):
                 return
             raise BagError(f"{self.path} exists and is no bag of dpt_bag; choose another name.")
-        if ours is None or self._overwrite:
+        if ours is None or self._job.overwrite:
             return
         self._refuse_others(ours["asked"])
         if ours["finished"]:
@@ -270,9 +251,10 @@ class OutputBag:
         self._writer.write(self._connections[topic], time, data)
 
     def _begin(self) -> None:
-        writer = Writer(self._part, version=9, storage_plugin=self._plugin)
-        if self._packed:
-            mcap = self._plugin == StoragePlugin.MCAP
+        plugin = StoragePlugin[self._job.storage.upper()]
+        writer = Writer(self._part, version=9, storage_plugin=plugin)
+        if self._job.packed:
+            mcap = plugin == StoragePlugin.MCAP
             mode = CompressionMode.STORAGE if mcap else CompressionMode.MESSAGE
             writer.set_compression(mode, CompressionFormat.ZSTD)
         writer.open()
@@ -297,9 +279,7 @@ class OutputBag:
             self._writer = None
             metadata = _read_yaml(part / METADATA)["rosbag2_bagfile_information"]
             (name,) = metadata["relative_file_paths"]
-            sync(part / name)
-            os.replace(part / name, self.path / name)
-            sync(self.path)
+            move_file(part / name, self.path / name)
             shutil.rmtree(part)
             bag = joined(bag, metadata) if bag else metadata
         self.progress = progress

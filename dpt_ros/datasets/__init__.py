@@ -9,9 +9,7 @@ from dpt_ros.lazy import lazy_names
 if TYPE_CHECKING:
     from dpt_ros.datasets.sample import Dataset, DatasetError, Sample, Subset
 else:
-    __getattr__ = lazy_names(
-        __name__, dict.fromkeys(("Dataset", "DatasetError", "Sample", "Subset"), "sample")
-    )
+    __getattr__ = lazy_names(__name__, {"sample": "Dataset DatasetError Sample Subset"})
 
 __all__ = [
     "Dataset",

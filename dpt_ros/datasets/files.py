@@ -142,7 +142,5 @@ def read_labels(path: Path, num_classes: int, shape: tuple[int, int]) -> np.ndar
 
 def _check_size(path: Path, array: np.ndarray, shape: tuple[int, int]) -> None:
     if array.shape != shape:
-        sides = (
-            f"{array.shape[1]}x{array.shape[0]} pixels, but its image has {shape[1]}x{shape[0]}"
-        )
-        raise DatasetError(f"{path} has {sides}.")
+        size, wanted = (f"{width}x{height}" for height, width in (array.shape, shape))
+        raise DatasetError(f"{path} has {size} pixels, but its image has {wanted}.")

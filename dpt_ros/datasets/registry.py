@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from contextlib import suppress
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from dpt_ros.model.zoo import did_you_mean
 
 if TYPE_CHECKING:
     from dpt_ros.datasets.sample import Dataset
@@ -44,9 +45,8 @@ def list_datasets() -> dict[str, str]:
 
 def unknown_dataset(name: str) -> str:
     """The message for a name that is not in ``list_datasets()``."""
-    close = difflib.get_close_matches(name, _DATASETS, n=1)
-    hint = f" (did you mean {close[0]}?)" if close else ""
-    return f"Unknown dataset {name!r}{hint}. Available: {', '.join(sorted(_DATASETS))}."
+    hint, names = did_you_mean(name, _DATASETS), ", ".join(sorted(_DATASETS))
+    return f"Unknown dataset {name!r}{hint}. Available: {names}."
 
 
 def open_dataset(
@@ -75,9 +75,8 @@ def open_dataset(
         raise ValueError(f"The split is {split!r}, but must be train or test.")
     module, _, found = _DATASETS[name][0].partition(":")
     build = getattr(import_module(f"dpt_ros.datasets.{module}"), found)
-    known = dict(inspect.signature(build).parameters)
-    for parameter in ("root", "split"):
-        known.pop(parameter, None)
+    parameters = inspect.signature(build).parameters
+    known = {k: spec for k, spec in parameters.items() if k not in ("root", "split")}
     for option, value in options.items():
         if option not in known:
             raise ValueError(

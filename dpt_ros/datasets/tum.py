@@ -57,12 +57,9 @@ class TumDataset(FileDataset):
         rgb = read_rgb(folder / image)
         depth = read_depth_png(folder / truth, _PER_METRE, rgb.shape[:2])
         known = "freiburg3" in folder.name and rgb.shape[:2] == (480, 640)
-        name, camera, stamp = (
-            f"{folder.name}/{image}",
-            _FREIBURG3 if known else None,
-            seconds * 1e9,
-        )
-        return Sample(name, rgb, depth, camera=camera, sequence=folder.name, stamp_ns=round(stamp))
+        camera, stamp = _FREIBURG3 if known else None, round(seconds * 1e9)
+        name, sequence = f"{folder.name}/{image}", folder.name
+        return Sample(name, rgb, depth, camera=camera, sequence=sequence, stamp_ns=stamp)
 
 
 def _associate(folder: Path, limit: float) -> list[tuple[float, str, str]]:

@@ -12,9 +12,8 @@ else:
     __getattr__ = lazy_names(
         __name__,
         {
-            "predict_image": "inference.predict",
-            "TemporalFilter": "smoothing.filter",
-            "TemporalSettings": "smoothing.filter",
+            "inference.predict": "predict_image",
+            "smoothing.filter": "TemporalFilter TemporalSettings",
         },
     )
 

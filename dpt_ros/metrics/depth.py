@@ -7,7 +7,6 @@ the truth, and ``ordinal_misses`` for pairs of points. Labels: ``Confusion``."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -142,12 +141,9 @@ def zero_shot_metrics(depth: np.ndarray, truth: np.ndarray, known: np.ndarray) -
     d, g = depth[known].astype(np.float64), truth[known].astype(np.float64)
     if not g.size:
         return {"abs_rel": float("nan"), "bad": float("nan"), "pixels": 0.0}
-    bad = np.maximum(d / g, g / d) > 1.25
-    return {
-        "abs_rel": float(np.mean(np.abs(d - g) / g)),
-        "bad": 100 * float(np.mean(bad)),
-        "pixels": float(g.size),
-    }
+    bad = 100 * float(np.mean(np.maximum(d / g, g / d) > 1.25))
+    abs_rel = float(np.mean(np.abs(d - g) / g))
+    return {"abs_rel": abs_rel, "bad": bad, "pixels": float(g.size)}
 
 
 def ordinal_misses(inverse: np.ndarray, pairs: np.ndarray) -> np.ndarray:
@@ -173,7 +169,6 @@ def ordinal_misses(inverse: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     return np.sign(first - second) != pairs[:, 4]
 
 
-@dataclass
 class Confusion:
     """A confusion matrix, accumulated image by image.
 
@@ -185,11 +180,9 @@ class Confusion:
         counts: (N, N + 1) int64; rows: truth 1..N; columns: prediction 0..N, 0 for no class.
     """
 
-    num_classes: int
-    counts: np.ndarray = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.counts = np.zeros((self.num_classes, self.num_classes + 1), np.int64)
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self.counts = np.zeros((num_classes, num_classes + 1), np.int64)
 
     def add(self, prediction: np.ndarray, truth: np.ndarray) -> None:
         """Count the labels of a ``prediction`` and of the ``truth``, (H, W) uint8. Raises

@@ -137,8 +137,7 @@ class DepthStability:
         for name in ("tepe", "opw", "rtc", "abs_rel", "delta1", "edge"):
             percent = name in ("tepe", "rtc", "delta1")
             values[name] = (100 if percent else 1) * finite_mean(self._frames[name])
-        if self._tae:
-            values["tae"] = 100 * self._temporal_alignment()
+        values["tae"] = 100 * self._temporal_alignment()
         for name, pixels in self._pixels.items():
             values[name] = 100 * sum(self._frames[name]) / pixels if pixels else float("nan")
         values["drift"] = float("nan")

@@ -15,15 +15,11 @@ else:
     __getattr__ = lazy_names(
         __name__,
         {
-            "DPT": "dpt",
-            "CheckpointError": "checkpoint",
-            "DownloadError": "download",
-            "ModelSpec": "zoo",
-            "cached_checkpoint": "factory",
-            "create_model": "factory",
-            "list_models": "zoo",
-            "model_spec": "factory",
-            "save_checkpoint": "checkpoint",
+            "checkpoint": "CheckpointError save_checkpoint",
+            "download": "DownloadError",
+            "dpt": "DPT",
+            "factory": "cached_checkpoint create_model model_spec",
+            "zoo": "ModelSpec list_models",
         },
     )
 

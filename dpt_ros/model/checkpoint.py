@@ -77,11 +77,7 @@ _HUGGING_FACE: Rules = (
 _HUGGING_FACE_UNUSED = ("dpt.layernorm.", "neck.fusion_stage.layers.0.residual_layer1.")
 
 # Both number the layers of their heads; which layer a number means depends on the task.
-_DEPTH_HEAD: Rules = (
-    (r"^head\.0\.", "depth_head.conv1."),
-    (r"^head\.2\.", "depth_head.conv2."),
-    (r"^head\.4\.", "depth_head.conv3."),
-)
+_DEPTH_HEAD: Rules = ((r"^head\.([024])\.", lambda m: f"depth_head.conv{int(m[1]) // 2 + 1}."),)
 _LABEL_HEAD: Rules = (
     (r"^head\.", "label_head."),
     (r"^(label_head|auxiliary_head)\.0\.", r"\1.conv."),
@@ -122,10 +118,9 @@ def load_parts(
         CheckpointError: as for :func:`filter_state_dict`.
     """
     own = model.state_dict()
-    kept: list[str] = []
-    state = filter_state_dict(tensors, model, name, fresh, kept)
-    model.load_state_dict({key: state[key] for key in own})
-    return tuple(kept)
+    state = filter_state_dict(tensors, model, name, fresh)
+    model.load_state_dict(own | state)
+    return tuple(key for key in own if key not in state)
 
 
 def save_checkpoint(model: DPT, path: Path, dtype: torch.dtype = torch.float16) -> None:
@@ -151,7 +146,6 @@ def filter_state_dict(
     model: DPT,
     name: str = "the checkpoint",
     fresh: tuple[str, ...] = (),
-    kept: list[str] | None = None,
 ) -> dict[str, Tensor]:
     """Rename, merge and check the tensors of any known file until they are ``model``'s own.
 
@@ -165,16 +159,17 @@ def filter_state_dict(
         model: the network to load them into.
         name: of the tensors in messages.
         fresh: as for :func:`load_parts`.
-        kept: receives the names of the parameters that ``load_parts`` returns.
 
     Returns:
-        float32 copies (integer buffers keep their type), keys as in ``model.state_dict()``.
+        float32 copies (integer buffers keep their type), keys as in ``model.state_dict()``; those
+        that ``load_parts`` keeps are left out.
 
     Raises:
         CheckpointError: keys are missing, left over, misshapen or not finite; lists them.
     """
     tensors = without_wrapper(tensors)
     rules, unused = _family(tensors)
+    own = model.state_dict()
     sources: dict[str, str] = {}
     state: dict[str, Tensor] = {}
     depth_file = model.depth_head is not None
@@ -189,21 +184,20 @@ def filter_state_dict(
             continue
         state[renamed] = value
         sources[renamed] = key
-    _merge_attention(state, sources, model.state_dict())
-    for key in model.state_dict():
+    _merge_attention(state, sources, own)
+    for key in own:
         if key.endswith(".num_batches_tracked"):
             state.setdefault(key, torch.zeros((), dtype=torch.int64))
-    if fresh:
-        own = model.state_dict()
-        for key in [key for key in state if key.startswith(fresh) and key not in own]:
-            del state[key]
-        for key in own:
-            if key.startswith(fresh) and (key not in state or state[key].shape != own[key].shape):
-                state[key], sources[key] = own[key], key
-                if kept is not None:
-                    kept.append(key)
-    _check(state, sources, model, name)
-    return {key: _own_copy(state[key], own) for key, own in model.state_dict().items()}
+    shapes = {key: value.shape for key, value in state.items()}
+    wanted = {
+        key: value
+        for key, value in own.items()
+        if not key.startswith(fresh) or shapes.get(key) == value.shape
+    }
+    for key in [key for key in state if key.startswith(fresh) and key not in wanted]:
+        del state[key]
+    _check(state, sources, wanted, f"{name} is not a checkpoint of {model.spec.name}")
+    return {key: _own_copy(state[key], value) for key, value in wanted.items()}
 
 
 def _family(keys: Iterable[str]) -> tuple[Rules, tuple[str, ...]]:
@@ -240,8 +234,12 @@ def _merge_attention(
                 sources[merged] = sources[keys[0]]
 
 
-def _check(state: Mapping[str, Tensor], sources: Mapping[str, str], model: DPT, name: str) -> None:
-    wanted = model.state_dict()
+def _check(
+    state: Mapping[str, Tensor],
+    sources: Mapping[str, str],
+    wanted: Mapping[str, Tensor],
+    message: str,
+) -> None:
     missing = [key for key in wanted if key not in state]
     unexpected = [sources[key] for key in state if key not in wanted]
     common = [key for key in state if key in wanted]
@@ -272,8 +270,7 @@ def _check(state: Mapping[str, Tensor], sources: Mapping[str, str], model: DPT, 
     }
     details = "; ".join(f"{len(v)} {k}: {_some(v)}" for k, v in lists.items() if v)
     raise CheckpointError(
-        f"{name} is not a checkpoint of {model.spec.name} and was not loaded: {details}. "
-        "Choose the network that the file belongs to.",
+        f"{message} and was not loaded: {details}. Choose the network that the file belongs to.",
         missing,
         unexpected,
         [sources[key] for key in misshapen],

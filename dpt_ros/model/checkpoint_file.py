@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +62,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         CheckpointError: there is no such file, a part is missing, or it holds something else than
             tensors.
     """
-    parts = _parts(path)
-    if len(parts) == 1:
-        return _read(parts[0])
-    tensors: dict[str, Tensor] = {}
-    for part in parts:
-        tensors |= _read(part)
-    return tensors
+    return {key: tensor for part in _parts(path) for key, tensor in _read(part).items()}
 
 
 def without_wrapper(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -79,12 +73,8 @@ def without_wrapper(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {short: tensors[key] for key, short in keys.items()}
 
 
-def _common_prefix(keys: Iterable[str]) -> str:
-    keys = list(keys)
-    for prefix in _PREFIXES:
-        if all(key.startswith(prefix) for key in keys):
-            return prefix
-    return ""
+def _common_prefix(keys: Collection[str]) -> str:
+    return next((p for p in _PREFIXES if all(key.startswith(p) for key in keys)), "")
 
 
 def is_safetensors(path: Path) -> bool:
@@ -103,11 +93,7 @@ def shown(text: str) -> str:
 
 
 def _parts(path: Path) -> list[Path]:
-    """The files that hold a checkpoint: itself, or all its parts.
-
-    Raises:
-        CheckpointError: there is none, or one is missing.
-    """
+    """The files that hold a checkpoint, which all exist: itself, or all its parts."""
     if path.is_dir():
         for name in ("model.safetensors", f"model.safetensors{_INDEX}", "pytorch_model.bin",
                      f"pytorch_model.bin{_INDEX}"):  # fmt: skip

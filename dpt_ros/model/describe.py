@@ -20,18 +20,8 @@ from dpt_ros.model.zoo import ZOO, Geometry, ModelSpec, ResNetGeometry
 _LARGEST = 8192
 """Largest size of a network in a file: building larger ones would take forever."""
 _FIELDS = (
-    "tasks",
-    "net_width",
-    "net_height",
-    "focal",
-    "multiple_of",
-    "scale",
-    "shift",
-    "invert",
-    "num_classes",
-    "batch_norm",
-    "readout",
-    "weight_std",
+    *("tasks", "net_width", "net_height", "focal", "multiple_of", "scale", "shift", "invert"),
+    *("num_classes", "batch_norm", "readout", "weight_std"),
 )
 
 
@@ -107,12 +97,11 @@ def _check_classes(classes: Any, count: int) -> None:
     if not 1 <= count <= 254 or len(classes) != count:
         raise ValueError(f"it lists {len(classes)} classes, but its head has {count}")
     for entry in classes:
-        color = entry["color"]
-        if not isinstance(entry["name"], str) or len(color) != 3:
+        name, color = entry["name"], entry["color"]
+        if not isinstance(name, str) or len(color) != 3:
             raise ValueError(f"a class is {entry}")
-        for value in color:
-            if not isinstance(value, int) or not 0 <= value <= 255:
-                raise ValueError(f"the colour of {entry['name']} is {color}")
+        if not all(isinstance(value, int) and 0 <= value <= 255 for value in color):
+            raise ValueError(f"the colour of {name} is {color}")
 
 
 def _checked(content: Mapping[str, Any]) -> dict[str, Any]:

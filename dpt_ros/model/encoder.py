@@ -26,15 +26,8 @@ class PlainConv2dSame(nn.Conv2d):
     """A weight-standardised convolution after its weights are folded."""
 
     def __init__(self, conv: StdConv2dSame, weight: Tensor) -> None:
-        super().__init__(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            conv.stride,
-            conv.padding,
-            bias=False,
-            device="meta",
-        )
+        channels, steps = (conv.in_channels, conv.out_channels), (conv.stride, conv.padding)
+        super().__init__(*channels, conv.kernel_size, *steps, bias=False, device="meta")
         self.weight = nn.Parameter(weight)
         self.same_pad = conv.same_pad
 

@@ -115,12 +115,7 @@ def cached_checkpoint(name: str) -> Path | None:
         ValueError: an unknown name.
     """
     spec = model_spec(name)
-    if name == EMBEDDED_NAME:
-        path = FOLDER / f"{name}.safetensors"
-    elif spec.url:
-        path = cache_path(spec)
-    else:
-        return None
+    path = FOLDER / f"{name}.safetensors" if name == EMBEDDED_NAME else cache_path(spec)
     return path if path.is_file() else None
 
 

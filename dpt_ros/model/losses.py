@@ -106,11 +106,7 @@ def _with_gradients(
 
 
 def scale_shift_invariant_loss(
-    prediction: Tensor,
-    target: Tensor,
-    mask: Tensor,
-    alpha: float = 0.5,
-    share: Share = alone,
+    prediction: Tensor, target: Tensor, mask: Tensor, alpha: float = 0.5, share: Share = alone
 ) -> Tensor:
     """The loss of a relative network: :func:`trimmed_mae` plus ``alpha`` times
     :func:`gradient_matching` of what :func:`median_align` leaves (MiDaS, section 5)."""

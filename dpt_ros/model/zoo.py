@@ -107,10 +107,7 @@ LARGE = Geometry(
     reassemble_channels=(256, 512, 1024, 1024),
 )
 BASE = Geometry(
-    resnet=None,
-    stage_taps=(),
-    block_taps=(2, 5, 8, 11),
-    reassemble_channels=(96, 192, 384, 768),
+    resnet=None, stage_taps=(), block_taps=(2, 5, 8, 11), reassemble_channels=(96, 192, 384, 768)
 )
 EMBEDDED = Geometry(
     width=160,

@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -65,22 +66,18 @@ parameters:{_PARAMETER_LIST}
 }
 
 
-def dpt_node(argv: Sequence[str] | None = None) -> int:
-    """Entry point of ``dpt_node``. Returns the exit code."""
-    return _run("dpt_node", argv)
-
-
-def dpt_camera_sim(argv: Sequence[str] | None = None) -> int:
-    """Entry point of ``dpt_camera_sim``. Returns the exit code."""
-    return _run("dpt_camera_sim", argv)
-
-
-def _run(prog: str, argv: Sequence[str] | None) -> int:
+def _run(prog: str, argv: Sequence[str] | None = None) -> int:
+    """Run a program. Returns the exit code."""
     process.exit_on_signal()
     own, _ = split_ros_args(argv)
     if {"-h", "--help", "--version"} & set(own):
         _parser(prog).parse_args(own)
     return int(import_module(_PROGRAMS[prog][0]).main(argv))
+
+
+# The entry points.
+dpt_node = partial(_run, "dpt_node")
+dpt_camera_sim = partial(_run, "dpt_camera_sim")
 
 
 def split_ros_args(argv: Sequence[str] | None) -> tuple[list[str], list[str]]:
@@ -177,4 +174,4 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 
 if __name__ == "__main__":
     # python -m dpt_ros.ros.command_line dpt_node ...
-    sys.exit(_run(sys.argv.pop(1), None))
+    sys.exit(_run(sys.argv.pop(1)))

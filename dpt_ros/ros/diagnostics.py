@@ -25,9 +25,8 @@ class Statistics:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._since = time.monotonic()
-        self._received = 0  # since the last call of ``values``, as the next one
-        self._published = 0
         self._totals: Counter[str] = Counter()
+        self._before: Counter[str] = Counter()  # at the last call of ``values``
         self._reasons: dict[str, Counter[str]] = {
             name: Counter() for name in ("encoding", "dropped:", "reset:", "error:")
         }
@@ -37,13 +36,11 @@ class Statistics:
     def received(self) -> None:
         """Count a message."""
         with self._lock:
-            self._received += 1
             self._totals["received"] += 1
 
     def published(self, seconds: Mapping[str, float]) -> None:
         """Count a frame whose outputs were published; ``seconds`` are its times by name."""
         with self._lock:
-            self._published += 1
             self._totals["published"] += 1
             for name, value in seconds.items():
                 self._seconds.setdefault(name, deque(maxlen=_WINDOW)).append(value)
@@ -63,9 +60,10 @@ class Statistics:
         with self._lock:
             now = time.monotonic()
             seconds = max(now - self._since, 1e-9)
+            since = self._totals - self._before
             values = {
-                "input rate (Hz)": f"{self._received / seconds:.1f}",
-                "output rate (Hz)": f"{self._published / seconds:.1f}",
+                "input rate (Hz)": f"{since['received'] / seconds:.1f}",
+                "output rate (Hz)": f"{since['published'] / seconds:.1f}",
                 "frames received": str(self._totals["received"]),
                 "frames published": str(self._totals["published"]),
                 **_percentiles(self._seconds),
@@ -73,17 +71,16 @@ class Statistics:
             for name, counts in self._reasons.items():
                 values |= {f"{name} {reason}": str(n) for reason, n in sorted(counts.items())}
             failed, self._failed = self._failed, False
-            self._since, self._received, self._published = now, 0, 0
+            self._since, self._before = now, self._totals.copy()
         return values, failed
 
 
 def _percentiles(seconds: Mapping[str, Iterable[float]]) -> dict[str, str]:
-    values = {}
-    for name, times in seconds.items():
-        for percent in (50, 99):
-            milliseconds = np.percentile(list(times), percent) * 1e3
-            values[f"{name} p{percent} (ms)"] = f"{milliseconds:.2f}"
-    return values
+    return {
+        f"{name} p{percent} (ms)": f"{np.percentile(list(times), percent) * 1e3:.2f}"
+        for name, times in seconds.items()
+        for percent in (50, 99)
+    }
 
 
 def camera_status(

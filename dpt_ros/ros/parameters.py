@@ -20,7 +20,6 @@ from rclpy.parameter import Parameter
 from dpt_ros.engine.parameter_file import is_of_rclpy, unknown_name
 from dpt_ros.engine.settings import FIELDS, PER_CAMERA, TYPES, Settings, check, common_name
 from dpt_ros.ros.compatibility import add_parameter_callbacks
-from dpt_ros.ros.reference import constraints
 
 
 class Parameters:
@@ -133,6 +132,21 @@ class Parameters:
             self._on_change(self.settings)
 
 
+def constraints(name: str, spec: Field[Any]) -> str:
+    """A parameter's valid values and when a change takes effect, in a few words."""
+    meta = spec.metadata
+    words = []
+    if meta["choices"]:
+        words.append("one of " + ", ".join(meta["choices"]))
+    if math.isfinite(meta["low"]):
+        low, high = meta["low"], meta["high"]
+        words.append(f"{low:g} to {high:g}" if math.isfinite(high) else f"at least {low:g}")
+    words.append("live" if meta["live"] else "takes effect at configure")
+    if meta["per_camera"]:
+        words.append(f"of one of several cameras: front.{name}")
+    return "; ".join(words)
+
+
 def is_live(name: str) -> bool:
     """Whether a change of parameter ``name`` takes effect while the node runs."""
     return bool(FIELDS[common_name(name)].metadata["live"])
@@ -168,7 +182,7 @@ def _descriptor(name: str, spec: Field[Any]) -> ParameterDescriptor:
         # So that a value of the wrong type reaches ``check`` and gets its error message.
         dynamic_typing=True,
         description=f"{meta['text']} When to change it: {meta['when']}",
-        additional_constraints=constraints(spec),
+        additional_constraints=constraints(name, spec),
     )
     if math.isfinite(meta["low"]) and math.isfinite(meta["high"]):
         if TYPES[name] is int:

@@ -42,8 +42,7 @@ def share_path(name: str) -> Path:
 
 def profile_variables() -> tuple[str, str]:
     """The variable from which this distribution reads the Fast DDS profile, and the other one."""
-    read, other = _VARIABLES[::-1] if _rclpy_major() < 9 else _VARIABLES
-    return read, other
+    return _VARIABLES[::-1] if _rclpy_major() < 9 else _VARIABLES
 
 
 def transport_environment() -> dict[str, str]:

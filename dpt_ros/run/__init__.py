@@ -8,7 +8,7 @@ from dpt_ros.lazy import lazy_names
 if TYPE_CHECKING:
     from dpt_ros.run.results import Result, run
 else:
-    __getattr__ = lazy_names(__name__, {"Result": "results", "run": "results"})
+    __getattr__ = lazy_names(__name__, {"results": "Result run"})
 
 __all__ = ["Result", "run"]
 

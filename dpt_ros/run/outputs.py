@@ -103,7 +103,7 @@ class Files:
                 "png": lambda: depth_png(depth * np.float32(self._factor), self._absolute),
                 "pfm": lambda: pfm_file(depth * np.float32(self._factor)),
                 "npy": lambda: _npy(depth),
-                "color": lambda: _png(_bgr(self._color(result))),
+                "color": lambda: _png(cv2.cvtColor(self._color(result), cv2.COLOR_RGB2BGR)),
             }
             made |= {name: make() for name, make in makers.items() if name in self._outputs}
         labels = result.labels
@@ -138,10 +138,6 @@ class Files:
 
     def _marked(self, picture: np.ndarray) -> np.ndarray:
         return with_words(picture, _RANDOM) if self._networks.random else picture
-
-
-def _bgr(rgb: np.ndarray) -> np.ndarray:
-    return cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
 
 
 def _png(pixels: np.ndarray, compression: int | None = None) -> bytes:

@@ -155,7 +155,8 @@ def predict_pictures(
                 raise picture
             found = predict_image(networks, picture, kitti_crop, settings)
         except (ValueError, MemoryError, cv2.error, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
+            full = is_out_of_memory(error) or "can't allocate memory" in str(error)  # of a CPU
+            if isinstance(error, RuntimeError) and not full:
                 raise
             on_error(source.path, one_line(first_line(error)))
             continue
@@ -168,10 +169,6 @@ def predict_pictures(
             None if metric else depth,
             found.get("labels"),
         )
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return is_out_of_memory(error) or "can't allocate memory" in str(error)  # the second: a CPU's
 
 
 def _read(source: Source) -> np.ndarray | ValueError:

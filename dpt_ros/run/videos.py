@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Iterator
 from fractions import Fraction
@@ -14,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from dpt_ros.files import sync
+from dpt_ros.files import move_file
 
 try:
     import av
@@ -145,9 +144,7 @@ class VideoWriter:
             self._file.mux(self._stream.encode())
             self._file.close()
         self._file = None
-        sync(self._part)
-        os.replace(self._part, self._path)
-        sync(self._path.parent)
+        move_file(self._part, self._path)
 
     def abort(self) -> None:
         """Remove what was written."""

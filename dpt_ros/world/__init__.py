@@ -15,13 +15,9 @@ else:
     __getattr__ = lazy_names(
         __name__,
         {
-            "DepthCamera": "depth_camera",
-            "DepthImage": "depth_camera",
-            "Noise": "world",
-            "Scan": "scan",
-            "Scanner": "scan",
-            "View": "world",
-            "World": "world",
+            "depth_camera": "DepthCamera DepthImage",
+            "scan": "Scan Scanner",
+            "world": "Noise View World",
         },
     )
 

@@ -49,7 +49,7 @@ def appearance(
         hits = round_hits(rays, now, k, first)
         if hits is None:
             continue
-        (x0, x1, y0, y1), seen, local = hits
+        area, seen, local = hits
         size = np.linalg.norm(part.axes, axis=0)
         around = np.arctan2(local[1], local[0]) * float(size[0] / part.surface.tile[0])
         up = local[2] * float(size[2] / part.surface.tile[1])
@@ -58,7 +58,6 @@ def appearance(
             out[2] = 0
         out = np.einsum("ij,jhw->ihw", (part.axes / size**2).astype(np.float32), out)
         out /= np.sqrt(np.einsum("kij,kij->ij", out, out)) + 1e-9
-        area = np.s_[y0:y1, x0:x1]
         look = np.float32(part.surface.texture), np.float32(part.surface.tile[0])
         values = around, up, *look, *out
         for target, value in zip((u, v, texture, tile, *normal), values, strict=True):

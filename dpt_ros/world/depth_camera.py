@@ -152,12 +152,10 @@ class DepthCamera:
         blur = sensor.blur * self.camera.width / sensor.columns
         noise = np.clip(2 * np.exp(-0.5 * margin), 1, 2) * self._clouds(now, 3)
         mixed = cv2.GaussianBlur(measured, (0, 0), max(blur, 0.3))
-        shifts = [self._clouds(now, 4) * np.float32(blur) for _ in range(2)]
-        rows, columns = np.indices(mixed.shape, np.float32)
-        mixed = cv2.remap(
-            mixed, columns + shifts[0], rows + shifts[1], cv2.INTER_LINEAR,
-            borderMode=cv2.BORDER_REPLICATE,
-        )  # fmt: skip
+        y, x = np.indices(mixed.shape, np.float32)
+        for place in (x, y):
+            place += self._clouds(now, 4) * np.float32(blur)
+        mixed = cv2.remap(mixed, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         mixed += np.float32(sensor.noise) * noise
         if sensor.step:
             mixed = np.rint(mixed / sensor.step) * np.float32(sensor.step)

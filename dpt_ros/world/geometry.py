@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from dpt_ros.engine.frame import CameraModel
 
 NEAR = 0.05  # metres; nothing closer than this is drawn
-Box = tuple[int, int, int, int]  # pixels x0, x1, y0, y1
+Box = tuple[slice, slice]  # pixels: rows, columns
 
 
 @dataclass(frozen=True)
@@ -133,9 +133,9 @@ class Rays:
     def linear(self, c: np.ndarray, box: Box | None = None) -> np.ndarray:
         """c[0] x + c[1] y + c[2] on the pixels of ``box`` or the whole image, (h, w) float32, in
         normalised image coordinates x and y."""
-        x0, x1, y0, y1 = box or (0, self.camera.width, 0, self.camera.height)
+        rows, columns = box or np.s_[:, :]
         c = np.asarray(c, np.float32)
-        return (c[0] * self.x[x0:x1] + c[2]) + c[1] * self.y[y0:y1]
+        return (c[0] * self.x[columns] + c[2]) + c[1] * self.y[rows]
 
     def bounds(self, corners: np.ndarray) -> Box | None:
         """The pixels that contain a convex body with these corners.
@@ -160,7 +160,7 @@ class Rays:
         py = camera.fy * corners[:, 1] / depth + camera.cy
         x0, x1 = max(int(px.min()), 0), min(int(px.max()) + 2, camera.width)
         y0, y1 = max(int(py.min()), 0), min(int(py.max()) + 2, camera.height)
-        return (x0, x1, y0, y1) if x0 < x1 and y0 < y1 else None
+        return np.s_[y0:y1, x0:x1] if x0 < x1 and y0 < y1 else None
 
 
 _CUBE = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], float)
@@ -215,49 +215,44 @@ def draw(rays: Rays, pose: Pose, table: RectangleTable, rounds: list[Round]) -> 
     inverse = np.zeros((camera.height, camera.width), np.float32)
     index = np.full((camera.height, camera.width), -1, np.int16)
 
+    def keep(box: Box, iz: np.ndarray, seen: np.ndarray, number: int) -> None:
+        seen &= iz > inverse[box]
+        np.copyto(inverse[box], iz, where=seen)
+        np.copyto(index[box], np.int16(number), where=seen)
+
     away = table.origin - pose.position
     distance = np.einsum("nk,nk->n", table.normal, away)
-    plane = (
-        table.normal @ pose.rotation / np.where(np.abs(distance) > 1e-9, distance, 1e-9)[:, None]
-    )
+    divisor = np.where(np.abs(distance) > 1e-9, distance, 1e-9)[:, None]
+    plane = table.normal @ pose.rotation / divisor
     forms = [
         axis @ pose.rotation - np.einsum("nk,nk->n", axis, away)[:, None] * plane
         for axis in (table.u, table.v)
     ]
     rect_uv = np.stack(forms, 1)
     edge_u, edge_v = (axis * table.size[:, k, None] for k, axis in enumerate((table.u, table.v)))
-    corners = (
-        np.stack([away, away + edge_u, away + edge_u + edge_v, away + edge_v], 1) @ pose.rotation
-    )
+    corners = np.stack([away, away + edge_u, away + edge_u + edge_v, away + edge_v], 1)
+    corners = corners @ pose.rotation
     visible = np.flatnonzero((distance < -1e-6) & (corners[..., 2].max(1) > NEAR))
     for k in visible.tolist():
         box = rays.bounds(corners[k])
         if box is None:
             continue
-        x0, x1, y0, y1 = box
         iz = rays.linear(plane[k], box)
         u, v = rays.linear(rect_uv[k, 0], box), rays.linear(rect_uv[k, 1], box)
-        target = inverse[y0:y1, x0:x1]
         if table.disc[k]:
             radius = np.float32(table.size[k, 0] / 2) * iz
             seen = (u - radius) ** 2 + (v - radius) ** 2 <= radius**2
         else:
             size_u, size_v = table.size[k].astype(np.float32)
             seen = (u >= 0) & (v >= 0) & (u <= size_u * iz) & (v <= size_v * iz)
-        seen &= iz > target
-        np.copyto(target, iz, where=seen)
-        np.copyto(index[y0:y1, x0:x1], np.int16(k), where=seen)
+        keep(box, iz, seen, k)
 
     boxes: list[Box | None] = []
     for k, part in enumerate(rounds):
         box = rays.bounds((_CUBE @ part.axes.T + part.center - pose.position) @ pose.rotation)
         if box is not None:
-            x0, x1, y0, y1 = box
             iz = _round_inverse(rays, pose, part, box)
-            target = inverse[y0:y1, x0:x1]
-            seen = iz > target
-            np.copyto(target, iz, where=seen)
-            np.copyto(index[y0:y1, x0:x1], np.int16(len(table.label) + k), where=seen)
+            keep(box, iz, iz > 0, len(table.label) + k)
         boxes.append(box)
     return Buffer(pose, inverse, index, rect_uv, rounds, boxes)
 
@@ -276,10 +271,9 @@ def round_hits(
     box = buffer.round_box[k]
     if box is None:
         return None
-    x0, x1, y0, y1 = box
-    seen = buffer.index[y0:y1, x0:x1] == first + k
+    seen = buffer.index[box] == first + k
     if not seen.any():
         return None
     start, ray = _round_rays(rays, buffer.pose, buffer.rounds[k], box)
-    depth = 1 / np.where(seen, buffer.inverse[y0:y1, x0:x1], 1)
+    depth = 1 / np.where(seen, buffer.inverse[box], 1)
     return box, seen, start.astype(np.float32)[:, None, None] + ray * depth

@@ -117,20 +117,20 @@ class Walker:
         forward = np.array([np.cos(heading), np.sin(heading), 0.0])
         side = np.array([-forward[1], forward[0], 0.0])
         up = np.array([0.0, 0.0, 1.0])
+        upright = np.stack([forward, side, up], 1)
         foot = np.array([x, y, 0.0])
         step = np.sin(abs(self.speed) * seconds * 2 * np.pi / (0.8 * h) + self.phase)
         found: list[Round] = []
 
         def ellipsoid(at: np.ndarray, axes: tuple[float, float, float], look: Surface) -> None:
-            half_axes = np.stack([forward * axes[0], side * axes[1], up * axes[2]], 1)
-            found.append(Round(at, half_axes, False, look, index))
+            found.append(Round(at, upright * axes, False, look, index))
 
         def limb(
             top: np.ndarray, length: float, swing: float, radius: float, look: Surface
         ) -> np.ndarray:
             down = np.sin(swing) * forward - np.cos(swing) * up
-            across = np.cross(side, down)
-            half_axes = np.stack([across * radius, side * radius, down * length / 2], 1)
+            along = np.stack([np.cross(side, down), side, down], 1)
+            half_axes = along * (radius, radius, length / 2)
             found.append(Round(top + down * length / 2, half_axes, True, look, index))
             return top + down * length
 
@@ -146,7 +146,7 @@ class Walker:
             ellipsoid(elbow, (0.033 * wide,) * 3, self.shirt)
             hand = limb(elbow, 0.16 * h, -0.4 * way + 0.35, 0.027 * wide, self.shirt)
             ellipsoid(hand, (0.03 * h, 0.02 * h, 0.03 * h), self.skin)
-        waist = np.stack([forward * 0.065 * wide, side * 0.105 * wide, up * 0.15 * h], 1)
+        waist = upright * (0.065 * wide, 0.105 * wide, 0.15 * h)
         found.append(Round(foot + up * 0.65 * h, waist, True, self.shirt, index))
         ellipsoid(foot + up * 0.80 * h, (0.065 * wide, 0.145 * wide, 0.045 * h), self.shirt)
         ellipsoid(foot + up * 0.51 * h, (0.068 * wide, 0.108 * wide, 0.05 * h), self.trousers)

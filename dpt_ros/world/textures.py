@@ -13,6 +13,8 @@ SIZE = 256
 _LEVELS = 7  # mip levels: 256, 128, ... 4 texels
 _PAD = 2  # wrapped border around every tile, so that bilinear sampling never reads a neighbour
 
+_Y, _X = np.ogrid[:SIZE, :SIZE]
+
 Rgb = tuple[float, float, float]
 
 
@@ -48,11 +50,6 @@ def _paint(base: Rgb, value: np.ndarray) -> np.ndarray:
     return np.clip(value[..., None] * np.array(base, np.float32) * 255, 0, 255).astype(np.uint8)
 
 
-def _axes() -> tuple[np.ndarray, np.ndarray]:
-    ramp = np.arange(SIZE, dtype=np.int32)
-    return ramp[None, :], ramp[:, None]
-
-
 def plain(rng: np.random.Generator, base: Rgb, strength: float = 0.04) -> np.ndarray:
     """Paint or plaster: an almost even surface."""
     return _paint(base, 1 + strength * fractal(rng))
@@ -69,55 +66,50 @@ def speckle(rng: np.random.Generator, base: Rgb) -> np.ndarray:
 
 
 def brick(rng: np.random.Generator, base: Rgb) -> np.ndarray:
-    x, y = _axes()
-    row = y // 32
-    shifted = (x + 32 * (row % 2)) % SIZE
+    row = _Y // 32
+    shifted = (_X + 32 * (row % 2)) % SIZE
     tone = rng.uniform(0.75, 1.15, (8, 4)).astype(np.float32)[row, shifted // 64]
     value = tone * (1 + 0.06 * fractal(rng, 16, 4))
     picture = _paint(base, value)
-    mortar = (y % 32 < 4) | (shifted % 64 < 4)
+    mortar = (_Y % 32 < 4) | (shifted % 64 < 4)
     picture[mortar] = _paint((0.72, 0.7, 0.67), 1 + 0.05 * fractal(rng, 32, 3))[mortar]
     return picture
 
 
 def tiles(rng: np.random.Generator, base: Rgb) -> np.ndarray:
-    x, y = _axes()
     cell = int(rng.choice([32, 64, 128]))
-    row, column = y // cell, x // cell
+    row, column = _Y // cell, _X // cell
     tones = rng.uniform(0.92, 1.06, (SIZE // cell, SIZE // cell)).astype(np.float32)
     tone = tones[row, column]
     if rng.random() < 0.4:
         checks = np.where((column + row) % 2 == 0, 1.0, rng.uniform(0.5, 0.8))
         tone = tone * checks.astype(np.float32)
-    grout = (x % cell < 3) | (y % cell < 3)
+    grout = (_X % cell < 3) | (_Y % cell < 3)
     seams = rng.uniform(0.5, 0.75)
     return _paint(base, np.where(grout, seams, tone * (1 + 0.03 * fractal(rng, 8, 5))))
 
 
 def planks(rng: np.random.Generator, base: Rgb) -> np.ndarray:
-    x, y = _axes()
     width = int(rng.choice([32, 64]))
-    row = y // width
+    row = _Y // width
     offset = rng.integers(0, SIZE, SIZE // width)[row]
-    along = (x + offset) % SIZE
+    along = (_X + offset) % SIZE
     tone = rng.uniform(0.8, 1.12, (SIZE // width, 2)).astype(np.float32)[row, along // 128]
     grain = cv2.resize(fractal(rng, 32, 3)[:, :32], (SIZE, SIZE))
-    seam = (y % width < 2) | (along % 128 < 2)
+    seam = (_Y % width < 2) | (along % 128 < 2)
     return _paint(base, np.where(seam, 0.55, tone * (1 + 0.07 * grain)))
 
 
 def stripes(rng: np.random.Generator, base: Rgb) -> np.ndarray:
     """Wallpaper or cloth with stripes."""
-    x, _ = _axes()
     period = int(rng.choice([16, 32, 64]))
-    tone = np.where(x % period < period // 2, 1.0, rng.uniform(0.7, 0.9)).astype(np.float32)
+    tone = np.where(_X % period < period // 2, 1.0, rng.uniform(0.7, 0.9)).astype(np.float32)
     return _paint(base, tone * (1 + 0.03 * fractal(rng)))
 
 
 def panels(rng: np.random.Generator, base: Rgb) -> np.ndarray:
     """Suspended ceiling: a grid of pale squares."""
-    x, y = _axes()
-    seam = (x % 128 < 3) | (y % 128 < 3)
+    seam = (_X % 128 < 3) | (_Y % 128 < 3)
     return _paint(base, np.where(seam, 0.8, 1 + 0.02 * fractal(rng, 64, 3)))
 
 

@@ -109,10 +109,8 @@ class World:
         self._exposure = rng.uniform(0.05, 0.4, 3), rng.uniform(0, 2 * np.pi, 3)
         clouds = fractal(rng, 4, 6) * 0.35 + rng.uniform(-0.2, 0.5)
         self._clouds = np.clip(clouds, 0, 1).astype(np.float32)
-        rows, columns = np.indices((height, width), sparse=True)
-        self._columns = np.broadcast_to(columns.astype(np.float32), (height, width))
-        self._rows = np.broadcast_to(rows.astype(np.float32), (height, width))
-        self._dither = (0.25 * ((columns + 2 * rows) % 4)).astype(np.float32)
+        self._rows, self._columns = np.indices((height, width), np.float32)
+        self._dither = 0.25 * ((self._columns + 2 * self._rows) % 4)
         self._last: tuple[int, Buffer] | None = None
 
     def frames(self, count: int, start: int = 0, step: int = 1) -> Iterator[View]:
@@ -159,16 +157,16 @@ class World:
             hits = round_hits(rays, now, k, first) if part.walker >= 0 else None
             if hits is None:
                 continue
-            (x0, x1, y0, y1), seen, local = hits
+            area, seen, local = hits
             then = before.rounds[k]
             to_camera = (before.pose.rotation.T @ then.axes).astype(np.float32)
             offset = before.pose.rotation.T @ (then.center - before.pose.position)
             point = np.einsum("ij,jhw->ihw", to_camera, local)
             point += offset.astype(np.float32)[:, None, None]
-            point *= now.inverse[y0:y1, x0:x1]
+            point *= now.inverse[area]
             for target, value in zip((x, y, z), point, strict=True):
-                np.copyto(target[y0:y1, x0:x1], value, where=seen)
-            movers[y0:y1, x0:x1] |= seen
+                np.copyto(target[area], value, where=seen)
+            movers[area] |= seen
         z = np.maximum(z, 1e-3)
         flow = np.empty((camera.height, camera.width, 2), np.float32)
         flow[..., 0] = camera.fx * x / z + camera.cx - self._columns

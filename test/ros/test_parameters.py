@@ -13,6 +13,7 @@ import yaml
 pytest.importorskip("rclpy")
 
 import rclpy
+from helpers import reference
 from helpers.places import ROOT
 from rclpy.context import Context
 from rclpy.node import Node
@@ -21,7 +22,6 @@ from rclpy.parameter import Parameter
 from dpt_ros.data import class_names
 from dpt_ros.engine.parameter_file import unknown_name
 from dpt_ros.engine.settings import Settings, parameter_name
-from dpt_ros.ros import reference
 from dpt_ros.ros.parameters import Parameters, is_live
 
 
@@ -210,7 +210,7 @@ def test_several_changes_at_once_are_taken_all_or_none(context: Context) -> None
 
 
 def test_the_parameter_file_is_made_from_the_settings() -> None:
-    """Run python -m dpt_ros.ros.reference when this fails."""
+    """Run scripts/reference when this fails."""
     text = (ROOT / "config" / "dpt.yaml").read_text(encoding="utf-8")
     assert text == reference.parameters_yaml()
     values = yaml.safe_load(text)["/**"]["ros__parameters"]
@@ -230,14 +230,14 @@ def test_ros_reads_the_parameter_file_as_the_defaults(context: Context) -> None:
 
 
 def test_the_parameter_table_of_the_docs_is_made_from_the_settings() -> None:
-    """Run python -m dpt_ros.ros.reference when this fails."""
+    """Run scripts/reference when this fails."""
     text = (ROOT / "docs" / "topics.md").read_text(encoding="utf-8")
     assert text == reference.with_table(text)
 
 
 @pytest.mark.parametrize("classes", ["ade20k", "world"])
 def test_the_label_files_are_made_from_the_class_lists(classes: str) -> None:
-    """Run python -m dpt_ros.ros.reference when this fails."""
+    """Run scripts/reference when this fails."""
     text = (ROOT / "config" / f"labels_{classes}.yaml").read_text(encoding="utf-8")
     assert text == reference.labels_yaml(f"labels_{classes}.json")
     ids = yaml.safe_load(text)

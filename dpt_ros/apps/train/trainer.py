@@ -7,7 +7,6 @@ import argparse
 import copy
 import json
 import math
-import os
 import signal
 import threading
 import time
@@ -32,7 +31,7 @@ from dpt_ros.apps.train.processes import Processes
 from dpt_ros.apps.train.recipe import Recipe
 from dpt_ros.data import class_names
 from dpt_ros.datasets import Dataset
-from dpt_ros.files import sync
+from dpt_ros.files import move_file
 from dpt_ros.model import DPT, save_checkpoint
 from dpt_ros.model.describe import describe, spec_of
 from dpt_ros.model.losses import alone, mean_over_processes
@@ -63,8 +62,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     part = path.with_name(path.name + ".part")
     write(part)
     part.chmod(0o644)  # safetensors makes files that only their owner can read
-    sync(part)  # else a power cut could leave the name without the content
-    os.replace(part, path)
+    move_file(part, path)
 
 
 @contextmanager

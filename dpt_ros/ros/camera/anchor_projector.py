@@ -163,16 +163,8 @@ class AnchorProjector:
         if isinstance(msg, LaserScan):
             if fault := scan_fault(msg):
                 raise ValueError(f"{fault}.")
-            return project_scan(
-                np.asarray(msg.ranges),
-                msg.angle_min,
-                msg.angle_increment,
-                msg.range_min,
-                msg.range_max,
-                pose,
-                camera,
-                stamp,
-            )
+            numbers = msg.angle_min, msg.angle_increment, msg.range_min, msg.range_max
+            return project_scan(np.asarray(msg.ranges), *numbers, pose, camera, stamp)
         if isinstance(msg, PointCloud2):
             return project_points(cloud_points(msg), pose, camera, stamp)
         return project_depth(*self._depth_image(msg), pose, camera, stamp)

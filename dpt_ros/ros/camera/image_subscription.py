@@ -22,10 +22,6 @@ from dpt_ros.ros.messages.types import TRANSPORTS, type_name
 SILENCE = 2.0
 _LONGEST_SILENCE = 60.0  # seconds; a slower camera is warned of all the same
 REPEAT = 10.0
-_RELIABILITIES = {
-    "reliable": ReliabilityPolicy.RELIABLE,
-    "best_effort": ReliabilityPolicy.BEST_EFFORT,
-}
 _HOW_TO_ENLARGE = (
     "start it with FASTDDS_DEFAULT_PROFILES_FILE and FASTRTPS_DEFAULT_PROFILES_FILE naming"
     " share/dpt_ros/config/fastdds.xml, or have it offer reliable"
@@ -140,7 +136,7 @@ class ImageInput(TopicInput):
         profile = QoSProfile(
             history=HistoryPolicy.KEEP_LAST,
             depth=self._depth,
-            reliability=_RELIABILITIES[self.reliability],
+            reliability=ReliabilityPolicy[self.reliability.upper()],
         )
         # Without reliability: its parameter is declared below with the value "auto".
         overriding = QoSOverridingOptions((QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH))
@@ -192,15 +188,13 @@ class ImageInput(TopicInput):
                 " before the node could take them."
             )
             return
-        cause = (
-            f"; with best effort, default Fast DDS has 0.5 MB of shared memory: {_HOW_TO_ENLARGE};"
-            f" {_BEHIND_A_NETWORK}"
-            if self.reliability == "best_effort"
-            else f"; {_BEHIND_A_NETWORK}"
-        )
+        memory = ""
+        if self.reliability == "best_effort":
+            memory = "with best effort, default Fast DDS has 0.5 MB of shared memory:"
+            memory = f" {memory} {_HOW_TO_ENLARGE};"
         self._log.warning(
             f"{self.topic_name}: {_count(self.lost, 'image')} lost in transport so far, with"
-            f" {_spoken(self.reliability)} QoS{cause}."
+            f" {_spoken(self.reliability)} QoS;{memory} {_BEHIND_A_NETWORK}."
         )
 
     def _forced_reliability(self) -> str:
@@ -210,7 +204,7 @@ class ImageInput(TopicInput):
         if not self._node.has_parameter(name):
             self._node.declare_parameter(name, "auto")
         for asked in (self._node.get_parameter(name).value, self._given_reliability):
-            if asked in _RELIABILITIES:
+            if asked in ("reliable", "best_effort"):
                 return str(asked)
         return ""
 

@@ -107,8 +107,7 @@ class Trajectory:
                 if early > LONGEST_GUESS:
                     return None, f"the newest pose is {early * 1e-6:.0f} ms older than the image"
                 index -= 1
-                first = bisect_right(stamps, stamps[index] - _BASE) - 1
-                first = first if first >= 0 else 0
+                first = max(bisect_right(stamps, stamps[index] - _BASE) - 1, 0)
             else:
                 first = index - 1
             if first == index:

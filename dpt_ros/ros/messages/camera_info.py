@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 from sensor_msgs.msg import CameraInfo
@@ -31,10 +32,7 @@ def camera_model(info: CameraInfo, topic: str = "") -> tuple[CameraModel | None,
         info: the calibration.
         topic: of the image that it belongs to; whose name shows whether the image is rectified.
     """
-    source = info.p if info.p[0] else info.k
-    per_row = 4 if info.p[0] else 3
-    fx, cx, fy, cy = source[0], source[2], source[per_row + 1], source[per_row + 2]
-    camera = pinhole(info, fx, fy, cx, cy)
+    camera = pinhole(info, info.p if info.p[0] else info.k)
     if camera is None:
         return None, (
             "camera_info has no calibration (no size, or no focal length that a lens can have), so"
@@ -67,8 +65,7 @@ def scaled_camera_info(info: CameraInfo, width: int, height: int, header: Header
     out = CameraInfo(header=header, width=width, height=height, distortion_model="plumb_bob")
     out.d = [0.0] * 5
     out.r = info.r if any(info.r) else np.eye(3).ravel()
-    raw = pinhole(info, info.k[0], info.k[4], info.k[2], info.k[5])
-    rectified = pinhole(info, info.p[0], info.p[5], info.p[2], info.p[6])
+    raw, rectified = pinhole(info, info.k), pinhole(info, info.p)
     if raw := raw or rectified:
         out.k = raw.scaled(width, height).matrix().ravel()
     if camera := rectified or raw:
@@ -79,11 +76,14 @@ def scaled_camera_info(info: CameraInfo, width: int, height: int, header: Header
     return out
 
 
-def pinhole(info: CameraInfo, fx: float, fy: float, cx: float, cy: float) -> CameraModel | None:
-    """Intrinsics of the full sensor, brought to the image that its ROI and binning give; None if
-    no lens can have them."""
+def pinhole(info: CameraInfo, matrix: Sequence[float]) -> CameraModel | None:
+    """The camera of ``K`` or ``P``, row by row, of the full sensor, brought to the image that its
+    ROI and binning give; None if no lens can have it: a focal length of 0.01 of the width is 178.9
+    degrees, 1e4 is 0.006."""
+    row = len(matrix) // 3
+    fx, cx, fy, cy = matrix[0], matrix[2], matrix[row + 1], matrix[row + 2]
     bin_x, bin_y, roi = max(info.binning_x, 1), max(info.binning_y, 1), info.roi
-    whole = CameraModel(
+    camera = CameraModel(
         (roi.width or info.width) // bin_x,
         (roi.height or info.height) // bin_y,
         float(fx) / bin_x,
@@ -91,16 +91,12 @@ def pinhole(info: CameraInfo, fx: float, fy: float, cx: float, cy: float) -> Cam
         (float(cx) - roi.x_offset) / bin_x,
         (float(cy) - roi.y_offset) / bin_y,
     )
-    return whole if _is_camera(whole) else None
-
-
-def _is_camera(camera: CameraModel) -> bool:
-    """Whether there can be such a lens: 0.01 of the width is 178.9 degrees, 1e4 is 0.006."""
     sides = ((camera.width, camera.fx, camera.cx), (camera.height, camera.fy, camera.cy))
-    return all(
+    there_is = all(
         side > 0 and 0.01 <= focal / side <= 1e4 and abs(center) <= 1e4 * side
         for side, focal, center in sides
     )
+    return camera if there_is else None
 
 
 def unrectified(info: CameraInfo, topic: str, why: str = "") -> str:

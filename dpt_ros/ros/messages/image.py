@@ -70,11 +70,7 @@ def image_pixels(msg: Image) -> np.ndarray:
 
 
 def _row_step(msg: Image, size: int, rows: int, row_bytes: int) -> int:
-    """Bytes from row to row; ``step`` is used only where the size of the data is ambiguous.
-
-    Raises:
-        MessageError: it matters, and is too small, or there are too few bytes.
-    """
+    """Bytes from row to row; ``step`` is used only where the size of the data is ambiguous."""
     if size == rows * row_bytes or rows == 1:
         step = row_bytes
     elif msg.step >= row_bytes:
@@ -214,10 +210,10 @@ def image_message(pixels: np.ndarray, encoding: str, header: Header) -> Image:
     return msg
 
 
-def jpeg_message(rgb: np.ndarray, header: Header, quality: int = 90) -> CompressedImage:
+def jpeg_message(rgb: np.ndarray, header: Header) -> CompressedImage:
     """A CompressedImage of ``rgb``, (H, W, 3) uint8, as image_transport would make it."""
     bgr = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
-    _, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    _, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 90])
     msg = CompressedImage(header=header, format="rgb8; jpeg compressed bgr8")
     give_bytes(msg, data)
     return msg

@@ -32,7 +32,7 @@ def lens_of(info: CameraInfo) -> Lens:
     Raises:
         ValueError: why it is not usable, in words that continue a sentence.
     """
-    raw = pinhole(info, info.k[0], info.k[4], info.k[2], info.k[5])
+    raw = pinhole(info, info.k)
     if raw is None:
         raise ValueError("K is no calibration (no focal length that a lens can have)")
     if info.distortion_model not in _MODELS:

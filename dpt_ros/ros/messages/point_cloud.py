@@ -92,11 +92,8 @@ def cloud_rows(msg: PointCloud2) -> np.ndarray:
         )
     columns = {axis: fields[axis] for axis in "xyz"}
     for field in msg.fields:
-        if (
-            field.name in ("rgb", "label")
-            and field.datatype in _WORDS
-            and field.offset + 4 <= step
-        ):
+        is_word = field.datatype in _WORDS and field.offset + 4 <= step
+        if is_word and field.name in ("rgb", "label"):
             columns[field.name] = (field.offset, "u4")
     order = ">" if msg.is_bigendian else "<"
     dtype = np.dtype(

@@ -147,11 +147,8 @@ class _Bits:
 
 
 def _nal_units(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Place and first bytes of each NAL unit of H.264 and H.265 (Annex B of both).
-
-    Raises:
-        MessageError: there is none, or more than encoders put before a picture.
-    """
+    """Place and first bytes of each NAL unit of H.264 and H.265 (Annex B of both); a MessageError
+    for none, or more than encoders put before a picture."""
     at = data.find(b"\0\0\1")
     if at < 0:
         raise _no_picture(data)

@@ -209,11 +209,7 @@ class VideoDecoder:
         return self._numbered and step != 1
 
     def _begin(self, packet: VideoPacket, unit: Unit, gap: bool, pictures: list[Picture]) -> None:
-        """Wait for a keyframe after a gap.
-
-        Raises:
-            MessageError: the packet cannot be decoded for lack of earlier ones.
-        """
+        """Wait for a keyframe after a gap: a MessageError for each packet until then."""
         keyframe = packet.keyframe or unit.keyframe
         if gap and not keyframe and not self._waiting:
             pictures += self.restart()
@@ -299,12 +295,14 @@ def open_decoder(codec: str, hardware: bool, warn: Callable[[str], None]) -> tup
     Raises:
         MessageError: PyAV was built without it.
     """
+    from av.codec.hwaccel import hwdevices_available
+
     names = _DECODERS.get(codec, (codec,))
-    context = _on_device(names) if hardware else None
+    context = _context(names, hwdevices_available()) if hardware else None
     if hardware and context is None:
         warn(f"video_decoder is hardware, but no device here decodes {codec}: the CPU does.")
         hardware = False
-    context = context or _software(names)
+    context = context or _context(names, [None])
     if context is None:
         raise MessageError(
             "codec not there",
@@ -316,25 +314,15 @@ def open_decoder(codec: str, hardware: bool, warn: Callable[[str], None]) -> tup
     return context, hardware
 
 
-def _software(names: Sequence[str]) -> Any:
-    """A context of the first decoder that PyAV was built with; None without any."""
+def _context(names: Sequence[str], devices: Sequence[str | None]) -> Any:
+    """A context on the first device, None for the CPU, of the first decoder that there is; None
+    without any."""
     import av
     from av.codec.codec import UnknownCodecError
+    from av.codec.hwaccel import HWAccel
 
-    for name in names:
-        with suppress(UnknownCodecError):
-            return av.CodecContext.create(name, "r")
-    return None
-
-
-def _on_device(names: Sequence[str]) -> Any:
-    """A context on the first device of this machine that offers the codec; None without any."""
-    import av
-    from av.codec.codec import UnknownCodecError
-    from av.codec.hwaccel import HWAccel, hwdevices_available
-
-    for device, name in product(hwdevices_available(), names):
+    for device, name in product(devices, names):
         with suppress(UnknownCodecError, av.FFmpegError, NotImplementedError, OSError):
-            hwaccel = HWAccel(device, allow_software_fallback=True)
+            hwaccel = HWAccel(device, allow_software_fallback=True) if device else None
             return av.CodecContext.create(name, "r", hwaccel=hwaccel)
     return None
