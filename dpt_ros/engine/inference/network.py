@@ -77,11 +77,7 @@ class Network:
         return self.backend(images.to(self.backend.input_dtype), depth, labels)
 
     def retried(
-        self,
-        warn: Callable[[str], None],
-        images: Tensor,
-        depth: bool = True,
-        labels: bool = True,
+        self, warn: Callable[[str], None], images: Tensor, depth: bool = True, labels: bool = True
     ) -> dict[str, Tensor]:
         """As a call; accelerations that fail are turned off, with a message to ``warn``."""
         while True:

@@ -15,12 +15,7 @@ from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.output.point_cloud import POINT
 from dpt_ros.engine.packed import offsets, pack
 from dpt_ros.engine.runner.chain import Chain
-from dpt_ros.engine.scale.plan import (
-    ScaleHistory,
-    describe,
-    focal_factor,
-    plan_scale,
-)
+from dpt_ros.engine.scale.plan import ScaleHistory, describe, focal_factor, plan_scale
 from dpt_ros.engine.settings import Settings
 from dpt_ros.engine.smoothing.filter import FrameHistory, TemporalSettings, plan_frame
 from dpt_ros.engine.smoothing.flow import MIN_SIZE

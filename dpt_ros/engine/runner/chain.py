@@ -26,7 +26,7 @@ from dpt_ros.engine.output.label_groups import of_logits
 from dpt_ros.engine.output.point_cloud import points
 from dpt_ros.engine.output.postprocess import resize_depth
 from dpt_ros.engine.runner.streams import Streams
-from dpt_ros.engine.scale.estimator import ScaleConstants, limit_depth
+from dpt_ros.engine.scale.estimator import limit_depth
 from dpt_ros.engine.settings import Settings
 from dpt_ros.engine.smoothing.flow import flow_size, grey, luma_of
 
@@ -54,6 +54,7 @@ class Chain:
         luma_size: (height, width) of the images for optical flow.
         output_size: (height, width) of depth outputs.
         on_host: whether these are the CPU's own steps.
+        metric, floor: see ``scale``.
         seen: (H, W) bool, false where a rectified picture looks past the raw one; None if it
             does nowhere.
 
@@ -117,10 +118,9 @@ class Chain:
             self.label_shape = (len(networks.class_names), height // 2, width // 2)
         own = self._size if streams is None else self.map_size
         self.luma_size = flow_size(*own)
-        floor = None
+        self.metric, self.floor = networks.metric, None
         if settings.scale_camera_height > 0 and networks.floor:
-            floor = torch.tensor(networks.floor, device=networks.device)
-        self.scale_constants = ScaleConstants(networks.metric, floor)
+            self.floor = torch.tensor(networks.floor, device=networks.device)
         if self._depth is not None and streams is not None:
             spec = self._depth.spec
             numbers = torch.tensor([spec.std, spec.mean], device=networks.device) * 255
@@ -210,7 +210,7 @@ class Chain:
 
     def bounded(self, raw_inverse_depth: Tensor) -> Tensor:
         """A metric network's output saturates: beyond that it is unknown, 0."""
-        if not self._all.metric:
+        if not self.metric:
             return raw_inverse_depth
         return torch.where(raw_inverse_depth > 1 / self._all.farthest, raw_inverse_depth, 0.0)
 
@@ -271,7 +271,7 @@ class Chain:
         """
         wanted = self.kind.outputs
         outputs = {}
-        if self._all.metric:
+        if self.metric:
             bounded = F.threshold(inverse_depth, 0.0, self._all.least)
             depth = self._where_seen(self._resize(bounded.reciprocal()), torch.nan)
             depth = limit_depth(depth, limit)

@@ -59,11 +59,7 @@ class StreamRunner(Runner):
     max_batch = 4
 
     def __init__(
-        self,
-        networks: Networks,
-        settings: Settings,
-        streams: Streams,
-        warn: Callable[[str], None],
+        self, networks: Networks, settings: Settings, streams: Streams, warn: Callable[[str], None]
     ) -> None:
         super().__init__(networks, settings)
         self._streams = streams

@@ -34,9 +34,7 @@ class Block:
     """
 
     def __init__(
-        self,
-        parts: Parts,
-        make: Callable[[tuple[int, ...], torch.dtype], Tensor],
+        self, parts: Parts, make: Callable[[tuple[int, ...], torch.dtype], Tensor]
     ) -> None:
         self._places, end = {}, 0
         for name, (shape, dtype) in parts.items():
