@@ -111,12 +111,8 @@ def upsample_add(
     """See :func:`dpt_ros.engine.inference.kernels.upsample_add`."""
     batch, channels, h, w = _nhwc("upsample_add", x)
     height, width = size
-    out = torch.empty(
-        (batch, channels, height, width),
-        dtype=x.dtype,
-        device=x.device,
-        memory_format=torch.channels_last,
-    )
+    shape = (batch, channels, height, width)
+    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     _nhwc("upsample_add", out, skip, residual)
     also = torch.empty_like(out) if relu else out
     block = min(triton.next_power_of_2(channels), 256)
@@ -213,23 +209,16 @@ def classify_upsampled(
     labels = torch.empty((batch, height, width), dtype=torch.uint8, device=logits.device)
     sure = torch.empty_like(labels) if confidence else None
     pixels, sure_or_any = 32, labels if sure is None else sure
-    scales = (
-        _aligned(h, network_size[0]),
-        _aligned(w, network_size[1]),
-        _ratio(network_size[0], height),
-        _ratio(network_size[1], width),
-    )
+    sizes = (h, w, *network_size, height, width)
+    scales = (_aligned(h, network_size[0]), _aligned(w, network_size[1]))
+    picks = (_ratio(network_size[0], height), _ratio(network_size[1], width))
+    meta = {"C": channels, "READ": _readable(logits, stride), "STRIDE": stride, "PIXELS": pixels}
+    meta |= {"BC": min(32, max(triton.next_power_of_2(channels), 2)), "CONFIDENCE": confidence}
     triton_launch.run(
         jit.classify_kernel,
         (triton.cdiv(height * width, pixels), batch),
-        (logits, labels, sure_or_any, *steps, h, w, *network_size, height, width, *scales),
-        {
-            "C": channels,
-            "READ": _readable(logits, stride),
-            "STRIDE": stride,
-            "CONFIDENCE": confidence,
-        }
-        | {"BC": min(32, max(triton.next_power_of_2(channels), 2)), "PIXELS": pixels},
+        (logits, labels, sure_or_any, *steps, *sizes, *scales, *picks),
+        meta,
     )
     return resize_labels(labels, size), None if sure is None else resize_labels(sure, size)
 

@@ -198,15 +198,7 @@ def format_constants(encoding: str, pixels: Tensor) -> dict[str, int]:
 
 
 def network_input(pixels: Tensor, plan: DeviceInput) -> Tensor:
-    """The Triton version of ``device_preprocess.network_input``.
-
-    Args:
-        pixels: (B, \\*pixels_shape) of the plan's type, on its device.
-        plan: its sizes and constants.
-
-    Returns:
-        (B, 3, height, width) in channels_last memory.
-    """
+    """See :func:`dpt_ros.engine.input.device_preprocess.network_input`; channels last."""
     pixels = pixels.contiguous()
     (in_height, in_width), (height, width) = plan.picture_size, plan.size
     out = torch.empty((len(pixels), height, width, 3), dtype=plan.dtype, device=pixels.device)

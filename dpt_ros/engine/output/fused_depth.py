@@ -155,7 +155,7 @@ def _fuse(
     log = log.nan_to_num(1.0).clamp(-1, 1)
     weight = torch.where(few, (1 - log * log) ** 2, 0.0)
     cells = [_cells(part[:, None], cell // step) for part in (weight * log, weight)]
-    mean = _diffused(*cells, _cells, _upsampled)
+    mean = _diffused(cells, _cells, _upsampled)
     factor = _upsampled((mean * s.other).exp(), cell, (height, width))[:, 0]
 
     fused = torch.where(good, sensor, depth * factor)
@@ -174,9 +174,10 @@ def _cells(values: Tensor, cell: int) -> Tensor:
     return F.avg_pool2d(F.pad(values, (0, -width % cell, 0, -height % cell)), cell)
 
 
-def _diffused(total: Any, weight: Any, cells: Callable, upsampled: Callable) -> Any:
+def _diffused(finest: Any, cells: Callable, upsampled: Callable) -> Any:
     """The weighted mean (..., h, w) of each cell, where there is little weight that of the cells
     around; 0 without any. The functions are those for tensors, or those for arrays."""
+    total, weight = finest
     levels = [(total, weight)]
     for _ in range(LEVELS - 1):
         total, weight = cells(total, 2), cells(weight, 2)
@@ -230,7 +231,7 @@ def _on_host(
     weight = cv2.subtract(1.0, cv2.multiply(log, log))
     weight = cv2.copyTo(cv2.multiply(weight, weight), few)
     cells = [_host_cells(part, cell // step) for part in (cv2.multiply(weight, log), weight)]
-    mean = _diffused(*cells, _host_cells, _host_upsampled)
+    mean = _diffused(cells, _host_cells, _host_upsampled)
     factor = _host_upsampled(cv2.exp(mean * np.float32(s.other)), cell, (height, width))
 
     fused, deviation = cv2.multiply(depth, factor), cv2.multiply(sigma, factor)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -34,7 +34,7 @@ def torch_only() -> Iterator[None]:
         _torch_only.reset(token)
 
 
-def batched(cameras: list[tuple[np.ndarray, ...]]) -> Any:
+def batched(cameras: Sequence[tuple[np.ndarray, ...]]) -> Any:
     """The results of cameras, one by one, as a tuple of tensors of a batch."""
     parts = zip(*cameras, strict=True)
     batch = (np.stack(part) if len(part) > 1 else part[0][None] for part in parts)

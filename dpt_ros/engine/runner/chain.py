@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dpt_ros.engine.frame import Kind
+from dpt_ros.engine.inference.backend import Maps
 from dpt_ros.engine.inference.kernels import classify_upsampled
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.input.device_preprocess import DeviceInput, rgb
@@ -178,7 +179,7 @@ class Chain:
         return images, luma.float()
 
     @torch.inference_mode()
-    def infer(self, images: list[Tensor]) -> dict[str, Tensor]:
+    def infer(self, images: list[Tensor]) -> Maps:
         """Run the networks.
 
         Args:
@@ -188,7 +189,7 @@ class Chain:
             by name, those that are needed: "inverse_depth" (B, h, w) float32, 1/m from a metric
             network, else relative; "logits" (B, C, h / 2, w / 2).
         """
-        results: dict[int, dict[str, Tensor]] = {}
+        results: dict[int, Maps] = {}
         last, streams = len(images) - 1, self._streams
         try:
             for k, network in enumerate(self._networks):
@@ -216,12 +217,8 @@ class Chain:
 
     @torch.inference_mode()
     def finish(
-        self,
-        maps: dict[str, Tensor],
-        pixels: Pixels,
-        limit: Tensor | float,
-        sensor: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+        self, maps: Maps, pixels: Pixels, limit: Tensor | float, sensor: Tensor | None = None
+    ) -> Maps:
         """Resize, invert and limit the depth; classify; make points.
 
         Args:
@@ -239,7 +236,7 @@ class Chain:
             many pixels are for that reason no points; "reset_code" and "scale" as in ``maps``.
         """
         wanted = self.kind.outputs
-        outputs: dict[str, Tensor] = {}
+        outputs: Maps = {}
         if self._gives_depth:
             outputs |= self._finish_depth(maps["inverse_depth"], maps.get("variance"), limit)
         if self._fused and sensor is not None:
@@ -263,7 +260,7 @@ class Chain:
 
     def _finish_depth(
         self, inverse_depth: Tensor, variance: Tensor | None, limit: Tensor | float
-    ) -> dict[str, Tensor]:
+    ) -> Maps:
         """Inverse depth is inverted here and nowhere before.
 
         A metric network's before resizing, as published (isl-org/DPT run_monodepth.py). Its 0,
@@ -293,7 +290,7 @@ class Chain:
     def _resize(self, maps: Tensor) -> Tensor:
         return resize_depth(maps, self._size, exact=False) if self._full_size else maps
 
-    def _finish_labels(self, logits: Tensor) -> dict[str, Tensor]:
+    def _finish_labels(self, logits: Tensor) -> Maps:
         # Classified at the network's size: full-size logits would cost more than the network.
         own = self._sizes[id(self._labels)]
         target = self._size if self._full_size else own
@@ -310,7 +307,7 @@ class Chain:
         height, width = values.shape[1:]
         return torch.where(self._seen[height, width], values, unseen)
 
-    def _uncertain(self, variance: Tensor | None, outputs: dict[str, Tensor]) -> Tensor | None:
+    def _uncertain(self, variance: Tensor | None, outputs: Maps) -> Tensor | None:
         """(B, H, W) bool: pixels of known depth that are too uncertain for points; None if all
         are kept."""
         doubts = []
@@ -327,9 +324,7 @@ class Chain:
         doubted = doubts[0] if len(doubts) == 1 else doubts[0] | doubts[1]
         return doubted & (outputs["fused" if self._points_fused else "depth"] > 0)
 
-    def _points(
-        self, pixels: Pixels, outputs: dict[str, Tensor], uncertain: Tensor | None
-    ) -> Tensor:
+    def _points(self, pixels: Pixels, outputs: Maps, uncertain: Tensor | None) -> Tensor:
         """(B, h, w, 5) from the full outputs, in the colours of the pixels."""
         camera, settings = self.kind.camera, self._settings
         assert camera is not None

@@ -215,12 +215,10 @@ class StreamRunner(Runner):
         return program
 
     def _row(self, source: str) -> int:
-        row = self._bank.row(source)
-        while row is None:
+        while (row := self._bank.row(source)) is None:
             self._programs.clear()  # their graphs know the old tensors
             with self._streams.on("compute"):
                 self._bank.grow()
-            row = self._bank.row(source)
         return row
 
     def _capture(self, program: Program) -> None:

@@ -69,23 +69,17 @@ def scale(
     return ScaleState(kept, table), corrected, affine, covariance, stats
 
 
-def metric_inverse_depth(
-    raw_inverse_depth: Tensor, affine: Tensor | tuple[float, float]
-) -> Tensor:
+def metric_inverse_depth(raw_inverse_depth: Tensor, affine: Tensor) -> Tensor:
     """Inverse depth in 1/m; 0 is beyond range, NaN is unknown.
 
     Args:
         raw_inverse_depth: (..., H, W) float32; what is not positive becomes 0, NaN stays NaN.
-        affine: scale and shift, whatever their signs: two numbers, or a tensor (2,).
+        affine: (2, ...) scale and shift, whatever their signs.
 
     Returns:
         (..., H, W) float32; 0 where the affine map would make it negative.
     """
-    if isinstance(affine, Tensor):
-        mapped = torch.addcmul(affine[1], affine[0], raw_inverse_depth)
-    else:
-        mapped = raw_inverse_depth * affine[0] + affine[1]
-    mapped = mapped.clamp(min=0)
+    mapped = torch.addcmul(affine[1], affine[0], raw_inverse_depth).clamp(min=0)
     return torch.where(raw_inverse_depth > 0, mapped, raw_inverse_depth.clamp(min=0))
 
 

@@ -191,7 +191,7 @@ def correct_kernel(
     past = ()
     for k in tl.static_range(14):
         initial = tl.load(initial_ptr + k).to(tl.float64)
-        past = past + (tl.where(fresh, initial, tl.load(state_ptr + k)),)  # type: ignore
+        past = past + (tl.where(fresh, initial, tl.load(state_ptr + k)),)
     scale, shift, c00, c01, c11, s0, s1 = past[:7]
     factor, unit, known, fitted, center, source, residual = past[7:]
 
