@@ -96,13 +96,7 @@ class Cameras:
         return asked
 
     def plan(self, frame: Frame, chain: Chain, settings: Settings) -> Plan:
-        """Decide about the next frame of a camera; changes nothing.
-
-        Args:
-            frame: one camera's.
-            chain: that computes it.
-            settings: the live ones.
-        """
+        """Decide about a camera's next frame, by the live settings; changes nothing."""
         before = self._records.get(frame.source, Record())
         measured, reason, scale = plan_scale(
             before.scale, self._settings, self._networks.metric, self._focal(frame.camera),

@@ -100,8 +100,7 @@ class Chain:
         self._depth = networks.depth if self._gives_depth or self.refined else None
         self._labels = networks.labels if self._gives_labels else None
         # The label network first; a network of both tasks once.
-        wanted = dict.fromkeys((self._labels, self._depth))
-        self._networks = [network for network in wanted if network is not None]
+        self._networks = [one for one in dict.fromkeys((self._labels, self._depth)) if one]
         self._sizes = {
             id(network): network.input_size(*self._size, settings) for network in self._networks
         }
@@ -143,19 +142,12 @@ class Chain:
 
     @torch.inference_mode()
     def rectify(self, pixels: Pixels) -> Pixels:
-        """Rectified rgb8 pictures; the pixels themselves without a lens.
-
-        Args:
-            pixels: see ``step``.
-        """
+        """Rectified rgb8 pictures of ``step``'s pixels; the pixels themselves without a lens."""
         return pixels if self._rectify is None else self._rectify(pixels)
 
     @torch.inference_mode()
     def preprocess(self, pixels: Pixels) -> tuple[list[Tensor], Tensor | None]:
-        """Convert, resize and normalise.
-
-        Args:
-            pixels: from ``rectify``.
+        """Convert, resize and normalise what ``rectify`` gives.
 
         Returns:
             per network (B, 3, h, w) in its ``input_dtype``; for optical flow (B, hl, wl) float32
@@ -180,10 +172,7 @@ class Chain:
 
     @torch.inference_mode()
     def infer(self, images: list[Tensor]) -> Maps:
-        """Run the networks.
-
-        Args:
-            images: from ``preprocess``.
+        """Run the networks on what ``preprocess`` gives.
 
         Returns:
             by name, those that are needed: "inverse_depth" (B, h, w) float32, 1/m from a metric

@@ -250,12 +250,8 @@ class StreamRunner(Runner):
             torch.cuda.empty_cache()
 
     def _raise(self, error: Exception, synchronize: Callable[[], None]) -> NoReturn:
-        """Raise what a fault means: out of memory, the device is lost, or the error as it is.
-
-        Args:
-            error: what was raised.
-            synchronize: waits for the device, which is lost if this fails.
-        """
+        """Raise what a fault means: out of memory, the error as it is, or, if waiting for the
+        device by ``synchronize`` fails, that it is lost."""
         if is_out_of_memory(error):
             raise torch.OutOfMemoryError(first_line(error)) from error
         if isinstance(error, RuntimeError):
