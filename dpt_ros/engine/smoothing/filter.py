@@ -241,7 +241,9 @@ class TemporalFilter:
             return {}
         past = {name: value for name, value in vars(self._state).items() if value is not None}
         past = {name: value[0].detach().cpu().clone() for name, value in past.items()}
-        return {"past": past, **plain_history(history)}
+        kept = plain_history(history)
+        del kept["size"]  # that of the maps
+        return {"past": past, **kept}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Continue from the ``state`` that ``state_dict`` gave, on a ``device``."""
