@@ -19,6 +19,7 @@ from dpt_ros.engine.runner.streams import Streams
 
 # Eager runs of a kind before its graph is captured: libraries choose their algorithms there.
 EAGER_RUNS = 2
+_NUMPY = {torch.uint8: np.uint8, torch.int16: np.int16, torch.float32: np.float32}
 _ALIGNMENT = 16  # bytes, of the parts of a block
 
 Parts = dict[str, tuple[tuple[int, ...], torch.dtype]]
@@ -35,20 +36,24 @@ class Block:
     def __init__(
         self, layout: Parts, make: Callable[[tuple[int, ...], torch.dtype], Tensor]
     ) -> None:
-        self.layout, places, end = layout, {}, 0
+        self.layout, self._places, end = layout, {}, 0
         for name, (shape, dtype) in layout.items():
             size = math.prod(shape) * dtype.itemsize
-            places[name] = slice(end, end + size)
+            self._places[name] = slice(end, end + size)
             end += -(-size // _ALIGNMENT) * _ALIGNMENT
         self.memory = make((end,), torch.uint8)
         self.parts = {
-            name: self.memory[places[name]].view(dtype).view(shape)
+            name: self.memory[self._places[name]].view(dtype).view(shape)
             for name, (shape, dtype) in layout.items()
         }
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The parts of a block on the host."""
-        return {name: part.numpy() for name, part in self.parts.items()}
+        memory = self.memory.numpy()
+        return {
+            name: memory[self._places[name]].view(_NUMPY[dtype]).reshape(shape)
+            for name, (shape, dtype) in self.layout.items()
+        }
 
 
 class Slot:
