@@ -8,19 +8,19 @@ from typing import Any
 
 import numpy as np
 
-Fields = dict[str, tuple[int, ...]]
-"""Names and shapes of the parts of a vector, in their order."""
+Fields = dict[str, tuple[tuple[int, ...], str]]
+"""Names, shapes and meanings of the parts of a vector, in their order."""
 
 
 def length(fields: Fields) -> int:
     """The number of values."""
-    return sum(math.prod(shape) for shape in fields.values())
+    return sum(math.prod(shape) for shape, _ in fields.values())
 
 
 def offsets(fields: Fields) -> dict[str, int]:
     """Where each part begins."""
     found, at = {}, 0
-    for name, shape in fields.items():
+    for name, (shape, _) in fields.items():
         found[name], at = at, at + math.prod(shape)
     return found
 
@@ -37,7 +37,7 @@ def pack(fields: Fields, values: dict[str, Any]) -> np.ndarray:
 def unpack(fields: Fields, packed: Any) -> dict[str, Any]:
     """Views of (B, length), a tensor or an array: by name (B, *shape)."""
     found, at = {}, 0
-    for name, shape in fields.items():
+    for name, (shape, _) in fields.items():
         if shape:
             count = math.prod(shape)
             found[name] = packed[:, at : at + count].reshape(len(packed), *shape)

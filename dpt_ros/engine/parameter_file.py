@@ -16,6 +16,8 @@ from dpt_ros.engine.text import one_line
 # Parameters that rclpy itself declares, and prefixes of those it declares later.
 _RCLPY_NAMES = ("use_sim_time", "start_type_description_service")
 _RCLPY_PREFIXES = ("qos_overrides.",)
+# What reading another file than one of parameters may raise.
+_NOT_PARAMETERS = (RuntimeError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError)
 
 
 def read_settings(
@@ -96,14 +98,7 @@ def _from_file(file: Path) -> dict[str, Any]:
         if not names:
             raise RuntimeError(f"it is for {', '.join(map(str, nodes)) or 'no node'}, not for dpt")
         flat = [value for name in names for value in _flat(nodes[name]["ros__parameters"])]
-    except (
-        RuntimeError,
-        yaml.YAMLError,
-        AttributeError,
-        KeyError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except _NOT_PARAMETERS as error:
         raise ValueError(
             one_line(f"{file} is no parameter file for the node dpt: {_single_spaced(error)}.")
         ) from error

@@ -3,20 +3,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import wraps
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from dpt_ros.engine.faults import AccelerationError, first_line, is_out_of_memory
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+MOST_NUMBERS = 2**31  # of a tensor: offsets are 32-bit
 _enabled = True
-
-Launch = Callable[..., None]
-"""Runs a kernel: kernel, grid, arguments, constants, warps, whether products fuse with sums."""
+_Plain = TypeVar("_Plain", bound=Callable[..., Any])
 
 
 def turn_off_triton() -> None:
@@ -44,12 +45,60 @@ def triton_of(x: Tensor, module: str) -> Any | None:
     return import_module(module)
 
 
+def has_twin(module: str) -> Callable[[_Plain], _Plain]:
+    """Of a function of plain torch: where ``triton_of`` its first argument is not None, the
+    function of the same name in a module of Triton's versions computes."""
+
+    def decorated(plain: _Plain) -> _Plain:
+        @wraps(plain)
+        def chosen(x: Tensor, *more: Any, **named: Any) -> Any:
+            triton = triton_of(x, module)
+            return (getattr(triton, plain.__name__) if triton else plain)(x, *more, **named)
+
+        return cast(_Plain, chosen)
+
+    return decorated
+
+
+def check_maps(name: str, *maps: Tensor, shape: Sequence[int] = ()) -> torch.Size:
+    """The shape of the maps given to the wrapper ``name``.
+
+    Raises:
+        ValueError: one is not float32, not contiguous, too large, or not of the shape, if given.
+    """
+    for one in maps:
+        fits = one.dtype == torch.float32 and one.is_contiguous() and one.numel() < MOST_NUMBERS
+        if not fits or (shape and one.shape != tuple(shape)):
+            wanted = f" of shape {tuple(shape)}" if shape else ""
+            raise ValueError(
+                f"{name} takes contiguous float32 maps{wanted} of fewer than 2^31 numbers, but"
+                f" got {one.dtype} of shape {tuple(one.shape)} with strides {one.stride()}."
+            )
+    return maps[0].shape
+
+
+def check_rows(name: str, batch: int, *vectors: tuple[Tensor, int]) -> list[int]:
+    """Distances in memory of the cameras' vectors, which are given with their lengths.
+
+    Raises:
+        ValueError: one is not float32 of shape (batch, length), each row in one piece.
+    """
+    for x, count in vectors:
+        beside = count == 1 or x.stride(1) == 1
+        if x.dtype != torch.float32 or x.shape != (batch, count) or not beside:
+            raise ValueError(
+                f"{name} takes float32 vectors of shape {(batch, count)}, each in one piece, but"
+                f" got {x.dtype} of shape {tuple(x.shape)} with strides {x.stride()}."
+            )
+    return [x.stride(0) for x, _ in vectors]
+
+
 def run(
     kernel: Any,
     grid: tuple[int, ...],
     args: tuple,
     meta: dict[str, Any],
-    warps: int,
+    warps: int = 4,
     fp_fusion: bool = True,
 ) -> None:
     """Launch a kernel on the device of its first tensor, on torch's current stream.

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from dpt_ros.engine.packed import length
 from dpt_ros.engine.scale import triton_steps as scale
 from dpt_ros.engine.scale.estimator import ScaleState
 from dpt_ros.engine.scale.plan import SCALE_FIELDS
-from dpt_ros.engine.triton_launch import Launch
+from helpers.interpreted import launched_by
 
 ARCHS = (80, 86, 87, 89, 90, 100, 120)
 """Compute capabilities of the GPUs that are supported, times ten."""
@@ -51,19 +51,19 @@ def network_cubins(arch: int) -> dict[str, bytes]:
         The machine code (cubin) by kernel and number of its variant.
     """
     cubins: dict[str, bytes] = {}
-    launch = compile_launch(arch, cubins)
     vector = torch.empty(1024, dtype=torch.float16)
-    for channels, side, add in ((64, 192, False), (256, 96, True), (1024, 24, True)):
-        x = _map(channels, side)
-        kernels.group_norm_act(x, vector, vector, 32, 1e-5, x if add else None, launch=launch)
-    x, large = _map(256, 48), _map(256, 96)
-    kernels.upsample_add(x, (96, 96), large, large, vector, True, launch=launch)
-    kernels.bias_act(x, vector, x, True, launch=launch)
-    tokens = torch.empty((1, 577, 768), dtype=torch.float16)
-    kernels.add_layer_norm(tokens, tokens, vector, vector, 1e-6, launch=launch)
-    kernels.depth_tail(_map(32, 384), vector, vector, 1.0, 0.1, True, vector, 1e-8, launch=launch)
-    logits = _map(152, 240)[:, :150]
-    kernels.classify_upsampled(logits, (480, 480), (480, 480), True, launch=launch)
+    with launched_by(compile_launch(arch, cubins)):
+        for channels, side, add in ((64, 192, False), (256, 96, True), (1024, 24, True)):
+            x = _map(channels, side)
+            kernels.group_norm_act(x, vector, vector, 32, 1e-5, x if add else None)
+        x, large = _map(256, 48), _map(256, 96)
+        kernels.upsample_add(x, (96, 96), large, large, vector, True)
+        kernels.bias_act(x, vector, x, True)
+        tokens = torch.empty((1, 577, 768), dtype=torch.float16)
+        kernels.add_layer_norm(tokens, tokens, vector, vector, 1e-6)
+        kernels.depth_tail(_map(32, 384), vector, vector, 1.0, 0.1, True, vector)
+        logits = _map(152, 240)[:, :150]
+        kernels.classify_upsampled(logits, (480, 480), (480, 480), True)
     return cubins
 
 
@@ -78,21 +78,19 @@ def scale_cubins(arch: int) -> dict[str, bytes]:
         The machine code (cubin) by kernel and number of its variant.
     """
     cubins: dict[str, bytes] = {}
-    launch = compile_launch(arch, cubins)
     raw, numbers = torch.zeros(2, 240, 320), torch.zeros(2, length(SCALE_FIELDS))
     logits = torch.zeros((2, 150, 120, 160), dtype=torch.float16)
     state, floor = ScaleState.empty(2), torch.tensor([4, 7])
-    for parts, metric in (((logits, floor), True), ((None, None), False)):
-        fits, seen = scale.fit_frame(raw, parts[0], numbers, parts[1], launch)
-        _, table, affine, covariance, _ = scale.correct(
-            *state, fits, seen, numbers, metric, launch
-        )
-    scale.apply_table(raw, table, affine, launch)
-    scale.relative_variance(raw, affine, covariance, launch)
+    with launched_by(compile_launch(arch, cubins)):
+        for parts, metric in (((logits, floor), True), ((None, None), False)):
+            fits, seen = scale.fit_frame(raw, parts[0], numbers, parts[1])
+            _, table, affine, covariance, _ = scale.correct(*state, fits, seen, numbers, metric)
+        scale.apply_table(raw, table, affine)
+        scale.relative_variance(raw, affine, covariance)
     return cubins
 
 
-def compile_launch(arch: int, cubins: dict[str, bytes]) -> Launch:
+def compile_launch(arch: int, cubins: dict[str, bytes]) -> Callable[..., None]:
     """A launch that compiles a kernel as a GPU would at these arguments, and does not run it.
 
     Args:
@@ -105,7 +103,7 @@ def compile_launch(arch: int, cubins: dict[str, bytes]) -> Launch:
         grid: tuple[int, ...],
         args: tuple,
         meta: dict[str, Any],
-        warps: int,
+        warps: int = 4,
         fp_fusion: bool = True,
     ) -> None:
         signature, attributes = {}, {}
@@ -168,7 +166,8 @@ def preprocess_cubins(arch: int, encodings: Iterable[str]) -> dict[str, bytes]:
             normal = ((0.0,) * 3, (1.0,) * 3)
             plan = DeviceInput(encoding, shape, (side, side), *normal, "cpu", torch.float16)
             made: dict[str, bytes] = {}
-            network_input(pixels, plan, compile_launch(arch, made))
+            with launched_by(compile_launch(arch, made)):
+                network_input(pixels, plan)
             (cubins[f"{encoding} {name}"],) = made.values()
     return cubins
 
@@ -189,6 +188,7 @@ def rectify_cubins(arch: int, encodings: Iterable[str]) -> dict[str, bytes]:
         shape = (int(12 * row.planes), 12) + ((row.channels,) if row.channels else ())
         pixels = torch.empty((1, *shape), dtype=TENSOR_DTYPES[row.dtype])
         made: dict[str, bytes] = {}
-        rectified(pixels, encoding, torch.zeros(12, 12, 2), compile_launch(arch, made))
+        with launched_by(compile_launch(arch, made)):
+            rectified(pixels, encoding, torch.zeros(12, 12, 2))
         (cubins[encoding],) = made.values()
     return cubins

@@ -59,6 +59,7 @@ class Kernels:
         self.broken = ""
         self.active = True
         self.calls: dict[str, int] = {}
+        self._run = triton_launch.run
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -79,7 +80,7 @@ class Kernels:
         grid: tuple[int, ...],
         args: tuple,
         meta: dict[str, Any],
-        warps: int,
+        warps: int = 4,
         fp_fusion: bool = True,
     ) -> None:
         name = kernel.__name__
@@ -97,25 +98,23 @@ class Kernels:
 
     def _fail(self, kernel: Any, args: tuple) -> None:
         # The real launcher, whose kernel cannot run where no GPU is.
-        triton_launch.run(kernel, (1,), args, {}, 4)
+        self._run(kernel, (1,), args, {}, 4)
 
 
 class _Wrappers:
     """The wrappers of a module "triton_X", with values from the plain twins in its module "X"."""
 
-    def __init__(self, rehearsed: Kernels, module: str) -> None:
-        self._rehearsed = rehearsed
+    def __init__(self, module: str) -> None:
         self._triton = import_module(module)
         self._plain = import_module(module.replace("triton_", ""))
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         wrapper, plain = getattr(self._triton, name), getattr(self._plain, name)
 
-        def call(*args: Any) -> Any:
-            made = wrapper(*args, launch=self._rehearsed.launch)
+        def call(*args: Any, **named: Any) -> Any:
+            made = wrapper(*args, **named)
             with plain_torch():
-                # "least" is the wrapper's own: plain torch knows it.
-                values = plain(*args[:7]) if name == "depth_tail" else plain(*args)
+                values = plain(*args, **named)
             for into, value in zip(_tensors(made), _tensors(values), strict=True):
                 assert into.dtype == value.dtype, (name, into.dtype, value.dtype)
                 assert into.shape == value.shape, (name, into.shape, value.shape)
@@ -258,13 +257,14 @@ def rehearsal() -> Iterator[Kernels]:
 
     def triton_of(x: Tensor, module: str) -> _Wrappers | None:
         usable = rehearsed.enabled() and not torch.compiler.is_compiling()
-        return _Wrappers(rehearsed, module) if usable else None
+        return _Wrappers(module) if usable else None
 
     with pytest.MonkeyPatch.context() as patch, flow_of_a_device():
         patch.setattr(
             triton_launch, "_enabled", True
         )  # put back at the end, whoever turned it off
         patch.setattr(triton_launch, "triton_of", triton_of)
+        patch.setattr(triton_launch, "run", rehearsed.launch)
         patch.setattr(postprocess, "on_host", lambda values: not rehearsed.active)
         yield rehearsed
 

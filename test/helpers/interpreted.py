@@ -6,12 +6,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from torch import Tensor
 
+from dpt_ros.engine import triton_launch
 from helpers.places import ROOT, TEST
 
 _NOBODY, _SEVERAL = -1, -2
@@ -33,6 +37,14 @@ def run_interpreted(file: str, call: str, timeout: float = 300) -> str:
     return done.stdout
 
 
+@contextmanager
+def launched_by(launch: Callable[..., None]) -> Iterator[None]:
+    """Within, Triton wrappers launch kernels by a function like ``triton_launch.run``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton_launch, "run", launch)
+        yield
+
+
 class Interpreter:
     """Launches kernels in the interpreter. All accesses must stay within the tensors given, and
     no program may touch what another one writes: the order of programs is not defined.
@@ -51,10 +63,10 @@ class Interpreter:
         grid: tuple[int, ...],
         args: tuple,
         meta: dict[str, Any],
-        warps: int,
+        warps: int = 4,
         fp_fusion: bool = True,
     ) -> None:
-        """A ``Launch``, see ``triton_launch``."""
+        """Takes the place of ``triton_launch.run``."""
         from triton.runtime import interpreter
 
         Builder = interpreter.InterpreterBuilder

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dpt_ros.engine.frame import CameraModel
 from dpt_ros.engine.scale.anchors import Anchors
-from dpt_ros.engine.scale.estimator import ScaleConstants, ScaleState, metric_inverse_depth, scale
+from dpt_ros.engine.scale.estimator import ScaleState, metric_inverse_depth, scale
 from dpt_ros.engine.scale.plan import (
     SOURCES,
     STATES,
@@ -108,7 +108,7 @@ class ScaleEstimator:
     ) -> None:
         self.settings, self._focal = settings, focal
         ids = torch.tensor(floor, device=device) if floor else None
-        self._constants = ScaleConstants(metric, ids)
+        self._constants = (metric, ids)
         self._state = ScaleState.empty(1, device)
         self._history: ScaleHistory | None = None
 
@@ -177,7 +177,7 @@ class ScaleEstimator:
             raw[None],
             None if logits is None else logits[None],
             torch.from_numpy(numbers).to(raw.device)[None],
-            self._constants,
+            *self._constants,
         )
         self._history = history
         return ScaledFrame(raw[0], affine[0], covariance[0], ScaleStats(*stats[0].tolist()), hint)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dpt_ros.engine.export.file import ExportError, metadata_of, write
 from dpt_ros.engine.export.network import outputs_of
 from dpt_ros.engine.frame import Kind, OutputRequest
-from dpt_ros.engine.inference.backend import Backend
+from dpt_ros.engine.inference.backend import Backend, Maps
 from dpt_ros.engine.inference.fold import NAMES
 from dpt_ros.engine.inference.network import Network, Networks
 from dpt_ros.engine.runner.chain import Chain, depth_limit
@@ -41,9 +41,7 @@ class PlainModel(Backend):
         self.tasks = model.spec.tasks
         self.module = outputs_of(model, precision)
 
-    def __call__(
-        self, images: Tensor, depth: bool = True, labels: bool = True
-    ) -> dict[str, Tensor]:
+    def __call__(self, images: Tensor, depth: bool = True, labels: bool = True) -> Maps:
         """All outputs of the network: those that are not used are not exported."""
         names = (NAMES[task] for task in self.tasks)
         return dict(zip(names, self.module(images), strict=True))

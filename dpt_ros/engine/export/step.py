@@ -29,38 +29,6 @@ STATE, NEW_STATE = "state.", "new_state."
 _LARGEST = float(np.finfo(np.float32).max)
 _PERIOD = 33_333_333  # nanoseconds between the frames of the examples in the metadata
 
-_MEANING = {
-    "frame.row": "not used in a file",
-    "frame.new_row": "not used in a file",
-    "frame.limit": "metres beyond which depth is +Inf",
-    "filter.fresh": "1: the filter's state is not used: first frame, gap, another camera or size",
-    "filter.has_flow": "1: the state has the previous image",
-    "filter.has_ego": "1: to_grid and from_grid are given",
-    "filter.has_odometry": "1: rotation and shift are given",
-    "filter.measurement_noise": "relative standard deviation of a frame's inverse depth",
-    "filter.process_noise": "relative variance added to the state",
-    "filter.min_gain": "least weight of a frame, for depth",
-    "filter.label_gain": "least weight of a frame, for labels; 1: no past of labels",
-    "filter.leak": "share by which scale and shift return to the frame's own",
-    "filter.flow_leak": "the same while the camera's motion is not reliable",
-    "filter.moving_gain": "least gain where something moves by itself",
-    "filter.rotation": "from this frame's optical axes to the previous frame's, by odometry",
-    "filter.shift": "the same motion's shift, metres",
-    "filter.to_grid": "rays (X/Z, Y/Z, 1) to map coordinates, -1..1 from corner to corner",
-    "filter.from_grid": "inverse of to_grid",
-    "filter.prior_sigma": "standard deviations of odometry: rotation, radians; shift, metres",
-    "filter.free_sigma": "standard deviation of the motion without odometry, radians and metres",
-    "scale.fresh": "1: the state of the scale is not used: first frame, other intrinsics",
-    "scale.seconds": "since the previous frame",
-    "scale.disabled": "1: no metres",
-    "scale.unasked": "1: anchors may be missing",
-    "scale.ground_only": "1: metres by the floor alone",
-    "scale.tilt": "standard deviation of the floor's inverse depth, 1/m",
-    "scale.initial": "state of a fresh camera",
-    "scale.anchors": "share of width, share of height, inverse depth 1/m of each; 0: none",
-    "scale.floor": "inverse depth of the floor on a grid of 20 x 15 points, 1/m; 0: none",
-}
-
 
 class StepModule(FrameModule):
     """``runner.step.step`` of a kind: pixels, numbers (B, NUMBERS) and the parts of ``State`` in;
@@ -145,14 +113,13 @@ def numbers_table(networks: Networks, chain: Chain, settings: Settings) -> dict[
         examples.append(frame_numbers(plan.numbers, limit))
     table, at = {}, 0
     for part, fields in PARTS.items():
-        for name, shape in fields.items():
+        for name, (shape, meaning) in fields.items():
             end = at + math.prod(shape)
             values = {
                 key: example[at:end].tolist()
                 for key, example in zip(("first", "next"), examples, strict=True)
                 if example[at:end].any()
             }
-            key = f"{part}.{name}"
-            table[key] = {"offset": at, "shape": shape, "meaning": _MEANING[key]} | values
+            table[f"{part}.{name}"] = {"offset": at, "shape": shape, "meaning": meaning} | values
             at = end
     return table

@@ -16,6 +16,9 @@ from dpt_ros.engine.inference.fold import fold
 from dpt_ros.engine.inference.gpu_modules import fuse
 from dpt_ros.model.dpt import DPT
 
+Maps = dict[str, Tensor]
+"""What networks and the steps behind them give, by name, (B, ...) each."""
+
 
 class Backend(ABC):
     """One network, ready to run.
@@ -32,9 +35,7 @@ class Backend(ABC):
     warnings: tuple[str, ...] = ()
 
     @abstractmethod
-    def __call__(
-        self, images: Tensor, depth: bool = True, labels: bool = True
-    ) -> dict[str, Tensor]:
+    def __call__(self, images: Tensor, depth: bool = True, labels: bool = True) -> Maps:
         """Run the network.
 
         Args:
@@ -80,7 +81,7 @@ class TorchModel(Backend):
             self._prepare_for_cpu(model)
         else:
             self._prepare_for_gpu(model, device)
-        self._predict: Callable[..., dict[str, Tensor]] = partial(_predict, model)
+        self._predict: Callable[..., Maps] = partial(_predict, model)
         self._plain, self._compiled = self._predict, compiled
         if compiled:
             self._predict = torch.compile(
@@ -102,9 +103,7 @@ class TorchModel(Backend):
         fuse(model)
         model.to(device, self.input_dtype).to(memory_format=torch.channels_last)
 
-    def __call__(
-        self, images: Tensor, depth: bool = True, labels: bool = True
-    ) -> dict[str, Tensor]:
+    def __call__(self, images: Tensor, depth: bool = True, labels: bool = True) -> Maps:
         """See `Backend`."""
         try:
             return self._predict(images, depth, labels)
@@ -123,9 +122,9 @@ class TorchModel(Backend):
         self._compiled, self._predict = False, self._plain
 
 
-def _predict(model: DPT, images: Tensor, depth: bool, labels: bool) -> dict[str, Tensor]:
+def _predict(model: DPT, images: Tensor, depth: bool, labels: bool) -> Maps:
     features = model.features(images)
-    outputs: dict[str, Tensor] = {}
+    outputs: Maps = {}
     if depth and model.depth_head is not None:
         outputs["inverse_depth"] = model.depth_head(features)
     if labels and model.label_head is not None:

@@ -200,18 +200,6 @@ class PackedTranspose(nn.Module):
         return y.permute(0, 3, 1, 2)
 
 
-class PackedMlp(nn.Module):
-    """Linear, GELU, linear."""
-
-    def __init__(self, mlp: Mlp, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.fc1 = PackedLinear(mlp.fc1.to(dtype), _GELU)
-        self.fc2 = PackedLinear(mlp.fc2.to(dtype))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.fc1(x))
-
-
 class PackedAttention(nn.Module):
     """Self-attention in bfloat16 by plain products: torch's fused kernel takes twice as long
     where the CPU has no AMX."""
@@ -296,18 +284,6 @@ class PackedDepthHead(nn.Module):
         return to_depth(x, self.scale, self.shift, self.invert)
 
 
-class PackedSegmentationHead(nn.Module):
-    """:class:`~dpt_ros.model.heads.SegmentationHead`."""
-
-    def __init__(self, head: SegmentationHead, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.conv = PackedConv2d(head.conv.to(dtype), _RELU)
-        self.classify = PackedPointwise(head.classify.to(dtype))
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.classify(self.conv(features))
-
-
 def _keep_freed_memory() -> None:
     """Let glibc keep memory that a call frees for the next call, up to 62 MiB.
 
@@ -336,13 +312,17 @@ def _packed(module: nn.Module, dtype: torch.dtype) -> nn.Module | None:
         case DepthHead():
             return PackedDepthHead(module, dtype)
         case SegmentationHead():
-            return PackedSegmentationHead(module, dtype)
+            module.to(dtype)
+            return nn.Sequential(
+                PackedConv2d(module.conv, _RELU), PackedPointwise(module.classify)
+            )
         case ResidualConvUnit():
             return PackedResidualUnit(module, dtype)
         case Read(readout="project"):
             return PackedRead(module, dtype)
         case Mlp(act=nn.GELU(approximate="none"), norm=nn.Identity()):
-            return PackedMlp(module, dtype)
+            module.to(dtype)
+            return nn.Sequential(PackedLinear(module.fc1, _GELU), PackedLinear(module.fc2))
         case nn.Linear():
             return PackedLinear(module.to(dtype))
         case nn.ConvTranspose2d(groups=1, dilation=(1, 1), padding=(0, 0)):

@@ -9,7 +9,6 @@ Triton versions raise a ValueError for others. They are for inference and have n
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,15 +17,16 @@ from torch import Tensor
 from dpt_ros.engine import triton_launch
 from dpt_ros.engine.faults import innermost_line, is_out_of_memory
 from dpt_ros.engine.output.postprocess import classify, resize_labels
-from dpt_ros.engine.triton_launch import triton_enabled, triton_installed, turn_off_triton
-from dpt_ros.model.heads import MIN_INVERSE_DEPTH, to_depth
+from dpt_ros.engine.triton_launch import (
+    has_twin,
+    triton_enabled,
+    triton_installed,
+    turn_off_triton,
+)
+from dpt_ros.model.heads import to_depth
 
 _SLOWER = "The networks run on the GPU without fused Triton kernels, which is slower"
 _TRITON = "dpt_ros.engine.inference.triton_kernels"
-
-
-def _triton(x: Tensor) -> Any | None:
-    return triton_launch.triton_of(x, _TRITON)
 
 
 def probe(device: torch.device) -> str:
@@ -61,6 +61,7 @@ def probe(device: torch.device) -> str:
     return ""
 
 
+@has_twin(_TRITON)
 def group_norm_act(
     x: Tensor,
     weight: Tensor,
@@ -80,14 +81,13 @@ def group_norm_act(
         residual: like ``x``, or None.
         relu: whether a ReLU comes last.
     """
-    if triton := _triton(x):
-        return triton.group_norm_act(x, weight, bias, groups, eps, residual, relu)
     x = F.group_norm(x, groups, weight, bias, eps)
     if residual is not None:
         x = x + residual
     return F.relu(x) if relu else x
 
 
+@has_twin(_TRITON)
 def upsample_add(
     x: Tensor,
     size: tuple[int, int] | torch.Size,
@@ -109,8 +109,6 @@ def upsample_add(
         the sum (B, C, H, W), and its ReLU, or the sum again.
     """
     size = (size[0], size[1])
-    if triton := _triton(x):
-        return triton.upsample_add(x, size, skip, residual, bias, relu)
     if bias is not None:
         x = x + bias[:, None, None]
     x = F.interpolate(x, size, mode="bilinear", align_corners=True)
@@ -121,6 +119,7 @@ def upsample_add(
     return x, F.relu(x) if relu else x
 
 
+@has_twin(_TRITON)
 def bias_act(
     x: Tensor, bias: Tensor | None, residual: Tensor | None = None, relu: bool = False
 ) -> Tensor:
@@ -132,8 +131,6 @@ def bias_act(
         residual: like ``x``, or None.
         relu: whether a ReLU comes last.
     """
-    if triton := _triton(x):
-        return triton.bias_act(x, bias, residual, relu)
     if bias is not None:
         x = x + bias[:, None, None]
     if residual is not None:
@@ -141,6 +138,7 @@ def bias_act(
     return F.relu(x) if relu else x
 
 
+@has_twin(_TRITON)
 def add_layer_norm(
     x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
@@ -151,12 +149,11 @@ def add_layer_norm(
         weight, bias: (D,).
         eps: added to the variance.
     """
-    if triton := _triton(x):
-        return triton.add_layer_norm(x, y, weight, bias, eps)
     total = x + y
     return total, F.layer_norm(total, weight.shape, weight, bias, eps)
 
 
+@has_twin(_TRITON)
 def depth_tail(
     x: Tensor,
     weight: Tensor,
@@ -177,9 +174,6 @@ def depth_tail(
     Returns:
         (B, H, W) float32, relative inverse depth or metres.
     """
-    if triton := _triton(x):
-        least = MIN_INVERSE_DEPTH
-        return triton.depth_tail(x, weight, bias, scale, shift, invert, x_bias, least)
     if x_bias is not None:
         x = x + x_bias[:, None, None]
     x = F.conv2d(F.relu(x).float(), weight.float()[None, :, None, None], bias.float())
@@ -187,10 +181,7 @@ def depth_tail(
 
 
 def classify_upsampled(
-    logits: Tensor,
-    network_size: tuple[int, int],
-    size: tuple[int, int],
-    confidence: bool = False,
+    logits: Tensor, network_size: tuple[int, int], size: tuple[int, int], confidence: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """Labels as in isl-org/DPT's run_segmentation.py at the network's size, then resized.
 
@@ -208,7 +199,7 @@ def classify_upsampled(
         labels (B, *size) uint8, 1..C, the first of equal classes; and their softmax probability
         as uint8, 0..255, or None.
     """
-    if triton := _triton(logits):
+    if triton := triton_launch.triton_of(logits, _TRITON):
         if logits.stride(1) != 1:  # of another backend than PyTorch
             logits = logits.contiguous(memory_format=torch.channels_last)
         return triton.classify_upsampled(logits, network_size, size, confidence)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dpt_ros.engine.faults import AccelerationError
-from dpt_ros.engine.inference.backend import Backend
+from dpt_ros.engine.inference.backend import Backend, Maps
 from dpt_ros.engine.input.preprocess import network_size
 from dpt_ros.engine.settings import Settings
 from dpt_ros.model.heads import MIN_INVERSE_DEPTH
@@ -59,30 +59,13 @@ class Network:
         return size
 
     @torch.inference_mode()
-    def __call__(
-        self, images: Tensor, depth: bool = True, labels: bool = True
-    ) -> dict[str, Tensor]:
-        """Run the network.
-
-        Args:
-            images: (B, 3, H, W), normalised, on the network's device.
-            depth, labels: whether to predict them.
-
-        Returns:
-            As far as requested and known: see `Backend`.
-
-        Raises:
-            AccelerationError, BackendError: see `Backend`.
-        """
+    def __call__(self, images: Tensor, depth: bool = True, labels: bool = True) -> Maps:
+        """As `Backend`, of images (B, 3, H, W) of any floating type."""
         return self.backend(images.to(self.backend.input_dtype), depth, labels)
 
     def retried(
-        self,
-        warn: Callable[[str], None],
-        images: Tensor,
-        depth: bool = True,
-        labels: bool = True,
-    ) -> dict[str, Tensor]:
+        self, warn: Callable[[str], None], images: Tensor, depth: bool = True, labels: bool = True
+    ) -> Maps:
         """As a call; accelerations that fail are turned off, with a message to ``warn``."""
         while True:
             try:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dpt_ros.engine.faults import AccelerationError, first_line
-from dpt_ros.engine.inference.backend import Backend, BackendError
+from dpt_ros.engine.inference.backend import Backend, BackendError, Maps
 from dpt_ros.engine.parameter import PROVIDERS
 from dpt_ros.model.download import cache_folder
 from dpt_ros.model.zoo import ModelSpec
@@ -94,9 +94,7 @@ class OnnxRuntimeModel(Backend):
         self._dropped: set[tuple[int, ...]] = set()
         self.shape = self._input_shape()
 
-    def __call__(
-        self, images: Tensor, depth: bool = True, labels: bool = True
-    ) -> dict[str, Tensor]:
+    def __call__(self, images: Tensor, depth: bool = True, labels: bool = True) -> Maps:
         """See `Backend`; the first call of a shape may take longer, with TensorRT minutes. All
         outputs are computed, and those that are needed returned."""
         if self.shape[0] == 1 and len(images) > 1:
@@ -111,7 +109,7 @@ class OnnxRuntimeModel(Backend):
                     f" size (dpt_export --size {height}x{width}), or without --size for all."
                 )
         session = self._session(shape)
-        images, results = images.contiguous(), dict[str, Tensor]()
+        images, results = images.contiguous(), Maps()
         if depth and "depth" in self._spec.tasks:
             results["inverse_depth"] = images.new_empty(batch, height, width)
         if labels and "labels" in self._spec.tasks:

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import functools
 import warnings
-from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dpt_ros.engine.faults import first_line
-from dpt_ros.engine.inference.backend import Backend, BackendError
+from dpt_ros.engine.inference.backend import Backend, BackendError, Maps
 from dpt_ros.engine.inference.fold import NAMES, Outputs, fold
 from dpt_ros.model.dpt import DPT
 
@@ -66,9 +65,7 @@ class OpenVinoModel(Backend):
             if threads:
                 self._config["INFERENCE_NUM_THREADS"] = str(threads)
 
-    def __call__(
-        self, images: Tensor, depth: bool = True, labels: bool = True
-    ) -> dict[str, Tensor]:
+    def __call__(self, images: Tensor, depth: bool = True, labels: bool = True) -> Maps:
         """See `Backend`; the first call of a shape compiles it, which takes seconds. All outputs
         are computed."""
         shape = tuple(images.shape)
@@ -116,13 +113,6 @@ def find_device(name: str) -> str:
         ImportError: OpenVINO is not installed.
         BackendError: OpenVINO does not find the device.
     """
-    try:
-        import_module("openvino")
-    except ImportError as error:
-        raise ImportError(
-            "OpenVINO is not installed: install it with pip install openvino, or choose "
-            "another backend."
-        ) from error
     available = _core().available_devices
     kinds = [one.partition(".")[0] for one in available]  # GPU.0, GPU.1
     if name == "AUTO":
@@ -143,6 +133,11 @@ def _core() -> Any:
     released in the order of creation restore a stack that is freed already, and the next signal
     ends the process (observed in 2026.4).
     """
-    import openvino
-
+    try:
+        import openvino
+    except ImportError as error:
+        raise ImportError(
+            "OpenVINO is not installed: install it with pip install openvino, or choose "
+            "another backend."
+        ) from error
     return openvino.Core()

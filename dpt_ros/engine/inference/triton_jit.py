@@ -9,19 +9,12 @@ import triton.language as tl
 
 
 @triton.jit
-def _columns(
-    slab,
-    CHANNELS: tl.constexpr,
-    G: tl.constexpr,
-    D: tl.constexpr,
-    GS: tl.constexpr,
-    DP: tl.constexpr,
-):
+def _columns(slab, G: tl.constexpr, D: tl.constexpr, GS: tl.constexpr, DP: tl.constexpr):
     # Channels of a slab of GS groups, each padded from D to DP, and which of them there are.
     column = tl.arange(0, GS * DP)
     if D == DP:
         channel = slab * (GS * DP) + column
-        return channel, channel < CHANNELS
+        return channel, channel < G * D
     group = slab * GS + column // DP
     return group * D + column % DP, (group < G) & (column % DP < D)
 
@@ -65,7 +58,6 @@ def group_norm_one_kernel(
     out_ptr,
     rows,
     eps,
-    CHANNELS: tl.constexpr,
     G: tl.constexpr,
     D: tl.constexpr,
     GS: tl.constexpr,
@@ -75,9 +67,9 @@ def group_norm_one_kernel(
     RELU: tl.constexpr,
 ):
     """GroupNorm of a small map: one program holds all pixels of its groups."""
-    channel, real = _columns(tl.program_id(0), CHANNELS, G, D, GS, DP)
+    channel, real = _columns(tl.program_id(0), G, D, GS, DP)
     row = tl.arange(0, ROWS)
-    offsets = (tl.program_id(1) * rows + row[:, None]) * CHANNELS + channel[None, :]
+    offsets = (tl.program_id(1) * rows + row[:, None]) * (G * D) + channel[None, :]
     mask = (row[:, None] < rows) & real[None, :]
     x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
     count = rows * D * 1.0
@@ -96,7 +88,6 @@ def group_norm_stats_kernel(
     mean_ptr,
     square_ptr,
     rows,
-    CHANNELS: tl.constexpr,
     G: tl.constexpr,
     D: tl.constexpr,
     GS: tl.constexpr,
@@ -109,14 +100,14 @@ def group_norm_stats_kernel(
     Tiles are merged as Chan, Golub and LeVeque (1979) do it: exact far from zero mean.
     """
     part, slab, image = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    channel, real = _columns(slab, CHANNELS, G, D, GS, DP)
+    channel, real = _columns(slab, G, D, GS, DP)
     mean = tl.zeros((GS,), tl.float32)
     square = tl.zeros((GS,), tl.float32)
     count_before = 0.0
     for tile in range(TILES):
         first = (part * TILES + tile) * ROWS
         row = first + tl.arange(0, ROWS)
-        offsets = (image * rows + row[:, None]) * CHANNELS + channel[None, :]
+        offsets = (image * rows + row[:, None]) * (G * D) + channel[None, :]
         mask = (row[:, None] < rows) & real[None, :]
         x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
         count = (tl.minimum(tl.maximum(rows - first, 0), ROWS) * D).to(tl.float32)
@@ -148,7 +139,6 @@ def group_norm_apply_kernel(
     parts,
     part_rows,
     eps,
-    CHANNELS: tl.constexpr,
     G: tl.constexpr,
     D: tl.constexpr,
     GS: tl.constexpr,
@@ -174,9 +164,9 @@ def group_norm_apply_kernel(
     variance = tl.sum(squares + change * change * counts[:, None], 0) / total
     mean = _spread(mean, GS, DP)
 
-    channel, real = _columns(slab, CHANNELS, G, D, GS, DP)
+    channel, real = _columns(slab, G, D, GS, DP)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    offsets = (image * rows + row[:, None]) * CHANNELS + channel[None, :]
+    offsets = (image * rows + row[:, None]) * (G * D) + channel[None, :]
     mask = (row[:, None] < rows) & real[None, :]
     x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
     scale = _spread(1.0 / tl.sqrt(variance + eps), GS, DP)

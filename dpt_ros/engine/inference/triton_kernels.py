@@ -12,9 +12,11 @@ import torch
 import triton
 from torch import Tensor
 
+from dpt_ros.engine import triton_launch
 from dpt_ros.engine.inference import triton_jit as jit
 from dpt_ros.engine.output.postprocess import resize_labels
-from dpt_ros.engine.triton_launch import Launch, run
+from dpt_ros.engine.triton_launch import FLOATS, MOST_NUMBERS
+from dpt_ros.model.heads import MIN_INVERSE_DEPTH
 
 # A GroupNorm of one kernel keeps its part of the map in registers: this many values at most.
 _ONE_PASS = 32768
@@ -27,9 +29,6 @@ _PARTS = 128
 _MIN_SLAB = 16
 # Programs that keep a large GPU busy.
 _PROGRAMS = 132
-# Offsets are 32-bit.
-_LIMIT = 2**31
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def group_norm_act(
@@ -40,7 +39,6 @@ def group_norm_act(
     eps: float,
     residual: Tensor | None = None,
     relu: bool = True,
-    launch: Launch = run,
 ) -> Tensor:
     """See :func:`dpt_ros.engine.inference.kernels.group_norm_act`."""
     batch, channels, height, width = _nhwc("group_norm_act", x, residual)
@@ -53,19 +51,19 @@ def group_norm_act(
     residual = x if residual is None else residual
     if parts == 0:
         args = (x, weight, bias, residual, out, rows, eps)
-        launch(jit.group_norm_one_kernel, (slabs, batch), args, meta | last, warps)
+        triton_launch.run(jit.group_norm_one_kernel, (slabs, batch), args, meta | last, warps)
         return out
     tile = meta["ROWS"]
     mean = torch.empty((batch, parts, groups), dtype=torch.float32, device=x.device)
     square = torch.empty_like(mean)
-    launch(
+    triton_launch.run(
         jit.group_norm_stats_kernel,
         (parts, slabs, batch),
         (x, mean, square, rows),
         meta | {"TILES": tiles},
         warps,
     )
-    launch(
+    triton_launch.run(
         jit.group_norm_apply_kernel,
         (triton.cdiv(rows, tile), slabs, batch),
         (x, mean, square, weight, bias, residual, out, rows, parts, tiles * tile, eps),
@@ -83,7 +81,7 @@ def _group_norm_plan(
     width = channels // groups
     padded = triton.next_power_of_2(width)
     all_groups = triton.next_power_of_2(groups)
-    meta = {"CHANNELS": channels, "G": groups, "D": width, "DP": padded}
+    meta = {"G": groups, "D": width, "DP": padded}
     whole = triton.next_power_of_2(rows)
     # Small maps: as many programs as whole sectors allow, since each reads all rows alone.
     one = min(max(_MIN_SLAB // padded, 1), all_groups)
@@ -109,40 +107,30 @@ def upsample_add(
     residual: Tensor | None = None,
     bias: Tensor | None = None,
     relu: bool = False,
-    launch: Launch = run,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`dpt_ros.engine.inference.kernels.upsample_add`."""
     batch, channels, h, w = _nhwc("upsample_add", x)
     height, width = size
-    out = torch.empty(
-        (batch, channels, height, width),
-        dtype=x.dtype,
-        device=x.device,
-        memory_format=torch.channels_last,
-    )
+    shape = (batch, channels, height, width)
+    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     _nhwc("upsample_add", out, skip, residual)
     also = torch.empty_like(out) if relu else out
     block = min(triton.next_power_of_2(channels), 256)
     pixels = 4096 // block
     # What is absent is never read: any tensor stands in for it.
     added = [out if one is None else one for one in (skip, residual, bias)]
-    launch(
+    triton_launch.run(
         jit.upsample_add_kernel,
         (triton.cdiv(height * width, pixels), triton.cdiv(channels, block), batch),
         (x, *added, out, also, h, w, height, width, _aligned(h, height), _aligned(w, width)),
         {"C": channels, "BC": block, "PIXELS": pixels, "SKIP": skip is not None}
         | {"RESIDUAL": residual is not None, "BIAS": bias is not None, "RELU": relu},
-        4,
     )
     return out, also
 
 
 def bias_act(
-    x: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None = None,
-    relu: bool = False,
-    launch: Launch = run,
+    x: Tensor, bias: Tensor | None, residual: Tensor | None = None, relu: bool = False
 ) -> Tensor:
     """See :func:`dpt_ros.engine.inference.kernels.bias_act`."""
     _nhwc("bias_act", x, residual)
@@ -150,15 +138,15 @@ def bias_act(
     args = (x, x if bias is None else bias, x if residual is None else residual, out, x.numel())
     meta = {"C": x.shape[1], "BLOCK": 2048, "BIAS": bias is not None}
     meta |= {"RESIDUAL": residual is not None, "RELU": relu}
-    launch(jit.bias_act_kernel, (triton.cdiv(x.numel(), 2048),), args, meta, 4)
+    triton_launch.run(jit.bias_act_kernel, (triton.cdiv(x.numel(), 2048),), args, meta)
     return out
 
 
 def add_layer_norm(
-    x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, eps: float, launch: Launch = run
+    x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     """See :func:`dpt_ros.engine.inference.kernels.add_layer_norm`."""
-    if x.shape != y.shape or x.dtype != y.dtype or x.dtype not in _DTYPES:
+    if x.shape != y.shape or x.dtype != y.dtype or x.dtype not in FLOATS:
         raise ValueError(
             f"add_layer_norm adds tokens of one shape and floating type, but got "
             f"{tuple(x.shape)} {x.dtype} and {tuple(y.shape)} {y.dtype}."
@@ -166,7 +154,7 @@ def add_layer_norm(
     x, y = x.contiguous(), y.contiguous()
     width = x.shape[-1]
     total, out = torch.empty_like(x), torch.empty_like(x)
-    launch(
+    triton_launch.run(
         jit.add_layer_norm_kernel,
         (x.numel() // width,),
         (x, y, weight, bias, total, out, width, eps),
@@ -184,40 +172,32 @@ def depth_tail(
     shift: float,
     invert: bool,
     x_bias: Tensor | None = None,
-    least: float = 0.0,
-    launch: Launch = run,
 ) -> Tensor:
-    """See :func:`dpt_ros.engine.inference.kernels.depth_tail`; ``least`` is its smallest inverse
-    depth."""
+    """See :func:`dpt_ros.engine.inference.kernels.depth_tail`."""
     batch, channels, height, width = _nhwc("depth_tail", x)
     out = torch.empty((batch, height, width), dtype=torch.float32, device=x.device)
-    scale, shift = float(scale), float(shift)
+    numbers = (out.numel(), float(scale), float(shift), MIN_INVERSE_DEPTH)
     padded = triton.next_power_of_2(channels)
     pixels = max(4096 // padded, 1)
-    launch(
+    triton_launch.run(
         jit.depth_tail_kernel,
         (triton.cdiv(out.numel(), pixels),),
-        (x, x if x_bias is None else x_bias, weight, bias, out, out.numel(), scale, shift, least),
+        (x, x if x_bias is None else x_bias, weight, bias, out, *numbers),
         {"K": channels, "KP": padded, "PIXELS": pixels, "X_BIAS": x_bias is not None}
         | {"INVERT": invert},
-        4,
     )
     return out
 
 
 def classify_upsampled(
-    logits: Tensor,
-    network_size: tuple[int, int],
-    size: tuple[int, int],
-    confidence: bool = False,
-    launch: Launch = run,
+    logits: Tensor, network_size: tuple[int, int], size: tuple[int, int], confidence: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """See :func:`dpt_ros.engine.inference.kernels.classify_upsampled`."""
     batch, channels, h, w = logits.shape
     stride = logits.stride(3) if w > 1 else max(channels, 1)
     beside = channels == 1 or logits.stride(1) == 1
     whole = logits.stride(2) % stride == 0 and logits.stride(0) % stride == 0
-    if logits.dtype not in _DTYPES or not beside or not whole or logits.numel() >= _LIMIT:
+    if logits.dtype not in FLOATS or not beside or not whole or logits.numel() >= MOST_NUMBERS:
         raise ValueError(
             f"classify_upsampled takes floating logits with a pixel's classes side by side, but "
             f"got {logits.dtype} with strides {logits.stride()}; use channels_last."
@@ -229,24 +209,16 @@ def classify_upsampled(
     labels = torch.empty((batch, height, width), dtype=torch.uint8, device=logits.device)
     sure = torch.empty_like(labels) if confidence else None
     pixels, sure_or_any = 32, labels if sure is None else sure
-    scales = (
-        _aligned(h, network_size[0]),
-        _aligned(w, network_size[1]),
-        _ratio(network_size[0], height),
-        _ratio(network_size[1], width),
-    )
-    launch(
+    sizes = (h, w, *network_size, height, width)
+    scales = (_aligned(h, network_size[0]), _aligned(w, network_size[1]))
+    picks = (_ratio(network_size[0], height), _ratio(network_size[1], width))
+    meta = {"C": channels, "READ": _readable(logits, stride), "STRIDE": stride, "PIXELS": pixels}
+    meta |= {"BC": min(32, max(triton.next_power_of_2(channels), 2)), "CONFIDENCE": confidence}
+    triton_launch.run(
         jit.classify_kernel,
         (triton.cdiv(height * width, pixels), batch),
-        (logits, labels, sure_or_any, *steps, h, w, *network_size, height, width, *scales),
-        {
-            "C": channels,
-            "READ": _readable(logits, stride),
-            "STRIDE": stride,
-            "CONFIDENCE": confidence,
-        }
-        | {"BC": min(32, max(triton.next_power_of_2(channels), 2)), "PIXELS": pixels},
-        4,
+        (logits, labels, sure_or_any, *steps, *sizes, *scales, *picks),
+        meta,
     )
     return resize_labels(labels, size), None if sure is None else resize_labels(sure, size)
 
@@ -270,7 +242,7 @@ def _ratio(source: int, target: int) -> float:
 
 
 def _nhwc(name: str, x: Tensor, *others: Tensor | None) -> torch.Size:
-    if x.ndim != 4 or x.dtype not in _DTYPES or x.numel() >= _LIMIT:
+    if x.ndim != 4 or x.dtype not in FLOATS or x.numel() >= MOST_NUMBERS:
         raise ValueError(
             f"{name} takes a floating map (B, C, H, W) of fewer than 2^31 numbers, but got "
             f"{x.dtype} of shape {tuple(x.shape)}."

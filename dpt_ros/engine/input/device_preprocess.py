@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpt_ros.engine import triton_launch
 from dpt_ros.engine.input.encodings import Encoding, check_shape, find_encoding, picture_size
 from dpt_ros.engine.input.preprocess import normalisation
+from dpt_ros.engine.triton_launch import has_twin
 
 _TRITON = "dpt_ros.engine.input.triton_device_preprocess"
 TENSOR_DTYPES = {np.uint8: torch.uint8, np.uint16: torch.int16, np.float32: torch.float32}
@@ -157,10 +157,9 @@ def cubic_taps(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
     return np.clip(indices, 0, source - 1), weights
 
 
+@has_twin(_TRITON)
 def network_input(pixels: Tensor, plan: DeviceInput) -> Tensor:
     """Pixels (B, \\*plan.pixels_shape) as the network's input (B, 3, height, width)."""
-    if triton := triton_launch.triton_of(pixels, _TRITON):
-        return triton.network_input(pixels, plan)
     values = rgb(pixels, plan.encoding)
     if plan.resized:
         values = _resize(values, plan)

@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpt_ros.engine import triton_launch
 from dpt_ros.engine.frame import CameraModel, Lens
-from dpt_ros.engine.input.device_preprocess import checked_pixels, rgb
+from dpt_ros.engine.input.device_preprocess import rgb
 from dpt_ros.engine.input.preprocess import to_rgb
+from dpt_ros.engine.triton_launch import has_twin
 
-_TRITON = "dpt_ros.engine.input.triton_rectify"
 _RADII = 4000  # at which the radial distortion is looked at
 
 
@@ -128,6 +127,7 @@ class Rectifier:
         ]  # fmt: skip
 
 
+@has_twin("dpt_ros.engine.input.triton_rectify")
 def rectified(pixels: Tensor, encoding: str, table: Tensor) -> Tensor:
     """Raw pixels as RGB pictures, sampled bilinearly.
 
@@ -142,9 +142,6 @@ def rectified(pixels: Tensor, encoding: str, table: Tensor) -> Tensor:
     Raises:
         ValueError: unknown encoding, or pixels that do not fit it.
     """
-    pixels = checked_pixels(pixels, encoding)
-    if triton := triton_launch.triton_of(pixels, _TRITON):
-        return triton.rectified(pixels, encoding, table)
     pictures = rgb(pixels, encoding)
     height, width = pictures.shape[1:3]
     flat = pictures.flatten(1, 2)

@@ -12,16 +12,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dpt_ros.engine import triton_launch
 from dpt_ros.engine.input.device_preprocess import DeviceInput
 from dpt_ros.engine.input.encodings import find_encoding
-from dpt_ros.engine.triton_launch import Launch, run
 
 _LAYOUTS = {
     layout: number
     for number, layout in enumerate(("interleaved", "yuv422", "yuv420", "yuv444", "bayer"))
 }
 # Output pixels of one program: neighbours below one another share most of their source rows.
-_ROWS, _COLUMNS, _WARPS = 4, 64, 4
+_ROWS, _COLUMNS = 4, 64
 
 
 @triton.jit
@@ -197,29 +197,19 @@ def format_constants(encoding: str, pixels: Tensor) -> dict[str, int]:
     }
 
 
-def network_input(pixels: Tensor, plan: DeviceInput, launch: Launch = run) -> Tensor:
-    """The Triton version of ``device_preprocess.network_input``.
-
-    Args:
-        pixels: (B, \\*pixels_shape) of the plan's type, on its device.
-        plan: its sizes and constants.
-        launch: runs a kernel.
-
-    Returns:
-        (B, 3, height, width) in channels_last memory.
-    """
+def network_input(pixels: Tensor, plan: DeviceInput) -> Tensor:
+    """See :func:`dpt_ros.engine.input.device_preprocess.network_input`; channels last."""
     pixels = pixels.contiguous()
     (in_height, in_width), (height, width) = plan.picture_size, plan.size
     out = torch.empty((len(pixels), height, width, 3), dtype=plan.dtype, device=pixels.device)
     constants = (plan.row_taps, plan.row_weights, plan.column_taps, plan.column_weights)
     sizes = (pixels.stride(0), in_height, in_width, height, width)
-    launch(
+    triton_launch.run(
         preprocess_kernel,
         (triton.cdiv(width, _COLUMNS), triton.cdiv(height, _ROWS), len(pixels)),
         (pixels, out, *constants, plan.normalisation, *sizes),
         format_constants(plan.encoding, pixels)
         | {"RESIZE": plan.resized, "ROWS": _ROWS, "COLUMNS": _COLUMNS},
-        _WARPS,
-        False,
+        fp_fusion=False,
     )
     return out.permute(0, 3, 1, 2)

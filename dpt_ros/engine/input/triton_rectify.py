@@ -9,11 +9,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dpt_ros.engine import triton_launch
+from dpt_ros.engine.input.device_preprocess import checked_pixels
 from dpt_ros.engine.input.encodings import picture_size
 from dpt_ros.engine.input.triton_device_preprocess import format_constants, sample
-from dpt_ros.engine.triton_launch import Launch, run
 
-_PIXELS, _WARPS = 256, 4  # of one program
+_PIXELS = 256  # of one program
 
 
 @triton.jit
@@ -60,18 +61,17 @@ def rectify_kernel(  # type: ignore[no-untyped-def]
     tl.store(target + 2, _level(blue), mask=there)
 
 
-def rectified(pixels: Tensor, encoding: str, table: Tensor, launch: Launch = run) -> Tensor:
+def rectified(pixels: Tensor, encoding: str, table: Tensor) -> Tensor:
     """The Triton version of ``rectify.rectified``."""
-    pixels = pixels.contiguous()
+    pixels = checked_pixels(pixels, encoding).contiguous()
     height, width = table.shape[:2]
     in_height, in_width = picture_size(tuple(pixels.shape[1:]), encoding)
     out = torch.empty((len(pixels), height, width, 3), dtype=torch.uint8, device=pixels.device)
-    launch(
+    triton_launch.run(
         rectify_kernel,
         (triton.cdiv(height * width, _PIXELS), len(pixels)),
         (pixels, table, out, pixels.stride(0), in_height, in_width, height * width),
         format_constants(encoding, pixels) | {"PIXELS": _PIXELS},
-        _WARPS,
-        False,
+        fp_fusion=False,
     )
     return out

@@ -26,7 +26,9 @@ sensor already.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -89,10 +91,7 @@ def largest_ratio(camera: CameraModel, width: int, max_incidence: float) -> floa
 
 
 def fuse(
-    sensor: Tensor,
-    depth: Tensor,
-    sigma: Tensor,
-    settings: FusionSettings = FusionSettings(),
+    sensor: Tensor, depth: Tensor, sigma: Tensor, settings: FusionSettings = FusionSettings()
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The sensor where it is right, the network elsewhere; see the module for the rules.
 
@@ -118,12 +117,8 @@ def fuse(
         )
     if postprocess.on_host(sensor):
         arrays = sensor.numpy(), depth.numpy(), sigma.numpy()
-        cameras = [_on_host(a, b, c, settings) for a, b, c in zip(*arrays, strict=True)]
-        fused, origin, deviation = (
-            torch.from_numpy(part[0][None] if len(part) == 1 else np.stack(part))
-            for part in zip(*cameras, strict=True)
-        )
-        return fused, origin, deviation
+        cameras = [_on_host(*maps, settings) for maps in zip(*arrays, strict=True)]
+        return postprocess.batched(cameras)
     if triton := triton_launch.triton_of(sensor, "dpt_ros.engine.output.triton_fused_depth"):
         return triton.fuse(sensor, depth, sigma, settings)
     return _fuse(sensor, depth, sigma, settings)
@@ -147,7 +142,9 @@ def _fuse(
     good = valid & ((farthest <= nearest * s.edge) | (sensor <= nearest * s.edge**FRONT))
     ratio = sensor / depth
     mirror = valid & (ratio >= s.mirror)
-    share = F.avg_pool2d(_cells(mirror.float(), cell), 2 * MIRROR_REACH + 1, 1, MIRROR_REACH)
+    share = F.avg_pool2d(
+        _cells(mirror.float()[:, None], cell), 2 * MIRROR_REACH + 1, 1, MIRROR_REACH
+    )
     around = F.interpolate((share > MIRROR_SHARE).float(), scale_factor=float(cell))
     around = around[:, 0, :height, :width] > 0
     far = sensor - depth > (sensor * s.tolerance).clamp(min=s.tolerance_metres)
@@ -157,7 +154,8 @@ def _fuse(
     log = torch.where(few, ratio[:, ::step, ::step], 1.0).log() * (1 / s.other)
     log = log.nan_to_num(1.0).clamp(-1, 1)
     weight = torch.where(few, (1 - log * log) ** 2, 0.0)
-    mean = _diffused(_cells(weight * log, cell // step), _cells(weight, cell // step))
+    cells = [_cells(part[:, None], cell // step) for part in (weight * log, weight)]
+    mean = _diffused(cells, _cells, _upsampled)
     factor = _upsampled((mean * s.other).exp(), cell, (height, width))[:, 0]
 
     fused = torch.where(good, sensor, depth * factor)
@@ -171,24 +169,23 @@ def _max3x3(values: Tensor) -> Tensor:
 
 
 def _cells(values: Tensor, cell: int) -> Tensor:
-    """(B, 1, h, w): means of cells of (B, H, W), beyond the border 0."""
-    height, width = values.shape[1:]
-    values = F.pad(values[:, None], (0, -width % cell, 0, -height % cell))
-    return F.avg_pool2d(values, cell)
+    """(B, 1, h, w): means of cells of (B, 1, H, W), beyond the border 0."""
+    height, width = values.shape[2:]
+    return F.avg_pool2d(F.pad(values, (0, -width % cell, 0, -height % cell)), cell)
 
 
-def _diffused(total: Tensor, weight: Tensor) -> Tensor:
-    """The weighted mean (B, 1, h, w) of each cell, where there is little weight that of the cells
-    around; 0 without any."""
+def _diffused(finest: Any, cells: Callable, upsampled: Callable) -> Any:
+    """The weighted mean (..., h, w) of each cell, where there is little weight that of the cells
+    around; 0 without any. The functions are those for tensors, or those for arrays."""
+    total, weight = finest
     levels = [(total, weight)]
     for _ in range(LEVELS - 1):
-        levels.append(
-            tuple(_cells(part[:, 0], 2) for part in levels[-1])  # type: ignore[arg-type]
-        )
-    mean = torch.zeros_like(levels[-1][0])
+        total, weight = cells(total, 2), cells(weight, 2)
+        levels.append((total, weight))
+    mean = 0 * weight
     for k, (total, weight) in enumerate(reversed(levels)):
         if k:
-            mean = _upsampled(mean, 2, (total.shape[2], total.shape[3]))
+            mean = upsampled(mean, 2, total.shape[-2:])
         mean = (total + PRIOR * mean) / (weight + PRIOR)
     return mean
 
@@ -234,9 +231,8 @@ def _on_host(
     weight = cv2.subtract(1.0, cv2.multiply(log, log))
     weight = cv2.copyTo(cv2.multiply(weight, weight), few)
     cells = [_host_cells(part, cell // step) for part in (cv2.multiply(weight, log), weight)]
-    factor = cv2.exp(_host_diffused(*cells) * np.float32(s.other))
-    size = (factor.shape[1] * cell, factor.shape[0] * cell)
-    factor = cv2.resize(factor, size, interpolation=cv2.INTER_LINEAR)[:height, :width]
+    mean = _diffused(cells, _host_cells, _host_upsampled)
+    factor = _host_upsampled(cv2.exp(mean * np.float32(s.other)), cell, (height, width))
 
     fused, deviation = cv2.multiply(depth, factor), cv2.multiply(sigma, factor)
     origin = cv2.threshold(fused, 0, NETWORK, cv2.THRESH_BINARY)[1].astype(np.uint8)
@@ -255,16 +251,6 @@ def _host_cells(values: np.ndarray, cell: int) -> np.ndarray:
     return cv2.resize(values, size, interpolation=cv2.INTER_AREA)
 
 
-def _host_diffused(total: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    levels = [(total, weight)]
-    for _ in range(LEVELS - 1):
-        total, weight = (_host_cells(part, 2) for part in (total, weight))
-        levels.append((total, weight))
-    mean = np.zeros_like(total)
-    for k, (total, weight) in enumerate(reversed(levels)):
-        if k:
-            size = (2 * mean.shape[1], 2 * mean.shape[0])
-            mean = cv2.resize(mean, size, interpolation=cv2.INTER_LINEAR)
-            mean = mean[: total.shape[0], : total.shape[1]]
-        mean = (total + np.float32(PRIOR) * mean) / (weight + np.float32(PRIOR))
-    return mean
+def _host_upsampled(values: np.ndarray, factor: int, size: tuple[int, int]) -> np.ndarray:
+    larger = (values.shape[1] * factor, values.shape[0] * factor)
+    return cv2.resize(values, larger, interpolation=cv2.INTER_LINEAR)[: size[0], : size[1]]

@@ -81,10 +81,7 @@ def points(
 
 
 def _check(
-    depth: Tensor,
-    rgb: Tensor | np.ndarray | None,
-    labels: Tensor | np.ndarray | None,
-    stride: int,
+    depth: Tensor, rgb: Tensor | np.ndarray | None, labels: Tensor | np.ndarray | None, stride: int
 ) -> None:
     if depth.ndim != 2:
         raise ValueError(f"depth has shape {tuple(depth.shape)}, but must be (H, W).")

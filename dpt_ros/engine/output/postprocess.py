@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,6 +32,13 @@ def torch_only() -> Iterator[None]:
         yield
     finally:
         _torch_only.reset(token)
+
+
+def batched(cameras: Sequence[tuple[np.ndarray, ...]]) -> Any:
+    """The results of cameras, one by one, as a tuple of tensors of a batch."""
+    parts = zip(*cameras, strict=True)
+    batch = (np.stack(part) if len(part) > 1 else part[0][None] for part in parts)
+    return tuple(torch.from_numpy(part) for part in batch)
 
 
 def resize_depth(depth: torch.Tensor, size: tuple[int, int], exact: bool = True) -> torch.Tensor:

@@ -11,31 +11,20 @@ import torch
 import triton
 from torch import Tensor
 
+from dpt_ros.engine import triton_launch
 from dpt_ros.engine.output import triton_fused_depth_jit as jit
 from dpt_ros.engine.output.fused_depth import FRONT, LEVELS, FusionSettings, grid_of
-from dpt_ros.engine.triton_launch import Launch, run
 
 _BLOCK = 256  # pixels of one program
 _AROUND_BLOCK = 16  # cells of one program that looks at those around each
 _PUSH_BLOCK, _PUSH_WARPS = 1024, 8  # of the one program per camera
-_LIMIT = 2**31  # offsets are 32-bit
 
 
 def fuse(
-    sensor: Tensor,
-    depth: Tensor,
-    sigma: Tensor,
-    settings: FusionSettings,
-    launch: Launch = run,
+    sensor: Tensor, depth: Tensor, sigma: Tensor, settings: FusionSettings
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`dpt_ros.engine.output.fused_depth.fuse`."""
-    for x in (sensor, depth, sigma):
-        if x.dtype != torch.float32 or not x.is_contiguous() or x.numel() >= _LIMIT:
-            raise ValueError(
-                "fuse takes contiguous float32 maps of fewer than 2^31 pixels, but got"
-                f" {x.dtype} of shape {tuple(x.shape)} with strides {x.stride()}."
-            )
-    batch, height, width = sensor.shape
+    batch, height, width = triton_launch.check_maps("fuse", sensor, depth, sigma)
     cell, step = grid_of(width)
     rows, columns = triton.cdiv(height, cell), triton.cdiv(width, cell)
     size = (height, width, rows, columns)
@@ -46,12 +35,11 @@ def fuse(
     pixels = min(triton.next_power_of_2(cell**2), _BLOCK)
     cells = _BLOCK // pixels
     limits = (s["near"], s["far"], s["mirror"], s["edge"], s["edge"] ** FRONT)
-    launch(
+    triton_launch.run(
         jit.decide_kernel,
         (triton.cdiv(rows * columns, cells), batch),
         (sensor, depth, code, mirrors, *size, *limits, s["tolerance"], s["tolerance_metres"]),
         {"CELL": cell, "CELLS": cells, "PIXELS": pixels},
-        4,
     )
 
     around = torch.empty_like(mirrors, dtype=torch.uint8)
@@ -60,24 +48,22 @@ def fuse(
     sums = sensor.new_empty(batch, 2, sum(lengths))
     pixels = min(triton.next_power_of_2((cell // step) ** 2), _BLOCK)
     cells = min(_BLOCK // pixels, _AROUND_BLOCK)
-    launch(
+    triton_launch.run(
         jit.weigh_kernel,
         (triton.cdiv(rows * columns, cells), batch),
         (sensor, depth, code, mirrors, around, sums, *size, sum(lengths), s["other"]),
         {"CELL": cell, "STEP": step, "CELLS": cells, "PIXELS": pixels},
-        4,
     )
     side = 1 << (LEVELS - 1)
     tiles = triton.cdiv(columns, side)
-    launch(
+    triton_launch.run(
         jit.pull_kernel,
         (tiles * triton.cdiv(rows, side), 2 * batch),
         (sums, rows, columns, sum(lengths), tiles),
         {"LEVELS": LEVELS},
-        4,
     )
     factors = sensor.new_empty(batch, sum(lengths))
-    launch(
+    triton_launch.run(
         jit.push_kernel,
         (batch,),
         (sums, factors, rows, columns, sum(lengths), s["other"]),
@@ -88,11 +74,10 @@ def fuse(
     fused, deviation = torch.empty_like(sensor), torch.empty_like(sensor)
     origin = torch.empty_like(code)
     maps = (sensor, depth, sigma, code, around, factors, fused, origin, deviation)
-    launch(
+    triton_launch.run(
         jit.select_kernel,
         (triton.cdiv(height * width, _BLOCK), batch),
         (*maps, *size, sum(lengths), s["noise"]),
         {"CELL": cell, "BLOCK": _BLOCK},
-        4,
     )
     return fused, origin, deviation

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,23 +14,23 @@ from dpt_ros.engine.frame import CameraModel, Frame, Prediction
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.output.point_cloud import POINT
 from dpt_ros.engine.packed import offsets, pack
-from dpt_ros.engine.runner.chain import Chain
-from dpt_ros.engine.scale.plan import (
-    ScaleHistory,
-    describe,
-    focal_factor,
-    plan_scale,
-)
+from dpt_ros.engine.runner.chain import FUSED, Chain
+from dpt_ros.engine.scale.plan import ScaleHistory, describe, focal_factor, plan_scale
 from dpt_ros.engine.settings import Settings
-from dpt_ros.engine.smoothing.filter import FrameHistory, TemporalSettings, plan_frame
+from dpt_ros.engine.smoothing.filter import (
+    FrameHistory,
+    TemporalSettings,
+    plain_history,
+    plan_frame,
+    restored_history,
+)
 from dpt_ros.engine.smoothing.flow import MIN_SIZE
 from dpt_ros.engine.smoothing.state import FILTER_FIELDS, RESET_REASONS
 
 # Towards the floor, in the optical frame of a camera that looks ahead (REP 103).
 _LEVEL = np.array([0.0, 1.0, 0.0])
 _LABEL_GAIN = offsets(FILTER_FIELDS)["label_gain"]
-_FUSED = ("fused", "fused_origin", "fused_sigma")
-_IN_METRES = ("depth", "deviation", "points", "uncertain", *_FUSED)
+_IN_METRES = ("depth", "deviation", "points", "uncertain", *FUSED)
 
 
 @dataclass(frozen=True)
@@ -96,13 +96,7 @@ class Cameras:
         return asked
 
     def plan(self, frame: Frame, chain: Chain, settings: Settings) -> Plan:
-        """Decide about the next frame of a camera; changes nothing.
-
-        Args:
-            frame: one camera's.
-            chain: that computes it.
-            settings: the live ones.
-        """
+        """Decide about a camera's next frame, by the live settings; changes nothing."""
         before = self._records.get(frame.source, Record())
         measured, reason, scale = plan_scale(
             before.scale, self._settings, self._networks.metric, self._focal(frame.camera),
@@ -184,8 +178,8 @@ class Cameras:
         """The records, by source, as plain values."""
         return {
             source: {
-                "filter": _plain(record.filter),
-                "scale": _plain(record.scale),
+                "filter": record.filter and plain_history(record.filter),
+                "scale": record.scale and plain_history(record.scale),
                 "labels": list(record.labels),
                 "metric": source in self._metric,
             }
@@ -197,30 +191,9 @@ class Cameras:
         self._metric = {source for source, values in state.items() if values["metric"]}
         self._records = {
             source: Record(
-                _restored(FrameHistory, values["filter"]),
-                _restored(ScaleHistory, values["scale"]),
+                values["filter"] and restored_history(FrameHistory, values["filter"]),
+                values["scale"] and restored_history(ScaleHistory, values["scale"]),
                 tuple(values["labels"]),
             )
             for source, values in state.items()
         }
-
-
-def _plain(history: FrameHistory | ScaleHistory | None) -> dict[str, Any] | None:
-    values = {} if history is None else asdict(history)
-    for name, value in values.items():
-        if isinstance(value, np.ndarray | tuple):
-            values[name] = np.asarray(value).tolist()
-    return values or None
-
-
-def _restored(kind: Any, values: dict[str, Any] | None) -> Any:
-    if values is None:
-        return None
-    values = dict(values)
-    if values["camera"] is not None:
-        values["camera"] = CameraModel(**values["camera"])
-    if values.get("pose") is not None:
-        values["pose"] = np.array(values["pose"])
-    if "size" in values:
-        values["size"] = tuple(values["size"])
-    return kind(**values)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dpt_ros.engine.frame import Kind
+from dpt_ros.engine.inference.backend import Maps
 from dpt_ros.engine.inference.kernels import classify_upsampled
 from dpt_ros.engine.inference.network import Networks
 from dpt_ros.engine.input.device_preprocess import DeviceInput, rgb
@@ -26,7 +27,7 @@ from dpt_ros.engine.output.label_groups import of_logits
 from dpt_ros.engine.output.point_cloud import points
 from dpt_ros.engine.output.postprocess import resize_depth
 from dpt_ros.engine.runner.streams import Streams
-from dpt_ros.engine.scale.estimator import ScaleConstants, limit_depth
+from dpt_ros.engine.scale.estimator import limit_depth
 from dpt_ros.engine.settings import Settings
 from dpt_ros.engine.smoothing.flow import flow_size, grey, luma_of
 
@@ -54,6 +55,7 @@ class Chain:
         luma_size: (height, width) of the images for optical flow.
         output_size: (height, width) of depth outputs.
         on_host: whether these are the CPU's own steps.
+        metric, floor: see ``scale``.
         seen: (H, W) bool, false where a rectified picture looks past the raw one; None if it
             does nowhere.
 
@@ -98,8 +100,7 @@ class Chain:
         self._depth = networks.depth if self._gives_depth or self.refined else None
         self._labels = networks.labels if self._gives_labels else None
         # The label network first; a network of both tasks once.
-        wanted = dict.fromkeys((self._labels, self._depth))
-        self._networks = [network for network in wanted if network is not None]
+        self._networks = [one for one in dict.fromkeys((self._labels, self._depth)) if one]
         self._sizes = {
             id(network): network.input_size(*self._size, settings) for network in self._networks
         }
@@ -117,10 +118,9 @@ class Chain:
             self.label_shape = (len(networks.class_names), height // 2, width // 2)
         own = self._size if streams is None else self.map_size
         self.luma_size = flow_size(*own)
-        floor = None
+        self.metric, self.floor = networks.metric, None
         if settings.scale_camera_height > 0 and networks.floor:
-            floor = torch.tensor(networks.floor, device=networks.device)
-        self.scale_constants = ScaleConstants(networks.metric, floor)
+            self.floor = torch.tensor(networks.floor, device=networks.device)
         if self._depth is not None and streams is not None:
             spec = self._depth.spec
             numbers = torch.tensor([spec.std, spec.mean], device=networks.device) * 255
@@ -142,19 +142,12 @@ class Chain:
 
     @torch.inference_mode()
     def rectify(self, pixels: Pixels) -> Pixels:
-        """Rectified rgb8 pictures; the pixels themselves without a lens.
-
-        Args:
-            pixels: see ``step``.
-        """
+        """Rectified rgb8 pictures of ``step``'s pixels; the pixels themselves without a lens."""
         return pixels if self._rectify is None else self._rectify(pixels)
 
     @torch.inference_mode()
     def preprocess(self, pixels: Pixels) -> tuple[list[Tensor], Tensor | None]:
-        """Convert, resize and normalise.
-
-        Args:
-            pixels: from ``rectify``.
+        """Convert, resize and normalise what ``rectify`` gives.
 
         Returns:
             per network (B, 3, h, w) in its ``input_dtype``; for optical flow (B, hl, wl) float32
@@ -178,17 +171,14 @@ class Chain:
         return images, luma.float()
 
     @torch.inference_mode()
-    def infer(self, images: list[Tensor]) -> dict[str, Tensor]:
-        """Run the networks.
-
-        Args:
-            images: from ``preprocess``.
+    def infer(self, images: list[Tensor]) -> Maps:
+        """Run the networks on what ``preprocess`` gives.
 
         Returns:
             by name, those that are needed: "inverse_depth" (B, h, w) float32, 1/m from a metric
             network, else relative; "logits" (B, C, h / 2, w / 2).
         """
-        results: dict[int, dict[str, Tensor]] = {}
+        results: dict[int, Maps] = {}
         last, streams = len(images) - 1, self._streams
         try:
             for k, network in enumerate(self._networks):
@@ -210,18 +200,14 @@ class Chain:
 
     def bounded(self, raw_inverse_depth: Tensor) -> Tensor:
         """A metric network's output saturates: beyond that it is unknown, 0."""
-        if not self._all.metric:
+        if not self.metric:
             return raw_inverse_depth
         return torch.where(raw_inverse_depth > 1 / self._all.farthest, raw_inverse_depth, 0.0)
 
     @torch.inference_mode()
     def finish(
-        self,
-        maps: dict[str, Tensor],
-        pixels: Pixels,
-        limit: Tensor | float,
-        sensor: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+        self, maps: Maps, pixels: Pixels, limit: Tensor | float, sensor: Tensor | None = None
+    ) -> Maps:
         """Resize, invert and limit the depth; classify; make points.
 
         Args:
@@ -239,7 +225,7 @@ class Chain:
             many pixels are for that reason no points; "reset_code" and "scale" as in ``maps``.
         """
         wanted = self.kind.outputs
-        outputs: dict[str, Tensor] = {}
+        outputs: Maps = {}
         if self._gives_depth:
             outputs |= self._finish_depth(maps["inverse_depth"], maps.get("variance"), limit)
         if self._fused and sensor is not None:
@@ -263,7 +249,7 @@ class Chain:
 
     def _finish_depth(
         self, inverse_depth: Tensor, variance: Tensor | None, limit: Tensor | float
-    ) -> dict[str, Tensor]:
+    ) -> Maps:
         """Inverse depth is inverted here and nowhere before.
 
         A metric network's before resizing, as published (isl-org/DPT run_monodepth.py). Its 0,
@@ -271,7 +257,7 @@ class Chain:
         """
         wanted = self.kind.outputs
         outputs = {}
-        if self._all.metric:
+        if self.metric:
             bounded = F.threshold(inverse_depth, 0.0, self._all.least)
             depth = self._where_seen(self._resize(bounded.reciprocal()), torch.nan)
             depth = limit_depth(depth, limit)
@@ -293,7 +279,7 @@ class Chain:
     def _resize(self, maps: Tensor) -> Tensor:
         return resize_depth(maps, self._size, exact=False) if self._full_size else maps
 
-    def _finish_labels(self, logits: Tensor) -> dict[str, Tensor]:
+    def _finish_labels(self, logits: Tensor) -> Maps:
         # Classified at the network's size: full-size logits would cost more than the network.
         own = self._sizes[id(self._labels)]
         target = self._size if self._full_size else own
@@ -310,7 +296,7 @@ class Chain:
         height, width = values.shape[1:]
         return torch.where(self._seen[height, width], values, unseen)
 
-    def _uncertain(self, variance: Tensor | None, outputs: dict[str, Tensor]) -> Tensor | None:
+    def _uncertain(self, variance: Tensor | None, outputs: Maps) -> Tensor | None:
         """(B, H, W) bool: pixels of known depth that are too uncertain for points; None if all
         are kept."""
         doubts = []
@@ -327,9 +313,7 @@ class Chain:
         doubted = doubts[0] if len(doubts) == 1 else doubts[0] | doubts[1]
         return doubted & (outputs["fused" if self._points_fused else "depth"] > 0)
 
-    def _points(
-        self, pixels: Pixels, outputs: dict[str, Tensor], uncertain: Tensor | None
-    ) -> Tensor:
+    def _points(self, pixels: Pixels, outputs: Maps, uncertain: Tensor | None) -> Tensor:
         """(B, h, w, 5) from the full outputs, in the colours of the pixels."""
         camera, settings = self.kind.camera, self._settings
         assert camera is not None

@@ -59,11 +59,7 @@ class StreamRunner(Runner):
     max_batch = 4
 
     def __init__(
-        self,
-        networks: Networks,
-        settings: Settings,
-        streams: Streams,
-        warn: Callable[[str], None],
+        self, networks: Networks, settings: Settings, streams: Streams, warn: Callable[[str], None]
     ) -> None:
         super().__init__(networks, settings)
         self._streams = streams
@@ -219,12 +215,10 @@ class StreamRunner(Runner):
         return program
 
     def _row(self, source: str) -> int:
-        row = self._bank.row(source)
-        while row is None:
+        while (row := self._bank.row(source)) is None:
             self._programs.clear()  # their graphs know the old tensors
             with self._streams.on("compute"):
                 self._bank.grow()
-            row = self._bank.row(source)
         return row
 
     def _capture(self, program: Program) -> None:
@@ -256,12 +250,8 @@ class StreamRunner(Runner):
             torch.cuda.empty_cache()
 
     def _raise(self, error: Exception, synchronize: Callable[[], None]) -> NoReturn:
-        """Raise what a fault means: out of memory, the device is lost, or the error as it is.
-
-        Args:
-            error: what was raised.
-            synchronize: waits for the device, which is lost if this fails.
-        """
+        """Raise what a fault means: out of memory, the error as it is, or, if waiting for the
+        device by ``synchronize`` fails, that it is lost."""
         if is_out_of_memory(error):
             raise torch.OutOfMemoryError(first_line(error)) from error
         if isinstance(error, RuntimeError):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dpt_ros.engine.input.device_preprocess import TENSOR_DTYPES
 from dpt_ros.engine.runner.bank import Bank
 from dpt_ros.engine.runner.chain import Chain
 from dpt_ros.engine.runner.step import NUMBERS, blank_state, rows, step
@@ -18,7 +19,6 @@ from dpt_ros.engine.runner.streams import Streams
 
 # Eager runs of a kind before its graph is captured: libraries choose their algorithms there.
 EAGER_RUNS = 2
-_VIEWED_AS = {"uint8": torch.uint8, "uint16": torch.int16, "float32": torch.float32}
 _NUMPY = {torch.uint8: np.uint8, torch.int16: np.int16, torch.float32: np.float32}
 _ALIGNMENT = 16  # bytes, of the parts of a block
 
@@ -29,36 +29,30 @@ class Block:
     """Named tensors in one piece of memory, which one copy moves.
 
     Args:
-        parts: shape and type by name.
+        layout: shape and type by name.
         make: makes memory of a shape and type.
     """
 
     def __init__(
-        self,
-        parts: Parts,
-        make: Callable[[tuple[int, ...], torch.dtype], Tensor],
+        self, layout: Parts, make: Callable[[tuple[int, ...], torch.dtype], Tensor]
     ) -> None:
-        self._places, end = {}, 0
-        for name, (shape, dtype) in parts.items():
+        self.layout, self._places, end = layout, {}, 0
+        for name, (shape, dtype) in layout.items():
             size = math.prod(shape) * dtype.itemsize
-            self._places[name] = (slice(end, end + size), shape, dtype)
+            self._places[name] = slice(end, end + size)
             end += -(-size // _ALIGNMENT) * _ALIGNMENT
         self.memory = make((end,), torch.uint8)
         self.parts = {
-            name: self.memory[place].view(dtype).view(shape)
-            for name, (place, shape, dtype) in self._places.items()
+            name: self.memory[self._places[name]].view(dtype).view(shape)
+            for name, (shape, dtype) in layout.items()
         }
-
-    def like(self, make: Callable[[tuple[int, ...], torch.dtype], Tensor]) -> Block:
-        """A block of the same parts."""
-        return Block({name: part[1:] for name, part in self._places.items()}, make)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The parts of a block on the host."""
         memory = self.memory.numpy()
         return {
-            name: memory[place].view(_NUMPY[dtype]).reshape(shape)
-            for name, (place, shape, dtype) in self._places.items()
+            name: memory[self._places[name]].view(_NUMPY[dtype]).reshape(shape)
+            for name, (shape, dtype) in self.layout.items()
         }
 
 
@@ -102,7 +96,7 @@ class Program:
         self.states = bank.tensors(blank)
         inputs: Parts = {
             "numbers": ((batch, NUMBERS), torch.float32),
-            "pixels": ((batch, *chain.kind.shape), _VIEWED_AS[chain.kind.dtype]),
+            "pixels": ((batch, *chain.kind.shape), TENSOR_DTYPES[np.dtype(chain.kind.dtype).type]),
         }
         if chain.kind.outputs.fused:
             inputs["sensor"] = (batch, *chain.output_size), torch.float32
@@ -146,55 +140,42 @@ class Program:
         sensors: Sequence[np.ndarray] = (),
     ) -> Slot:
         """Start a batch on the lanes, without waiting for the device."""
-        slot = self._free.popleft()
-        launched = False
+        slot, streams = self._free.popleft(), self._streams
         try:
-            self._fill(slot, pixels, numbers, sensors)
-            launched = True
-        finally:
-            if not launched:
-                # What was started of the frame may still use its buffers.
-                self._free.append(slot)
-                self._streams.synchronize()
+            room = slot.inputs["pixels"].view(self.chain.kind.dtype)
+            for k, picture in enumerate(pixels):
+                room[k] = picture
+            slot.inputs["numbers"][len(numbers) :] = 0.0  # row 0
+            for k, own in enumerate(numbers):
+                slot.inputs["numbers"][k] = own
+            for k, measured in enumerate(sensors):
+                slot.inputs["sensor"][k] = measured
+            with streams.on("upload"):
+                streams.record_event(slot.begun, "upload")
+                slot.device.copy_(slot.host, non_blocking=True)
+                streams.record_event(slot.uploaded, "upload")
+            with streams.on("compute"):
+                streams.wait_event(slot.uploaded, "compute")
+                streams.record_event(slot.computing, "compute")
+                self._input.memory.copy_(slot.device)
+                self._run()
+                self._runs += 1
+                assert self._output is not None
+                if slot.host_outputs is None or slot.device_outputs is None:
+                    slot.host_outputs = Block(self._output.layout, streams.buffer)
+                    slot.device_outputs = torch.empty_like(self._output.memory)
+                slot.device_outputs.copy_(self._output.memory)
+                streams.record_event(slot.computed, "compute")
+            with streams.on("download"):
+                streams.wait_event(slot.computed, "download")
+                slot.host_outputs.memory.copy_(slot.device_outputs, non_blocking=True)
+                streams.record_event(slot.done, "download")
+        except BaseException:
+            # What was started of the frame may still use its buffers.
+            self._free.append(slot)
+            streams.synchronize()
+            raise
         return slot
-
-    def _fill(
-        self,
-        slot: Slot,
-        pixels: Sequence[np.ndarray],
-        numbers: Sequence[np.ndarray],
-        sensors: Sequence[np.ndarray],
-    ) -> None:
-        streams = self._streams
-        room = slot.inputs["pixels"].view(self.chain.kind.dtype)
-        for k, picture in enumerate(pixels):
-            room[k] = picture
-        slot.inputs["numbers"][len(numbers) :] = 0.0  # row 0
-        for k, own in enumerate(numbers):
-            slot.inputs["numbers"][k] = own
-        for k, measured in enumerate(sensors):
-            slot.inputs["sensor"][k] = measured
-        with streams.on("upload"):
-            streams.record_event(slot.begun, "upload")
-            slot.device.copy_(slot.host, non_blocking=True)
-            streams.record_event(slot.uploaded, "upload")
-        with streams.on("compute"):
-            streams.wait_event(slot.uploaded, "compute")
-            streams.record_event(slot.computing, "compute")
-            self._input.memory.copy_(slot.device)
-            self._run()
-            self._runs += 1
-            assert self._output is not None
-            if slot.device_outputs is None:
-                slot.host_outputs = self._output.like(streams.buffer)
-                slot.device_outputs = torch.empty_like(self._output.memory)
-            slot.device_outputs.copy_(self._output.memory)
-            streams.record_event(slot.computed, "compute")
-        with streams.on("download"):
-            streams.wait_event(slot.computed, "download")
-            assert slot.host_outputs is not None
-            slot.host_outputs.memory.copy_(slot.device_outputs, non_blocking=True)
-            streams.record_event(slot.done, "download")
 
     def release(self, slot: Slot) -> None:
         self._free.append(slot)

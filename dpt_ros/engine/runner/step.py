@@ -20,8 +20,12 @@ from dpt_ros.engine.smoothing.filter import TemporalSettings
 from dpt_ros.engine.smoothing.state import FILTER_FIELDS, FilterState
 from dpt_ros.engine.smoothing.steps import resize, smooth
 
-# Where a camera's state is read and written, see ``Bank``; metres beyond which depth is +Inf.
-_FRAME_FIELDS: Fields = {"row": (), "new_row": (), "limit": ()}
+# Rows are those of a camera's state before and after the frame, see ``Bank``.
+_FRAME_FIELDS: Fields = {
+    "row": ((), "not used in a file"),
+    "new_row": ((), "not used in a file"),
+    "limit": ((), "metres beyond which depth is +Inf"),
+}
 FIELDS = {"frame": _FRAME_FIELDS, "filter": FILTER_FIELDS, "scale": SCALE_FIELDS}
 """The parts of the numbers that the host gives with a frame, in their order."""
 _SIZES = [length(fields) for fields in FIELDS.values()]
@@ -152,7 +156,7 @@ def _refine(
     past = dict(state)
     scale_past = ScaleState(*(past.pop(name) for name in ScaleState._fields))
     scale_state, raw, affine, covariance, stats = scale(
-        scale_past, chain.bounded(raw), logits, measured, chain.scale_constants
+        scale_past, chain.bounded(raw), logits, measured, chain.metric, chain.floor
     )
     after: State = scale_state._asdict()
     refined = {"scale": stats}

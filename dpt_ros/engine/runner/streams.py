@@ -86,11 +86,7 @@ class Streams:
 
 
 class CudaStreams(Streams):
-    """CUDA streams and events of one GPU.
-
-    Args:
-        device: the GPU.
-    """
+    """CUDA streams and events of one GPU."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

@@ -10,26 +10,7 @@ import torch
 from torch import Tensor
 
 from dpt_ros.engine.scale.kalman import KALMAN
-from dpt_ros.engine.scale.steps import (
-    COLUMNS,
-    DEPTHS,
-    apply_table,
-    correct,
-    fit_frame,
-)
-
-
-class ScaleConstants(NamedTuple):
-    """What does not change from frame to frame.
-
-    Args:
-        metric: whether the network predicts 1/m by itself.
-        floor: (F,) int64 on the device, label ids of the floor counted from 1; None if the
-            ground is not used.
-    """
-
-    metric: bool
-    floor: Tensor | None = None
+from dpt_ros.engine.scale.steps import COLUMNS, DEPTHS, apply_table, correct, fit_frame
 
 
 class ScaleState(NamedTuple):
@@ -55,7 +36,8 @@ def scale(
     raw_inverse_depth: Tensor,
     logits: Tensor | None,
     numbers: Tensor,
-    constants: ScaleConstants,
+    metric: bool,
+    floor: Tensor | None = None,
 ) -> tuple[ScaleState, Tensor, Tensor, Tensor, Tensor]:
     """Update the correction of a batch of cameras by a frame of each, and apply it.
 
@@ -69,7 +51,9 @@ def scale(
             range, NaN unknown.
         logits: (B, C, h, w), in which the floor is looked for; None without labels.
         numbers: (B, length(SCALE_FIELDS)) float32, from ``plan_scale``.
-        constants: of the network.
+        metric: whether the network predicts 1/m by itself.
+        floor: (F,) int64 on the device, label ids of the floor counted from 1; None if the
+            ground is not used.
 
     Returns:
         The new state; (B, H, W) float32 raw inverse depth, corrected beside anchors, perhaps the
@@ -77,7 +61,6 @@ def scale(
         without metres; (B, 3) float32, their covariance [0, 0], [0, 1], [1, 1]; (B, 9) float32,
         the fields of ``ScaleStats``.
     """
-    metric, floor = constants
     fits, seen = fit_frame(raw_inverse_depth, None if floor is None else logits, numbers, floor)
     kept, table, affine, covariance, stats = correct(
         state.numbers, state.table, fits, seen, numbers, metric
@@ -86,23 +69,17 @@ def scale(
     return ScaleState(kept, table), corrected, affine, covariance, stats
 
 
-def metric_inverse_depth(
-    raw_inverse_depth: Tensor, affine: Tensor | tuple[float, float]
-) -> Tensor:
+def metric_inverse_depth(raw_inverse_depth: Tensor, affine: Tensor) -> Tensor:
     """Inverse depth in 1/m; 0 is beyond range, NaN is unknown.
 
     Args:
         raw_inverse_depth: (..., H, W) float32; what is not positive becomes 0, NaN stays NaN.
-        affine: scale and shift, whatever their signs: two numbers, or a tensor (2,).
+        affine: (2, ...) scale and shift, whatever their signs.
 
     Returns:
         (..., H, W) float32; 0 where the affine map would make it negative.
     """
-    if isinstance(affine, Tensor):
-        mapped = torch.addcmul(affine[1], affine[0], raw_inverse_depth)
-    else:
-        mapped = raw_inverse_depth * affine[0] + affine[1]
-    mapped = mapped.clamp(min=0)
+    mapped = torch.addcmul(affine[1], affine[0], raw_inverse_depth).clamp(min=0)
     return torch.where(raw_inverse_depth > 0, mapped, raw_inverse_depth.clamp(min=0))
 
 

@@ -20,17 +20,24 @@ NO_ANCHORS = "no anchors"
 MAX_ANCHOR_AGE = 0.15  # seconds between a frame and its anchors
 
 SCALE_FIELDS: Fields = {
-    "fresh": (),  # 1: forget the past
-    "seconds": (),  # since the last frame
-    "disabled": (),  # 1: no metres
-    "unasked": (),  # 1: that there are no anchors is no reason before the first fit
-    "ground_only": (),  # 1: the ground is not only asked where nothing else is known
-    "tilt": (),  # standard deviation of the floor's inverse depth, 1/m, common to all of it
-    "initial": (len(KALMAN),),  # the state of a fresh camera
-    "anchors": (MAX_PAIRS, 3),  # shares of width and height, inverse depth 1/m; 0: none
-    "floor": (GRID_POINTS,),  # inverse depth of the floor at the grid's points, 1/m; 0: none
+    "fresh": ((), "1: the state of the scale is not used: first frame, other intrinsics"),
+    "seconds": ((), "since the previous frame"),
+    "disabled": ((), "1: no metres"),
+    "unasked": ((), "1: anchors may be missing"),
+    "ground_only": ((), "1: metres by the floor alone"),
+    "tilt": ((), "standard deviation of the floor's inverse depth, 1/m"),
+    "initial": ((len(KALMAN),), "state of a fresh camera"),
+    "anchors": (
+        (MAX_PAIRS, 3),
+        "share of width, share of height, inverse depth 1/m of each; 0: none",
+    ),
+    "floor": (
+        (GRID_POINTS,),
+        "inverse depth of the floor on a grid of 20 x 15 points, 1/m; 0: none",
+    ),
 }
-"""The numbers of one camera that ``scale`` needs of a frame."""
+"""The numbers of one camera that ``scale`` needs of a frame. Where anchors may be missing, that is
+no reason before the first fit; the error of ``tilt`` is common to the whole floor."""
 
 SOURCES = ("none", "network", "anchors", "ground")
 STATES = ("", "fitted", "scale only", "held", "uncorrected", "not metric yet", "disabled")

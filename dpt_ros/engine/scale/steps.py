@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from dpt_ros.engine import triton_launch
 from dpt_ros.engine.output import postprocess
 from dpt_ros.engine.packed import unpack
 from dpt_ros.engine.scale import arrays, kalman
@@ -30,6 +29,7 @@ from dpt_ros.engine.scale.plan import (
     ScaleStats,
 )
 from dpt_ros.engine.scale.robust_fit import INF, Fit, fit_pairs
+from dpt_ros.engine.triton_launch import has_twin
 
 EDGE = 0.25  # relative difference of inverse depths around a pair from which on it is an edge
 _PIXELS_PER_REACH = 160  # image width per pixel of distance of the neighbours compared
@@ -44,9 +44,10 @@ MAX_TABLE_STEP = 0.03  # largest change from one frame to the next, relative
 HALF_LIFE = 0.3  # seconds without anchors
 LEAST = 1e-6  # of the table; smaller ones are 0
 SQRT_HALF = 0.5**0.5
-_MODULE = "dpt_ros.engine.scale.triton_steps"
+_TRITON = "dpt_ros.engine.scale.triton_steps"
 
 
+@has_twin(_TRITON)
 def fit_frame(
     raw_inverse_depth: Tensor, logits: Tensor | None, numbers: Tensor, floor: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -62,8 +63,6 @@ def fit_frame(
         (B, S, 10) float64, the fields of ``Fit`` by source: anchors, floor; (B, MAX_PAIRS)
         float32, the raw inverse depth at the anchors, 0 where it is not used.
     """
-    if triton := triton_launch.triton_of(raw_inverse_depth, _MODULE):
-        return triton.fit_frame(raw_inverse_depth, logits, numbers, floor)
     is_floor = None
     if logits is not None and floor is not None:
         index = _grid(logits.shape[2], logits.shape[3], logits)
@@ -79,14 +78,7 @@ def fit_frame(
     parts = [raw_inverse_depth.numpy(), n["anchors"], n["floor"]]
     floors = [None] * len(numbers) if is_floor is None else list(is_floor.numpy())
     with np.errstate(all="ignore"):
-        return _tensors([_fit_frame(*one) for one in zip(*parts, floors, strict=True)])
-
-
-def _tensors(cameras: list[tuple[np.ndarray, ...]]) -> Any:
-    """The results of cameras as a tuple of tensors of a batch."""
-    parts = zip(*cameras, strict=True)
-    batch = (np.stack(part) if len(part) > 1 else part[0][None] for part in parts)
-    return tuple(torch.from_numpy(part) for part in batch)
+        return postprocess.batched([_fit_frame(*one) for one in zip(*parts, floors, strict=True)])
 
 
 def _fit_frame(
@@ -137,6 +129,7 @@ def _grid(height: int, width: int, like: Array) -> Array:
     return row * width + (2 * (k % GRID_COLUMNS) + 1) * width // (2 * GRID_COLUMNS)
 
 
+@has_twin(_TRITON)
 def correct(
     state: Tensor, table: Tensor, fits: Tensor, seen: Tensor, numbers: Tensor, metric: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -163,8 +156,6 @@ def correct(
         (B, 3) float32, their covariance [0, 0], [0, 1] and [1, 1]; (B, 9) float32, the fields of
         ``ScaleStats``.
     """
-    if triton := triton_launch.triton_of(fits, _MODULE):
-        return triton.correct(state, table, fits, seen, numbers, metric)
     kept = {"state": state, "table": table, "fits": fits, "seen": seen}
     if not postprocess.on_host(fits):
         return _correct(unpack(SCALE_FIELDS, numbers) | kept, metric)
@@ -172,7 +163,7 @@ def correct(
     n |= {name: part.numpy() for name, part in kept.items()}
     cameras = [{name: part[k] for name, part in n.items()} for k in range(len(numbers))]
     with np.errstate(all="ignore"):
-        return _tensors([_correct(one, metric) for one in cameras])
+        return postprocess.batched([_correct(one, metric) for one in cameras])
 
 
 def _correct(n: dict[str, Array], metric: bool) -> tuple[Any, ...]:
@@ -278,6 +269,7 @@ def update_table(
     return table * (abs(table) > LEAST)
 
 
+@has_twin(_TRITON)
 def apply_table(raw_inverse_depth: Tensor, table: Tensor, affine: Tensor) -> Tensor:
     """The raw inverse depth of which ``affine`` makes the corrected inverse depth.
 
@@ -289,14 +281,14 @@ def apply_table(raw_inverse_depth: Tensor, table: Tensor, affine: Tensor) -> Ten
     Returns:
         (B, H, W) float32; perhaps the argument itself where there is no correction.
     """
-    if triton := triton_launch.triton_of(raw_inverse_depth, _MODULE):
-        return triton.apply_table(raw_inverse_depth, table, affine)
     if postprocess.on_host(raw_inverse_depth):
         if not table.any():
             return raw_inverse_depth
         parts = (part.numpy() for part in (raw_inverse_depth, table, affine))
         with np.errstate(all="ignore"):
-            return _tensors([(_apply_on_host(*one),) for one in zip(*parts, strict=True)])[0]
+            return postprocess.batched(
+                [(_apply_on_host(*one),) for one in zip(*parts, strict=True)]
+            )[0]
     scale, shift = affine[:, :, None, None].unbind(1)
     offset = shift / scale
     moved = raw_inverse_depth + offset
@@ -334,6 +326,7 @@ def _columns_of(height: int, width: int) -> np.ndarray:
     return np.repeat(x[None], height, 0)
 
 
+@has_twin(_TRITON)
 def relative_variance(raw_inverse_depth: Tensor, affine: Tensor, covariance: Tensor) -> Tensor:
     """Relative variance of the (inverse) depth due to scale and shift.
 
@@ -345,8 +338,6 @@ def relative_variance(raw_inverse_depth: Tensor, affine: Tensor, covariance: Ten
     Returns:
         (B, H, W) float32.
     """
-    if triton := triton_launch.triton_of(raw_inverse_depth, _MODULE):
-        return triton.relative_variance(raw_inverse_depth, affine, covariance)
     scale, shift = affine[:, :, None, None].unbind(1)
     c00, c01, c11 = covariance[:, :, None, None].unbind(1)
     variance = (raw_inverse_depth * c00).add_(2 * c01).mul_(raw_inverse_depth).add_(c11)

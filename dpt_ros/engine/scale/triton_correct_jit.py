@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # mypy: allow-untyped-defs
+# ruff: noqa: RUF005 (Triton knows no starred tuples)
 """The Triton code of the other ``triton_steps``: the filter in float64, table and maps in float32.
 
 The formulas and their names are those of ``kalman`` and ``steps``. No atomics.
@@ -60,11 +61,6 @@ _LEAST = tl.constexpr(steps.LEAST)
 
 
 @triton.jit
-def _kept(state_ptr, initial_ptr, fresh, k: tl.constexpr):
-    return tl.where(fresh, tl.load(initial_ptr + k).to(tl.float64), tl.load(state_ptr + k))
-
-
-@triton.jit
 def _chosen(values, sources, source, other):
     """The one of (2,) values that belongs to a source; ``other`` if the source is -1."""
     one = tl.sum(tl.where(sources == source, values, 0.0), 0)
@@ -85,28 +81,10 @@ def _sigma(scale, shift, c00, c01, c11, center):
 
 
 @triton.jit
-def _update(
-    scale,
-    shift,
-    p00,
-    p01,
-    p11,
-    old0,
-    old1,
-    factor,
-    unit,
-    known,
-    fitted_before,
-    fit_ptr,
-    sources,
-    there,
-    limited,
-    s0,
-    s1,
-    METRIC: tl.constexpr,
-):
+def _update(past, fit_ptr, sources, there, limited, s0, s1, METRIC: tl.constexpr):
     """As ``kalman.update``, by the fits of (2,) sources: scale, shift, covariance, factor, unit,
     and why not."""
+    scale, shift, p00, p01, p11, old0, old1, factor, unit, known, fitted_before = past
     state = tl.load(fit_ptr, mask=there, other=0.0)
     f_scale = tl.load(fit_ptr + 2, mask=there, other=1.0)
     f_shift = tl.load(fit_ptr + 3, mask=there, other=1.0)
@@ -128,11 +106,8 @@ def _update(
     p00 += tl.where(inflated, old0, 0.0)
     p11 += tl.where(inflated, old1, 0.0)
     x = tl.load(fit_ptr + 7, mask=there, other=1.0) * unit
-    n00 = f00 / (unit * unit)
-    n01 = f01 / unit
-    n11 = f11
-    v0 = f_scale / unit
-    v1 = f_shift
+    n00, n01, n11 = f00 / (unit * unit), f01 / unit, f11
+    v0, v1 = f_scale / unit, f_shift
     if METRIC:
         m00, m01, m11 = _inverse(n00 + _PRIOR_SCALE, n01, n11 + _PRIOR_SHIFT)
         n00 = m00 * (-_PRIOR_SCALE * _PRIOR_SCALE) + _PRIOR_SCALE
@@ -145,8 +120,7 @@ def _update(
     two = tl.where(fitted, 1.0, state * 0)
     if METRIC:
         two = tl.where(sources == 1, 0.0, two)  # of the floor, the scale only
-    h0 = tl.where(fitted, 1.0, x)
-    h1 = tl.where(fitted, state * 0, 1.0)
+    h0, h1 = tl.where(fitted, 1.0, x), tl.where(fitted, state * 0, 1.0)
     floor1 = q * q * _MIN_VARIANCE
     n00 += scale * scale * _MIN_VARIANCE + s0
     n00 = tl.where(fitted, n00, f00 + floor1 + (x * x * s0 + s1))
@@ -154,13 +128,9 @@ def _update(
     n11 = tl.where(two > 0, n11 + floor1 + s1, 1.0)
     y0 = tl.where(fitted, v0, q) - h0 * scale - h1 * shift
     y1 = two * (v1 - shift)
-    a0 = p00 * h0 + p01 * h1
-    a1 = p01 * h0 + p11 * h1
-    b0 = two * p01
-    b1 = two * p11
-    t00 = h0 * a0 + h1 * a1
-    t01 = two * a1
-    t11 = two * b1
+    a0, a1 = p00 * h0 + p01 * h1, p01 * h0 + p11 * h1
+    b0, b1 = two * p01, two * p11
+    t00, t01, t11 = h0 * a0 + h1 * a1, two * a1, two * b1
     m00, m01, m11 = _inverse(t00 + n00, t01 + n01, t11 + n11)
     surprise = (m00 * y0 * y0 + 2 * m01 * y0 * y1 + m11 * y1 * y1) / (1 + two)
     bounded = tl.minimum(tl.maximum(surprise, _MIN_SURPRISE), _GATE)
@@ -169,12 +139,9 @@ def _update(
     factor = tl.where(before, tl.minimum(adapted, _MAX_FACTOR), factor)
     doubt = tl.where(before, tl.maximum(surprise / _GATE, 1.0), 1.0)
     m00, m01, m11 = _inverse(t00 + doubt * n00, t01 + doubt * n01, t11 + doubt * n11)
-    g00 = a0 * m00 + b0 * m01
-    g01 = a0 * m01 + b0 * m11
-    g10 = a1 * m00 + b1 * m01
-    g11 = a1 * m01 + b1 * m11
-    step0 = g00 * y0 + g01 * y1
-    step1 = g10 * y0 + g11 * y1
+    g00, g01 = a0 * m00 + b0 * m01, a0 * m01 + b0 * m11
+    g10, g11 = a1 * m00 + b1 * m01, a1 * m01 + b1 * m11
+    step0, step1 = g00 * y0 + g01 * y1, g10 * y0 + g11 * y1
     now = tl.maximum(scale * x + shift, 1e-3 * q)
     change = tl.maximum(tl.abs(step0 * x + step1) / now, tl.abs(step0) / scale)
     allowed = tl.minimum(1 / tl.maximum(change, 1e-9) * _MAX_STEP, 1.0)
@@ -221,20 +188,12 @@ def correct_kernel(
     seconds = tl.load(numbers_ptr + _SECONDS).to(tl.float64)
     tilt = tl.load(numbers_ptr + _TILT).to(tl.float64)
     initial_ptr = numbers_ptr + _INITIAL
-    scale = _kept(state_ptr, initial_ptr, fresh, 0)
-    shift = _kept(state_ptr, initial_ptr, fresh, 1)
-    c00 = _kept(state_ptr, initial_ptr, fresh, 2)
-    c01 = _kept(state_ptr, initial_ptr, fresh, 3)
-    c11 = _kept(state_ptr, initial_ptr, fresh, 4)
-    s0 = _kept(state_ptr, initial_ptr, fresh, 5)
-    s1 = _kept(state_ptr, initial_ptr, fresh, 6)
-    factor = _kept(state_ptr, initial_ptr, fresh, 7)
-    unit = _kept(state_ptr, initial_ptr, fresh, 8)
-    known = _kept(state_ptr, initial_ptr, fresh, 9)
-    fitted = _kept(state_ptr, initial_ptr, fresh, 10)
-    center = _kept(state_ptr, initial_ptr, fresh, 11)
-    source = _kept(state_ptr, initial_ptr, fresh, 12)
-    residual = _kept(state_ptr, initial_ptr, fresh, 13)
+    past = ()
+    for k in tl.static_range(14):
+        initial = tl.load(initial_ptr + k).to(tl.float64)
+        past = past + (tl.where(fresh, initial, tl.load(state_ptr + k)),)
+    scale, shift, c00, c01, c11, s0, s1 = past[:7]
+    factor, unit, known, fitted, center, source, residual = past[7:]
 
     noise = seconds * factor
     if METRIC:
@@ -261,8 +220,8 @@ def correct_kernel(
     g0 = sources * tl.full((), _HEIGHT_VARIANCE, tl.float64)
     g1 = sources * (tilt * 0 if METRIC else tilt * tilt)
     u_scale, u_shift, u00, u01, u11, u_factor, u_unit, refused = _update(
-        scale, shift, c00, c01, c11, s0, s1, factor, unit, known, fitted, fits_ptr, sources,
-        there, limited, g0, g1, METRIC,
+        (scale, shift, c00, c01, c11, s0, s1, factor, unit, known, fitted),
+        fits_ptr, sources, there, limited, g0, g1, METRIC,
     )  # fmt: skip
     k = tl.arange(0, 512)
     inside = k < COUNT

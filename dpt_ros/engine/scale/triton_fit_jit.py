@@ -218,12 +218,7 @@ def fit_kernel(
     b = _median(tl.where(usable, x - a * q, _INF), n)
     good = (spread >= measured * _MIN_SPREAD) & (a > 0) & (a < _INF)
     one = count * 0
-    m0 = one
-    m1 = one
-    m2 = one
-    noise = one
-    determinant = one
-    inliers = pairs
+    m0, m1, m2, noise, determinant, inliers = one, one, one, one, one, pairs
     for _ in range(_ITERATIONS):
         # Errors are relative to the fitted value, bounded from below near its zero.
         slope = a * q
@@ -246,19 +241,15 @@ def fit_kernel(
         inliers = tl.sum((root > 0).to(tl.int32), 0)
     sigma = tl.maximum(noise, _BIAS)
     factor = sigma * sigma * tl.maximum(count / _INDEPENDENT, 1.0) / determinant
-    c00 = m0 * factor
-    c01 = -m1 * factor
-    c11 = m2 * factor
+    c00, c01, c11 = m0 * factor, -m1 * factor, m2 * factor
     trace = m0 + m2
     limit = a * _MAX_SCALE_SIGMA
     good = good & (determinant * _MAX_CONDITION > trace * trace) & (noise <= _MAX_NOISE)
     good = good & (a > _MIN_SCALE) & (a < 1 / _MIN_SCALE) & (c00 <= limit * limit)
     good = good & (inliers.to(tl.float64) >= count * _MIN_INLIERS)
     by_b = -1 / a
-    scale = -unit * by_b
-    shift = b * by_b
-    scale_by_a = scale * by_b
-    shift_by_a = shift * by_b
+    scale, shift = -unit * by_b, b * by_b
+    scale_by_a, shift_by_a = scale * by_b, shift * by_b
     # The median ratio, unless the pairs do not agree on it.
     ratio = q / x
     agreed = _median(tl.where(usable, ratio, _INF), n)

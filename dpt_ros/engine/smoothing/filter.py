@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -85,6 +85,27 @@ class FrameHistory:
     frame_id: str
     size: tuple[int, int]
     has_image: bool
+
+
+def plain_history(history: Any) -> dict[str, Any]:
+    """A history, of whatever class, as plain values."""
+    values = asdict(history)
+    for name, value in values.items():
+        if isinstance(value, np.ndarray | tuple):
+            values[name] = np.asarray(value).tolist()
+    return values
+
+
+def restored_history(kind: Any, values: dict[str, Any]) -> Any:
+    """A history of a class from the result of ``plain_history``."""
+    values = dict(values)
+    if values["camera"] is not None:
+        values["camera"] = CameraModel(**values["camera"])
+    if values.get("pose") is not None:
+        values["pose"] = np.array(values["pose"])
+    if "size" in values:
+        values["size"] = tuple(values["size"])
+    return kind(**values)
 
 
 def plan_frame(
@@ -219,14 +240,10 @@ class TemporalFilter:
         if history is None or self._state is None:
             return {}
         past = {name: value for name, value in vars(self._state).items() if value is not None}
-        return {
-            "past": {name: value[0].detach().cpu().clone() for name, value in past.items()},
-            "stamp_ns": history.stamp_ns,
-            "pose": None if history.pose is None else history.pose.tolist(),
-            "camera": None if history.camera is None else vars(history.camera).copy(),
-            "frame_id": history.frame_id,
-            "has_image": history.has_image,
-        }
+        past = {name: value[0].detach().cpu().clone() for name, value in past.items()}
+        kept = plain_history(history)
+        del kept["size"]  # that of the maps
+        return {"past": past, **kept}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Continue from the ``state`` that ``state_dict`` gave, on a ``device``."""
@@ -236,14 +253,9 @@ class TemporalFilter:
             maps = past["maps"]
             # Earlier versions did not keep the image itself.
             self._state = FilterState(**{"logits": None, "luma": maps[:, 2], **past})
-            self._history = FrameHistory(
-                state["stamp_ns"],
-                None if state["camera"] is None else CameraModel(**state["camera"]),
-                None if state["pose"] is None else np.array(state["pose"]),
-                state["frame_id"],
-                (maps.shape[2], maps.shape[3]),
-                state.get("has_image", True),
-            )
+            state = {"has_image": True, "size": maps.shape[2:], **state}
+            del state["past"]
+            self._history = restored_history(FrameHistory, state)
 
     @torch.inference_mode()
     def update(

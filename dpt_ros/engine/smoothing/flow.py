@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dpt_ros.engine import triton_launch
 from dpt_ros.engine.output import postprocess
+from dpt_ros.engine.triton_launch import has_twin
 
 FLOW_WIDTH = 320  # of the images for optical flow at most, pixels
 # OpenCV 5.0's DIS reads outside of smaller images: its coarsest scale has no room for a patch,
@@ -52,6 +52,7 @@ def grey(rgb: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
 
 
+@has_twin(_TRITON)
 def luma_of(images: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
     """Grey levels of a network's input, averaged over areas.
 
@@ -63,8 +64,6 @@ def luma_of(images: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
     Returns:
         (B, h, w) float32, at most 320 pixels wide.
     """
-    if triton := triton_launch.triton_of(images, _TRITON):
-        return triton.luma_of(images, scale, offset)
     red, green, blue = (images.float() * scale[:, None, None] + offset[:, None, None]).unbind(1)
     luma = RED * red + GREEN * green + BLUE * blue
     height, width = luma.shape[1:]
@@ -105,6 +104,7 @@ def inverse_search(luma: Tensor, previous: Tensor) -> Tensor:
     return finish(luma, previous, levels[-1], dense(levels[0], flow))
 
 
+@has_twin(_TRITON)
 def pyramid(luma: Tensor, previous: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Both images at a half, a quarter, an eighth and a sixteenth of their size.
 
@@ -115,14 +115,13 @@ def pyramid(luma: Tensor, previous: Tensor) -> tuple[Tensor, Tensor, Tensor, Ten
         (B, 2, h // k, w // k) float32, k = 2, 4, 8, 16: averages of k x k pixels; what does not
         fill such a square, at the right and at the bottom, is left out.
     """
-    if triton := triton_launch.triton_of(luma, _TRITON):
-        return triton.pyramid(luma, previous)
     half = F.avg_pool2d(torch.stack([luma, previous], 1), 2)
     quarter = F.avg_pool2d(half, 2)
     eighth = F.avg_pool2d(quarter, 2)
     return half, quarter, eighth, F.avg_pool2d(eighth, 2)
 
 
+@has_twin(_TRITON)
 def search(level: Tensor, coarse: Tensor) -> Tensor:
     """Match patches of this frame in the previous one.
 
@@ -137,8 +136,6 @@ def search(level: Tensor, coarse: Tensor) -> Tensor:
     Returns:
         (B, 2, n, m) float32, displacements of patches of 8 x 8 pixels, every 4 pixels.
     """
-    if triton := triton_launch.triton_of(level, _TRITON):
-        return triton.search(level, coarse)
     luma, previous = level[:, 0], level[:, 1:]
     parts = _patches(torch.stack([luma, *_slopes(luma)]))
     template, slope_x, slope_y = parts - parts.mean(-1, keepdim=True)  # (B, n, m, 1, 64) each
@@ -179,6 +176,7 @@ def search(level: Tensor, coarse: Tensor) -> Tensor:
     return flow[..., 0]
 
 
+@has_twin(_TRITON)
 def dense(level: Tensor, flow: Tensor) -> Tensor:
     """Displacement and texture of every pixel of a level.
 
@@ -191,8 +189,6 @@ def dense(level: Tensor, flow: Tensor) -> Tensor:
         by how well they fit there; 0..1, how well texture determines the motion along x and y:
         the structure tensor's diagonal over noise and the other axis.
     """
-    if triton := triton_launch.triton_of(level, _TRITON):
-        return triton.dense(level, flow)
     y, x = _places(level)
     rows, columns = (y[:, 0] / STRIDE).long(), (x[0] / STRIDE).long()
     total = torch.zeros_like(level)
@@ -211,6 +207,7 @@ def dense(level: Tensor, flow: Tensor) -> Tensor:
     return torch.cat([total / weights, texture], 1)
 
 
+@has_twin(_TRITON)
 def finish(luma: Tensor, previous: Tensor, small: Tensor, half: Tensor) -> Tensor:
     """The result of ``optical_flow`` from maps of half size.
 
@@ -219,8 +216,6 @@ def finish(luma: Tensor, previous: Tensor, small: Tensor, half: Tensor) -> Tenso
         small: (B, 2, h', w'), both at any size, for their mean brightness.
         half: (B, 4, h // 2, w // 2), of ``dense``.
     """
-    if triton := triton_launch.triton_of(luma, _TRITON):
-        return triton.finish(luma, previous, small, half)
     y, x = _places(luma)
     maps = _sample(half, x.expand_as(luma) / 2 - 0.25, y.expand_as(luma) / 2 - 0.25)
     displacement = 2 * maps[:, :2]

@@ -100,12 +100,7 @@ def advance(form: Array, position: Array, inverse_depth: Array) -> Array:
 
 
 def flow_disagreement(
-    seen: Array,
-    grid: Array,
-    position: Array,
-    luma: Array,
-    exposure: Array,
-    size: tuple[int, int],
+    seen: Array, grid: Array, position: Array, luma: Array, exposure: Array, size: tuple[int, int]
 ) -> tuple[Array, Array]:
     """Where optical flow disagrees with the camera's motion.
 

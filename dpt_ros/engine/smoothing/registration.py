@@ -3,14 +3,7 @@
 
 from __future__ import annotations
 
-from dpt_ros.engine.smoothing.maps import (
-    LARGEST,
-    Array,
-    above,
-    extremes,
-    library,
-    scaled,
-)
+from dpt_ros.engine.smoothing.maps import LARGEST, Array, above, extremes, library, scaled
 
 MIN_INVERSE_DEPTH = 1e-6  # 1/m, stands for an inverse depth that is not valid
 # What is larger is not valid, in any unit: a network's overflow. Squares of it fit into float32.

@@ -20,67 +20,41 @@ from dpt_ros.engine.smoothing.maps import arrays, library, pixel_grid
 RESET_REASONS = ("", "scene cut", "no valid depth")
 
 FILTER_FIELDS: Fields = {
-    "fresh": (),
-    "has_flow": (),
-    "has_ego": (),
-    "has_odometry": (),
-    "measurement_noise": (),
-    "process_noise": (),
-    "min_gain": (),
-    "label_gain": (),
-    "leak": (),
-    "flow_leak": (),
-    "moving_gain": (),
-    "rotation": (3, 3),
-    "shift": (3,),
-    "to_grid": (3, 3),
-    "from_grid": (3, 3),
-    "prior_sigma": (6,),
-    "free_sigma": (),
+    "fresh": ((), "1: the filter's state is not used: first frame, gap, another camera or size"),
+    "has_flow": ((), "1: the state has the previous image"),
+    "has_ego": ((), "1: to_grid and from_grid are given"),
+    "has_odometry": ((), "1: rotation and shift are given"),
+    "measurement_noise": ((), "relative standard deviation of a frame's inverse depth"),
+    "process_noise": ((), "relative variance added to the state"),
+    "min_gain": ((), "least weight of a frame, for depth"),
+    "label_gain": ((), "least weight of a frame, for labels; 1: no past of labels"),
+    "leak": ((), "share by which scale and shift return to the frame's own"),
+    "flow_leak": ((), "the same while the camera's motion is not reliable"),
+    "moving_gain": ((), "least gain where something moves by itself"),
+    "rotation": ((3, 3), "from this frame's optical axes to the previous frame's, by odometry"),
+    "shift": ((3,), "the same motion's shift, metres"),
+    "to_grid": ((3, 3), "rays (X/Z, Y/Z, 1) to map coordinates, -1..1 from corner to corner"),
+    "from_grid": ((3, 3), "inverse of to_grid"),
+    "prior_sigma": ((6,), "standard deviations of odometry: rotation, radians; shift, metres"),
+    "free_sigma": ((), "standard deviation of the motion without odometry, radians and metres"),
 }
-"""Decisions of the host for a frame, from ``filter.plan_frame``.
-
-fresh: 1 if the state is not to be used; the state may then hold anything, NaN too.
-has_flow: 1 if there are images of this frame and of the previous one.
-has_ego: 1 if the camera's intrinsics are known.
-has_odometry: 1 if rotation and shift are by odometry; 0: no motion is assumed as the prior.
-measurement_noise: relative standard deviation of a frame's inverse depth.
-process_noise: relative variance added to the state.
-min_gain: the least weight of a frame, for depth.
-label_gain: weight of a frame, for labels.
-leak: share by which scale and shift return to the frame's own.
-flow_leak: the same while the camera's motion is not reliable.
-moving_gain: the least gain where something moves by itself.
-rotation, shift: the camera's motion by odometry, metres, see ``motion``.
-to_grid: rays (X/Z, Y/Z, 1) -> normalised coordinates; from_grid: its inverse.
-prior_sigma: standard deviations of odometry: rotation, radians; shift, metres.
-free_sigma: the same without odometry, of all six.
-"""
+"""Decisions of the host for a frame, from ``filter.plan_frame``. Where it is fresh, the state may
+hold anything, NaN too."""
 
 MOTION_FIELDS: Fields = {
-    "turn": (3, 3),
-    "shift": (3,),
-    "form": (4,),
-    "has_ego": (),
-    "reliable": (),
-    "fit": (2,),
-    "affine": (2,),
-    "usual": (2,),
-    "reset_code": (),
-    "inliers": (),
-    "age": (),
+    "turn": ((3, 3), "see ``motion.project``; no motion without ego-motion"),
+    "shift": ((3,), "as turn"),
+    "form": ((4,), "see ``motion.advance``; of the same depths where the motion is not reliable"),
+    "has_ego": ((), "1: the camera's motion is estimated"),
+    "reliable": ((), "1: it fits the images, too"),
+    "fit": ((2,), "scale and shift of the frame's inverse depth that fit the state best"),
+    "affine": ((2,), "those applied to it"),
+    "usual": ((2,), "those that it would have by itself"),
+    "reset_code": ((), "index into ``RESET_REASONS``"),
+    "inliers": ((), "share of the samples that fit, 0..1"),
+    "age": ((), "frames since the last reset"),
 }
-"""What ``steps.register`` finds.
-
-turn, shift: see ``motion.project``; no motion without ego-motion.
-form: see ``motion.advance``; depths do not change where the motion is not reliable.
-has_ego: 1 if the camera's motion is estimated; reliable: 1 if it fits the images, too.
-fit: scale and shift of the frame's inverse depth that fit the state best.
-affine: those applied to it; usual: those that it would have by itself.
-reset_code: index into ``RESET_REASONS``.
-inliers: share of the samples that fit, 0..1.
-age: frames since the last reset.
-"""
+"""What ``steps.register`` finds."""
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,11 @@ depend on values: nothing waits for the device.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dpt_ros.engine import triton_launch
 from dpt_ros.engine.packed import unpack
 from dpt_ros.engine.smoothing.flow import optical_flow
 from dpt_ros.engine.smoothing.maps import (
@@ -63,7 +61,8 @@ from dpt_ros.engine.smoothing.registration import (
     fit_affine,
 )
 from dpt_ros.engine.smoothing.state import FILTER_FIELDS, MOTION_FIELDS, FilterState, given
-from dpt_ros.engine.smoothing.update import blend
+from dpt_ros.engine.smoothing.update import TRITON, blend
+from dpt_ros.engine.triton_launch import has_twin
 
 _SAMPLES = 3000  # pixels by which a frame is registered
 _THUMBNAIL = (24, 32)  # by which images are correlated
@@ -73,10 +72,6 @@ _LABEL_GATE = (0.25, 0.25)  # depth gain from which on labels lose their state; 
 # Share of inliers, and correlation of the images, below which the scene was cut. In robots'
 # worlds, floors and walls of two scenes alone make 50 to 70 % inliers.
 _CUT_INLIERS, _CUT_CORRELATION = 0.8, 0.5
-
-
-def _triton(x: Tensor) -> Any | None:
-    return triton_launch.triton_of(x, "dpt_ros.engine.smoothing.triton_steps")
 
 
 def smooth(
@@ -144,6 +139,7 @@ def correlate(luma: Tensor, previous: Tensor) -> Tensor:
     return tensor(library(product).stack([exposure, correlation], 1))
 
 
+@has_twin(TRITON)
 def look(raw: Tensor, luma: Tensor, flow: Tensor) -> Tensor:
     """A frame by itself.
 
@@ -157,8 +153,6 @@ def look(raw: Tensor, luma: Tensor, flow: Tensor) -> Tensor:
         position in the previous frame by flow (x, y, normalised), residual in grey levels, weight
         along x and y.
     """
-    if triton := _triton(raw):
-        return triton.look(raw, luma, flow)
     (height, width), (rows, columns) = raw.shape[1:], flow.shape[2:]
     grid, inverse_depth, raw, luma, flow = arrays(
         pixel_grid(height, width, raw.device),
@@ -183,6 +177,7 @@ def sample_step(height: int, width: int) -> int:
     return max(1, round(math.sqrt(height * width / _SAMPLES)))
 
 
+@has_twin(TRITON)
 @np.errstate(all="ignore")
 def register(
     seen: Tensor,
@@ -205,8 +200,6 @@ def register(
     Returns:
         (B, m) of ``MOTION_FIELDS``.
     """
-    if triton := _triton(seen):
-        return triton.register(seen, maps, affine, age, metric_affine, correlation, numbers)
     xp, n, seen, maps, affine, age, metric_affine, correlation, grid = given(
         numbers, seen, maps, affine, age, metric_affine, correlation
     )
@@ -265,6 +258,7 @@ def register(
     return tensor(xp.concatenate([one.reshape(len(age), -1) for one in found], 1))
 
 
+@has_twin(TRITON)
 def smooth_logits(
     logits: Tensor, previous: Tensor | None, position: Tensor, gain: Tensor, numbers: Tensor
 ) -> Tensor:
@@ -276,8 +270,6 @@ def smooth_logits(
         gain: (B, H, W) of the depth.
         numbers: (B, n) of ``FILTER_FIELDS``.
     """
-    if triton := _triton(logits):
-        return triton.smooth_logits(logits, previous, position, gain, numbers)
     current, mean = centre(logits)
     if previous is None or previous.shape != logits.shape:
         return tensor(current - mean)

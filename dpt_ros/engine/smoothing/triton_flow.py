@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dpt_ros.engine import triton_launch
 from dpt_ros.engine.smoothing.flow import (
     BLUE,
     GREEN,
@@ -24,7 +25,7 @@ from dpt_ros.engine.smoothing.flow import (
     STRIDE,
     flow_size,
 )
-from dpt_ros.engine.triton_launch import Launch, run
+from dpt_ros.engine.triton_launch import check_maps
 
 _ROWS, _COLUMNS = 4, 64  # pixels of one program's tile
 _TILE = 16  # pixels a side of the images that become one pixel of the smallest level
@@ -287,45 +288,42 @@ def finish_kernel(
         tl.store(target + (3 + k) * height * width, texture, mask=there)
 
 
-def luma_of(images: Tensor, scale: Tensor, offset: Tensor, launch: Launch = run) -> Tensor:
+def luma_of(images: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
     """See :func:`dpt_ros.engine.smoothing.flow.luma_of`."""
     batch, _, source_height, source_width = images.shape
     height, width = flow_size(source_height, source_width)
     out = torch.empty((batch, height, width), dtype=torch.float32, device=images.device)
-    _check("luma_of", scale, offset, out)
+    check_maps("luma_of", scale, offset, out)
     sizes = (source_height, source_width, height, width)
     ratios = (source_height / height, source_width / width)
-    launch(
+    triton_launch.run(
         luma_kernel,
         _tiles(batch, height, width),
         (images, scale, offset, out, *images.stride(), *sizes, *ratios),
         {"DOWN": _taps(source_height, height), "RIGHT": _taps(source_width, width)}
         | {"R": RED, "G": GREEN, "B": BLUE, "ROWS": _ROWS, "COLUMNS": _COLUMNS},
-        4,
     )
     return out
 
 
-def pyramid(
-    luma: Tensor, previous: Tensor, launch: Launch = run
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def pyramid(luma: Tensor, previous: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See :func:`dpt_ros.engine.smoothing.flow.pyramid`."""
-    batch, height, width = _check("pyramid", luma, previous)
+    batch, height, width = check_maps("pyramid", luma, previous)
     half, quarter, eighth, last = (
         torch.empty((batch, 2, height // k, width // k), device=luma.device) for k in (2, 4, 8, 16)
     )
     grid = (triton.cdiv(width, _TILE), triton.cdiv(height, _TILE), 2 * batch)
     args = (luma, previous, half, quarter, eighth, last, height, width)
-    launch(pyramid_kernel, grid, args, {"TILE": _TILE}, 1)
+    triton_launch.run(pyramid_kernel, grid, args, {"TILE": _TILE}, 1)
     return half, quarter, eighth, last
 
 
-def search(level: Tensor, coarse: Tensor, launch: Launch = run) -> Tensor:
+def search(level: Tensor, coarse: Tensor) -> Tensor:
     """See :func:`dpt_ros.engine.smoothing.flow.search`."""
-    batch, _, height, width = _check("search", level, coarse)
+    batch, _, height, width = check_maps("search", level, coarse)
     rows, columns = ((side - PATCH) // STRIDE + 1 for side in (height, width))
     out = torch.empty((batch, 2, rows, columns), dtype=torch.float32, device=level.device)
-    launch(
+    triton_launch.run(
         search_kernel,
         (columns, rows, batch),
         (level, coarse, out, height, width, *coarse.shape[2:]),
@@ -335,33 +333,29 @@ def search(level: Tensor, coarse: Tensor, launch: Launch = run) -> Tensor:
     return out
 
 
-def dense(level: Tensor, flow: Tensor, launch: Launch = run) -> Tensor:
+def dense(level: Tensor, flow: Tensor) -> Tensor:
     """See :func:`dpt_ros.engine.smoothing.flow.dense`."""
-    batch, _, height, width = _check("dense", level, flow)
+    batch, _, height, width = check_maps("dense", level, flow)
     out = torch.empty((batch, 4, height, width), dtype=torch.float32, device=level.device)
-    launch(
+    triton_launch.run(
         dense_kernel,
         _tiles(batch, height, width),
         (level, flow, out, height, width, *flow.shape[2:]),
         {"STRIDE": STRIDE, "CONTRAST": HALF_CONTRAST, "ROWS": _ROWS, "COLUMNS": _COLUMNS},
-        4,
     )
     return out
 
 
-def finish(
-    luma: Tensor, previous: Tensor, small: Tensor, half: Tensor, launch: Launch = run
-) -> Tensor:
+def finish(luma: Tensor, previous: Tensor, small: Tensor, half: Tensor) -> Tensor:
     """See :func:`dpt_ros.engine.smoothing.flow.finish`."""
-    batch, height, width = _check("finish", luma, previous, small, half)
+    batch, height, width = check_maps("finish", luma, previous, small, half)
     out = torch.empty((batch, 5, height, width), dtype=torch.float32, device=luma.device)
     count = small.shape[2] * small.shape[3]
-    launch(
+    triton_launch.run(
         finish_kernel,
         _tiles(batch, height, width),
         (luma, previous, small, half, out, height, width, *half.shape[2:], count),
         {"COUNT": triton.next_power_of_2(count), "ROWS": _ROWS, "COLUMNS": _COLUMNS},
-        4,
     )
     return out
 
@@ -373,13 +367,3 @@ def _tiles(batch: int, height: int, width: int) -> tuple[int, int, int]:
 def _taps(source: int, target: int) -> int:
     # Pixels of the source that one of the target can overlap.
     return 1 if source == target else -(-source // target) + 1
-
-
-def _check(name: str, *maps: Tensor) -> torch.Size:
-    for one in maps:
-        if one.dtype != torch.float32 or not one.is_contiguous():
-            raise ValueError(
-                f"{name} takes contiguous float32 maps, but got {one.dtype} of shape "
-                f"{tuple(one.shape)} with strides {one.stride()}."
-            )
-    return maps[0].shape

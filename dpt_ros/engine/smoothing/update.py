@@ -6,7 +6,6 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from dpt_ros.engine import triton_launch
 from dpt_ros.engine.packed import unpack
 from dpt_ros.engine.smoothing.maps import (
     Array,
@@ -37,7 +36,9 @@ from dpt_ros.engine.smoothing.motion import (
 )
 from dpt_ros.engine.smoothing.registration import bounded_affine
 from dpt_ros.engine.smoothing.state import MOTION_FIELDS, given
+from dpt_ros.engine.triton_launch import has_twin
 
+TRITON = "dpt_ros.engine.smoothing.triton_steps"
 _UNKNOWN_VARIANCE = 1e3  # relative, of a state without a measurement
 _GATE = (1.5, 3.0)  # standard deviations between which the state loses its weight
 _FARTHER = 1.3  # factor of the deviation of what is farther: gated sooner, against ghosts
@@ -48,6 +49,7 @@ _TRACE_GAIN = 0.5  # the least gain where something has just moved away
 _LUMA_OUTLIER = 20.0  # grey levels
 
 
+@has_twin(TRITON)
 @np.errstate(all="ignore")
 def blend(
     seen: Tensor, raw: Tensor, maps: Tensor, motion: Tensor, correlation: Tensor, numbers: Tensor
@@ -66,8 +68,6 @@ def blend(
         maps (B, 4, H, W) of the state after the frame; inverse depth, relative variance and gain
         (B, H, W) each; positions in the previous frame (B, 2, H, W), normalised.
     """
-    if triton := triton_launch.triton_of(seen, "dpt_ros.engine.smoothing.triton_steps"):
-        return triton.blend(seen, raw, maps, motion, correlation, numbers)
     xp, n, seen, raw, maps, motion, correlation, grid = given(
         numbers, seen, raw, maps, motion, correlation
     )

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from helpers.interpreted import launched_by
 from helpers.plain_torch import plain_torch
 from torch import Tensor
 
+from dpt_ros.engine import triton_launch
 from dpt_ros.engine.frame import CameraModel
 from dpt_ros.engine.output import fused_depth
 from dpt_ros.engine.output.fused_depth import (
@@ -241,11 +242,11 @@ def test_maps_of_different_shapes_are_refused() -> None:
         fuse(*(wall(1.0)[0] for _ in range(3)))
 
 
-def check_triton(parts: tuple[Tensor, ...], settings: FusionSettings, **launch: Any) -> Tensor:
+def check_triton(parts: tuple[Tensor, ...], settings: FusionSettings) -> Tensor:
     """Triton's version beside the plain one."""
     from dpt_ros.engine.output import triton_fused_depth as triton
 
-    actual = triton.fuse(*parts, settings, **launch)
+    actual = triton.fuse(*parts, settings)
     with plain_torch():
         expected = fused_depth._fuse(*parts, settings)
     same = actual[1] == expected[1]
@@ -265,7 +266,7 @@ def interpret() -> None:
 
     from dpt_ros.engine.output import triton_fused_depth as triton
 
-    launch, s = Interpreter().launch, FusionSettings()
+    triton_launch.run, s = Interpreter().launch, FusionSettings()
     origins = set()
     # As they are on a GPU, then in larger blocks: the interpreter's time is that of operations.
     for block, batch, height, width in (
@@ -275,15 +276,15 @@ def interpret() -> None:
         triton._BLOCK, triton._AROUND_BLOCK = block, block
         cameras = [scene(height, width, seed) for seed in range(batch)]
         parts = tuple(torch.cat(one) for one in zip(*cameras, strict=True))
-        origins.update(check_triton(parts, s, launch=launch).unique().tolist())
+        origins.update(check_triton(parts, s).unique().tolist())
     assert origins == {NONE, SENSOR, NETWORK}
     changed = FusionSettings(0.5, 4.0, 0.1, 0.02, 1.3, 0.1, 1.02, 0.01)
-    check_triton(parts, changed, launch=launch)
+    check_triton(parts, changed)
     usual = fused_depth.grid_of
     for cell, step in ((8, 2), (7, 1)):  # in several rounds, as cells of large images are
         fused_depth.grid_of = triton.grid_of = lambda width, found=(cell, step): found
         triton._BLOCK = 16
-        check_triton(scene(20, 28), s, launch=launch)
+        check_triton(scene(20, 28), s)
     fused_depth.grid_of = triton.grid_of = usual
     triton._BLOCK = 8192
     # A mirror and its rim; a network that has everything from 0 on
@@ -291,7 +292,7 @@ def interpret() -> None:
     sensor[:, 30:90, 50:110], sensor[:, 80:84], sensor[:, 84:90, 50:110] = 5.0, 2.6, NAN
     depth = wall(2.0)
     depth[:, 0, :6] = torch.tensor([0.0, -0.0, 1e-42, -1.0, 1e38, 3e38])
-    origin = check_triton((sensor, depth, wall(0.1)), replace(s, edge=2.0), launch=launch)
+    origin = check_triton((sensor, depth, wall(0.1)), replace(s, edge=2.0))
     assert (origin[:, 81:83, 52:108] == NETWORK).all()
     assert (origin[:, 81:83, :30] == SENSOR).all()
     for wrong in (wall(1.0).double(), wall(1.0).mT.contiguous().mT):
@@ -310,19 +311,20 @@ def test_every_kernel_equals_plain_torch_and_stays_within_its_memory() -> None:
 KERNELS = ["decide", "weigh", "pull", "push", "select"]
 
 
-def launch_all(launch: Any, batch: int, height: int, width: int) -> None:
+def launch_all(batch: int, height: int, width: int) -> None:
     """Every kernel, on memory that holds nothing."""
     from dpt_ros.engine.output import triton_fused_depth as triton
 
     maps = (torch.empty(batch, height, width) for _ in range(3))
-    triton.fuse(*maps, FusionSettings(), launch)
+    triton.fuse(*maps, FusionSettings())
 
 
 @pytest.mark.parametrize("batch", [1, 4])
 def test_five_kernels_fuse_a_batch_of_any_size(batch: int) -> None:
     pytest.importorskip("triton")
     calls: list[str] = []
-    launch_all(lambda kernel, *rest: calls.append(kernel.__name__), batch, 48, 64)
+    with launched_by(lambda kernel, *rest: calls.append(kernel.__name__)):
+        launch_all(batch, 48, 64)
     assert calls == [f"{name}_kernel" for name in KERNELS]
 
 
@@ -336,7 +338,8 @@ def test_every_kernel_compiles_for_every_gpu_and_keeps_to_its_registers(
 
     assert arch in ARCHS
     cubins: dict[str, bytes] = {}
-    launch_all(compile_launch(arch, cubins), 2, *size)
+    with launched_by(compile_launch(arch, cubins)):
+        launch_all(2, *size)
     stacks = {name: stack_bytes(cubin) for name, cubin in cubins.items()}
     assert stacks == {f"{name}_0": 0 for name in KERNELS}
 

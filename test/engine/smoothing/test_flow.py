@@ -9,10 +9,11 @@ import pytest
 import torch
 from helpers.fake_device import CUDA, fake_gpu
 from helpers.gpu_rehearsal import rehearsal
-from helpers.interpreted import Interpreter, run_interpreted
+from helpers.interpreted import Interpreter, launched_by, run_interpreted
 from helpers.plain_torch import plain_torch
 from torch import Tensor
 
+from dpt_ros.engine import triton_launch
 from dpt_ros.engine.smoothing import flow
 from dpt_ros.engine.smoothing.flow import (
     HOST_STRIDE,
@@ -195,12 +196,12 @@ def test_the_rehearsed_kernels_give_the_plain_values() -> None:
     }  # fmt: skip
 
 
-def check_kernels(device: str, height: int, width: int, *launch: object) -> None:
+def check_kernels(device: str, height: int, width: int) -> None:
     """Every kernel beside its plain twin, on the same values."""
     from dpt_ros.engine.smoothing import triton_flow as triton
 
     def same(name: str, *given: Tensor, tolerance: float = 2e-3) -> Tensor:
-        found, expected = getattr(triton, name)(*given, *launch), None
+        found, expected = getattr(triton, name)(*given), None
         with plain_torch():
             expected = getattr(flow, name)(*given)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=tolerance)
@@ -214,7 +215,7 @@ def check_kernels(device: str, height: int, width: int, *launch: object) -> None
         if min(level.shape[2:]) >= 8:
             with plain_torch():
                 expected = flow.search(level, found)
-            apart = (triton.search(level, found, *launch) - expected).abs()
+            apart = (triton.search(level, found) - expected).abs()
             # A step of which rounding decides whether it lowers the error may be taken by one.
             assert (apart < 1e-3).float().mean() > 0.98
             assert apart.max() < 0.5
@@ -229,16 +230,16 @@ def check_kernels(device: str, height: int, width: int, *launch: object) -> None
         same("luma_of", images.contiguous(memory_format=torch.channels_last), numbers, numbers)
 
 
-def check_wild_values(*launch: object) -> None:
+def check_wild_values() -> None:
     """Displacements without meaning stay within the images' memory."""
     from dpt_ros.engine.smoothing import triton_flow as triton
 
     luma = torch.rand((1, 16, 18)) * 255
     level = torch.rand((1, 2, 8, 9)) * 255
     for value in (float("nan"), -1e30):
-        found = triton.search(level, torch.full((1, 2, 1, 1), value), *launch)
-        half = triton.dense(level, found + value, *launch)
-        triton.finish(luma, luma, level, half + value, *launch)
+        found = triton.search(level, torch.full((1, 2, 1, 1), value))
+        half = triton.dense(level, found + value)
+        triton.finish(luma, luma, level, half + value)
 
 
 def interpret() -> None:
@@ -246,10 +247,10 @@ def interpret() -> None:
     from dpt_ros.engine.smoothing import triton_flow as triton
 
     triton._ROWS = 32  # fewer programs take less time
-    interpreter = Interpreter()
-    check_kernels("cpu", 33, 37, interpreter.launch)
+    triton_launch.run = Interpreter().launch
+    check_kernels("cpu", 33, 37)
     with np.errstate(all="ignore"):
-        check_wild_values(interpreter.launch)
+        check_wild_values()
     print("interpreted")
 
 
@@ -266,12 +267,12 @@ def test_every_kernel_compiles_without_a_gpu(arch: int) -> None:
     from dpt_ros.engine.smoothing import triton_flow as triton
 
     cubins: dict[str, bytes] = {}
-    launch = compile_launch(arch, cubins)
     luma, numbers = torch.empty((2, H, W)), torch.empty(3)
-    triton.luma_of(torch.empty((2, 3, 480, 640), dtype=torch.float16), numbers, numbers, launch)
-    levels = triton.pyramid(luma, luma, launch)
-    found = triton.search(levels[0], torch.zeros((2, 2, 1, 1)), launch)
-    triton.finish(luma, luma, levels[-1], triton.dense(levels[0], found, launch), launch)
+    with launched_by(compile_launch(arch, cubins)):
+        triton.luma_of(torch.empty((2, 3, 480, 640), dtype=torch.float16), numbers, numbers)
+        levels = triton.pyramid(luma, luma)
+        found = triton.search(levels[0], torch.zeros((2, 2, 1, 1)))
+        triton.finish(luma, luma, levels[-1], triton.dense(levels[0], found))
     assert {name[:-2] for name in cubins} == {"luma", "pyramid", "search", "dense", "finish"}
     assert all(cubin.startswith(b"\x7fELF") for cubin in cubins.values())
 

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.interpreted import launched_by
 from helpers.plain_torch import plain_torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dpt_ros.engine import triton_launch
 from dpt_ros.engine.output import postprocess
 from dpt_ros.engine.packed import length, pack, unpack
 from dpt_ros.engine.smoothing import steps
@@ -142,9 +144,7 @@ def close(actual: Tensor, expected: Tensor, share: float = 1.0, tolerance: float
     assert len(wrong) <= most, (len(wrong), actual[~equal][:9], expected[~equal][:9], wrong[:9])
 
 
-def check_look(
-    triton: Any, device: str, size: tuple[int, int], small: tuple[int, int], **launch: Any
-) -> None:
+def check_look(triton: Any, device: str, size: tuple[int, int], small: tuple[int, int]) -> None:
     rng = np.random.default_rng(1)
     raw = torch.from_numpy(rng.normal(size=(2, *size)).astype(np.float32))
     raw[0, :5, :5], raw[1, 0, 0], raw[1, 1, 0] = torch.nan, torch.inf, 1e-9
@@ -154,15 +154,15 @@ def check_look(
     raw = raw.to(device)
     with plain_torch():
         expected = steps.look(raw, luma, flow)
-    close(triton.look(raw, luma, flow, **launch), expected)
+    close(triton.look(raw, luma, flow), expected)
 
 
-def check_register(triton: Any, scene: Scene, **launch: Any) -> Tensor:
+def check_register(triton: Any, scene: Scene) -> Tensor:
     s = scene
     given = (s.seen, s.maps, s.affine, s.age, s.metric_affine, s.correlation, s.numbers)
     with plain_torch():
         expected = steps.register(*given)
-    actual = triton.register(*given, **launch)
+    actual = triton.register(*given)
     found, wanted = (unpack(MOTION_FIELDS, x) for x in (actual, expected))
     known = unpack(FILTER_FIELDS, s.numbers)["fresh"] == 0
     for name in MOTION_FIELDS:
@@ -171,12 +171,12 @@ def check_register(triton: Any, scene: Scene, **launch: Any) -> Tensor:
     return expected
 
 
-def check_blend(triton: Any, scene: Scene, motion: Tensor, **launch: Any) -> tuple[Tensor, ...]:
+def check_blend(triton: Any, scene: Scene, motion: Tensor) -> tuple[Tensor, ...]:
     s = scene
     given = (s.seen, s.raw, s.maps, motion, s.correlation, s.numbers)
     with plain_torch():
         expected = steps.blend(*given)
-    actual = triton.blend(*given, **launch)
+    actual = triton.blend(*given)
     *others, position = zip(actual, expected, strict=True)
     # At large maps the same place in pixels is known to 1e-5 only, which matters beside what has
     # another variance.
@@ -190,7 +190,7 @@ def check_blend(triton: Any, scene: Scene, motion: Tensor, **launch: Any) -> tup
 
 
 def check_logits(
-    triton: Any, scene: Scene, position: Tensor, gain: Tensor, logits: Tensor, **launch: Any
+    triton: Any, scene: Scene, position: Tensor, gain: Tensor, logits: Tensor
 ) -> None:
     previous = torch.nan_to_num(logits.roll(1, 0).float(), 0.0, 0.0, 0.0)
     previous[unpack(FILTER_FIELDS, scene.numbers)["fresh"] > 0] = torch.nan
@@ -199,25 +199,25 @@ def check_logits(
     for past in (other, previous[..., :-1], None):
         with plain_torch():
             expected = steps.smooth_logits(logits, past, position, gain, scene.numbers)
-        actual = triton.smooth_logits(logits, past, position, gain, scene.numbers, **launch)
+        actual = triton.smooth_logits(logits, past, position, gain, scene.numbers)
         close(actual, expected)
         beside = logits.stride(1) == 1
         form = torch.channels_last if beside else torch.contiguous_format
         assert actual.is_contiguous(memory_format=form)
 
 
-def check_everything(triton: Any, scene: Scene, small: tuple[int, int], **launch: Any) -> None:
+def check_everything(triton: Any, scene: Scene, small: tuple[int, int]) -> None:
     size = scene.raw.shape[1:]
-    check_look(triton, scene.raw.device, size, small, **launch)
-    motion = check_register(triton, scene, **launch)
-    _, _, _, gain, position = check_blend(triton, scene, motion, **launch)
+    check_look(triton, scene.raw.device, size, small)
+    motion = check_register(triton, scene)
+    _, _, _, gain, position = check_blend(triton, scene, motion)
     for classes, dtype, form, shape in (
         (35, torch.float16, "padded", small),
         (2, torch.float32, "nhwc", size),
         (3, torch.float16, "nchw", size),
     ):
         logits = logits_of((len(scene.raw), classes, *shape), form, dtype).to(gain.device)
-        check_logits(triton, scene, position, gain, logits, **launch)
+        check_logits(triton, scene, position, gain, logits)
 
 
 def logits_of(shape: tuple[int, ...], layout: str, dtype: torch.dtype) -> Tensor:
@@ -243,25 +243,25 @@ def interpret() -> None:
     from dpt_ros.engine.smoothing import triton_steps as triton
 
     postprocess.on_host = lambda values: False  # torch computes, as on a GPU
-    launch = Interpreter().launch
+    triton_launch.run = Interpreter().launch
     usual = [(0, 1, 1, 1), (1, 0, 0, 0), (0, 1, 1, 0)]
     # As they are on a GPU, then in larger blocks: the interpreter's time is that of operations.
-    check_everything(triton, Scene(usual[:2], 21, 33), (9, 13), launch=launch)
+    check_everything(triton, Scene(usual[:2], 21, 33), (9, 13))
     for name, value in (("_BLOCK", 1024), ("_SAMPLES_BLOCK", 1024), ("_TILE", 2**15)):
         setattr(triton, name, value)
     for k in range(0, 9, 3):
         scene = Scene(ALL_FLAGS[k : k + 3], 24, 33)
-        motion = check_register(triton, scene, launch=launch)
-        check_blend(triton, scene, motion, launch=launch)
+        motion = check_register(triton, scene)
+        check_blend(triton, scene, motion)
     for what, reliable, reset_code in (("lost", 0, 0), ("cut", 1, 1), ("empty", 1, 2)):
         scene = Scene(usual[::2], 23, 34, what)
-        motion = check_register(triton, scene, launch=launch)
+        motion = check_register(triton, scene)
         found = unpack(MOTION_FIELDS, motion)
         assert (found["reliable"][0], found["reset_code"][0]) == (reliable, reset_code), what
-        check_blend(triton, scene, motion, launch=launch)
-    check_register(triton, Scene(usual[:1], 96, 130), launch=launch)  # every second pixel
+        check_blend(triton, scene, motion)
+    check_register(triton, Scene(usual[:1], 96, 130))  # every second pixel
     for size, small in (((19, 26), (24, 32)), ((21, 16), (33, 40)), ((16, 20), (16, 20))):
-        check_look(triton, "cpu", size, small, launch=launch)
+        check_look(triton, "cpu", size, small)
     check_refusals(triton)
     print("interpreted")
 
@@ -292,26 +292,27 @@ def test_every_kernel_equals_plain_torch_and_stays_within_its_memory() -> None:
     assert run_interpreted(__file__, "interpret").endswith("interpreted\n")
 
 
-def launch_all(launch: Any, batch: int, height: int, width: int) -> None:
+def launch_all(batch: int, height: int, width: int) -> None:
     """Every wrapper, on memory that holds nothing."""
     from dpt_ros.engine.smoothing import triton_steps as triton
 
     raw, luma = torch.empty(batch, height, width), torch.empty(batch, 240, 320)
     pairs, numbers = torch.empty(batch, 2), torch.empty(batch, length(FILTER_FIELDS))
     maps, age = torch.empty(batch, 4, height, width), torch.empty(batch)
-    seen = triton.look(raw, luma, torch.empty(batch, 5, 240, 320), launch)
-    motion = triton.register(seen, maps, pairs, age, pairs, pairs, numbers, launch)
-    found = triton.blend(seen, raw, maps, motion, pairs, numbers, launch)
+    seen = triton.look(raw, luma, torch.empty(batch, 5, 240, 320))
+    motion = triton.register(seen, maps, pairs, age, pairs, pairs, numbers)
+    found = triton.blend(seen, raw, maps, motion, pairs, numbers)
     logits = torch.empty(batch, height // 2, width // 2, 152, dtype=torch.float16)
     logits = logits.movedim(3, 1)[:, :150]
     previous = torch.empty(logits.shape, memory_format=torch.channels_last)
-    triton.smooth_logits(logits, previous, found[4], found[3], numbers, launch)
+    triton.smooth_logits(logits, previous, found[4], found[3], numbers)
 
 
 def test_five_kernels_filter_a_batch_of_any_size() -> None:
     for batch in (1, 4):
         calls: list[str] = []
-        launch_all(lambda kernel, *rest, calls=calls: calls.append(kernel.__name__), batch, 48, 64)
+        with launched_by(lambda kernel, *rest, calls=calls: calls.append(kernel.__name__)):
+            launch_all(batch, 48, 64)
         names = ("look", "register", "moving", "update", "smooth_logits")
         assert calls == [f"{name}_kernel" for name in names]
 
@@ -321,7 +322,8 @@ def test_every_kernel_compiles_without_a_gpu_and_keeps_to_its_registers(arch: in
     from helpers.cubins import compile_launch, stack_bytes
 
     cubins: dict[str, bytes] = {}
-    launch_all(compile_launch(arch, cubins), 2, 480, 640)
+    with launched_by(compile_launch(arch, cubins)):
+        launch_all(2, 480, 640)
     assert {name: stack_bytes(cubin) for name, cubin in cubins.items()} == {
         f"{name}_0": 0 for name in ("look", "register", "moving", "update", "smooth_logits")
     }
