@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -20,7 +21,9 @@ from dpt_ros.ros.messages.cdr import VideoPacket
 PLAIN = {
     "h264": ("libx264", {"preset": "ultrafast", "tune": "zerolatency"}),
     "h265": ("libx265", {"preset": "ultrafast", "tune": "zerolatency"}),
-    "av1": ("libsvtav1", {"preset": "12", "svtav1-params": "pred-struct=1"}),
+    # Not for low delay (pred-struct=1): SVT-AV1 4.1 then waits for itself for ever on a busy CPU.
+    # Every other packet only shows a picture that came before it.
+    "av1": ("libsvtav1", {"preset": "12"}),
     "vp9": ("libvpx-vp9", {"deadline": "realtime", "cpu-used": "8"}),
 }
 WITH_B_FRAMES = {
@@ -34,8 +37,9 @@ def _leave_real_time() -> None:
     """Started by root, SVT-AV1 gives its threads real-time priority, and nothing else of two cores
     is left to others: neither the tests beside it, nor the thread that it waits for."""
     for thread in os.listdir("/proc/self/task"):
-        if os.sched_getscheduler(int(thread)) != os.SCHED_OTHER:
-            os.sched_setscheduler(int(thread), os.SCHED_OTHER, os.sched_param(0))
+        with suppress(ProcessLookupError):  # it has ended
+            if os.sched_getscheduler(int(thread)) != os.SCHED_OTHER:
+                os.sched_setscheduler(int(thread), os.SCHED_OTHER, os.sched_param(0))
 
 
 class Encoded(NamedTuple):

@@ -187,7 +187,7 @@ def test_a_change_of_codec_needs_no_restart_of_the_node(truth) -> None:
     assert found.counts == {"changes of codec": 1}
 
 
-@pytest.mark.parametrize("place", [10, 14])
+@pytest.mark.parametrize("place", [10, 15])
 @pytest.mark.parametrize("codec", ["h264", "av1"])
 def test_a_packet_cut_in_half_is_an_error_and_the_next_keyframe_is_decoded(
     truth, codec: str, place: int
