@@ -90,6 +90,8 @@ def test_the_policy_names_what_a_running_node_opens_and_nothing_else() -> None:
                 if name not in {found for found, _ in ask(NODE[1:], "/")}
             ]
 
+        # The name of a node arrives apart from its services, which have answered.
+        domain.spin_until(lambda: NODE[1:] in ours.get_node_names(), 20)
         domain.spin_until(lambda: not missing(), 20)
         for permission, ask in opened.items():
             found = {name for name, _ in ask(NODE[1:], "/")}

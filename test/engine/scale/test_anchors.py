@@ -43,9 +43,10 @@ def test_scale_and_shift_are_found_under_noise_and_30_percent_outliers(seed, sca
     network[wrong] *= rng.uniform(1.3, 4.0, len(wrong)) ** rng.choice([-1, 1], len(wrong))
     fit = fit_pairs(network, inverse)
     assert fit.state == "fitted"
-    for q in (0.2, 0.5, 1.2):
-        # 40 pairs, 28 of them right, with 3 % noise
-        assert fit.scale * (q - shift) / scale + fit.shift == pytest.approx(q, rel=0.07)
+    # 3 % noise. The largest errors of 36,000 fits were 0.16 at 0.2, else 0.03, with 40 pairs.
+    for q, error in ((0.2, 1.4), (0.5, 0.3), (1.2, 0.3)):
+        error *= pairs**-0.5
+        assert fit.scale * (q - shift) / scale + fit.shift == pytest.approx(q, rel=error)
     assert fit.scale == pytest.approx(scale, rel=5 * np.sqrt(fit.c00) / fit.scale)
 
 
