@@ -25,6 +25,7 @@ from sensor_msgs.msg import CameraInfo, Image
 from dpt_ros.apps.doctor import finding as findings
 from dpt_ros.apps.doctor import middleware, system
 from dpt_ros.apps.doctor.finding import Finding, Machine, isolated
+from dpt_ros.ros.share import profile_variables
 
 CLEARED = (
     "CC",
@@ -247,7 +248,7 @@ def test_a_profile_that_does_not_help_is_named(
     path = tmp_path / "profile.xml"
     if content is not None:
         path.write_text(content)
-    variable = "FASTRTPS_DEFAULT_PROFILES_FILE"
+    variable = profile_variables()[0]
     code = findings.LEVELS.index(level)
     row = report("ros", code=code, **{variable: str(path), "ROS_DISTRO": ""})["profile"]
     assert row["level"] == level
@@ -256,8 +257,6 @@ def test_a_profile_that_does_not_help_is_named(
 
 
 def test_a_profile_in_the_variable_of_another_distribution_is_a_warning(tmp_path: Path) -> None:
-    from dpt_ros.ros.share import profile_variables
-
     read, other = profile_variables()
     row = report("ros", code=1, **{other: str(ROOT / "config" / "fastdds.xml")})["profile"]
     assert f"{other} is set, which this distribution does not read" in row["message"]
