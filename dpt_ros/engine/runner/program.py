@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 import numpy as np
 import torch
@@ -141,7 +142,10 @@ class Program:
     ) -> Slot:
         """Start a batch on the lanes, without waiting for the device."""
         slot, streams = self._free.popleft(), self._streams
-        try:
+        with ExitStack() as failed:
+            # What was started of the frame may still use its buffers.
+            failed.callback(streams.synchronize)
+            failed.callback(self._free.append, slot)
             room = slot.inputs["pixels"].view(self.chain.kind.dtype)
             for k, picture in enumerate(pixels):
                 room[k] = picture
@@ -170,11 +174,7 @@ class Program:
                 streams.wait_event(slot.computed, "download")
                 slot.host_outputs.memory.copy_(slot.device_outputs, non_blocking=True)
                 streams.record_event(slot.done, "download")
-        except BaseException:
-            # What was started of the frame may still use its buffers.
-            self._free.append(slot)
-            streams.synchronize()
-            raise
+            failed.pop_all()
         return slot
 
     def release(self, slot: Slot) -> None:
