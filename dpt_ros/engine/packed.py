@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -14,34 +16,34 @@ Fields = dict[str, tuple[tuple[int, ...], str]]
 
 def length(fields: Fields) -> int:
     """The number of values."""
-    return sum(math.prod(shape) for shape, _ in fields.values())
+    return _places(tuple(fields.items()))[-1][3]
 
 
 def offsets(fields: Fields) -> dict[str, int]:
     """Where each part begins."""
-    found, at = {}, 0
-    for name, (shape, _) in fields.items():
-        found[name], at = at, at + math.prod(shape)
-    return found
+    return {name: first for name, _, first, _ in _places(tuple(fields.items()))}
 
 
 def pack(fields: Fields, values: dict[str, Any]) -> np.ndarray:
     """(length,) float32; what has no value is 0."""
     packed = np.zeros(length(fields), np.float32)
-    parts = unpack(fields, packed[None])
-    for name, value in values.items():
-        parts[name][0] = value
+    for name, shape, first, last in _places(tuple(fields.items())):
+        if name in values:
+            packed[first:last].reshape(shape)[...] = values[name]
     return packed
 
 
 def unpack(fields: Fields, packed: Any) -> dict[str, Any]:
     """Views of (B, length), a tensor or an array: by name (B, *shape)."""
-    found, at = {}, 0
-    for name, (shape, _) in fields.items():
-        if shape:
-            count = math.prod(shape)
-            found[name] = packed[:, at : at + count].reshape(len(packed), *shape)
-        else:
-            count, found[name] = 1, packed[:, at]
-        at += count
-    return found
+    return {
+        name: packed[:, first:last].reshape(len(packed), *shape) if shape else packed[:, first]
+        for name, shape, first, last in _places(tuple(fields.items()))
+    }
+
+
+@lru_cache
+def _places(parts: tuple) -> list[tuple[str, tuple[int, ...], int, int]]:
+    """Name, shape, begin and end of each part."""
+    shapes = [shape for _, (shape, _) in parts]
+    ends = list(accumulate(map(math.prod, shapes)))
+    return list(zip(dict(parts), shapes, [0, *ends[:-1]], ends, strict=True))

@@ -11,7 +11,6 @@ from dpt_ros.engine.frame import CameraModel
 from dpt_ros.engine.input.rectify import places
 from dpt_ros.engine.scale.ground import floor_inverse_depth
 from dpt_ros.engine.scale.plan import focal_factor
-from dpt_ros.engine.smoothing.motion import normalisation
 from dpt_ros.ros.camera.calibration import Calibration
 from dpt_ros.ros.messages.camera_info import camera_info_message, camera_model, scaled_camera_info
 from dpt_ros.ros.messages.image import MessageError
@@ -82,9 +81,8 @@ def _rectify(info: CameraInfo) -> None:
 def _see(camera: CameraModel) -> None:
     """What the engine does with intrinsics must give numbers."""
     small = camera.scaled(64, 48)
-    to_grid = normalisation(64, 48) @ small.matrix()
     focal = focal_factor(518.86, camera, 640)
-    found = [small.matrix(), np.linalg.inv(to_grid), np.array(focal)]
+    found = [small.matrix(), np.linalg.inv(small.matrix()), np.array(focal)]
     found.append(floor_inverse_depth(camera, np.array([0.0, 1.0, 0.0]), 0.5))
     if not all(np.isfinite(part).all() for part in found) or small.fx <= 0 or focal <= 0:
         raise Broken(f"{camera} leads to what is not finite.")

@@ -22,7 +22,7 @@ from dpt_ros.engine.export.file import (
     open_session,
     read_metadata,
 )
-from dpt_ros.engine.export.step import NEW_STATE, STATE
+from dpt_ros.engine.export.step import NEW_STATE, STATE, number_places
 from dpt_ros.engine.frame import Frame, Prediction
 from dpt_ros.engine.inference.network import Network, Networks
 from dpt_ros.engine.runner.cameras import Cameras
@@ -50,6 +50,15 @@ class _File:
             raise ExportError(f"{path} is no step: write one with dpt_export --step.")
         self.path, self.names = os.fspath(path), metadata[NETWORK]
         self.spec, self.fields = metadata[SPEC], metadata[FIELDS]
+        told = {
+            name: {key: part.get(key) for key in ("offset", "shape", "meaning")}
+            for name, part in self.fields["numbers"].items()
+        }
+        if told != number_places():
+            raise ExportError(
+                f"{path} is of another version of dpt_ros, which gave a step other numbers: export"
+                " it again."
+            )
         self.session = open_session(self.path, providers, threads)
         self.outputs = [one.name for one in self.session.get_outputs()]
         self.state = {

@@ -111,15 +111,20 @@ def numbers_table(networks: Networks, chain: Chain, settings: Settings) -> dict[
         cameras.accept([frame], [plan])
         limit = min(depth_limit(networks, settings), _LARGEST)
         examples.append(frame_numbers(plan.numbers, limit))
+    table = number_places()
+    for place in table.values():
+        part = slice(place["offset"], place["offset"] + math.prod(place["shape"]))
+        for key, example in zip(("first", "next"), examples, strict=True):
+            if example[part].any():
+                place[key] = example[part].tolist()
+    return table
+
+
+def number_places() -> dict[str, dict[str, Any]]:
+    """Offset, shape and meaning of every part of the numbers, by name, as JSON has them."""
     table, at = {}, 0
     for part, fields in PARTS.items():
         for name, (shape, meaning) in fields.items():
-            end = at + math.prod(shape)
-            values = {
-                key: example[at:end].tolist()
-                for key, example in zip(("first", "next"), examples, strict=True)
-                if example[at:end].any()
-            }
-            table[f"{part}.{name}"] = {"offset": at, "shape": shape, "meaning": meaning} | values
-            at = end
+            table[f"{part}.{name}"] = {"offset": at, "shape": list(shape), "meaning": meaning}
+            at += math.prod(shape)
     return table

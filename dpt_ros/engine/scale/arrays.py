@@ -9,7 +9,7 @@ a CPU numpy's calls cost a fraction of torch's: there the same functions get one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -64,14 +64,19 @@ def minimum(a: Array, b: Array | float) -> Array:
 
 def column(x: Array) -> Array:
     """Of what there is one of per row: with an axis behind, beside arrays of the rows."""
-    return x if np.isscalar(x) else x[..., None]
+    return x[..., None] if isinstance(x, Tensor | np.ndarray) else x
 
 
 def stack(parts: list[Array], axis: int) -> Array:
-    """Side by side along a new axis."""
+    """Arrays side by side along a new axis."""
+    return torch.stack(parts, axis) if isinstance(parts[0], Tensor) else np.stack(parts, axis)
+
+
+def packed(parts: Sequence[Array]) -> Array:
+    """(..., n) float64: what there is one of per row, side by side."""
     if isinstance(parts[0], Tensor):
-        return torch.stack(parts, axis)
-    return np.stack(parts, axis) if isinstance(parts[0], np.ndarray) else np.array(parts)
+        return torch.stack([double(part) for part in parts], -1)
+    return np.array(parts, np.float64)
 
 
 def numbers(count: int, like: Array) -> Array:

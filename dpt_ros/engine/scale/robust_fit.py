@@ -133,7 +133,7 @@ def fit_pairs(raw_inverse_depth: Array, inverse_depth: Array, usable: Array) -> 
     state = arrays.where(good, float(FITTED), state)
     state = arrays.where(pairs < MIN_PAIRS, float(TOO_FEW), state)
     parts = [arrays.where(good, *both) for both in zip(line_fit, ratio_fit, strict=True)]
-    return arrays.stack([arrays.double(state), arrays.double(pairs), *parts], -1)
+    return arrays.packed([state, pairs, *parts])
 
 
 def _middle(ascending: Array, middle: tuple[Array, Array]) -> Array:

@@ -210,17 +210,17 @@ def _correct(n: dict[str, Array], metric: bool) -> tuple[Any, ...]:
         arrays.where(idle, 0.0, reason),
     )
     covariance = [k.unit * k.unit * (k.c00 + k.s0), k.unit * k.c01, k.c11 + k.s1]
-    state, *packed = (
-        arrays.stack([arrays.double(one) for one in part], -1) for part in (k, covariance, stats)
-    )
-    covariance, told = (arrays.single(part) for part in packed)
+    covariance, told = (arrays.single(arrays.packed(part)) for part in (covariance, stats))
     line = arrays.single(scale), arrays.single(k.shift)
     local = n["table"], n["anchors"], n["seen"], n["seconds"]
-    return state, update_table(*local, fresh, anchored, *line), told[..., 1:3], covariance, told
+    table = update_table(*local, fresh, anchored, *line)
+    return arrays.packed(k), table, told[..., 1:3], covariance, told
 
 
 def _chosen(condition: Array, a: Kalman, b: Kalman, source: int) -> Kalman:
     a = a._replace(source=a.source + source)
+    if not isinstance(condition, Tensor):
+        return a if condition else b
     return Kalman(*(arrays.where(condition, *both) for both in zip(a, b, strict=True)))
 
 
@@ -282,7 +282,7 @@ def apply_table(raw_inverse_depth: Tensor, table: Tensor, affine: Tensor) -> Ten
         (B, H, W) float32; perhaps the argument itself where there is no correction.
     """
     if postprocess.on_host(raw_inverse_depth):
-        if not table.any():
+        if not table.numpy().any():
             return raw_inverse_depth
         parts = (part.numpy() for part in (raw_inverse_depth, table, affine))
         with np.errstate(all="ignore"):
@@ -338,8 +338,17 @@ def relative_variance(raw_inverse_depth: Tensor, affine: Tensor, covariance: Ten
     Returns:
         (B, H, W) float32.
     """
-    scale, shift = affine[:, :, None, None].unbind(1)
-    c00, c01, c11 = covariance[:, :, None, None].unbind(1)
-    variance = (raw_inverse_depth * c00).add_(2 * c01).mul_(raw_inverse_depth).add_(c11)
-    size = (raw_inverse_depth * scale).add_(shift).clamp_(min=1e-6)
-    return variance.div_(size.square_())
+    parts: tuple[Array, ...] = raw_inverse_depth, affine, covariance
+    if host := postprocess.on_host(raw_inverse_depth):
+        parts = tuple(part.numpy() for part in parts)
+    raw, affine, covariance = parts
+    variance = raw * covariance[:, :1, None]
+    variance += 2 * covariance[:, 1:2, None]
+    variance *= raw
+    variance += covariance[:, 2:, None]
+    size = raw * affine[:, :1, None]
+    size += affine[:, 1:, None]
+    size = size.clip(1e-6, 1e18)
+    size *= size
+    variance /= size
+    return torch.from_numpy(variance) if host else variance

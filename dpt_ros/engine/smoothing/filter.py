@@ -22,7 +22,7 @@ from torch import Tensor
 from dpt_ros.engine.frame import CameraModel
 from dpt_ros.engine.packed import pack
 from dpt_ros.engine.smoothing.flow import grey
-from dpt_ros.engine.smoothing.motion import normalisation, relative_pose
+from dpt_ros.engine.smoothing.motion import relative_pose
 from dpt_ros.engine.smoothing.state import FILTER_FIELDS, FilteredFrame, FilterState
 from dpt_ros.engine.smoothing.steps import resize, smooth
 
@@ -198,12 +198,12 @@ def _motion(history: FrameHistory, now: FrameHistory, seconds: float) -> dict[st
     }
     if now.pose is not None and history.pose is not None:
         rotation, shift = relative_pose(history.pose, now.pose)
-        angle = math.acos(min(1.0, max(-1.0, (np.trace(rotation) - 1) / 2)))
-        distance = float(np.linalg.norm(shift))
+        trace = rotation[0, 0] + rotation[1, 1] + rotation[2, 2]
+        angle, distance = math.acos(min(1.0, max(-1.0, (trace - 1) / 2))), math.hypot(*shift)
         if distance < _MAX_SPEED * seconds and angle < _MAX_TURN_RATE * seconds:
             rotation_sigma = _ROTATION_SIGMA[0] + _ROTATION_SIGMA[1] * angle
             shift_sigma = _TRANSLATION_SIGMA[0] + _TRANSLATION_SIGMA[1] * distance
-            sigma = np.repeat([rotation_sigma, shift_sigma], 3)
+            sigma = [rotation_sigma] * 3 + [shift_sigma] * 3
             values |= {"has_odometry": True, "rotation": rotation, "shift": shift}
             values |= {"prior_sigma": sigma}
     return values
@@ -211,9 +211,9 @@ def _motion(history: FrameHistory, now: FrameHistory, seconds: float) -> dict[st
 
 @lru_cache(maxsize=64)
 def _grid_matrices(camera: CameraModel, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Rays -> normalised coordinates, and back; not to be changed."""
+    """Rays -> pixels of the maps, and back; not to be changed."""
     height, width = size
-    to_grid = normalisation(width, height) @ camera.scaled(width, height).matrix()
+    to_grid = camera.scaled(width, height).matrix()
     return to_grid, np.linalg.inv(to_grid)
 
 

@@ -74,12 +74,13 @@ def luma_of(images: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
     return rows @ luma @ columns.T
 
 
-def optical_flow(luma: Tensor, previous: Tensor) -> Tensor:
+def optical_flow(luma: Tensor, previous: Tensor, out: Tensor | None = None) -> Tensor:
     """Backward flow, how well it fits, and how well it can be known.
 
     Args:
         luma, previous: (B, h, w) float32 grey levels 0..255 of this frame and of the previous
             one.
+        out: on a CPU, for the result.
 
     Returns:
         (B, 5, h, w) float32: displacement x and y in pixels, what is at (x, y) was at (x, y) +
@@ -88,9 +89,10 @@ def optical_flow(luma: Tensor, previous: Tensor) -> Tensor:
         32 pixels a side. Where ``previous`` is not finite, so is the result.
     """
     if min(luma.shape[1:]) < MIN_SIZE:
-        return torch.zeros((len(luma), 5, *luma.shape[1:]), device=luma.device)
+        none = torch.zeros((len(luma), 5, *luma.shape[1:]), device=luma.device)
+        return none if out is None else out.zero_()
     if postprocess.on_host(luma):
-        return _flow_on_host(luma, previous)
+        return _flow_on_host(luma, previous, out)
     return inverse_search(luma, previous)
 
 
@@ -263,8 +265,8 @@ def _sample(maps: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return found.view(*maps.shape[:2], *x.shape[1:])
 
 
-def _flow_on_host(luma: Tensor, previous: Tensor) -> Tensor:
-    out = torch.empty((len(luma), 5, *luma.shape[1:]))
+def _flow_on_host(luma: Tensor, previous: Tensor, out: Tensor | None) -> Tensor:
+    out = torch.empty((len(luma), 5, *luma.shape[1:])) if out is None else out
     for maps, *images in zip(out.numpy(), luma.numpy(), previous.numpy(), strict=True):
         now, before = (cv2.convertScaleAbs(image) for image in images)
         # Made anew, which takes 10 us: it has a memory, and may be used by one thread only.
@@ -278,13 +280,15 @@ def _flow_on_host(luma: Tensor, previous: Tensor) -> Tensor:
         maps[2] *= np.float32(gain)
         cv2.absdiff(images[0], maps[2], maps[2])
         small = cv2.resize(now, (now.shape[1] // 2, now.shape[0] // 2), None, 0, 0, cv2.INTER_AREA)
-        squares = []
-        for axis in ((1, 0), (0, 1)):
-            slope = cv2.Sobel(small, cv2.CV_32F, *axis, ksize=3, scale=1 / 8)
-            squares.append(cv2.boxFilter(cv2.multiply(slope, slope, slope), -1, (3, 3)))
-        total = squares[0] + squares[1] + np.float32(HALF_CONTRAST**2)
+        squares = [
+            cv2.boxFilter(cv2.multiply(slope, slope, None, 1 / 64, cv2.CV_32F), -1, (3, 3))
+            for slope in cv2.spatialGradient(small)
+        ]
+        total = squares[0] + squares[1]
+        total += np.float32(HALF_CONTRAST**2)
         for weight, square in zip(maps[3:], squares, strict=True):
-            cv2.resize(cv2.divide(square, total, square), now.shape[::-1], weight)
+            square /= total
+            cv2.resize(square, now.shape[::-1], weight)
     return out
 
 

@@ -9,7 +9,7 @@ functions of this module take either.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -62,67 +62,53 @@ def identity(size: int, like: Array) -> Array:
     return torch.eye(size, device=like.device)
 
 
-def above(values: Array, limit: float) -> Array:
-    """(..., W) float32: 1 where a value is above a limit, else 0, also for NaN."""
-    if isinstance(values, np.ndarray):
-        flat = values.reshape(-1, values.shape[-1])
-        return cv2.threshold(flat, limit, 1, cv2.THRESH_BINARY)[1].reshape(values.shape)
-    return (values > limit).float()
-
-
 def choose(condition: Array, one: Array | float, other: Array) -> Array:
     """The one (B, ...) for cameras of which a condition (B,) holds, else the other (B, ...)."""
     if isinstance(other, np.ndarray) and len(condition) == 1:
         if not condition[0]:
             return other
         return one if isinstance(one, np.ndarray) else np.full_like(other, one)
-    shape = (-1, *[1] * (other.ndim - 1))
-    return library(other).where(condition.reshape(shape), one, other)
+    condition = condition.reshape(-1, *[1] * (other.ndim - 1))
+    if isinstance(one, bool):  # ONNX Runtime does not select among these
+        return other | condition if one else other & ~condition
+    return library(other).where(condition, one, other)
 
 
-def select(mask: Array, one: Array, other: Array) -> Array:
-    """(B, H, W): the one where a mask is 1, the other where it is 0."""
-    if isinstance(mask, np.ndarray):
-        if mask.min() > 0:
-            return one.copy()
-        flat = (-1, other.shape[-1])
-        chosen, chosen_from = other.copy(), one.reshape(flat)
-        cv2.copyTo(chosen_from, mask.astype(np.uint8).reshape(flat), chosen.reshape(flat))
-        return chosen
-    return library(mask).where(mask > 0, one, other)
+def put(values: Array, mask: Array, others: Array | float) -> None:
+    """Replace values (B, H, W) by others where a mask (B, H, W) is true."""
+    if isinstance(values, np.ndarray):
+        np.copyto(values, others, where=mask)
+    else:
+        values.copy_(torch.where(mask, others, values))
 
 
-def pixel_grid(height: int, width: int, device: torch.device) -> Tensor:
-    """(3, H, W): every pixel's x and y, normalised to -1..1 with corners aligned, and 1."""
+def pixel_grid(
+    height: int, width: int, device: torch.device, over: tuple[int, int] | None = None
+) -> Tensor:
+    """(3, H, W): every pixel's x and y, and 1; in pixels, or in those of maps of another (height,
+    width) with the same corners."""
     # Kept for a CPU only: a graph would read what it does not own.
     kept = device.type == "cpu" and not torch.compiler.is_exporting()
     make = _pixel_grid if kept else _pixel_grid.__wrapped__
-    return make(height, width, device)
+    return make(height, width, device, over or (height, width))
 
 
 @lru_cache(maxsize=16)
-def _pixel_grid(height: int, width: int, device: torch.device) -> Tensor:
+def _pixel_grid(height: int, width: int, device: torch.device, over: tuple[int, int]) -> Tensor:
     with torch.inference_mode(False):
-        y = torch.linspace(-1, 1, height, device=device).view(-1, 1).expand(height, width)
-        x = torch.linspace(-1, 1, width, device=device).expand(height, width)
+        y = torch.linspace(0, over[0] - 1, height, device=device)[:, None].expand(height, width)
+        x = torch.linspace(0, over[1] - 1, width, device=device).expand(height, width)
         return torch.stack([x, y, torch.ones_like(x)])
 
 
-def at_least(values: Array, limit: Array) -> Array:
-    """(B, H, W), but not below the limits (B,) of its cameras."""
-    if isinstance(values, np.ndarray) and len(values) == 1:
-        return cv2.max(values[0], float(limit[0]))[None]
-    return library(values).maximum(values, limit[:, None, None])
-
-
-def scaled(values: Array, factor: Any, offset: Any) -> Array:
+def scaled(values: Array, factor: Any, offset: Any, out: Array | None = None) -> Array:
     """factor * values + offset, of (B, H, W); both are numbers, or (B,) of the cameras."""
     if isinstance(values, np.ndarray) and len(values) == 1:
         f, o = (float(x if isinstance(x, float) else x[0]) for x in (factor, offset))
         flat = values[0]
-        return cv2.addWeighted(flat, f, flat, 0.0, o)[None]
+        return cv2.addWeighted(flat, f, flat, 0.0, o, None if out is None else out[0])[None]
     f, o = (x if isinstance(x, float) else x[:, None, None] for x in (factor, offset))
-    return f * values + o
+    return library(values).add(f * values, o, out=out)
 
 
 def extremes(values: Array) -> tuple[float, float] | None:
@@ -132,48 +118,28 @@ def extremes(values: Array) -> tuple[float, float] | None:
     return None
 
 
-def weighted(one: Array, factor: float, other: Array, other_factor: float) -> Array:
-    """The weighted sum of two (B, H, W)."""
-    if isinstance(one, np.ndarray):
-        flat = (-1, one.shape[-1])
-        one_, other = one.reshape(flat), other.reshape(flat)
-        return cv2.addWeighted(one_, factor, other, other_factor, 0).reshape(one.shape)
-    return factor * one + other_factor * other
-
-
 def linear(factors: Array, x: Array, y: Array, z: Array) -> Array:
     """(B, H, W): factors (B, 4) of x, y, 1 and z; x and y may be of one camera, for all."""
     if isinstance(z, np.ndarray) and len(z) == 1 and x.shape[0] == 1:
         a, b, c, d = factors[0].tolist()
-        return cv2.scaleAdd(z[0], d, cv2.addWeighted(x[0], a, y[0], b, c))[None]
+        plane = cv2.addWeighted(x[0], a, y[0], b, c)
+        return cv2.scaleAdd(z[0], d, plane, plane)[None]
     a, b, c, d = (factors[:, k, None, None] for k in range(4))
     return a * x + b * y + c + d * z
 
 
 def length(x: Array, y: Array) -> Array:
-    """Of vectors: (B, H, W) of x and y like that."""
+    """Of vectors: (B, H, W) of x and y like that; on a CPU in the memory of x."""
     if isinstance(x, np.ndarray):
-        flat = (one.reshape(-1, one.shape[-1]) for one in (x, y))
-        return cv2.magnitude(*flat).reshape(x.shape)
+        for one, other in zip(x, y, strict=True):
+            cv2.magnitude(one, other, one)
+        return x
     return (x * x + y * y).sqrt()
 
 
 def square_root(values: Array) -> Array:
     """(B, H, W) of what is not negative."""
-    if isinstance(values, np.ndarray):
-        return cv2.sqrt(values.reshape(-1, values.shape[-1])).reshape(values.shape)
-    return values.sqrt()
-
-
-def places(position: Array, size: tuple[int, int]) -> Any:
-    """What ``sample`` takes, of positions (B, 2, h, w), normalised, in maps (H, W)."""
-    if not isinstance(position, np.ndarray):
-        return position.movedim(1, -1)
-    half_height, half_width = (size[0] - 1) / 2, (size[1] - 1) / 2
-    return (
-        scaled(position[:, 0], half_width, half_width),
-        scaled(position[:, 1], half_height, half_height),
-    )
+    return _each(cv2.sqrt, values) if isinstance(values, np.ndarray) else values.sqrt()
 
 
 def interleaved(maps: Array) -> Any:
@@ -181,7 +147,16 @@ def interleaved(maps: Array) -> Any:
     interleaved channels in the time of one."""
     if isinstance(maps, Tensor):
         return maps
-    return [cv2.merge(list(one)).reshape(*one.shape[1:], -1) for one in maps]
+    parts = [(one.transpose(1, 2, 0), one) for one in maps]
+    return [mixed if mixed.flags.c_contiguous else cv2.merge(list(one)) for mixed, one in parts]
+
+
+def stacked(planes: Sequence[Array]) -> Array:
+    """(B, C, H, W) of C (B, H, W); on a CPU a view of what ``interleaved`` makes of it."""
+    if isinstance(planes[0], Tensor):
+        return torch.stack(tuple(planes), 1)
+    mixed = [cv2.merge(parts) for parts in zip(*planes, strict=True)]
+    return (mixed[0][None] if len(mixed) == 1 else np.stack(mixed)).transpose(0, 3, 1, 2)
 
 
 def classes(logits: Array) -> Iterator[slice]:
@@ -191,57 +166,52 @@ def classes(logits: Array) -> Iterator[slice]:
         yield slice(first, first + count)
 
 
-def centre(logits: Tensor) -> tuple[Array, Array]:
-    """Logits (B, C, h, w) where NaN and inf count as 0, and their mean (B, 1, h, w)."""
-    (values,) = arrays(logits.float())
-    mean = values.mean(1)[:, None]
-    if isinstance(mean, np.ndarray) and np.isfinite(mean).all():
-        return values, mean
-    (values,) = arrays(torch.nan_to_num(logits.float(), 0.0, 0.0, 0.0))
-    return values, values.mean(1)[:, None]
+def finite(values: Tensor) -> Array:
+    """float32, 0 in place of NaN and inf."""
+    (found,) = arrays(values.float())
+    # Their squares' sum is finite if all are, but for the largest.
+    if isinstance(found, np.ndarray) and np.isfinite(np.vdot(found, found)):
+        return found
+    return arrays(torch.nan_to_num(values.float(), 0.0, 0.0, 0.0))[0]
 
 
-def sample(maps: Any, where: Any) -> Array:
-    """(B, C, H, W), or ``interleaved``, at positions from ``places``, of each camera or of one for
-    all; the nearest value beyond the border."""
+def sample(maps: Any, position: Array, out: Array | None = None) -> Array:
+    """(B, C, H, W), or ``interleaved``, at positions (B, 2, h, w) of each camera or (1, 2, h, w)
+    for all, x and y in pixels; the nearest value beyond the border."""
     if isinstance(maps, Tensor):
-        where = where.expand(len(maps), -1, -1, -1)
-        return F.grid_sample(
-            maps, where, mode="bilinear", padding_mode="border", align_corners=True
-        )
-    x, y = where
+        height, width = maps.shape[2:]
+        x, y = position[:, 0] * (2 / max(width - 1, 1)), position[:, 1] * (2 / max(height - 1, 1))
+        grid = torch.stack([x - 1, y - 1], -1).expand(len(maps), -1, -1, -1)
+        sampled = F.grid_sample(maps, grid, padding_mode="border", align_corners=True)
+        return sampled if out is None else out.copy_(sampled)
     mixed = isinstance(maps, list)
     count = maps[0].shape[2] if mixed else maps.shape[1]
-    found = np.empty((len(maps), count, *x.shape[1:]), np.float32)
+    found = np.empty((len(maps), count, *position.shape[2:]), np.float32) if out is None else out
     for k, one in enumerate(maps):
-        at = x[k % len(x)], y[k % len(x)]
+        x, y = position[k % len(position)]
         if mixed:
-            cv2.split(_remap(one, *at), list(found[k]))
+            cv2.split(_remap(one, x, y), list(found[k]))
             continue
         for plane, into in zip(one, found[k], strict=True):
-            _remap(plane, *at, into)
+            _remap(plane, x, y, into)
     return found
 
 
 def sample_elsewhere(
-    mask: Array, elsewhere: Array, position: Array, found: Array, maps: Any, size: tuple[int, int]
+    mask: Array, elsewhere: Array, position: Array, found: Array, maps: Any
 ) -> tuple[Array, Array]:
-    """Positions (B, 2, h, w), and what ``sample`` found there (B, C, h, w), with other positions
-    where a mask (B, h, w) is 1. Both are changed on a CPU, where the rest is not sampled again.
-
-    Args:
-        maps, size: what to sample from, and its height and width.
-    """
+    """Positions (B, 2, h, w) and what ``sample`` found there (B, C, h, w), with other positions
+    where a mask (B, h, w) is true; on a CPU in place, and only there sampled again."""
     if not isinstance(mask, np.ndarray):
-        position = library(mask).where(mask[:, None] > 0, elsewhere, position)
-        return position, sample(maps, places(position, size))
-    for k, one in enumerate(mask.astype(np.uint8)):
-        left, top, width, height = cv2.boundingRect(one)
+        position = library(mask).where(mask[:, None], elsewhere, position)
+        return position, sample(maps, position)
+    for k, one in enumerate(mask):
+        left, top, width, height = cv2.boundingRect(one.view(np.uint8))
         if width:
             rows, columns = slice(top, top + height), slice(left, left + width)
             part = (slice(k, k + 1), slice(None), rows, columns)
-            np.copyto(position[part], elsewhere[part], where=one[rows, columns] > 0)
-            found[part] = sample(maps[k : k + 1], places(position[part], size))
+            np.copyto(position[part], elsewhere[part], where=one[rows, columns])
+            found[part] = sample(maps[k : k + 1], position[part])
     return position, found
 
 
@@ -272,8 +242,10 @@ _EXACT_REMAP = _remap_is_exact()
 
 
 def opened(mask: Array) -> Array:
-    """(B, H, W) of 0 and 1 without what is smaller than 3x3 pixels: noise."""
-    return max_pool3x3(min_pool3x3(mask))
+    """A mask (B, H, W) without what is smaller than 3x3 pixels: noise."""
+    if isinstance(mask, np.ndarray):
+        return _each(cv2.morphologyEx, mask.view(np.uint8), cv2.MORPH_OPEN, _KERNEL).view(bool)
+    return max_pool3x3(min_pool3x3(mask.float())) > 0
 
 
 def min_pool3x3(values: Array) -> Array:

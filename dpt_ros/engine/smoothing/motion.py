@@ -1,25 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """The motion of cameras between two frames: reprojection of static points, and refinement by flow.
 
-Positions are in normalised coordinates, see ``normalisation``. A motion is a rotation (B, 3, 3)
-and a shift (B, 3), metres: what is at X in this frame's axes was at rotation @ X + shift in those
-of the previous frame. The functions take tensors or numpy arrays, see ``maps``.
+Positions are in pixels of the maps. A motion is a rotation (B, 3, 3) and a shift (B, 3), metres:
+what is at X in this frame's axes was at rotation @ X + shift in those of the previous frame. The
+functions take tensors or numpy arrays, see ``maps``.
 """
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 
 from dpt_ros.engine.smoothing.maps import (
     LARGEST,
     Array,
-    above,
     empty,
     identity,
     length,
     library,
     linear,
-    weighted,
+    scaled,
 )
 
 _FLOW_NOISE = 0.0015  # standard deviation of the flow, share of the focal length
@@ -30,11 +30,6 @@ _ITERATIONS = 2  # of the refinement
 _CROSS = np.zeros((3, 9), np.float32)  # of a unit vector along each axis
 _CROSS[[0, 0, 1, 1, 2, 2], [7, 5, 2, 6, 3, 1]] = (1, -1, 1, -1, 1, -1)
 _MIN_DEPTH_RATIO = 0.05  # of the two depths of one point; keeps divisions finite
-
-
-def normalisation(width: int, height: int) -> np.ndarray:
-    """(3, 3): homogeneous pixels -> -1 at the centre of the first pixel, 1 at the last one's."""
-    return np.array([[2 / max(width - 1, 1), 0, -1], [0, 2 / max(height - 1, 1), -1], [0, 0, 1.0]])
 
 
 def relative_pose(previous: np.ndarray, current: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -54,7 +49,7 @@ def warp(
 
     Args:
         rotation, shift: (B, 3, 3) and (B, 3).
-        to_grid: (B, 3, 3), rays (X/Z, Y/Z, 1) -> normalised coordinates; from_grid: its inverse.
+        to_grid: (B, 3, 3), rays (X/Z, Y/Z, 1) -> pixels; from_grid: its inverse.
 
     Returns:
         turn (B, 3, 3): to_grid @ rotation @ from_grid; shift (B, 3): to_grid @ shift; and form
@@ -70,17 +65,18 @@ def project(turn: Array, shift: Array, grid: Array, inverse_depth: Array) -> Arr
 
     Args:
         turn, shift: (B, 3, 3) and (B, 3), from ``warp``.
-        grid: (3, h, w) normalised x, y and 1.
+        grid: (3, h, w) x, y and 1.
         inverse_depth: (B, h, w) 1/m.
 
     Returns:
-        (B, 2, h, w) normalised x and y.
+        (B, 2, h, w) x and y.
     """
     factors = library(turn).concatenate([turn, shift[:, :, None]], 2)
     x, y, z = (linear(factors[:, k], grid[:1], grid[1:2], inverse_depth) for k in range(3))
-    near = 1.0 / z.clip(_MIN_DEPTH_RATIO, LARGEST)
-    position = empty(near, len(near), 2, *near.shape[1:])
-    position[:, 0], position[:, 1] = x * near, y * near
+    xp, position = library(z), empty(z, len(z), 2, *z.shape[1:])
+    xp.clip(z, _MIN_DEPTH_RATIO, LARGEST, out=z)
+    xp.divide(x, z, out=position[:, 0])
+    xp.divide(y, z, out=position[:, 1])
     return position
 
 
@@ -90,50 +86,47 @@ def advance(form: Array, position: Array, inverse_depth: Array) -> Array:
     Args:
         form: (B, 4), from ``warp``: the ratio of the depths is linear in position and inverse
             depth.
-        position: (B, 2, h, w) in the previous frame, normalised.
+        position: (B, 2, h, w) in the previous frame.
         inverse_depth: (B, h, w) in the previous frame, 1/m.
     """
-    ratio = linear(form, position[:, 0], position[:, 1], inverse_depth).clip(
-        _MIN_DEPTH_RATIO, LARGEST
-    )
-    return inverse_depth / ratio
+    ratio = linear(form, position[:, 0], position[:, 1], inverse_depth)
+    library(ratio).clip(ratio, _MIN_DEPTH_RATIO, LARGEST, out=ratio)
+    return library(ratio).divide(inverse_depth, ratio, out=ratio)
 
 
 def flow_disagreement(
-    seen: Array, grid: Array, position: Array, luma: Array, exposure: Array, size: tuple[int, int]
+    seen: Array, grid: Array, position: Array, luma: Array, exposure: Array
 ) -> tuple[Array, Array]:
     """Where optical flow disagrees with the camera's motion.
 
     Args:
         seen: (B, 8, h, w), from ``look``, at the pixels of the grid.
         grid: (3, h, w), from ``pixel_grid``.
-        position: (B, 2, h, w) in the previous frame by the camera's motion, normalised.
+        position: (B, 2, h, w) in the previous frame by the camera's motion.
         luma: (B, h, w) grey levels of the state there.
         exposure: (B,) factor of them.
-        size: height and width of the maps.
 
     Returns:
-        (B, h, w) 1 where the two differ, else 0; (B, h, w) by how many grey levels the camera's
+        (B, h, w) bool, whether the two differ; (B, h, w) by how many grey levels the camera's
         motion fits worse.
     """
-    x_half, y_half = (size[1] - 1) / 2, (size[0] - 1) / 2
-    to_x, to_y = seen[:, 3] - grid[0], seen[:, 4] - grid[1]
-    to_x *= x_half
-    to_y *= y_half
-    error = length(
-        weighted(seen[:, 3], x_half, position[:, 0], -x_half),
-        weighted(seen[:, 4], y_half, position[:, 1], -y_half),
-    )
-    error = weighted(error, 1.0, length(to_x, to_y), -_FLOW_TOLERANCE[1])
+    error = length(seen[:, 3] - position[:, 0], seen[:, 4] - position[:, 1])
+    tolerance = length(seen[:, 3] - grid[0], seen[:, 4] - grid[1])
+    tolerance = scaled(tolerance, _FLOW_TOLERANCE[1], _FLOW_TOLERANCE[0], tolerance)
     worse = luma * exposure[:, None, None]
     worse -= seen[:, 2]
-    return above(error, _FLOW_TOLERANCE[0]), abs(worse) - seen[:, 5]
+    worse = library(worse).abs(worse, out=worse)
+    worse -= seen[:, 5]
+    return error > tolerance, worse
 
 
-def outside(position: Array) -> Array:
-    """(B, h, w) 1 where a position (B, 2, h, w) is outside of the previous frame, else 0."""
-    size = abs(position)
-    return above(library(size).maximum(size[:, 0], size[:, 1]), 1.0)
+def outside(position: Array, size: tuple[int, int]) -> Array:
+    """(B, h, w) bool, whether a position (B, 2, h, w) is outside of maps of a height and width."""
+    below = position < 0
+    beyond = below[:, 0] | below[:, 1]
+    beyond |= position[:, 0] > size[1] - 1
+    beyond |= position[:, 1] > size[0] - 1
+    return beyond
 
 
 def refine(
@@ -154,10 +147,10 @@ def refine(
 
     Args:
         rotation, shift: (B, 3, 3) and (B, 3) by odometry; no motion if there is none.
-        from_grid: (B, 3, 3) normalised coordinates -> rays (X/Z, Y/Z, 1).
-        grid: (3, N) normalised x, y and 1.
+        from_grid: (B, 3, 3) pixels -> rays (X/Z, Y/Z, 1).
+        grid: (3, N) x, y and 1.
         inverse_depth: (B, N) 1/m.
-        flow_position: (B, 2, N) in the previous frame by optical flow, normalised.
+        flow_position: (B, 2, N) in the previous frame by optical flow.
         weight: (B, 2, N) of the flow along x and y, 0..1.
         prior_sigma: (B, 6) standard deviations of the prior: rotation, radians; shift, metres.
 
@@ -168,21 +161,22 @@ def refine(
     target = from_grid[:, :2, :2] @ flow_position + from_grid[:, :2, 2:]
     rays, sigma, total = from_grid @ grid, prior_sigma[:, :, None], 0.0
     zero, one, count = xp.zeros_like(inverse_depth), identity(6, grid), grid.shape[1]
+    weight = weight * (_INDEPENDENT / _FLOW_NOISE / count)
     for _ in range(_ITERATIONS):
         point = rotation @ rays + shift[:, :, None] * inverse_depth[:, None]
         near = 1.0 / point[:, 2].clip(_MIN_DEPTH_RATIO, LARGEST)
-        x, y, q = point[:, 0] * near, point[:, 1] * near, inverse_depth * near
+        at, q = point[:, :2] * near[:, None], inverse_depth * near
+        x, y, error = at[:, 0], at[:, 1], target - at
         xy = x * y
-        along_x = xp.stack([-xy, 1 + x * x, -y, q, zero, -x * q], 1)
-        along_y = xp.stack([-1 - y * y, xy, x, zero, q, -y * q], 1)
-        error_x, error_y = target[:, 0] - x, target[:, 1] - y
-        length = xp.sqrt(error_x * error_x + error_y * error_y)
-        robust = (_INDEPENDENT / _FLOW_NOISE / count) / length.clip(_FLOW_NOISE, LARGEST)
-        normal, side = one, -total
-        for jacobian, error, k in ((along_x, error_x, 0), (along_y, error_y, 1)):
-            weighted = jacobian * (weight[:, k] * robust)[:, None]
-            normal = normal + sigma * (weighted @ jacobian.swapaxes(1, 2)) * sigma.swapaxes(1, 2)
-            side = side + sigma * (weighted @ error[:, :, None])
+        # Of x and y by each of the six.
+        jacobian = xp.concatenate(
+            [-xy, -1 - y * y, 1 + x * x, xy, -y, x, q, zero, zero, q, -x * q, -y * q], 1
+        ).reshape(-1, 6, 2 * count)
+        length = xp.sqrt(error[:, 0] ** 2 + error[:, 1] ** 2)
+        robust = weight / length.clip(_FLOW_NOISE, LARGEST)[:, None]
+        weighted = jacobian * robust.reshape(-1, 1, 2 * count)
+        normal = one + sigma * (weighted @ jacobian.swapaxes(1, 2)) * sigma.swapaxes(1, 2)
+        side = sigma * (weighted @ error.reshape(-1, 2 * count, 1)) - total
         step = solve(normal, side)
         total = total + step
         twist = (step * sigma)[:, :, 0]
@@ -202,7 +196,7 @@ def solve(matrix: Array, side: Array) -> Array:
     """
     xp = library(matrix)
     if xp is np:
-        return np.linalg.solve(matrix, side)
+        return np.stack([cv2.solve(*one)[1] for one in zip(matrix, side, strict=True)])
     rows = xp.concatenate([matrix, side], 2)
     for k in range(matrix.shape[1]):
         row = rows[:, k : k + 1] / rows[:, k : k + 1, k : k + 1]

@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
-from dpt_ros.engine.smoothing.maps import LARGEST, Array, above, extremes, library, scaled
+import numpy as np
+import torch
+
+from dpt_ros.engine.scale import arrays
+from dpt_ros.engine.smoothing.maps import LARGEST, Array, extremes, library, scaled
 
 MIN_INVERSE_DEPTH = 1e-6  # 1/m, stands for an inverse depth that is not valid
 # What is larger is not valid, in any unit: a network's overflow. Squares of it fit into float32.
@@ -39,32 +43,45 @@ def fit_affine(
     Returns:
         (B, 2) scale and shift; and (B,) the share of usable samples that are inliers, 0..1.
     """
-    xp = library(inverse_depth)
-    safe = xp.where(usable > 0, target, 1.0)
-    inverse = 1.0 / safe
+    parts = inverse_depth, target, usable, start, metric_affine
+    if isinstance(inverse_depth, np.ndarray):
+        found = np.array([_fit(*one) for one in zip(*parts, strict=True)], np.float32)
+        return found[:, :2], found[:, 2]
+    slope, shift, inliers = _fit(*parts)
+    return torch.cat([slope, shift], 1), inliers[:, 0]
+
+
+def _fit(
+    inverse_depth: Array, target: Array, usable: Array, start: Array, metric_affine: Array
+) -> tuple[Array, Array, Array]:
+    """Scale, shift and share of inliers, see ``fit_affine``: of tensors (B, 1) each, of one
+    camera's arrays numbers."""
+    safe = arrays.where(usable > 0, target, 1.0)
+    inverse, ones = 1.0 / safe, 0.0 * safe + 1.0
     relative = inverse_depth * inverse
-    rows = xp.stack([relative, xp.ones_like(safe), inverse], 1)
-    own_scale, own_shift = metric_affine[:, 0], metric_affine[:, 1]
-    fit = start
+    rows = arrays.stack([relative, ones, inverse], -2)
+    slope, shift = map(arrays.column, arrays.columns(start))
+    own_slope, own_shift = map(arrays.column, arrays.columns(metric_affine))
     for _ in range(_ITERATIONS):
-        residual = abs(fit[:, :1] * relative + fit[:, 1:] * inverse - 1.0)
-        weight = usable * (_HUBER / residual.clip(_HUBER, LARGEST))
-        weight *= 1 - above(residual, _OUTLIER)
-        moments = (rows * weight[:, None]) @ rows.swapaxes(1, 2)
-        moments = moments / moments[:, 2:, 2:].clip(1e-9, LARGEST)
-        x, y = moments[:, 0, 2], moments[:, 1, 2]
-        scaling = own_scale * y / (own_scale * x + own_shift).clip(1e-6, LARGEST)
+        residual = abs(slope * relative + shift * inverse - 1.0)
+        weight = usable * (_HUBER / arrays.maximum(residual, _HUBER)) * (residual <= _OUTLIER)
+        moments = (rows * weight[..., None, :]) @ rows.swapaxes(-1, -2)
+        moments = moments.reshape(*moments.shape[:-2], 9)
+        xx, xy, x, _, yy, y, _, _, total = map(arrays.column, arrays.columns(moments))
+        count, total = yy, arrays.maximum(total, 1e-9)
+        x, y = x / total, y / total
+        scaling = own_slope * y / arrays.maximum(own_slope * x + own_shift, 1e-6)
         ridge = (_RIDGE * x) ** 2
-        xx = moments[:, 0, 0] - x * x + ridge
-        yy = moments[:, 1, 1] - y * y + ridge * scaling * scaling
-        xy = moments[:, 0, 1] - x * y + ridge * scaling
-        half = (yy - _VARIANCE_RATIO * fit[:, 0] ** 2 * xx) / 2
-        slope = (half + xp.sqrt(half**2 + _VARIANCE_RATIO * (fit[:, 0] * xy) ** 2)) / xy
-        good = (weight.sum(1) >= _MIN_WEIGHT) & (xy > 0) & (slope > 0.2) & (slope < 5.0)
-        fit = xp.where(good[:, None], xp.stack([slope, y - slope * x], 1), fit)
-    residual = abs(fit[:, :1] * relative + fit[:, 1:] * inverse - 1.0)
-    inliers = (usable * (1 - above(residual, _INLIER))).sum(1) / usable.sum(1).clip(1.0, LARGEST)
-    return fit, inliers
+        xx = xx / total - x * x + ridge
+        yy = yy / total - y * y + ridge * scaling * scaling
+        xy = xy / total - x * y + ridge * scaling
+        half = (yy - _VARIANCE_RATIO * slope * slope * xx) / 2
+        found = (half + arrays.sqrt(half * half + _VARIANCE_RATIO * (slope * xy) ** 2)) / xy
+        good = (count >= _MIN_WEIGHT) & (xy > 0) & (found > 0.2) & (found < 5.0)
+        slope, shift = arrays.where(good, found, slope), arrays.where(good, y - found * x, shift)
+    residual = abs(slope * relative + shift * inverse - 1.0)
+    inliers = (usable * (residual <= _INLIER)).sum(-1) / arrays.maximum(usable.sum(-1), 1.0)
+    return slope, shift, arrays.column(inliers)
 
 
 def bounded_affine(inverse_depth: Array, affine: Array, metric_affine: Array) -> Array:

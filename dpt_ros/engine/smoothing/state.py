@@ -33,7 +33,7 @@ FILTER_FIELDS: Fields = {
     "moving_gain": ((), "least gain where something moves by itself"),
     "rotation": ((3, 3), "from this frame's optical axes to the previous frame's, by odometry"),
     "shift": ((3,), "the same motion's shift, metres"),
-    "to_grid": ((3, 3), "rays (X/Z, Y/Z, 1) to map coordinates, -1..1 from corner to corner"),
+    "to_grid": ((3, 3), "rays (X/Z, Y/Z, 1) to pixels of the maps: the intrinsic matrix"),
     "from_grid": ((3, 3), "inverse of to_grid"),
     "prior_sigma": ((6,), "standard deviations of odometry: rotation, radians; shift, metres"),
     "free_sigma": ((), "standard deviation of the motion without odometry, radians and metres"),
@@ -64,7 +64,7 @@ class FilterState:
     Args:
         maps: (B, 4, H, W): inverse depth, 1/m; its relative variance; luma, grey levels; 1 where
             something moved, decaying.
-        logits: (B, C, h, w), of mean 0, or None.
+        logits: (B, C, h, w), or None.
         affine: (B, 2) scale and shift of the last frame.
         age: (B,) frames since the last reset.
         luma: (B, hl, wl) grey levels of the last frame.

@@ -23,22 +23,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dpt_ros.engine.output import postprocess
 from dpt_ros.engine.packed import unpack
 from dpt_ros.engine.smoothing.flow import optical_flow
 from dpt_ros.engine.smoothing.maps import (
     LARGEST,
     Array,
-    above,
     arrays,
-    centre,
     choose,
     classes,
     empty,
+    finite,
     identity,
     interleaved,
     library,
     pixel_grid,
-    places,
+    put,
     resize,
     sample,
     sample_elsewhere,
@@ -96,13 +96,16 @@ def smooth(
 
     Returns:
         the state after the frames; inverse depth (B, H, W), 1/m, as it came where it is not
-        valid; its relative variance (B, H, W); logits (B, C, h, w) of mean 0, or None; the
+        valid; its relative variance (B, H, W); logits (B, C, h, w), or None; the
         frames' weight against the state (B, H, W), 0..1; scale and shift applied (B, 2); why the
         pixels reset the filter (B,) uint8, an index into ``RESET_REASONS``.
     """
-    flow = optical_flow(luma, state.luma)
     correlation = correlate(luma, state.luma)
-    seen = look(raw, luma, flow)
+    # Flow of the size of the maps is computed where it is needed.
+    alike = postprocess.on_host(raw) and raw.shape == luma.shape
+    room = [raw.new_empty(len(raw), 8, *raw.shape[1:])] if alike else []
+    flow = optical_flow(luma, state.luma, *(one[:, 3:] for one in room))
+    seen = look(raw, luma, flow, *room)
     motion = register(
         seen, state.maps, state.affine, state.age, metric_affine, correlation, numbers
     )
@@ -127,49 +130,48 @@ def correlate(luma: Tensor, previous: Tensor) -> Tensor:
         (B, 2): the factor of the previous image's grey levels that makes it as bright; and the
         correlation, -1..1.
     """
-    small, mean = [], []
-    for image in arrays(luma, previous):
-        values = thumbnail(image, _THUMBNAIL)
-        mean.append(values.mean((1, 2)))
-        small.append(values - mean[-1][:, None, None])
-    power = [(values * values).sum((1, 2)) for values in small]
-    product = (small[0] * small[1]).sum((1, 2))
-    correlation = product / (power[0] * power[1]).clip(1e-6, LARGEST) ** 0.5
-    exposure = (mean[0] / mean[1].clip(1.0, LARGEST)).clip(0.1, 10.0)
-    return tensor(library(product).stack([exposure, correlation], 1))
+    small = [_flat(thumbnail(image, _THUMBNAIL)) for image in arrays(luma, previous)]
+    both = library(small[0]).stack(small, 1)
+    mean = both.mean(2)
+    both = both - mean[:, :, None]
+    moments = both @ both.swapaxes(1, 2)
+    power = moments[:, 0, 0] * moments[:, 1, 1]
+    correlation = moments[:, 0, 1] / power.clip(1e-6, LARGEST) ** 0.5
+    exposure = (mean[:, 0] / mean[:, 1].clip(1.0, LARGEST)).clip(0.1, 10.0)
+    return tensor(library(both).stack([exposure, correlation], 1))
 
 
 @has_twin(TRITON)
-def look(raw: Tensor, luma: Tensor, flow: Tensor) -> Tensor:
+def look(raw: Tensor, luma: Tensor, flow: Tensor, seen: Tensor | None = None) -> Tensor:
     """A frame by itself.
 
     Args:
         raw: (B, H, W) inverse depth as it came.
         luma: (B, hl, wl) grey levels.
         flow: (B, 5, hl, wl), from ``optical_flow``.
+        seen: on a CPU, for the result, whose last five maps are the flow.
 
     Returns:
         (B, 8, H, W): inverse depth, > 0 also where it is not valid; 1 where it is; grey levels;
-        position in the previous frame by flow (x, y, normalised), residual in grey levels, weight
-        along x and y.
+        position in the previous frame by flow (x, y), residual in grey levels, weight along x and
+        y.
     """
     (height, width), (rows, columns) = raw.shape[1:], flow.shape[2:]
-    grid, inverse_depth, raw, luma, flow = arrays(
-        pixel_grid(height, width, raw.device),
-        torch.nan_to_num(raw, 0.0, 0.0, 0.0), raw,
+    grid, raw, luma, flow = arrays(
+        pixel_grid(height, width, raw.device), raw,
         *(resize(maps, (height, width)) for maps in (luma[:, None], flow)),
     )  # fmt: skip
-    seen = empty(raw, len(raw), 8, height, width)
-    library(raw).subtract(above(raw, 0.0), above(raw, MAX_INVERSE_DEPTH), out=seen[:, 1])
-    seen[:, 0] = (inverse_depth * seen[:, 1]).clip(MIN_INVERSE_DEPTH, LARGEST)
-    seen[:, 2] = luma[:, 0]
-    for k, scale in enumerate(
-        (2 * width / columns / (width - 1), 2 * height / rows / (height - 1))
-    ):
-        library(raw).multiply(flow[:, k], scale, out=seen[:, 3 + k])
-        seen[:, 3 + k] += grid[k]
-    seen[:, 5:] = flow[:, 2:]
-    return tensor(seen)
+    out = empty(raw, len(raw), 8, height, width) if seen is None else seen.numpy()
+    valid = (raw > 0) & (raw <= MAX_INVERSE_DEPTH)
+    out[:, 0], out[:, 1], out[:, 2] = raw, valid, luma[:, 0]
+    put(out[:, 0], ~valid, MIN_INVERSE_DEPTH)
+    library(raw).clip(out[:, 0], MIN_INVERSE_DEPTH, LARGEST, out=out[:, 0])
+    if seen is None:
+        library(raw).multiply(flow[:, 0], width / columns, out=out[:, 3])
+        library(raw).multiply(flow[:, 1], height / rows, out=out[:, 4])
+        out[:, 5:] = flow[:, 2:]
+    out[:, 3:5] += grid[:2]
+    return tensor(out)
 
 
 def sample_step(height: int, width: int) -> int:
@@ -206,7 +208,7 @@ def register(
     fresh = n["fresh"] > 0
     maps, age = choose(fresh, 1.0, maps), choose(fresh, 0.0, age)
     affine, correlation = choose(fresh, metric_affine, affine), choose(fresh, 1.0, correlation)
-    nothing = seen[:, 1].sum((1, 2)) == 0
+    nothing = xp.amax(seen[:, 1], (1, 2)) == 0
     size = (maps.shape[2], maps.shape[3])
     step = sample_step(*size)
     part = slice(step // 2, None, step)
@@ -228,17 +230,18 @@ def register(
     turn, along = choose(has_ego, turn, still), choose(~has_ego, 0.0, along)
 
     position = project(turn, along, grid, current)
-    warped = sample(maps[:, :3], places(position, size))
-    differs, worse = flow_disagreement(seen, grid, position, warped[:, 2], correlation[:, 0], size)
-    moving = differs * above(worse, -LUMA_NOISE)
-    refuted = (differs * above(worse, 2 * LUMA_NOISE)).mean((1, 2)) > _MAX_WORSE
-    refuted = refuted & (differs.mean((1, 2)) > _MAX_DIFFERING)
+    past = interleaved(maps)
+    warped = sample(past, position)
+    differs, worse = flow_disagreement(seen, grid, position, warped[:, 2], correlation[:, 0])
+    moving = differs & (worse > -LUMA_NOISE)
+    refuted = (1.0 * (differs & (worse > 2 * LUMA_NOISE))).mean((1, 2)) > _MAX_WORSE
+    refuted = refuted & ((1.0 * differs).mean((1, 2)) > _MAX_DIFFERING)
     reliable = has_ego & ~(has_flow & refuted)
-    moving = choose(~(both & reliable), 0.0, moving)
-    by_flow = choose(has_flow & ~reliable, 1.0, moving)
-    position, warped = sample_elsewhere(by_flow, seen[:, 3:5], position, warped, maps[:, :3], size)
+    moving = choose(~(both & reliable), False, moving)
+    by_flow = choose(has_flow & ~reliable, True, moving)
+    position, warped = sample_elsewhere(by_flow, seen[:, 3:5], position, warped, past)
     form = choose(reliable, form, identity(4, seen)[None, 2])
-    usable = (1 - above(warped[:, 1], 0.1)) * seen[:, 1] * (1 - moving) * (1 - outside(position))
+    usable = seen[:, 1] * ~((warped[:, 1] > 0.1) | moving | outside(position, size))
     fit, inliers = fit_affine(
         _flat(seen[:, 0]), _flat(advance(form, position, warped[:, 0])), _flat(usable), affine,
         metric_affine,
@@ -262,36 +265,39 @@ def register(
 def smooth_logits(
     logits: Tensor, previous: Tensor | None, position: Tensor, gain: Tensor, numbers: Tensor
 ) -> Tensor:
-    """A moving average of log-odds, (B, C, h, w) of mean 0, gated as the depth.
+    """A moving average of logits, (B, C, h, w), gated as the depth.
+
+    What all logits of a pixel have in common does not change its classes, and is averaged, too.
 
     Args:
         logits: (B, C, h, w) of the frame; previous: of the state, or None.
-        position: (B, 2, H, W) in the previous frame, normalised.
+        position: (B, 2, H, W) in the previous frame, in pixels of the depth.
         gain: (B, H, W) of the depth.
         numbers: (B, n) of ``FILTER_FIELDS``.
     """
-    current, mean = centre(logits)
+    current = finite(logits)
     if previous is None or previous.shape != logits.shape:
-        return tensor(current - mean)
+        return tensor(1.0 * current)
     size = (logits.shape[2], logits.shape[3])
-    values = (position, gain[:, None], previous, numbers, pixel_grid(*size, gain.device))
-    position, gain, past, numbers, grid = arrays(*values)
-    if tuple(gain.shape[2:]) != size:
+    height, width = gain.shape[1:]
+    here = pixel_grid(*size, gain.device, (height, width))[None, :2]
+    position, gain, past, numbers, here = arrays(position, gain[:, None], previous, numbers, here)
+    if (height, width) != size:
         # corners aligned, as the head upsamples the logits
-        here = places(grid[None, :2], (gain.shape[2], gain.shape[3]))
         position, gain = sample(position, here), sample(gain, here)
+        position[:, 0] *= (size[1] - 1) / max(width - 1, 1)
+        position[:, 1] *= (size[0] - 1) / max(height - 1, 1)
     n = unpack(FILTER_FIELDS, numbers)
     past = choose(n["fresh"] > 0, 0.0, past)
-    where = places(position, size)
     weight = (1 - (gain - _LABEL_GATE[0]) / _LABEL_GATE[1]).clip(0.0, 1.0)
     weight *= 1 - n["label_gain"][:, None, None, None]
     smoothed = empty(past, *past.shape)
     for part in classes(past):
-        now, change = smoothed[:, part], sample(interleaved(past[:, part]), where)
-        library(now).subtract(current[:, part], mean, out=now)
-        change -= now
-        change *= weight
-        now += change
+        now = current[:, part]
+        found = sample(interleaved(past[:, part]), position, smoothed[:, part])
+        found -= now
+        found *= weight
+        found += now
     return tensor(smoothed)
 
 

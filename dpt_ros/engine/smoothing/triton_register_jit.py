@@ -24,7 +24,6 @@ from dpt_ros.engine.smoothing.triton_steps_jit import (
     corners_at,
     flag,
     load,
-    normalised,
     times,
 )
 
@@ -81,7 +80,7 @@ def _normal_equations(
         flow_x = tl.load(seen + 3 * size + pixel, mask=there, other=0.0)
         flow_y = tl.load(seen + 4 * size + pixel, mask=there, other=0.0)
         inverse_depth = bounded(inverse_depth, affine, usual)
-        ray = times(from_grid, (normalised(column, width), normalised(row, height), 1.0), 1)
+        ray = times(from_grid, (column.to(tl.float32), row.to(tl.float32), 1.0), 1)
         point = times(rotation, ray, 1)
         depth = tl.maximum(point[2] + shift[2] * inverse_depth, REFINE.value.min_depth_ratio)
         x = (point[0] + shift[0] * inverse_depth) / depth
@@ -276,11 +275,12 @@ def register_kernel(
         moving = differs & (worse > -STEPS.value.luma_noise) & both
         follows = moving | (has_flow & ~reliable)
         x, y = tl.where(follows, flow[0], position[0]), tl.where(follows, flow[1], position[1])
-        corners, fy, fx = corners_at(x, y, height, width)
+        corners, fy, fx = corners_at(x, y, height, width, 1)
         target = advance(form, x, y, bilinear(maps_ptr, corners, fy, fx, there))
         variance = bilinear(maps_ptr + size, corners, fy, fx, there)
         usable = (variance < 0.1) & (tl.load(seen + size + pixel, mask=there, other=0.0) > 0)
-        usable = usable & (tl.abs(x) <= 1) & (tl.abs(y) <= 1) & ~(moving & reliable)
+        usable = usable & (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+        usable = usable & ~(moving & reliable)
         inverse_depth = tl.load(seen + pixel, mask=there, other=1.0)
         number = first + tl.arange(0, BLOCK)
         tl.store(samples + number, inverse_depth, mask=there)

@@ -37,15 +37,6 @@ REFINE, STEPS = constants(motion), constants(motion, update, steps)
 
 
 @triton.jit
-def normalised(index, count):
-    # Normalised coordinate of a pixel: -1 at the first one's centre, 1 at the last one's.
-    # From both ends, as torch.linspace.
-    step = 2.0 / (count - 1)
-    from_end = 1.0 - step * (count - 1 - index).to(tl.float32)
-    return tl.where(2 * index < count, step * index.to(tl.float32) - 1.0, from_end)
-
-
-@triton.jit
 def _taps(at, count):
     # The two pixels around a place in pixels, and the weight of the second one; the nearest
     # pixel beyond the border, any for NaN.
@@ -55,7 +46,7 @@ def _taps(at, count):
 
 
 @triton.jit
-def _corners(y, x, height, width, stride):
+def corners_at(x, y, height, width, stride):
     # Offsets of the four pixels around a place in pixels, and the weights of lower and right.
     top, bottom, fy = _taps(y, height)
     left, right, fx = _taps(x, width)
@@ -68,12 +59,6 @@ def _corners(y, x, height, width, stride):
         (bottom + right) * stride,
     )
     return offsets, fy, fx
-
-
-@triton.jit
-def corners_at(x, y, height, width):
-    # The same for a normalised position.
-    return _corners((y + 1) * 0.5 * (height - 1), (x + 1) * 0.5 * (width - 1), height, width, 1)
 
 
 @triton.jit
@@ -138,18 +123,16 @@ def compare(
     # Positions in the previous frame by flow and by the camera's motion, whether these differ,
     # and by how many grey levels the latter fits worse.
     size = height * width
-    grid_x, grid_y = normalised(column, width), normalised(row, height)
+    grid_x, grid_y = column.to(tl.float32), row.to(tl.float32)
     flow_x = tl.load(seen + 3 * size, mask=mask, other=0.0)
     flow_y = tl.load(seen + 4 * size, mask=mask, other=0.0)
     current = bounded(tl.load(seen, mask=mask, other=1.0), affine, usual)
     x, y = project(turn, along, grid_x, grid_y, current)
-    half_width, half_height = (width - 1) * 0.5, (height - 1) * 0.5
-    error_x, error_y = half_width * (x - flow_x), half_height * (y - flow_y)
-    path_x, path_y = half_width * (flow_x - grid_x), half_height * (flow_y - grid_y)
+    error_x, error_y, path_x, path_y = x - flow_x, y - flow_y, flow_x - grid_x, flow_y - grid_y
     tolerance = STEPS.value.flow_tolerance[0]
     tolerance += STEPS.value.flow_tolerance[1] * tl.sqrt(path_x * path_x + path_y * path_y)
     differs = error_x * error_x + error_y * error_y > tolerance * tolerance
-    corners, fy, fx = corners_at(x, y, height, width)
+    corners, fy, fx = corners_at(x, y, height, width, 1)
     worse = bilinear(maps_ptr + 2 * size, corners, fy, fx, mask) * exposure
     worse = tl.abs(worse - tl.load(seen + 2 * size, mask=mask, other=0.0))
     worse -= tl.load(seen + 5 * size, mask=mask, other=0.0)
@@ -174,16 +157,16 @@ def look_kernel(
 
     y = (row.to(tl.float32) + 0.5) * (h * 1.0 / height) - 0.5
     x = (column.to(tl.float32) + 0.5) * (w * 1.0 / width) - 0.5
-    corners, fy, fx = _corners(y, x, h, w, 1)
+    corners, fy, fx = corners_at(x, y, h, w, 1)
     luma = bilinear(luma_ptr + camera * h * w, corners, fy, fx, inside)
     tl.store(seen + 2 * size, luma, mask=inside)
     flow_ptr += camera * 5 * h * w
     for k in tl.static_range(5):
         value = bilinear(flow_ptr + k * h * w, corners, fy, fx, inside)
         if k == 0:
-            value = normalised(column, width) + value * (2.0 * width / w / (width - 1))
+            value = column + value * (width * 1.0 / w)
         if k == 1:
-            value = normalised(row, height) + value * (2.0 * height / h / (height - 1))
+            value = row + value * (height * 1.0 / h)
         tl.store(seen + (3 + k) * size, value, mask=inside)
 
 
@@ -259,9 +242,8 @@ def update_kernel(
     both = has_flow & has_ego
 
     # Position in the previous frame
-    x, y = normalised(column, width), normalised(row, height)
     current = bounded(tl.load(seen, mask=inside, other=1.0), affine, usual)
-    x, y = project(turn, along, x, y, current)
+    x, y = project(turn, along, column.to(tl.float32), row.to(tl.float32), current)
     moving = _opened(moving_ptr + camera * size, row, column, height, width, inside)
     moving = moving & both & reliable
     follows = moving | (has_flow & ~reliable)
@@ -273,7 +255,7 @@ def update_kernel(
     tl.store(position_ptr + size, y, mask=inside)
 
     # The state there; it follows this frame's change of scale.
-    corners, fy, fx = corners_at(x, y, height, width)
+    corners, fy, fx = corners_at(x, y, height, width, 1)
     moved = advance(form, x, y, bilinear(maps_ptr, corners, fy, fx, inside))
     moved = (moved - fit[1]) * (affine[0] / fit[0]) + affine[1]
     variance = bilinear(maps_ptr + size, corners, fy, fx, inside)
@@ -293,7 +275,7 @@ def update_kernel(
     predicted = tl.minimum(tl.maximum(moved, least - slack), most + slack)
 
     # Kalman's gain and its gate
-    outside = tl.maximum(tl.abs(x), tl.abs(y)) > 1
+    outside = (x < 0) | (x > width - 1) | (y < 0) | (y > height - 1)
     variance += tl.load(numbers + NUMBER.value.process_noise)
     variance += tl.where(outside, STEPS.value.unknown_variance, 0.0)
     total = variance + noise * noise
@@ -347,16 +329,10 @@ def smooth_logits_kernel(
     pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     inside = pixel < h * w
     logits = logits_ptr + camera * logits_image + pixel[:, None] * logits_pixel
-    mean = tl.zeros((PIXELS,), tl.float32)
-    for first in range(0, C, BC):
-        channel = (first + tl.arange(0, BC))[None, :]
-        mask = inside[:, None] & (channel < C)
-        mean += tl.sum(_logits(logits + channel * logits_class, mask), 1)
-    mean = (mean / C)[:, None]
     if PREVIOUS:
         y = (pixel // w).to(tl.float32) * y_scale
         x = (pixel % w).to(tl.float32) * x_scale
-        corners, fy, fx = _corners(y, x, height, width, 1)
+        corners, fy, fx = corners_at(x, y, height, width, 1)
         gain = bilinear(gain_ptr + camera * size, corners, fy, fx, inside)
         position_ptr += camera * 2 * size
         x = bilinear(position_ptr, corners, fy, fx, inside)
@@ -366,8 +342,7 @@ def smooth_logits_kernel(
         numbers_ptr += camera * numbers_row
         weight *= 1.0 - tl.load(numbers_ptr + NUMBER.value.label_gain)
         previous_ptr += camera * previous_image
-        y, x = (y + 1) * 0.5 * (h - 1), (x + 1) * 0.5 * (w - 1)
-        corners, fy, fx = _corners(y, x, h, w, previous_pixel)
+        corners, fy, fx = corners_at(x / x_scale, y / y_scale, h, w, previous_pixel)
         corners = (
             corners[0][:, None], corners[1][:, None], corners[2][:, None], corners[3][:, None],
         )  # fmt: skip
@@ -376,7 +351,7 @@ def smooth_logits_kernel(
     for first in range(0, C, BC):
         channel = (first + tl.arange(0, BC))[None, :]
         mask = inside[:, None] & (channel < C)
-        value = _logits(logits + channel * logits_class, mask) - mean
+        value = _logits(logits + channel * logits_class, mask)
         if PREVIOUS:
             before = previous_ptr + channel * previous_class
             before = bilinear(before, corners, fy, fx, mask & (weight > 0))

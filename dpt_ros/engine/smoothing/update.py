@@ -9,23 +9,19 @@ from torch import Tensor
 from dpt_ros.engine.packed import unpack
 from dpt_ros.engine.smoothing.maps import (
     Array,
-    above,
-    at_least,
     choose,
-    empty,
     interleaved,
     library,
     max_pool3x3,
     min_pool3x3,
     opened,
-    places,
+    put,
     sample,
     sample_elsewhere,
     scaled,
-    select,
     square_root,
+    stacked,
     tensor,
-    weighted,
 )
 from dpt_ros.engine.smoothing.motion import (
     LUMA_NOISE,
@@ -66,7 +62,7 @@ def blend(
 
     Returns:
         maps (B, 4, H, W) of the state after the frame; inverse depth, relative variance and gain
-        (B, H, W) each; positions in the previous frame (B, 2, H, W), normalised.
+        (B, H, W) each; positions in the previous frame (B, 2, H, W).
     """
     xp, n, seen, raw, maps, motion, correlation, grid = given(
         numbers, seen, raw, maps, motion, correlation
@@ -80,45 +76,39 @@ def blend(
 
     position = project(n["turn"], n["shift"], grid, current)
     past = interleaved(maps)
-    warped = sample(past, places(position, size))
-    differs, worse = flow_disagreement(seen, grid, position, warped[:, 2], exposure, size)
-    differs *= above(worse, -LUMA_NOISE)
-    moving = choose(~(has_ego & has_flow & reliable), 0.0, opened(differs))
-    by_flow = choose(has_flow & ~reliable, 1.0, moving)
-    position, warped = sample_elsewhere(by_flow, seen[:, 3:5], position, warped, past, size)
+    warped = sample(past, position)
+    differs, worse = flow_disagreement(seen, grid, position, warped[:, 2], exposure)
+    differs &= worse > -LUMA_NOISE
+    moving = choose(~(has_ego & has_flow & reliable), False, opened(differs))
+    by_flow = choose(has_flow & ~reliable, True, moving)
+    position, warped = sample_elsewhere(by_flow, seen[:, 3:5], position, warped, past)
     # The state follows this frame's change of scale, so that there is no step in the innovation.
     change = n["affine"][:, 0] / n["fit"][:, 0]
     moved = advance(n["form"], position, warped[:, 0])
-    moved = scaled(moved, change, n["affine"][:, 1] - n["fit"][:, 1] * change)
+    moved = scaled(moved, change, n["affine"][:, 1] - n["fit"][:, 1] * change, moved)
 
     noise = n["measurement_noise"][:, None, None]
     predicted = choose(begin, current, clamp(moved, current, noise))
-    gain = kalman_gain(current, predicted, moved, warped[:, 1], outside(position), n)
+    gain, taken = kalman_gain(current, predicted, moved, warped[:, 1], outside(position, size), n)
     trace = choose(~(has_ego & has_flow), 0.0, warped[:, 3])
-    floor = _TRACE_GAIN * (1 - moving)
-    floor *= trace
-    floor += n["moving_gain"][:, None, None] * moving
-    xp.maximum(gain, floor, out=gain)
-    changed = above(seen[:, 5], _LUMA_OUTLIER)
-    changed *= choose(~has_ego, 1.0, moving)
-    xp.maximum(gain, choose(~has_flow, 0.0, changed), out=gain)
+    least = _TRACE_GAIN * trace
+    put(least, moving, n["moving_gain"][:, None, None])
+    xp.maximum(gain, least, out=gain)
+    changed = (seen[:, 5] > _LUMA_OUTLIER) & choose(~has_ego, True, moving)
+    put(gain, taken | choose(~has_flow, False, changed), 1.0)
     gain = choose(begin, 1.0, gain)
 
-    after = empty(maps, *maps.shape)
-    # After an update with the Kalman gain K the variance is K R.
-    variance = gain * noise**2
-    mean, known, luma, left = (after[:, k] for k in range(4))
-    xp.subtract(current, predicted, out=mean)
+    mean = current - predicted
     mean *= gain
     mean += predicted
-    xp.multiply(seen[:, 1], -_UNKNOWN_VARIANCE, out=known)
-    known += _UNKNOWN_VARIANCE
-    known += variance
-    luma[:] = seen[:, 2]
-    xp.multiply(trace, _TRACE_DECAY, out=left)
-    xp.maximum(moving, left, out=left)
-    found = after, select(seen[:, 1], mean, raw), variance, gain, position
-    return tuple(tensor(one) for one in found)  # type: ignore[return-value]
+    # After an update with the Kalman gain K the variance is K R.
+    variance, known = gain * noise**2, gain * noise**2
+    invalid, left = seen[:, 1] == 0, _TRACE_DECAY * trace
+    put(known, invalid, _UNKNOWN_VARIANCE)
+    put(left, moving, 1.0)
+    after = stacked([mean, known, seen[:, 2], left])
+    put(mean, invalid, raw)
+    return tuple(tensor(one) for one in (after, mean, variance, gain, position))  # type: ignore[return-value]
 
 
 def clamp(predicted: Array, current: Array, noise: Array) -> Array:
@@ -139,33 +129,37 @@ def kalman_gain(
     variance: Array,
     beyond: Array,
     n: dict[str, Array],
-) -> Array:
-    """Weight of the frame by its depth, (B, H, W), 0..1.
+) -> tuple[Array, Array]:
+    """Weight of the frame by its depth, (B, H, W), 0..1; and (B, H, W) bool, where it is so much
+    nearer that the state has no weight.
 
     Args:
         current: (B, H, W) inverse depth of the frame, 1/m.
         predicted: (B, H, W) of the state, clamped; moved: not clamped, since that would hide half
             of the step to something nearer.
         variance: (B, H, W) relative, of the state.
-        beyond: (B, H, W), from ``outside``.
+        beyond: (B, H, W) bool, from ``outside``.
         n: by name, of ``FILTER_FIELDS``, (B,) each.
     """
     xp = library(current)
     variance = variance + n["process_noise"][:, None, None]
-    variance = weighted(variance, 1.0, beyond, _UNKNOWN_VARIANCE)
+    put(variance, beyond, _UNKNOWN_VARIANCE)
     total = variance + n["measurement_noise"][:, None, None] ** 2
     unit = square_root(total)
     unit *= current
-    nearer = current - predicted
-    nearer /= unit
-    gate = -_FARTHER * nearer
-    xp.maximum(nearer, gate, out=gate)
     variance /= total
-    gain = at_least(variance, n["min_gain"])
-    width = _GATE[1] - _GATE[0]
-    gate = scaled(gate, 1 / width, -_GATE[0] / width).clip(0.0, 1.0)
-    gate *= 1 - gain
-    gain += gate
-    step = current - moved
+    least = n["min_gain"][:, None, None]
+    gain = xp.clip(variance, least, xp.ones_like(least), out=variance)
+    step = xp.subtract(current, predicted, out=total)
     step /= unit
-    return xp.maximum(gain, above(step, _NEARER_GATE), out=gain)
+    gate = -_FARTHER * step
+    xp.maximum(step, gate, out=gate)
+    width = _GATE[1] - _GATE[0]
+    gate = scaled(gate, 1 / width, -_GATE[0] / width, gate)
+    xp.clip(gate, 0.0, 1.0, out=gate)
+    xp.multiply(gain, gate, out=step)
+    gain += gate
+    gain -= step
+    xp.subtract(current, moved, out=step)
+    unit *= _NEARER_GATE
+    return gain, step > unit

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -160,16 +161,33 @@ def test_a_frame_of_another_kind_is_refused(step_file: Path) -> None:
         session([fits, replace(fits, source="other")])
 
 
-def test_a_file_of_other_settings_is_refused(step_file: Path) -> None:
+def changed(step_file: Path, key: str, change: Callable[[Any], None]) -> Path:
+    """The file with other metadata."""
     model = onnx.load(step_file)
     for entry in model.metadata_props:
-        if entry.key == SPEC:
-            spec = json.loads(entry.value)
-            entry.value = json.dumps(spec | {"settings": {"input_width": 64}})
+        if entry.key == key:
+            values = json.loads(entry.value)
+            change(values)
+            entry.value = json.dumps(values)
     other = step_file.with_name("other.onnx")
     onnx.save(model, other)
+    return other
+
+
+def test_a_file_of_other_settings_is_refused(step_file: Path) -> None:
+    other = changed(step_file, SPEC, lambda spec: spec.update(settings={"input_width": 64}))
     with pytest.raises(ExportError, match=r"cannot be used together.*settings"):
         StepSession(step_file, other)
+
+
+@pytest.mark.parametrize("change", [
+    lambda fields: fields["numbers"]["filter.to_grid"].update(meaning="something else"),
+    lambda fields: fields["numbers"]["scale.anchors"].update(offset=7),
+    lambda fields: fields["numbers"].pop("frame.limit"),
+])  # fmt: skip
+def test_a_file_whose_numbers_mean_something_else_is_refused(step_file: Path, change) -> None:
+    with pytest.raises(ExportError, match=r"other\.onnx is of another version.* export it again"):
+        StepSession(changed(step_file, FIELDS, change))
 
 
 def test_without_smoothing_and_scale_there_is_no_step(networks: Networks) -> None:

@@ -17,7 +17,6 @@ from dpt_ros.engine.frame import CameraModel
 from dpt_ros.engine.smoothing.filter import TemporalFilter, TemporalSettings
 from dpt_ros.engine.smoothing.motion import (
     advance,
-    normalisation,
     project,
     refine,
     relative_pose,
@@ -295,12 +294,12 @@ def batch(*arrays: np.ndarray) -> list[torch.Tensor]:
 
 def test_refinement_takes_the_error_out_of_odometry() -> None:
     view = World("room", 5, 160, 120).frame(0)
-    grid = normalisation(160, 120) @ view.camera.matrix()
+    grid = view.camera.matrix()
     true = np.eye(4)
     true[:3, 3] = [0.01, 0.0, 0.03]
     true[:3, :3] = [[np.cos(0.01), 0, np.sin(0.01)], [0, 1, 0], [-np.sin(0.01), 0, np.cos(0.01)]]
     rotation, shift = relative_pose(np.eye(4), true)
-    y, x = torch.meshgrid(torch.linspace(-1, 1, 24), torch.linspace(-1, 1, 32), indexing="ij")
+    y, x = torch.meshgrid(torch.linspace(0, 119, 24), torch.linspace(0, 159, 32), indexing="ij")
     places = torch.stack([x, y, torch.ones_like(x)])
     inverse = torch.rand(1, *x.shape, generator=torch.Generator().manual_seed(0)) + 0.2
     turned, moved, to_grid, from_grid = batch(rotation, shift, grid, np.linalg.inv(grid))
@@ -316,11 +315,11 @@ def test_refinement_takes_the_error_out_of_odometry() -> None:
 
 def test_a_point_that_is_projected_back_has_the_depth_it_had() -> None:
     rotation, shift = relative_pose(np.eye(4), np.diag([1.0, 1, 1, 1]) + np.eye(4, k=1) * 0.05)
-    grid = normalisation(W, H) @ CAMERA.matrix()
+    grid = CAMERA.matrix()
     turn, along, form = warp(
         *batch(np.eye(3), np.array([0.02, -0.01, 0.2]), grid, np.linalg.inv(grid))
     )
-    places = torch.tensor([0.3, -0.2, 1.0])[:, None, None]
+    places = torch.tensor([30.0, 12.0, 1.0])[:, None, None]
     inverse = torch.tensor([[[0.5]]])
     before = 1 / (1 / inverse + 0.2)  # the camera came 0.2 m nearer to it
     assert shift.shape == (3,)

@@ -18,7 +18,7 @@ from dpt_ros.engine import triton_launch
 from dpt_ros.engine.output import postprocess
 from dpt_ros.engine.packed import length, pack, unpack
 from dpt_ros.engine.smoothing import steps
-from dpt_ros.engine.smoothing.motion import normalisation
+from dpt_ros.engine.smoothing.maps import pixel_grid, sample
 from dpt_ros.engine.smoothing.state import FILTER_FIELDS, MOTION_FIELDS
 
 pytest.importorskip("triton")
@@ -38,12 +38,11 @@ def textured(rng: np.random.Generator, *shape: int) -> Tensor:
 
 def numbers_of(flags: tuple[int, ...], height: int, width: int, noise: float) -> np.ndarray:
     camera = np.array([[0.9 * width, 0, width / 2], [0, 0.9 * width, height / 2], [0, 0, 1]])
-    to_grid = normalisation(width, height) @ camera
     values: dict[str, Any] = dict(zip(FLAGS, flags, strict=True))
     values |= {
         "measurement_noise": noise, "process_noise": 1e-5, "min_gain": 0.02, "label_gain": 0.3,
         "leak": 0.1, "flow_leak": 0.2, "moving_gain": 0.3, "rotation": ROTATION, "shift": SHIFT,
-        "to_grid": to_grid, "from_grid": np.linalg.inv(to_grid), "free_sigma": 0.05,
+        "to_grid": camera, "from_grid": np.linalg.inv(camera), "free_sigma": 0.05,
         "prior_sigma": np.repeat([0.006, 0.02], 3),
     }  # fmt: skip
     return pack(FILTER_FIELDS, values)
@@ -68,33 +67,30 @@ class Scene:
         # As a part of a longer vector
         self.numbers = torch.from_numpy(np.stack(packed)).repeat(1, 2)[:, : len(packed[0])]
         truth = 0.1 + textured(rng, batch, height, width)
-        y, x = (torch.linspace(-1, 1, size) for size in (height, width))
-        grid = torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)])
-        rays = torch.cat([grid, torch.ones(1, height, width)]).flatten(1)
+        pixels = pixel_grid(height, width, torch.device("cpu")).flatten(1)
         n = {name: x[0] for name, x in unpack(FILTER_FIELDS, self.numbers).items()}
-        moved = n["to_grid"] @ n["rotation"] @ n["from_grid"] @ rays
+        moved = n["to_grid"] @ n["rotation"] @ n["from_grid"] @ pixels
         moved = moved + (n["to_grid"] @ n["shift"])[:, None] * truth.flatten(1)[:, None]
         moved = (moved[:, :2] / moved[:, 2:]).view(batch, 2, height, width)
         before = textured(rng, batch, height, width) * 200 + 20
-        luma = F.grid_sample(before[:, None], moved.movedim(1, 3), align_corners=True)[:, 0]
+        luma = sample(before[:, None], moved)[:, 0]
 
         def noise(*shape: int) -> Tensor:
             return torch.from_numpy(rng.normal(size=shape).astype(np.float32))
 
-        pixel = torch.tensor([2 / (width - 1), 2 / (height - 1)])[:, None, None]
-        position = moved + 0.1 * pixel * noise(*moved.shape)
+        position = moved + 0.1 * noise(*moved.shape)
         residual = 3 * noise(batch, height, width).abs()
         # Two parts move, one of them at the border; lines at the border are noise.
         moving = torch.zeros(height, width, dtype=torch.bool)
         moving[4:12, 6:18] = moving[-5:, -10:-3] = True
         moving[0] = moving[:, 0] = moving[:, -1] = True
-        position[:, 0] += 6 * pixel[0] * moving
+        position[:, 0] += 6 * moving
         luma += 60 * moving
         residual += 22 * moving
         alone = torch.from_numpy(rng.random((batch, height, width)) < 0.02)
-        position += 5 * pixel * alone[:, None]
+        position += 5 * alone[:, None]
         if what == "lost":
-            position += 7 * pixel * noise(*moved.shape).sign()
+            position += 7 * noise(*moved.shape).sign()
             luma += 50
         invalid = torch.from_numpy(rng.choice(8, size=truth.shape))
         state = truth * (1 + 0.03 * noise(*truth.shape))
