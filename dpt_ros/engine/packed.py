@@ -27,9 +27,10 @@ def offsets(fields: Fields) -> dict[str, int]:
 def pack(fields: Fields, values: dict[str, Any]) -> np.ndarray:
     """(length,) float32; what has no value is 0."""
     packed = np.zeros(length(fields), np.float32)
-    for name, shape, first, last in _places(tuple(fields.items())):
-        if name in values:
-            packed[first:last].reshape(shape)[...] = values[name]
+    places = {place[0]: place for place in _places(tuple(fields.items()))}
+    for name, value in values.items():
+        _, shape, first, last = places[name]
+        packed[first:last].reshape(shape)[...] = value
     return packed
 
 

@@ -181,7 +181,9 @@ class HostRunner(Runner):
         self._states.clear()
 
     def _state(self, source: str) -> dict[str, Tensor]:
-        return {name: one.clone() for name, one in self._states.get(source, {}).items()}
+        form = torch.contiguous_format
+        state = self._states.get(source, {})
+        return {name: one.clone(memory_format=form) for name, one in state.items()}
 
     def _load_state(self, source: str, tensors: dict[str, Tensor]) -> None:
         if tensors:

@@ -327,6 +327,7 @@ def _columns_of(height: int, width: int) -> np.ndarray:
 
 
 @has_twin(_TRITON)
+@np.errstate(all="ignore")
 def relative_variance(raw_inverse_depth: Tensor, affine: Tensor, covariance: Tensor) -> Tensor:
     """Relative variance of the (inverse) depth due to scale and shift.
 
@@ -348,7 +349,7 @@ def relative_variance(raw_inverse_depth: Tensor, affine: Tensor, covariance: Ten
     variance += covariance[:, 2:, None]
     size = raw * affine[:, :1, None]
     size += affine[:, 1:, None]
-    size = size.clip(1e-6, 1e18)
+    size = size.clip(1e-6, INF)
     size *= size
     variance /= size
     return torch.from_numpy(variance) if host else variance

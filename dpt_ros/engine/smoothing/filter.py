@@ -240,7 +240,8 @@ class TemporalFilter:
         if history is None or self._state is None:
             return {}
         past = {name: value for name, value in vars(self._state).items() if value is not None}
-        past = {name: value[0].detach().cpu().clone() for name, value in past.items()}
+        form = torch.contiguous_format
+        past = {name: value[0].cpu().clone(memory_format=form) for name, value in past.items()}
         kept = plain_history(history)
         del kept["size"]  # that of the maps
         return {"past": past, **kept}

@@ -145,10 +145,15 @@ def square_root(values: Array) -> Array:
 def interleaved(maps: Array) -> Any:
     """(B, C, H, W), at best C = 4, as ``sample`` takes them fastest: OpenCV samples four
     interleaved channels in the time of one."""
-    if isinstance(maps, Tensor):
+    if isinstance(maps, Tensor) or maps.shape[1] == 2:  # OpenCV 5.0 rounds positions for two
         return maps
-    parts = [(one.transpose(1, 2, 0), one) for one in maps]
-    return [mixed if mixed.flags.c_contiguous else cv2.merge(list(one)) for mixed, one in parts]
+    mixed = [one.transpose(1, 2, 0) for one in maps]
+    return [
+        one
+        if one.flags.c_contiguous
+        else cv2.merge(list(one.transpose(2, 0, 1))).reshape(one.shape)
+        for one in mixed
+    ]
 
 
 def stacked(planes: Sequence[Array]) -> Array:
@@ -160,19 +165,27 @@ def stacked(planes: Sequence[Array]) -> Array:
 
 
 def classes(logits: Array) -> Iterator[slice]:
-    """Those of (B, C, h, w) to compute at a time: on a CPU so few that they stay in the cache."""
-    count = 4 if isinstance(logits, np.ndarray) else logits.shape[1]
-    for first in range(0, logits.shape[1], count):
-        yield slice(first, first + count)
+    """Those of (B, C, h, w) to compute at a time: on a CPU four, some of them twice."""
+    total = logits.shape[1]
+    count = min(4, total) if isinstance(logits, np.ndarray) else total
+    for first in range(0, total, max(count, 1)):
+        yield slice(min(first, total - count), min(first, total - count) + count)
 
 
-def finite(values: Tensor) -> Array:
-    """float32, 0 in place of NaN and inf."""
-    (found,) = arrays(values.float())
-    # Their squares' sum is finite if all are, but for the largest.
-    if isinstance(found, np.ndarray) and np.isfinite(np.vdot(found, found)):
+def finite(maps: Tensor) -> Array:
+    """(B, C, h, w) float32, 0 in place of NaN and inf; on a CPU map by map in memory."""
+    (found,) = arrays(maps.float())
+    if isinstance(found, Tensor):
+        return torch.nan_to_num(found, 0.0, 0.0, 0.0)
+    if not found.flags.c_contiguous:  # a network on a CPU gives all channels of a pixel together
+        count, pixels = found.shape[1], found.transpose(0, 2, 3, 1)
+        found = np.empty(found.shape, np.float32)
+        for one, planes in zip(pixels, found, strict=True):
+            cv2.transpose(one.reshape(-1, count), planes.reshape(count, -1))
+    # The sum of the squares is finite if all are, but for the largest.
+    if np.isfinite(np.vdot(found, found)):
         return found
-    return arrays(torch.nan_to_num(values.float(), 0.0, 0.0, 0.0))[0]
+    return np.nan_to_num(found, True, 0.0, 0.0, 0.0)
 
 
 def sample(maps: Any, position: Array, out: Array | None = None) -> Array:
@@ -221,7 +234,7 @@ def _remap(
     if _EXACT_REMAP:
         return cv2.remap(values, x, y, cv2.INTER_LINEAR, into, cv2.BORDER_REPLICATE)
     height, width = values.shape[:2]
-    where = np.stack([x * (2 / (width - 1)) - 1, y * (2 / (height - 1)) - 1], -1)
+    where = np.stack([x * (2 / max(width - 1, 1)) - 1, y * (2 / max(height - 1, 1)) - 1], -1)
     maps = torch.from_numpy(values.reshape(1, height, width, -1)).movedim(3, 1)
     at = torch.from_numpy(where.astype(np.float32))[None]
     found = F.grid_sample(maps, at, padding_mode="border", align_corners=True)[0].movedim(0, 2)

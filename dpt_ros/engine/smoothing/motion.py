@@ -121,11 +121,12 @@ def flow_disagreement(
 
 
 def outside(position: Array, size: tuple[int, int]) -> Array:
-    """(B, h, w) bool, whether a position (B, 2, h, w) is outside of maps of a height and width."""
-    below = position < 0
+    """(B, h, w) bool, whether a position (B, 2, h, w) is outside of maps of a height and width:
+    farther than half a pixel from their pixels' centres."""
+    below = position < -0.5
     beyond = below[:, 0] | below[:, 1]
-    beyond |= position[:, 0] > size[1] - 1
-    beyond |= position[:, 1] > size[0] - 1
+    beyond |= position[:, 0] > size[1] - 0.5
+    beyond |= position[:, 1] > size[0] - 0.5
     return beyond
 
 

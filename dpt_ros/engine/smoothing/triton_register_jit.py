@@ -279,7 +279,7 @@ def register_kernel(
         target = advance(form, x, y, bilinear(maps_ptr, corners, fy, fx, there))
         variance = bilinear(maps_ptr + size, corners, fy, fx, there)
         usable = (variance < 0.1) & (tl.load(seen + size + pixel, mask=there, other=0.0) > 0)
-        usable = usable & (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+        usable = usable & (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
         usable = usable & ~(moving & reliable)
         inverse_depth = tl.load(seen + pixel, mask=there, other=1.0)
         number = first + tl.arange(0, BLOCK)

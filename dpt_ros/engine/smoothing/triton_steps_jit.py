@@ -275,9 +275,9 @@ def update_kernel(
     predicted = tl.minimum(tl.maximum(moved, least - slack), most + slack)
 
     # Kalman's gain and its gate
-    outside = (x < 0) | (x > width - 1) | (y < 0) | (y > height - 1)
+    outside = (x < -0.5) | (x > width - 0.5) | (y < -0.5) | (y > height - 0.5)
     variance += tl.load(numbers + NUMBER.value.process_noise)
-    variance += tl.where(outside, STEPS.value.unknown_variance, 0.0)
+    variance = tl.where(outside, STEPS.value.unknown_variance, variance)
     total = variance + noise * noise
     unit = 1.0 / (current * tl.sqrt(total))
     nearer = (current - predicted) * unit
@@ -300,7 +300,8 @@ def update_kernel(
     valid = tl.load(seen + size, mask=inside, other=0.0)
     after = after_ptr + camera * 4 * size + pixel
     tl.store(after, inverse_depth, mask=inside)
-    tl.store(after + size, variance + (1.0 - valid) * STEPS.value.unknown_variance, mask=inside)
+    known = tl.where(valid > 0, variance, STEPS.value.unknown_variance)
+    tl.store(after + size, known, mask=inside)
     tl.store(after + 2 * size, tl.load(seen + 2 * size, mask=inside), mask=inside)
     tl.store(after + 3 * size, trace, mask=inside)
     pixel += camera * size

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpt_ros.engine.frame import CameraModel
+from dpt_ros.engine.output import postprocess
 from dpt_ros.engine.scale.anchors import Anchors, project_scan
 from dpt_ros.engine.scale.estimator import limit_depth, metric_inverse_depth
 from dpt_ros.engine.scale.ground import (
@@ -19,6 +21,7 @@ from dpt_ros.engine.scale.ground import (
     floor_inverse_depth,
 )
 from dpt_ros.engine.scale.plan import focal_factor
+from dpt_ros.engine.scale.steps import relative_variance
 from dpt_ros.engine.settings import Settings
 from dpt_ros.metrics.depth import depth_metrics
 from dpt_ros.model.zoo import ZOO
@@ -223,6 +226,17 @@ def test_the_variance_of_the_depth_is_that_of_drawn_corrections():
     expected = inverse.var(0) / (found.stats.scale * x + found.stats.shift) ** 2
     variance = replace(found, raw_inverse_depth=torch.from_numpy(x)[None]).relative_variance()[0]
     np.testing.assert_allclose(variance, expected, rtol=0.05)
+
+
+def test_the_variance_of_an_overflow_is_unknown_on_every_path_without_a_warning():
+    raw = torch.tensor([[[np.inf, 1e30, np.nan, 0.5]]])
+    given = raw, torch.tensor([[1.1, 0.1]]), torch.tensor([[0.01, 0.0, 0.001]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = relative_variance(*given)
+    assert found.isnan().tolist() == [[[True, True, True, False]]]
+    with postprocess.torch_only():
+        torch.testing.assert_close(relative_variance(*given), found, equal_nan=True)
 
 
 def test_anchors_of_a_larger_picture_are_looked_up_where_they_are():

@@ -8,11 +8,18 @@ import pytest
 import torch
 from helpers.filter_clips import CAMERA, FRAME, H, W, feed, noisy, picture, settled, slope
 
+from dpt_ros.engine.output import postprocess
 from dpt_ros.engine.packed import pack
 from dpt_ros.engine.smoothing import maps, steps
 from dpt_ros.engine.smoothing.filter import TemporalFilter, TemporalSettings, plan_frame
 from dpt_ros.engine.smoothing.maps import pixel_grid
-from dpt_ros.engine.smoothing.motion import flow_disagreement, solve
+from dpt_ros.engine.smoothing.motion import (
+    flow_disagreement,
+    outside,
+    project,
+    solve,
+    warp,
+)
 from dpt_ros.engine.smoothing.state import FILTER_FIELDS, MOTION_FIELDS, FilterState
 from dpt_ros.engine.smoothing.steps import look, smooth_logits
 from dpt_ros.engine.smoothing.update import blend, clamp
@@ -120,6 +127,37 @@ def test_labels_keep_their_past_as_far_as_depth_does() -> None:
     for other in (None, torch.zeros(1, 3, 8, 8), torch.zeros(1, 2, 4, 4)):
         found = smooth_logits(fresh + 3, other, HERE[:, :2], flat(0.1), NUMBERS)
         torch.testing.assert_close(found, fresh + 3)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 6, 10, 150])
+def test_labels_of_any_number_of_classes_are_the_same_in_numpy_and_torch(count: int) -> None:
+    generator = torch.Generator().manual_seed(count)
+    logits = torch.randn(1, count, 6, 8, generator=generator)
+    logits[0, -1, 2, 3] = torch.nan
+    position = HERE[:, :2] + torch.rand(1, 2, 8, 8, generator=generator)
+    form = torch.channels_last  # as networks on a CPU give them
+    fresh = logits.contiguous(memory_format=form)
+    for past in (logits.nan_to_num(0.0), logits.nan_to_num(0.0).contiguous(memory_format=form)):
+        given = (fresh, past.flip(3), position, flat(0.1), NUMBERS)
+        found = smooth_logits(*given)
+        with postprocess.torch_only():
+            expected = smooth_logits(*given)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(smooth_logits(fresh, None, position, flat(0.1), NUMBERS),
+                               logits.nan_to_num(0.0))  # fmt: skip
+
+
+def test_a_camera_that_stands_still_sees_nothing_that_was_outside() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        height, width = rng.integers(8, 500, 2)
+        focal, centre = rng.uniform(0.4, 3) * width, rng.uniform(0.3, 0.7, 2) * (width, height)
+        camera = np.array([[focal, 0, centre[0]], [0, focal, centre[1]], [0, 0, 1]])
+        matrices = (np.eye(3), np.zeros(3), camera, np.linalg.inv(camera))
+        turn, along, _ = warp(*(torch.from_numpy(np.float32(one)[None]) for one in matrices))
+        grid = pixel_grid(int(height), int(width), torch.device("cpu"))
+        position = project(turn, along, grid, torch.ones(1, height, width))
+        assert not outside(position, (height, width)).any()
 
 
 def test_elimination_without_pivots_solves_the_normal_equations() -> None:
@@ -310,6 +348,8 @@ def test_a_filter_that_is_restored_goes_on_as_the_other(known: bool) -> None:
     assert TemporalFilter().state_dict() == {}
     for k in range(3):
         step(one, k, noisy(slope(), rng))
+    # As a GPU takes it
+    assert all(part.is_contiguous() for part in one.state_dict()["past"].values())
     other.load_state_dict(one.state_dict(), torch.device("cpu"))
     for k in (3, 4):
         inverse = noisy(slope(), rng)
