@@ -3,8 +3,8 @@
 
 On a CPU an operation of torch on 3,000 values takes twice as long as numpy's, and sampling takes
 four times as long as OpenCV's. So the filter's functions are written in what both have in common:
-``arrays`` gives them numpy arrays of the same memory on a CPU, and tensors elsewhere; the
-functions of this module take either.
+``arrays`` gives them numpy arrays of the same memory for one camera on a CPU, and tensors
+elsewhere; the functions of this module take either, the arrays (1, ...).
 """
 
 from __future__ import annotations
@@ -28,11 +28,14 @@ LARGEST = float(np.finfo(np.float32).max)
 _KERNEL = np.ones((3, 3), np.uint8)
 
 
+def in_numpy(values: Tensor) -> bool:
+    """Whether ``arrays`` gives arrays for these and others of the same cameras (B, ...)."""
+    return len(values) == 1 and postprocess.on_host(values)
+
+
 def arrays(*tensors: Tensor) -> tuple[Array, ...]:
-    """What to compute with: on a CPU numpy arrays of the same memory, else the tensors."""
-    if postprocess.on_host(tensors[0]):
-        return tuple(x.numpy() for x in tensors)
-    return tensors
+    """What to compute with, see above; by the first one."""
+    return tuple(x.numpy() for x in tensors) if in_numpy(tensors[0]) else tensors
 
 
 def tensor(values: Array) -> Tensor:
@@ -64,14 +67,14 @@ def identity(size: int, like: Array) -> Array:
 
 def choose(condition: Array, one: Array | float, other: Array) -> Array:
     """The one (B, ...) for cameras of which a condition (B,) holds, else the other (B, ...)."""
-    if isinstance(other, np.ndarray) and len(condition) == 1:
+    if isinstance(other, np.ndarray):
         if not condition[0]:
             return other
         return one if isinstance(one, np.ndarray) else np.full_like(other, one)
     condition = condition.reshape(-1, *[1] * (other.ndim - 1))
     if isinstance(one, bool):  # ONNX Runtime does not select among these
         return other | condition if one else other & ~condition
-    return library(other).where(condition, one, other)
+    return torch.where(condition, one, other)
 
 
 def put(values: Array, mask: Array, others: Array | float) -> None:
@@ -103,24 +106,17 @@ def _pixel_grid(height: int, width: int, device: torch.device, over: tuple[int, 
 
 def scaled(values: Array, factor: Any, offset: Any, out: Array | None = None) -> Array:
     """factor * values + offset, of (B, H, W); both are numbers, or (B,) of the cameras."""
-    if isinstance(values, np.ndarray) and len(values) == 1:
+    if isinstance(values, np.ndarray):
         f, o = (float(x if isinstance(x, float) else x[0]) for x in (factor, offset))
         flat = values[0]
         return cv2.addWeighted(flat, f, flat, 0.0, o, None if out is None else out[0])[None]
     f, o = (x if isinstance(x, float) else x[:, None, None] for x in (factor, offset))
-    return library(values).add(f * values, o, out=out)
-
-
-def extremes(values: Array) -> tuple[float, float] | None:
-    """The smallest and the largest value, of one camera on a CPU; a GPU is not waited for."""
-    if isinstance(values, np.ndarray) and len(values) == 1:
-        return float(values.min()), float(values.max())
-    return None
+    return torch.add(f * values, o, out=out)
 
 
 def linear(factors: Array, x: Array, y: Array, z: Array) -> Array:
     """(B, H, W): factors (B, 4) of x, y, 1 and z; x and y may be of one camera, for all."""
-    if isinstance(z, np.ndarray) and len(z) == 1 and x.shape[0] == 1:
+    if isinstance(z, np.ndarray):
         a, b, c, d = factors[0].tolist()
         plane = cv2.addWeighted(x[0], a, y[0], b, c)
         return cv2.scaleAdd(z[0], d, plane, plane)[None]
@@ -131,15 +127,14 @@ def linear(factors: Array, x: Array, y: Array, z: Array) -> Array:
 def length(x: Array, y: Array) -> Array:
     """Of vectors: (B, H, W) of x and y like that; on a CPU in the memory of x."""
     if isinstance(x, np.ndarray):
-        for one, other in zip(x, y, strict=True):
-            cv2.magnitude(one, other, one)
+        cv2.magnitude(x[0], y[0], x[0])
         return x
     return (x * x + y * y).sqrt()
 
 
 def square_root(values: Array) -> Array:
     """(B, H, W) of what is not negative."""
-    return _each(cv2.sqrt, values) if isinstance(values, np.ndarray) else values.sqrt()
+    return cv2.sqrt(values[0])[None] if isinstance(values, np.ndarray) else values.sqrt()
 
 
 def interleaved(maps: Array) -> Any:
@@ -147,21 +142,15 @@ def interleaved(maps: Array) -> Any:
     interleaved channels in the time of one."""
     if isinstance(maps, Tensor) or maps.shape[1] == 2:  # OpenCV 5.0 rounds positions for two
         return maps
-    mixed = [one.transpose(1, 2, 0) for one in maps]
-    return [
-        one
-        if one.flags.c_contiguous
-        else cv2.merge(list(one.transpose(2, 0, 1))).reshape(one.shape)
-        for one in mixed
-    ]
+    mixed = maps[0].transpose(1, 2, 0)
+    return mixed if mixed.flags.c_contiguous else cv2.merge(list(maps[0])).reshape(mixed.shape)
 
 
 def stacked(planes: Sequence[Array]) -> Array:
     """(B, C, H, W) of C (B, H, W); on a CPU a view of what ``interleaved`` makes of it."""
     if isinstance(planes[0], Tensor):
         return torch.stack(tuple(planes), 1)
-    mixed = [cv2.merge(parts) for parts in zip(*planes, strict=True)]
-    return (mixed[0][None] if len(mixed) == 1 else np.stack(mixed)).transpose(0, 3, 1, 2)
+    return cv2.merge([one[0] for one in planes]).transpose(2, 0, 1)[None]
 
 
 def classes(logits: Array) -> Iterator[slice]:
@@ -178,10 +167,9 @@ def finite(maps: Tensor) -> Array:
     if isinstance(found, Tensor):
         return torch.nan_to_num(found, 0.0, 0.0, 0.0)
     if not found.flags.c_contiguous:  # a network on a CPU gives all channels of a pixel together
-        count, pixels = found.shape[1], found.transpose(0, 2, 3, 1)
+        count, pixels = found.shape[1], found[0].transpose(1, 2, 0)
         found = np.empty(found.shape, np.float32)
-        for one, planes in zip(pixels, found, strict=True):
-            cv2.transpose(one.reshape(-1, count), planes.reshape(count, -1))
+        cv2.transpose(pixels.reshape(-1, count), found.reshape(count, -1))
     # The sum of the squares is finite if all are, but for the largest.
     if np.isfinite(np.vdot(found, found)):
         return found
@@ -197,15 +185,13 @@ def sample(maps: Any, position: Array, out: Array | None = None) -> Array:
         grid = torch.stack([x - 1, y - 1], -1).expand(len(maps), -1, -1, -1)
         sampled = F.grid_sample(maps, grid, padding_mode="border", align_corners=True)
         return sampled if out is None else out.copy_(sampled)
-    mixed = isinstance(maps, list)
-    count = maps[0].shape[2] if mixed else maps.shape[1]
-    found = np.empty((len(maps), count, *position.shape[2:]), np.float32) if out is None else out
-    for k, one in enumerate(maps):
-        x, y = position[k % len(position)]
-        if mixed:
-            cv2.split(_remap(one, x, y), list(found[k]))
-            continue
-        for plane, into in zip(one, found[k], strict=True):
+    x, y = position[0]
+    count = maps.shape[2] if maps.ndim == 3 else maps.shape[1]
+    found = np.empty((1, count, *x.shape), np.float32) if out is None else out
+    if maps.ndim == 3:
+        cv2.split(_remap(maps, x, y), list(found[0]))
+    else:
+        for plane, into in zip(maps[0], found[0], strict=True):
             _remap(plane, x, y, into)
     return found
 
@@ -218,13 +204,11 @@ def sample_elsewhere(
     if not isinstance(mask, np.ndarray):
         position = library(mask).where(mask[:, None], elsewhere, position)
         return position, sample(maps, position)
-    for k, one in enumerate(mask):
-        left, top, width, height = cv2.boundingRect(one.view(np.uint8))
-        if width:
-            rows, columns = slice(top, top + height), slice(left, left + width)
-            part = (slice(k, k + 1), slice(None), rows, columns)
-            np.copyto(position[part], elsewhere[part], where=one[rows, columns])
-            found[part] = sample(maps[k : k + 1], position[part])
+    left, top, width, height = cv2.boundingRect(mask[0].view(np.uint8))
+    if width:
+        part = (..., slice(top, top + height), slice(left, left + width))
+        np.copyto(position[part], elsewhere[part], where=mask[part])
+        found[part] = sample(maps, position[part])
     return position, found
 
 
@@ -257,21 +241,22 @@ _EXACT_REMAP = _remap_is_exact()
 def opened(mask: Array) -> Array:
     """A mask (B, H, W) without what is smaller than 3x3 pixels: noise."""
     if isinstance(mask, np.ndarray):
-        return _each(cv2.morphologyEx, mask.view(np.uint8), cv2.MORPH_OPEN, _KERNEL).view(bool)
+        flat = mask[0].view(np.uint8)
+        return cv2.morphologyEx(flat, cv2.MORPH_OPEN, _KERNEL).view(bool)[None]
     return max_pool3x3(min_pool3x3(mask.float())) > 0
 
 
 def min_pool3x3(values: Array) -> Array:
     """(B, H, W): the minimum of every 3x3 neighbourhood."""
     if isinstance(values, np.ndarray):
-        return _each(cv2.erode, values, _KERNEL)
+        return cv2.erode(values[0], _KERNEL)[None]
     return -max_pool3x3(-values)
 
 
 def max_pool3x3(values: Array) -> Array:
     """(B, H, W): the maximum of every 3x3 neighbourhood."""
     if isinstance(values, np.ndarray):
-        return _each(cv2.dilate, values, _KERNEL)
+        return cv2.dilate(values[0], _KERNEL)[None]
     return F.max_pool2d(values, 3, 1, 1)
 
 
@@ -285,12 +270,5 @@ def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
 def thumbnail(image: Array, size: tuple[int, int]) -> Array:
     """(B, H, W) averaged to another (height, width)."""
     if isinstance(image, np.ndarray):
-        return _each(cv2.resize, image, size[::-1], interpolation=cv2.INTER_AREA)
+        return cv2.resize(image[0], size[::-1], interpolation=cv2.INTER_AREA)[None]
     return F.interpolate(image[:, None], size, mode="area")[:, 0]
-
-
-def _each(function: Any, values: np.ndarray, *args: Any, **named: Any) -> np.ndarray:
-    """A function of OpenCV on the maps of a batch."""
-    if len(values) == 1:
-        return function(values[0], *args, **named)[None]
-    return np.stack([function(one, *args, **named) for one in values])

@@ -197,7 +197,7 @@ def solve(matrix: Array, side: Array) -> Array:
     """
     xp = library(matrix)
     if xp is np:
-        return np.stack([cv2.solve(*one)[1] for one in zip(matrix, side, strict=True)])
+        return cv2.solve(matrix[0], side[0])[1][None]
     rows = xp.concatenate([matrix, side], 2)
     for k in range(matrix.shape[1]):
         row = rows[:, k : k + 1] / rows[:, k : k + 1, k : k + 1]

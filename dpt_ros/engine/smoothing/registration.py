@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from dpt_ros.engine.scale import arrays
-from dpt_ros.engine.smoothing.maps import LARGEST, Array, extremes, library, scaled
+from dpt_ros.engine.smoothing.maps import LARGEST, Array, library, scaled
 
 MIN_INVERSE_DEPTH = 1e-6  # 1/m, stands for an inverse depth that is not valid
 # What is larger is not valid, in any unit: a network's overflow. Squares of it fit into float32.
@@ -45,7 +45,7 @@ def fit_affine(
     """
     parts = inverse_depth, target, usable, start, metric_affine
     if isinstance(inverse_depth, np.ndarray):
-        found = np.array([_fit(*one) for one in zip(*parts, strict=True)], np.float32)
+        found = np.array([_fit(*(one[0] for one in parts))], np.float32)
         return found[:, :2], found[:, 2]
     slope, shift, inliers = _fit(*parts)
     return torch.cat([slope, shift], 1), inliers[:, 0]
@@ -89,8 +89,9 @@ def bounded_affine(inverse_depth: Array, affine: Array, metric_affine: Array) ->
     a shift that fits what is near may not send what is far behind the camera."""
     xp, mapped = library(inverse_depth), scaled(inverse_depth, affine[:, 0], affine[:, 1])
     # What is linear keeps its sign between the ends: then nothing is to be bounded.
-    if ends := extremes(inverse_depth):
+    if xp is np:
         (a, b), (c, d) = affine[0].tolist(), metric_affine[0].tolist()
+        ends = float(inverse_depth.min()), float(inverse_depth.max())
         pairs = [(a * x + b, c * x + d) for x in ends]
         if all(y > MIN_INVERSE_DEPTH and 0.3 * y < x < 3 * y for x, y in pairs):
             return mapped

@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpt_ros.engine.output import postprocess
 from dpt_ros.engine.packed import unpack
 from dpt_ros.engine.smoothing.flow import optical_flow
 from dpt_ros.engine.smoothing.maps import (
@@ -35,6 +34,7 @@ from dpt_ros.engine.smoothing.maps import (
     empty,
     finite,
     identity,
+    in_numpy,
     interleaved,
     library,
     pixel_grid,
@@ -102,7 +102,7 @@ def smooth(
     """
     correlation = correlate(luma, state.luma)
     # Flow of the size of the maps is computed where it is needed.
-    alike = postprocess.on_host(raw) and raw.shape == luma.shape
+    alike = in_numpy(raw) and raw.shape == luma.shape
     room = [raw.new_empty(len(raw), 8, *raw.shape[1:])] if alike else []
     flow = optical_flow(luma, state.luma, *(one[:, 3:] for one in room))
     seen = look(raw, luma, flow, *room)
@@ -157,8 +157,8 @@ def look(raw: Tensor, luma: Tensor, flow: Tensor, seen: Tensor | None = None) ->
         y.
     """
     (height, width), (rows, columns) = raw.shape[1:], flow.shape[2:]
-    grid, raw, luma, flow = arrays(
-        pixel_grid(height, width, raw.device), raw,
+    raw, grid, luma, flow = arrays(
+        raw, pixel_grid(height, width, raw.device),
         *(resize(maps, (height, width)) for maps in (luma[:, None], flow)),
     )  # fmt: skip
     out = empty(raw, len(raw), 8, height, width) if seen is None else seen.numpy()

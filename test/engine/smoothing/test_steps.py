@@ -162,9 +162,11 @@ def test_a_camera_that_stands_still_sees_nothing_that_was_outside() -> None:
 
 def test_elimination_without_pivots_solves_the_normal_equations() -> None:
     rows = torch.randn(3, 40, 6, generator=torch.Generator().manual_seed(0))
-    matrix, side = rows.transpose(1, 2) @ rows + torch.eye(6), torch.ones(3, 6, 1)
-    known = torch.from_numpy(solve(matrix.numpy(), side.numpy()))
-    torch.testing.assert_close(solve(matrix, side), known)
+    matrix, side = rows.transpose(1, 2) @ rows + torch.eye(6), torch.ones(3, 6)
+    known = torch.linalg.solve(matrix, side[..., None])
+    torch.testing.assert_close(solve(matrix, side[..., None]), known)
+    one = solve(matrix[:1].numpy(), side[:1, :, None].numpy())
+    torch.testing.assert_close(torch.from_numpy(one), known[:1])
 
 
 # --- the whole filter
