@@ -63,7 +63,7 @@ WITHIN = {
 
 MOST_LINES_OF_A_FILE = 420
 MOST_FILES_OF_A_ROOM = 12
-MOST_LINES = 40_657  # of the whole package; it may only go down
+MOST_LINES = 40_653  # of the whole package; it may only go down
 
 OTHER_TESTS = {
     "fuzz",

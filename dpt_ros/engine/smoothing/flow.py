@@ -26,9 +26,6 @@ FLOW_WIDTH = 320  # of the images for optical flow at most, pixels
 MIN_SIZE = 32
 PATCH, STRIDE = 8, 4  # pixels of a level
 ITERATIONS = 4  # of Gauss-Newton
-# Of OpenCV's patches of 8 pixels. Its own 4 takes 1.35 times as long, and was no more precise in
-# ten pairs of images with known motion.
-HOST_STRIDE = 5
 # Weight of the displacement at which a patch begins, squared grey levels per squared pixel: it
 # stays there where texture does not say otherwise.
 PRIOR = 64.0
@@ -271,7 +268,6 @@ def _flow_on_host(luma: Tensor, previous: Tensor, out: Tensor | None) -> Tensor:
         now, before = (cv2.convertScaleAbs(image) for image in images)
         # Made anew, which takes 10 us: it has a memory, and may be used by one thread only.
         dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
-        dis.setPatchStride(HOST_STRIDE)
         displacement = dis.calc(now, before, None)
         cv2.split(displacement, [maps[0], maps[1]])
         places = cv2.add(displacement, _host_places(*now.shape), displacement)

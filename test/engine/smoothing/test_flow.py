@@ -16,7 +16,6 @@ from torch import Tensor
 from dpt_ros.engine import triton_launch
 from dpt_ros.engine.smoothing import flow
 from dpt_ros.engine.smoothing.flow import (
-    HOST_STRIDE,
     grey,
     inverse_search,
     luma_of,
@@ -122,7 +121,6 @@ def test_both_ways_agree_on_texture() -> None:
 def test_on_a_cpu_the_displacement_is_that_of_opencv() -> None:
     now, before, *_ = pair(shift(2.0, 1.0))
     dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
-    dis.setPatchStride(HOST_STRIDE)
     images = [one[0].numpy().astype(np.uint8) for one in (now, before)]
     expected = torch.from_numpy(dis.calc(*images, None)).permute(2, 0, 1)
     assert torch.equal(optical_flow(now, before)[0, :2], expected)
