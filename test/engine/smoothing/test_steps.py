@@ -359,11 +359,16 @@ def test_a_filter_that_is_restored_goes_on_as_the_other(known: bool) -> None:
 
 
 @pytest.mark.parametrize("mixed", [False, True])
-def test_where_opencv_rounds_positions_maps_are_sampled_exactly_too(monkeypatch, mixed) -> None:
+@pytest.mark.parametrize(("height", "width"), [(12, 16), (1, 16), (12, 1)])
+def test_where_opencv_rounds_positions_maps_are_sampled_exactly_too(
+    monkeypatch, mixed, height, width
+) -> None:
     rng = np.random.default_rng(0)
-    values = rng.random((1, 4, 12, 16), np.float32)
-    x, y = (rng.uniform(-1, size, (1, 9, 7)).astype(np.float32) for size in (16, 12))
-    where = torch.from_numpy(np.stack([x / 7.5 - 1, y / 5.5 - 1], -1))
+    values = rng.random((1, 4, height, width), np.float32)
+    x, y = (rng.uniform(-1, size, (1, 9, 7)).astype(np.float32) for size in (width, height))
+    where = torch.from_numpy(
+        np.stack([x * 2 / max(width - 1, 1) - 1, y * 2 / max(height - 1, 1) - 1], -1)
+    )
     expected = torch.nn.functional.grid_sample(
         torch.from_numpy(values), where, padding_mode="border", align_corners=True
     )
