@@ -57,7 +57,7 @@ def _fit(
     """Scale, shift and share of inliers, see ``fit_affine``: of tensors (B, 1) each, of one
     camera's arrays numbers."""
     safe = arrays.where(usable > 0, target, 1.0)
-    inverse, ones = 1.0 / safe, 0.0 * safe + 1.0
+    inverse, ones = 1.0 / safe, arrays.zeros(safe) + 1.0
     relative = inverse_depth * inverse
     rows = arrays.stack([relative, ones, inverse], -2)
     slope, shift = map(arrays.column, arrays.columns(start))
@@ -67,13 +67,13 @@ def _fit(
         weight = usable * (_HUBER / arrays.maximum(residual, _HUBER)) * (residual <= _OUTLIER)
         moments = (rows * weight[..., None, :]) @ rows.swapaxes(-1, -2)
         moments = moments.reshape(*moments.shape[:-2], 9)
-        xx, xy, x, _, yy, y, _, _, total = map(arrays.column, arrays.columns(moments))
-        count, total = yy, arrays.maximum(total, 1e-9)
+        xx, xy, x, _, count, y, _, _, total = map(arrays.column, arrays.columns(moments))
+        total = arrays.maximum(total, 1e-9)
         x, y = x / total, y / total
         scaling = own_slope * y / arrays.maximum(own_slope * x + own_shift, 1e-6)
         ridge = (_RIDGE * x) ** 2
         xx = xx / total - x * x + ridge
-        yy = yy / total - y * y + ridge * scaling * scaling
+        yy = count / total - y * y + ridge * scaling * scaling
         xy = xy / total - x * y + ridge * scaling
         half = (yy - _VARIANCE_RATIO * slope * slope * xx) / 2
         found = (half + arrays.sqrt(half * half + _VARIANCE_RATIO * (slope * xy) ** 2)) / xy
